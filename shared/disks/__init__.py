@@ -1,0 +1,1 @@
+"""Extents, identity, hashing and locks of disk files."""

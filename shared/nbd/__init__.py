@@ -1,0 +1,1 @@
+"""The NBD server core, for the tap and for the exports of a replica."""
