@@ -1,0 +1,52 @@
+"""What all tests share: the quick selection, and how hard property tests try.
+
+``--quick`` (``scripts/test --quick``) leaves out tests marked ``slow``. Everything in ``tests/pair`` starts
+real processes and so counts as slow, unless it is marked ``quick``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+PAIR = Path(__file__).parent / "pair"
+
+# A deadline would turn a busy machine into a failure. In CI a failure must repeat when run again.
+hypothesis.settings.register_profile("full", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("full"), derandomize=True)
+hypothesis.settings.register_profile("quick", parent=hypothesis.settings.get_profile("full"), max_examples=25)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", help="leave out slow tests; property tests try fewer examples"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        profile = "quick"
+    elif os.environ.get("CI"):
+        profile = "ci"
+    else:
+        profile = "full"
+    hypothesis.settings.load_profile(profile)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether the quick selection leaves the test out."""
+    if item.get_closest_marker("slow"):
+        return True
+    return item.path.is_relative_to(PAIR) and not item.get_closest_marker("quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    slow = [item for item in items if is_slow(item)]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not is_slow(item)]
