@@ -1,8 +1,8 @@
-"""The ports: every interface through which agents and tap reach clock, network, disk, randomness, threads and store.
+"""The ports: the interfaces through which agents and tap reach clock, network, disk, randomness, threads, store.
 
-The product uses the real ones of this package; the deterministic simulation brings its own, so that the whole pair
-runs in one thread under a simulated world. Code above a port never calls ``time``, ``os``, ``socket``, ``random`` or
-a thread itself. Waiting is always ``asyncio``: the event loop's time is the monotonic clock.
+The product uses the real ones of this package; the deterministic simulation brings its own, so that the whole
+pair runs in one thread under a simulated world. Code above a port never calls ``time``, ``os``, ``socket``,
+``random`` or a thread itself. Waiting is always ``asyncio``: the event loop's time is the monotonic clock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
 
-# --- clock and randomness ------------------------------------------------------------------------------------------
+# --- clock and randomness ---------------------------------------------------------------------------------
 
 
 class Clock(Protocol):
@@ -41,11 +41,11 @@ class Random(Protocol):
         """A float in [low, high], for jitter."""
 
 
-# --- workers -------------------------------------------------------------------------------------------------------
+# --- workers ----------------------------------------------------------------------------------------------
 
 
 class Workers(Protocol):
-    """Threads for blocking work on files: reading, hashing, syncing. The event loop only awaits the result."""
+    """Threads for blocking file work: reading, hashing, syncing. The event loop only awaits the result."""
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """Run ``work(*args)`` off the loop and return its result or raise its exception.
@@ -55,7 +55,7 @@ class Workers(Protocol):
         ...
 
 
-# --- files ---------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,10 @@ class Extent:
 
 
 class File(Protocol):
-    """One open file. All calls block (call them in a worker, or inline where the design says so) and raise OSError.
+    """One open file. All calls block (call them in a worker, or inline where the design says so).
 
-    Reads and writes are complete: short transfers and EINTR are retried inside; a read past the end returns less.
+    They raise OSError. Reads and writes are complete: short transfers and EINTR are retried inside; a read past
+    the end returns less.
     A failed ``sync`` is final: the caller never retries it as if it had worked (R17).
     """
 
@@ -101,10 +102,16 @@ class File(Protocol):
         """Write the buffers one after another from ``offset`` (pwritev)."""
 
     def punch_hole(self, offset: int, length: int) -> None:
-        """Make the range read as zeroes and free its space; falls back to writing zeroes where unsupported."""
+        """Make the range read as zeroes and free its space; writes zeroes where that is unsupported.
+
+        What lies past the end of the file is left alone.
+        """
 
     def write_zeroes(self, offset: int, length: int) -> None:
-        """Make the range read as zeroes but keep its space allocated (FALLOC_FL_ZERO_RANGE, else zero bytes)."""
+        """Make the range read as zeroes, its space allocated (FALLOC_FL_ZERO_RANGE, else zero bytes).
+
+        What lies past the end of the file is left alone.
+        """
 
     def allocate(self, offset: int, length: int) -> None:
         """Reserve space (fallocate, file may grow); raises OSError ENOSPC where there is none."""
@@ -114,7 +121,10 @@ class File(Protocol):
     def size(self) -> int: ...
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """The range as alternating data and hole extents, in order, gapless, clipped to the range."""
+        """The range as alternating data and hole extents, in order, gapless, clipped to the range.
+
+        What lies past the end of the file is a hole.
+        """
 
     def identity(self) -> FileIdentity: ...
 
@@ -122,16 +132,25 @@ class File(Protocol):
         """fdatasync plus whatever metadata is needed to read the data back."""
 
     def lock(self) -> None:
-        """Take the exclusive OFD lock and QEMU's image locks; raises shared.errors.DiskInUseError if held elsewhere."""
+        """Take the exclusive OFD lock and QEMU's image locks.
+
+        Raises shared.errors.DiskInUseError if another process holds one of them.
+        """
 
     def close(self) -> None: ...
 
 
 class FileSystem(Protocol):
-    """Files by path. All calls block and raise OSError. Nothing follows a symbolic link in the last component."""
+    """Files by path. All calls block and raise OSError.
+
+    Nothing follows a symbolic link in the last component.
+    """
 
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> File:
-        """Open a regular file; ``create`` makes it with mode 0600 if missing, ``exclusive`` refuses an existing one."""
+        """Open a regular file; ``create`` makes it with mode 0600, ``exclusive`` refuses an existing one.
+
+        Anything else than a regular file raises StorageError.
+        """
 
     def exists(self, path: str) -> bool: ...
 
@@ -156,18 +175,23 @@ class FileSystem(Protocol):
         """Bytes available to us on the volume that holds ``path``."""
 
 
-# --- network -------------------------------------------------------------------------------------------------------
+# --- network ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to connect or listen: TCP (``host``, ``port``; ``tls`` names which side of mutual TLS) or a unix path."""
+    """Where to connect or listen: TCP (``host``, ``port``, ``tls``) or a unix path.
+
+    ``tls`` asks for mutual TLS 1.3, as client when connecting and as server when listening. ``mode`` and
+    ``group`` (a name, empty for our own) are those of a listening unix socket's file.
+    """
 
     host: str = ""
     port: int = 0
     unix_path: str = ""
     tls: bool = False
     mode: int = 0o600
+    group: str = ""
 
     def __str__(self) -> str:
         return self.unix_path or f"{self.host}:{self.port}"
@@ -175,7 +199,12 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end. ``fingerprint`` is the SHA-256 of the certificate's SubjectPublicKeyInfo, lower hex."""
+    """Who is at the other end.
+
+    ``fingerprint`` is the SHA-256 of the certificate's SubjectPublicKeyInfo in lower hex, ``names`` are its DNS
+    names and IP addresses, ``not_after`` is its last second as seconds since the epoch. User, group and process
+    are those of the connecting process of a unix socket.
+    """
 
     address: str = ""
     fingerprint: str = ""
@@ -245,14 +274,15 @@ class Network(Protocol):
         """``accept`` is called on the event loop for every new link (with TLS: after the handshake)."""
 
 
-# --- store ---------------------------------------------------------------------------------------------------------
+# --- store ------------------------------------------------------------------------------------------------
 
 
 class Store(Protocol):
     """The durable state of one VM on one agent: named records and an append-only event list.
 
-    A record is a plain value of dict, list, str, int, float, bool, None and bytes. One ``commit`` is one transaction: all or nothing, durable
-    when it returns. Raises shared.errors.StoreDamagedError for damaged, missing or newer state.
+    A record is a plain value of dict, list, str, int, float, bool, None and bytes. One ``commit`` is one
+    transaction: all or nothing, durable when it returns. Raises shared.errors.StoreDamagedError for damaged,
+    missing or newer state.
     """
 
     def get(self, name: str) -> Any:
@@ -279,7 +309,7 @@ class Stores(Protocol):
         """Open ``folder``'s state; ``create`` makes a fresh one and refuses an existing one."""
 
 
-# --- other processes -----------------------------------------------------------------------------------------------
+# --- other processes --------------------------------------------------------------------------------------
 
 
 class TapLauncher(Protocol):
