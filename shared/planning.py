@@ -1,0 +1,351 @@
+"""What a session does next: a pure decision over what both sides say about themselves when it opens.
+
+The primary runs :func:`decide` on the replica's OPENED; the replica validates by itself that what then
+arrives fits. Nothing here touches a clock, a disk or a network, so that every table of cases is tested as
+plain data (R15, R33, R34, I8, I9). Where a decision needs the log (is this chain really in it?), the primary
+asks its tap afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from protocol.hrl import Geometry
+from protocol.position import NO_EPOCH, Lineage, Position, knows
+
+
+class ResyncCause(StrEnum):
+    """Why a resync is required. The words never change: they are stored, shown and counted."""
+
+    TRACKING_LOST = "tracking_lost"
+    TRACKING_OFF = "tracking_off"
+    REPLICA_EMPTY = "replica_empty"
+    REPLICA_BEHIND = "replica_behind"
+    REPLICA_REVERTED = "replica_reverted"
+    PRIMARY_REVERTED = "primary_reverted"
+    CHAIN = "chain"
+    GAP = "gap"
+    REPLICA_REQUEST = "replica_request"
+    REPLICA_DAMAGED = "replica_damaged"
+    LOG_DAMAGED = "log_damaged"
+    AFTER_FAILOVER = "after_failover"
+    ADMINISTRATOR = "administrator"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenResync:
+    """A resync (or initial replication) that a side holds open."""
+
+    id: bytes
+    epoch: bytes
+    settled_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryView:
+    """Where the primary stands.
+
+    ``epoch`` is the committed baseline (NO_EPOCH before the first), ``proposed`` an epoch whose commit may
+    have been sent (R33). ``tracking`` is the tap's word (on, off, lost); ``log_epoch``, ``first_segment`` and
+    ``log_end`` say what its log holds; ``acked`` is the last cut known to be durable at the replica.
+    ``required`` says that a cause for a resync is already on record.
+    """
+
+    disks: tuple[Geometry, ...]
+    epoch: bytes = NO_EPOCH
+    proposed: bytes | None = None
+    lineage: Lineage = ()
+    tracking: str = "off"
+    lost_reason: str = ""
+    log_epoch: bytes = NO_EPOCH
+    first_segment: int = 0
+    log_end: Position | None = None
+    acked: Position | None = None
+    resync: OpenResync | None = None
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """Where the replica says it stands (the content of OPENED)."""
+
+    disks: tuple[Geometry, ...]
+    epoch: bytes = NO_EPOCH
+    lineage: Lineage = ()
+    promoted: bool = False
+    received: Position | None = None
+    applied: Position | None = None
+    resync: OpenResync | None = None
+    needs_resync: bool = False
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Send the log from this position on, once the tap has confirmed that its chain is in the log."""
+
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class InitialRequired:
+    """Neither side has a baseline."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitConfirmed:
+    """The replica shows the proposed epoch: its commit is durable although the answer was lost. Adopt,
+    then decide again.
+    """
+
+    epoch: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GoOnWithResync:
+    """The open resync goes on under its id and epoch; ``known`` says whether the replica still holds its
+    part.
+    """
+
+    id: bytes
+    epoch: bytes
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RestartResync:
+    """The open resync is void, since tracking of its epoch was lost: another id and epoch."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncRequired:
+    """The sides can't be joined by the log. ``cause`` is stable, ``text`` and ``evidence`` say what was
+    found.
+    """
+
+    cause: ResyncCause
+    text: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The replica was promoted (I8); nothing may be sent. This side wrote nothing since the cut that was
+    promoted.
+    """
+
+    epoch: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SplitBrain:
+    """The replica was promoted, or has another history, and this side has moved on as well."""
+
+    epoch: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unrelated:
+    """The two sides share no history: same VM UUID, different VM."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GeometryMismatch:
+    """Disks differ in number, identity or size; each text names the disk and both sizes."""
+
+    text: str
+
+
+Decision = (
+    Resume
+    | InitialRequired
+    | CommitConfirmed
+    | GoOnWithResync
+    | RestartResync
+    | ResyncRequired
+    | Fenced
+    | SplitBrain
+    | Unrelated
+    | GeometryMismatch
+)
+
+
+def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
+    """What this session is for. The order of the questions is the order of their danger."""
+    if replica.promoted or (
+        replica.epoch not in (primary.epoch, primary.proposed) and _is_ahead(primary, replica)
+    ):
+        return _fenced(primary, replica)
+    mismatch = compare_geometry(primary.disks, replica.disks)
+    if mismatch:
+        return GeometryMismatch(mismatch)
+    if primary.proposed is not None and replica.epoch == primary.proposed != primary.epoch:
+        return CommitConfirmed(primary.proposed)
+    if primary.epoch == NO_EPOCH and replica.epoch != NO_EPOCH:
+        return Unrelated(
+            f"The replica holds a baseline {_short(replica.epoch)} of this VM; this primary never made one."
+        )
+    if primary.resync is not None:
+        return _open_resync(primary, primary.resync, replica)
+    if primary.epoch == NO_EPOCH:
+        return InitialRequired()
+    if replica.epoch == NO_EPOCH:
+        return ResyncRequired(
+            ResyncCause.REPLICA_EMPTY,
+            "The replica has no baseline of this VM: it was removed there or made anew.",
+        )
+    if replica.epoch != primary.epoch:
+        return _other_epoch(primary, replica)
+    return _same_epoch(primary, replica)
+
+
+def compare_geometry(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...]) -> str:
+    """Empty if the replica has no disks yet or the same ones (I9); else what differs, naming disk and both
+    sizes.
+    """
+    if not replica:
+        return ""
+    theirs = {disk.index: disk for disk in replica}
+    differences = []
+    for disk in primary:
+        other = theirs.pop(disk.index, None)
+        if other is None:
+            differences.append(f"disk {disk.index} ({disk.size} bytes) is missing at the replica")
+        elif other.uuid != disk.uuid:
+            differences.append(
+                f"disk {disk.index} is {disk.uuid.hex()} at the primary and {other.uuid.hex()} at the replica"
+            )
+        elif other.size != disk.size:
+            differences.append(
+                f"disk {disk.index} has {disk.size} bytes at the primary, {other.size} bytes at the replica"
+            )
+    differences += [
+        f"disk {index} ({disk.size} bytes) is only at the replica" for index, disk in theirs.items()
+    ]
+    return "; ".join(differences)
+
+
+def wrote_since(primary: PrimaryView, cut: Position | None) -> bool:
+    """Whether this side has, or may have, writes after ``cut``: unknown counts as yes."""
+    if cut is None or primary.tracking != "on" or primary.log_end is None:
+        return True
+    return primary.log_end.epoch != cut.epoch or primary.log_end.entry != cut.entry
+
+
+def _is_ahead(primary: PrimaryView, replica: ReplicaView) -> bool:
+    """Whether the replica's history goes on from ours: only a promotion or another primary can do that."""
+    return primary.epoch != NO_EPOCH and knows(replica.lineage, primary.epoch)
+
+
+def _fenced(primary: PrimaryView, replica: ReplicaView) -> Decision:
+    parent = next((step for step in replica.lineage if step.epoch == replica.epoch), None)
+    where = (
+        f" from cut {parent.parent_segment} of epoch {_short(parent.parent)}" if parent is not None else ""
+    )
+    host = replica.host or "the replica"
+    text = f"The VM was failed over at {host}: epoch {_short(replica.epoch)} began there{where}."
+    known = (
+        primary.acked
+        if parent is not None and _is_cut(primary.acked, parent.parent, parent.parent_segment)
+        else None
+    )
+    if wrote_since(primary, known):
+        return SplitBrain(
+            replica.epoch,
+            f"{text} This side has writes that are not part of it: both sides may have moved on.",
+        )
+    return Fenced(replica.epoch, f"{text} Nothing was written here since that cut.")
+
+
+def _is_cut(position: Position | None, epoch: bytes, segment: int) -> bool:
+    return position is not None and position.epoch == epoch and position.segment == segment
+
+
+def _open_resync(primary: PrimaryView, resync: OpenResync, replica: ReplicaView) -> Decision:
+    if primary.tracking != "on" or primary.log_epoch != resync.epoch:
+        return RestartResync(primary.lost_reason or f"tracking is {primary.tracking}")
+    theirs = replica.resync
+    return GoOnWithResync(
+        resync.id,
+        resync.epoch,
+        theirs is not None and theirs.id == resync.id and theirs.epoch == resync.epoch,
+    )
+
+
+def _other_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
+    if knows(primary.lineage, replica.epoch):
+        return ResyncRequired(
+            ResyncCause.REPLICA_REVERTED,
+            f"The replica stands at the older baseline {_short(replica.epoch)}: "
+            "it was brought back to an earlier state.",
+            {"replica_epoch": replica.epoch.hex(), "primary_epoch": primary.epoch.hex()},
+        )
+    ours = {step.epoch for step in primary.lineage}
+    if any(step.epoch in ours for step in replica.lineage):
+        return SplitBrain(
+            replica.epoch,
+            f"Both sides went on from a common baseline: the replica to {_short(replica.epoch)}, "
+            f"this side to {_short(primary.epoch)}.",
+        )
+    return Unrelated(
+        f"The replica's baseline {_short(replica.epoch)} and this side's {_short(primary.epoch)} "
+        "share no history."
+    )
+
+
+def _same_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
+    evidence = {
+        "received": str(replica.received) if replica.received is not None else None,
+        "log_end": str(primary.log_end) if primary.log_end is not None else None,
+        "first_segment": primary.first_segment,
+    }
+    if primary.required:
+        return ResyncRequired(ResyncCause.ADMINISTRATOR, "A resynchronization is already required.", evidence)
+    if replica.needs_resync:
+        return ResyncRequired(
+            ResyncCause.REPLICA_REQUEST, "The replica asks for a resynchronization.", evidence
+        )
+    if primary.tracking != "on" or primary.log_epoch != primary.epoch or primary.log_end is None:
+        cause = ResyncCause.TRACKING_LOST if primary.tracking == "lost" else ResyncCause.TRACKING_OFF
+        return ResyncRequired(
+            cause, f"Tracking is {primary.tracking}. {primary.lost_reason}".strip(), evidence
+        )
+    if replica.received is None:
+        return ResyncRequired(
+            ResyncCause.REPLICA_BEHIND, "The replica tells no position in the log.", evidence
+        )
+    received, end = replica.received, primary.log_end
+    if received.epoch != primary.epoch or received.segment > end.segment or received.entry > end.entry:
+        return ResyncRequired(
+            ResyncCause.PRIMARY_REVERTED,
+            f"The replica stands at {received}, which this primary never reached (its log ends at {end}): "
+            "this side was brought back to an earlier state.",
+            evidence,
+        )
+    if primary.acked is not None and _is_cut(primary.acked, received.epoch, primary.acked.segment):
+        if (received.segment, received.entry) < (primary.acked.segment, primary.acked.entry):
+            return ResyncRequired(
+                ResyncCause.REPLICA_REVERTED,
+                f"The replica stands at {received} but had acknowledged {primary.acked}: "
+                "it was brought back to an earlier state.",
+                evidence,
+            )
+    if received.segment + 1 < primary.first_segment:
+        return ResyncRequired(
+            ResyncCause.REPLICA_BEHIND,
+            f"The replica stands at {received}; the oldest segment kept here is {primary.first_segment}.",
+            evidence,
+        )
+    return Resume(received)
+
+
+def _short(epoch: bytes) -> str:
+    return epoch.hex()[:8]

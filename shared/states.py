@@ -1,0 +1,184 @@
+"""The replication states of a VM and, for each side, the one table of transitions between them.
+
+The states and their numbers are Hyper-V Replica's ``VMReplicationState``; they never change and are never
+reused. A transition that the table does not name is an error (event 32546), never a silent no-op.
+``docs/states.md`` is drawn from these tables.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from typing import TypeVar
+
+from shared.errors import InvalidStateError
+
+
+class ReplicationState(IntEnum):
+    """What replication of a VM is doing, in Hyper-V Replica's numbering."""
+
+    DISABLED = 0
+    READY_FOR_INITIAL_REPLICATION = 1
+    INITIAL_REPLICATION_IN_PROGRESS = 2
+    WAITING_FOR_INITIAL_REPLICATION = 3
+    REPLICATING = 4
+    PREPARED_FOR_FAILOVER = 5
+    FAILED_OVER_WAITING_COMPLETION = 6
+    FAILED_OVER = 7
+    SUSPENDED = 8
+    ERROR = 9
+    WAITING_FOR_START_RESYNCHRONIZE = 10
+    RESYNCHRONIZING = 11
+    RESYNCHRONIZE_SUSPENDED = 12
+    RECOVERY_IN_PROGRESS = 13
+    FAILBACK_IN_PROGRESS = 14
+    FAILBACK_COMPLETE = 15
+    WAITING_FOR_UPDATE_COMPLETION = 16
+    UPDATE_ERROR = 17
+    WAITING_FOR_REPURPOSE_COMPLETION = 18
+    PREPARED_FOR_SYNC_REPLICATION = 19
+    PREPARED_FOR_GROUP_REVERSE_REPLICATION = 20
+    FIREDRILL_IN_PROGRESS = 21
+
+    @property
+    def title(self) -> str:
+        """The name as Hyper-V Replica writes it, e.g. ``WaitingForStartResynchronize``."""
+        return "".join(word.capitalize() for word in self.name.split("_"))
+
+
+class Health(IntEnum):
+    """Replication health, in Hyper-V Replica's numbering."""
+
+    NOT_APPLICABLE = 0
+    NORMAL = 1
+    WARNING = 2
+    CRITICAL = 3
+
+    @property
+    def title(self) -> str:
+        return "".join(word.capitalize() for word in self.name.split("_"))
+
+
+class PrimaryEvent(Enum):
+    """What can happen to a VM's replication on the side that runs it."""
+
+    ENABLED = "enabled"
+    INITIAL_STARTED = "initial replication started"
+    INITIAL_COMPLETED = "initial replication completed"
+    INITIAL_CANCELLED = "initial replication cancelled"
+    SUSPENDED = "suspended by the administrator"
+    RESUMED = "resumed by the administrator"
+    INITIAL_RESUMED = "initial replication resumed by the administrator"
+    RESYNC_REQUIRED = "resynchronization is required"
+    RESYNC_STARTED = "resynchronization started"
+    RESYNC_COMPLETED = "resynchronization completed"
+    RESYNC_CANCELLED = "resynchronization cancelled"
+    FENCED = "failed over at the replica"
+    RETRIED = "tried again by the administrator after a failover"
+    REMOVED = "replication removed"
+
+
+class ReplicaEvent(Enum):
+    """What can happen to a VM's replication on the side that keeps the copy."""
+
+    CREATED = "created for a primary"
+    INITIAL_STARTED = "initial replication started"
+    INITIAL_COMPLETED = "initial replication completed"
+    INITIAL_DROPPED = "initial replication dropped"
+    SUSPENDED = "suspended by the administrator"
+    RESUMED = "resumed by the administrator"
+    RESYNC_REQUIRED = "resynchronization is required"
+    RESYNC_STARTED = "resynchronization started"
+    RESYNC_COMPLETED = "resynchronization completed"
+    RESYNC_DROPPED = "resynchronization dropped"
+    PROMOTED = "promoted"
+    REMOVED = "replication removed"
+
+
+_S = ReplicationState
+_P = PrimaryEvent
+_R = ReplicaEvent
+
+PRIMARY_TRANSITIONS: dict[tuple[ReplicationState, PrimaryEvent], ReplicationState] = {
+    (_S.DISABLED, _P.ENABLED): _S.READY_FOR_INITIAL_REPLICATION,
+    (_S.READY_FOR_INITIAL_REPLICATION, _P.INITIAL_STARTED): _S.INITIAL_REPLICATION_IN_PROGRESS,
+    (_S.READY_FOR_INITIAL_REPLICATION, _P.FENCED): _S.FAILED_OVER,
+    (_S.INITIAL_REPLICATION_IN_PROGRESS, _P.INITIAL_COMPLETED): _S.REPLICATING,
+    (_S.INITIAL_REPLICATION_IN_PROGRESS, _P.INITIAL_CANCELLED): _S.READY_FOR_INITIAL_REPLICATION,
+    (_S.INITIAL_REPLICATION_IN_PROGRESS, _P.SUSPENDED): _S.SUSPENDED,
+    (_S.INITIAL_REPLICATION_IN_PROGRESS, _P.FENCED): _S.FAILED_OVER,
+    (_S.REPLICATING, _P.SUSPENDED): _S.SUSPENDED,
+    (_S.REPLICATING, _P.RESYNC_REQUIRED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.REPLICATING, _P.FENCED): _S.FAILED_OVER,
+    # A suspended VM stays so, whatever it will need when it is resumed; the causes are recorded beside the
+    # state.
+    (_S.SUSPENDED, _P.RESYNC_REQUIRED): _S.SUSPENDED,
+    (_S.SUSPENDED, _P.RESUMED): _S.REPLICATING,
+    (_S.SUSPENDED, _P.INITIAL_RESUMED): _S.INITIAL_REPLICATION_IN_PROGRESS,
+    (_S.WAITING_FOR_START_RESYNCHRONIZE, _P.RESYNC_REQUIRED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.WAITING_FOR_START_RESYNCHRONIZE, _P.RESYNC_STARTED): _S.RESYNCHRONIZING,
+    (_S.WAITING_FOR_START_RESYNCHRONIZE, _P.SUSPENDED): _S.SUSPENDED,
+    (_S.WAITING_FOR_START_RESYNCHRONIZE, _P.FENCED): _S.FAILED_OVER,
+    # Tracking lost during a resync: it starts anew under another epoch.
+    (_S.RESYNCHRONIZING, _P.RESYNC_REQUIRED): _S.RESYNCHRONIZING,
+    (_S.RESYNCHRONIZING, _P.RESYNC_COMPLETED): _S.REPLICATING,
+    (_S.RESYNCHRONIZING, _P.RESYNC_CANCELLED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.RESYNCHRONIZING, _P.SUSPENDED): _S.RESYNCHRONIZE_SUSPENDED,
+    (_S.RESYNCHRONIZING, _P.FENCED): _S.FAILED_OVER,
+    (_S.RESYNCHRONIZE_SUSPENDED, _P.RESYNC_REQUIRED): _S.RESYNCHRONIZE_SUSPENDED,
+    (_S.RESYNCHRONIZE_SUSPENDED, _P.RESUMED): _S.RESYNCHRONIZING,
+    (_S.RESYNCHRONIZE_SUSPENDED, _P.RESYNC_CANCELLED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.FAILED_OVER, _P.RESYNC_REQUIRED): _S.FAILED_OVER,
+    (_S.FAILED_OVER, _P.FENCED): _S.FAILED_OVER,
+    (_S.FAILED_OVER, _P.RETRIED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+} | {(state, _P.REMOVED): _S.DISABLED for state in _S if state is not _S.DISABLED}
+
+REPLICA_TRANSITIONS: dict[tuple[ReplicationState, ReplicaEvent], ReplicationState] = {
+    (_S.DISABLED, _R.CREATED): _S.READY_FOR_INITIAL_REPLICATION,
+    (_S.READY_FOR_INITIAL_REPLICATION, _R.INITIAL_STARTED): _S.INITIAL_REPLICATION_IN_PROGRESS,
+    (_S.INITIAL_REPLICATION_IN_PROGRESS, _R.INITIAL_STARTED): _S.INITIAL_REPLICATION_IN_PROGRESS,
+    (_S.INITIAL_REPLICATION_IN_PROGRESS, _R.INITIAL_COMPLETED): _S.REPLICATING,
+    (_S.INITIAL_REPLICATION_IN_PROGRESS, _R.INITIAL_DROPPED): _S.READY_FOR_INITIAL_REPLICATION,
+    (_S.REPLICATING, _R.SUSPENDED): _S.SUSPENDED,
+    (_S.REPLICATING, _R.RESYNC_REQUIRED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.REPLICATING, _R.RESYNC_STARTED): _S.RESYNCHRONIZING,
+    (_S.REPLICATING, _R.PROMOTED): _S.FAILED_OVER_WAITING_COMPLETION,
+    (_S.SUSPENDED, _R.RESUMED): _S.REPLICATING,
+    (_S.SUSPENDED, _R.RESYNC_REQUIRED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.SUSPENDED, _R.PROMOTED): _S.FAILED_OVER_WAITING_COMPLETION,
+    (_S.WAITING_FOR_START_RESYNCHRONIZE, _R.RESYNC_REQUIRED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.WAITING_FOR_START_RESYNCHRONIZE, _R.RESYNC_STARTED): _S.RESYNCHRONIZING,
+    (_S.WAITING_FOR_START_RESYNCHRONIZE, _R.PROMOTED): _S.FAILED_OVER_WAITING_COMPLETION,
+    (_S.RESYNCHRONIZING, _R.RESYNC_STARTED): _S.RESYNCHRONIZING,
+    (_S.RESYNCHRONIZING, _R.RESYNC_REQUIRED): _S.RESYNCHRONIZING,
+    (_S.RESYNCHRONIZING, _R.RESYNC_COMPLETED): _S.REPLICATING,
+    (_S.RESYNCHRONIZING, _R.RESYNC_DROPPED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.RESYNCHRONIZING, _R.PROMOTED): _S.FAILED_OVER_WAITING_COMPLETION,
+} | {(state, _R.REMOVED): _S.DISABLED for state in _S if state is not _S.DISABLED}
+
+E = TypeVar("E", PrimaryEvent, ReplicaEvent)
+
+
+def _follow(
+    table: dict[tuple[ReplicationState, E], ReplicationState], state: ReplicationState, event: E
+) -> ReplicationState:
+    after = table.get((state, event))
+    if after is None:
+        raise InvalidStateError(
+            f"{event.value!r} is not possible in state {state.title}.",
+            "Look at the state with `vmreplica status`.",
+        )
+    return after
+
+
+def primary_transition(state: ReplicationState, event: PrimaryEvent) -> ReplicationState:
+    """The state after ``event`` at the primary. Raises InvalidStateError where the table has no such
+    transition.
+    """
+    return _follow(PRIMARY_TRANSITIONS, state, event)
+
+
+def replica_transition(state: ReplicationState, event: ReplicaEvent) -> ReplicationState:
+    """The state after ``event`` at the replica. Raises InvalidStateError where the table has no such
+    transition.
+    """
+    return _follow(REPLICA_TRANSITIONS, state, event)

@@ -1,0 +1,243 @@
+"""The status of an agent and its VMs as one data object: what text, JSON and the live view only render.
+
+Numbers are raw and carry their unit in the name. A ``*_time`` is in seconds since the Unix epoch, UTC. A
+field that does not apply to the role, or is not known, is None (null).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+AgentRole = Literal["primary", "replica"]
+
+
+class StatusStruct(msgspec.Struct, kw_only=True):
+    """Base of all parts of a status; unknown fields are ignored by readers, so that fields can be added."""
+
+
+class CutStatus(StatusStruct):
+    """One cut: ``epoch`` in hex, the number of its ``segment``, ``entry`` = writes of the epoch before it."""
+
+    epoch: str
+    segment: int
+    entry: int
+    time: float | None
+    """When the segment was sealed at the primary, seconds since the Unix epoch."""
+
+
+class LinkStatus(StatusStruct):
+    """The connection between primary and replica agent."""
+
+    connected: bool = False
+    """A session is open: certificates, authorization and positions were all accepted."""
+    healthy: bool = False
+    """Connectivity is proven in both directions right now (the gate of a resync, I20)."""
+    peer: str = ""
+    """``host:port`` of the replica, or address and name of the primary that is connected."""
+    since_time: float | None = None
+    """When the present session opened, or since when there is none."""
+    last_error: str = ""
+    last_error_code: str = ""
+    retryable: bool = True
+    """Whether the last error can heal by itself (retried within 30 s) or waits for an administrator."""
+    attempts: int = 0
+    """Failed attempts since the last session."""
+    next_attempt_seconds: float | None = None
+    rtt_ms: float | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class TapStatus(StatusStruct):
+    """The tap process of the VM on this host."""
+
+    running: bool = False
+    pid: int | None = None
+    tracking: str = "off"
+    """``off``, ``on`` or ``lost``."""
+    lost_reason: str = ""
+    lost_text: str = ""
+    uris: list[str] = []
+    """NBD URIs of the VM's disks, in the order of the disks."""
+    clients: int = 0
+    log_used_bytes: int = 0
+    log_limit_bytes: int = 0
+    writes: int = 0
+    bytes_written: int = 0
+    last_write_time: float | None = None
+    error: str = ""
+    """Why the tap could not be reached or started, empty while it runs."""
+
+
+class DiskStatus(StatusStruct):
+    """One disk of the VM."""
+
+    index: int
+    uuid: str
+    size_bytes: int
+    path: str = ""
+    export: str = ""
+    uri: str = ""
+
+
+class DiskProgress(StatusStruct):
+    """Progress of a compare on one disk, in bytes of the disk."""
+
+    index: int
+    total_bytes: int
+    compared_bytes: int = 0
+    different_bytes: int = 0
+    sent_bytes: int = 0
+    settled_bytes: int = 0
+    hole_bytes: int = 0
+    """Holes on both sides, skipped."""
+
+
+class ProgressStatus(StatusStruct):
+    """A long-running work on the VM."""
+
+    kind: str
+    """``initial``, ``resync``, ``merge``, ``promotion``."""
+    phase: str
+    """``waiting``, ``starting``, ``comparing``, ``tracked writes``, ``committing``, ``merging``,
+    ``applying``.
+    """
+    text: str = ""
+    """What it waits for, or what it is doing, in words."""
+    started_time: float | None = None
+    total_bytes: int = 0
+    done_bytes: int = 0
+    compared_bytes: int = 0
+    different_bytes: int = 0
+    sent_bytes: int = 0
+    """Bytes of differing blocks sent, before compression."""
+    wire_bytes: int = 0
+    """Everything that went over the wire for it, both ways."""
+    rate_bytes_per_second: float | None = None
+    seconds_left: float | None = None
+    disks: list[DiskProgress] = []
+
+
+class Cause(StatusStruct):
+    """One reason why a resync is required or why the VM is in trouble: ``code`` is stable, the text is for
+    people.
+    """
+
+    code: str
+    text: str
+    time: float
+    remedy: str = ""
+    evidence: dict[str, Any] = {}
+
+
+class Statistics(StatusStruct):
+    """What Hyper-V Replica's Measure-VMReplication tells, over the monitoring interval."""
+
+    monitoring_start_time: float | None = None
+    monitoring_end_time: float | None = None
+    successful_replication_count: int = 0
+    """Cuts acknowledged by the replica as durable."""
+    missed_replication_count: int = 0
+    """Cycles in which no cut was acknowledged within the interval."""
+    replication_errors: int = 0
+    pending_replication_bytes: int = 0
+    average_replication_bytes: float | None = None
+    maximum_replication_bytes: int | None = None
+    average_replication_latency_seconds: float | None = None
+    """From seal to the replica's acknowledgement."""
+    maximum_replication_latency_seconds: float | None = None
+    initial_replication_bytes: int | None = None
+    last_replication_time: float | None = None
+    last_applied_time: float | None = None
+
+
+class ExportStatus(StatusStruct):
+    """An NBD export of the newest cut at the replica."""
+
+    id: str
+    uris: list[str]
+    cut: CutStatus
+    clients: int = 0
+    spill_bytes: int = 0
+    spill_limit_bytes: int = 0
+    error: str = ""
+
+
+class VmStatus(StatusStruct):
+    """Everything about one VM on this agent. ``health`` to ``causes`` are computed by
+    :mod:`shared.health`.
+    """
+
+    name: str
+    uuid: str
+    role: AgentRole
+    state: str
+    """Hyper-V Replica's name of the state, e.g. ``Replicating``."""
+    state_code: int
+    health: str = "NotApplicable"
+    protected: bool = False
+    """A whole recovery point exists at the replica and is not older than the settings promise."""
+    summary: str = ""
+    """One sentence for people: protected or not, how far behind."""
+    remedy: str = ""
+    """What to do, empty when nothing needs to be done."""
+    reasons: list[str] = []
+    """Every reason that makes the health worse than Normal, the worst first."""
+    causes: list[Cause] = []
+    """Why a resync is required, with evidence; all of them, the oldest first."""
+    problem: Cause | None = None
+    """A failure that does not heal by itself."""
+    baseline: bool = False
+    """An initial replication was completed: the replica can be promoted."""
+    suspended: bool = False
+    interval_seconds: float = 0.0
+    lag_seconds: float | None = None
+    """Age of the newest cut that the replica holds durably (at the replica: that it has applied)."""
+    pending_bytes: int | None = None
+    """Bytes of log not yet acknowledged (at the replica: not yet applied)."""
+    newest_cut: CutStatus | None = None
+    """The newest cut at this side (at the replica: received)."""
+    acked_cut: CutStatus | None = None
+    """The newest cut that the replica acknowledged as durable (at the replica: the same)."""
+    applied_cut: CutStatus | None = None
+    """The newest cut applied to the replica's disks: what a promotion and an export have at least."""
+    epoch: str = ""
+    peer_host: str = ""
+    """The other side's host name as it told it, or where it is configured."""
+    fenced: str = ""
+    """At a primary that was failed over elsewhere: where, when and to which epoch."""
+    link: LinkStatus = msgspec.field(default_factory=LinkStatus)
+    tap: TapStatus | None = None
+    progress: ProgressStatus | None = None
+    statistics: Statistics = msgspec.field(default_factory=Statistics)
+    disks: list[DiskStatus] = []
+    exports: list[ExportStatus] = []
+    uris: list[str] = []
+    """Where the VM's disks are served over NBD on this host (at a replica: once it was promoted)."""
+    folder: str = ""
+    settings: dict[str, Any] = {}
+
+
+class AgentStatus(StatusStruct):
+    """The answer of ``status``: the agent and all its VMs (or the one asked for)."""
+
+    role: AgentRole
+    host: str
+    version: str
+    pid: int
+    started_time: float
+    time: float
+    """When the status was taken."""
+    listening: list[str] = []
+    certificate_not_after_time: float | None = None
+    vms: list[VmStatus] = []
+    problems: list[str] = []
+    """What concerns the agent as a whole, e.g. a folder of a VM that could not be read."""
+
+
+def to_plain(status: msgspec.Struct) -> dict[str, Any]:
+    """The status as plain JSON-ready values."""
+    plain: dict[str, Any] = msgspec.to_builtins(status)
+    return plain
