@@ -1,4 +1,4 @@
-"""The ports: the interfaces through which agents and tap reach clock, network, disk, randomness, threads, store.
+"""The ports: the interfaces to clock, network, disk, randomness, threads, store and other processes.
 
 The product uses the real ones of this package; the deterministic simulation brings its own, so that the whole
 pair runs in one thread under a simulated world. Code above a port never calls ``time``, ``os``, ``socket``,
@@ -81,9 +81,9 @@ class Extent:
 class File(Protocol):
     """One open file. All calls block (call them in a worker, or inline where the design says so).
 
-    They raise OSError. Reads and writes are complete: short transfers and EINTR are retried inside; a read past
-    the end returns less.
-    A failed ``sync`` is final: the caller never retries it as if it had worked (R17).
+    They raise OSError. Reads and writes are complete: short transfers and EINTR are retried inside; a read
+    past the end returns less. A failed ``sync`` is final: the caller never retries it as if it had worked
+    (R17).
     """
 
     path: str
@@ -201,9 +201,9 @@ class Address:
 class Peer:
     """Who is at the other end.
 
-    ``fingerprint`` is the SHA-256 of the certificate's SubjectPublicKeyInfo in lower hex, ``names`` are its DNS
-    names and IP addresses, ``not_after`` is its last second as seconds since the epoch. User, group and process
-    are those of the connecting process of a unix socket.
+    ``fingerprint`` is the SHA-256 of the certificate's SubjectPublicKeyInfo in lower hex, ``names`` are its
+    DNS names and IP addresses, ``not_after`` is its last second as seconds since the epoch. User, group and
+    process are those of the connecting process of a unix socket.
     """
 
     address: str = ""

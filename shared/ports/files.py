@@ -1,0 +1,358 @@
+"""Real files: complete reads and writes, holes, extents and locks on Linux."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from shared.errors import InvalidStateError, StorageError
+from shared.ports import Buffer, Extent, FileIdentity
+from shared.ports.kernel import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+    fallocate,
+    is_tmpfs,
+)
+from shared.ports.locks import lock_disk
+
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
+IOV_MAX = 1024
+"""Buffers that one pwritev takes."""
+ZERO_CHUNK = bytes(1 << 20)
+"""What is written, again and again, where zeroes have to be written as bytes."""
+RACED_STEP = 4096
+"""Bytes taken as data where an extent changed between two questions about it."""
+
+_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+class RealFile:
+    """An open regular file (shared.ports.File). Errors carry the path."""
+
+    def __init__(self, path: str, descriptor: int, *, write: bool) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._write = write
+        self._locked = False
+        self._nowait = True
+        self._in_memory = False
+        self._unsupported: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"RealFile({self.path!r})"
+
+    # --- reading ---
+
+    def read(self, offset: int, length: int) -> bytes:
+        try:
+            data = os.pread(self._descriptor, length, offset)
+            if len(data) in (length, 0):
+                return data
+            pieces = [data]
+            done = len(data)
+            while done < length and (data := os.pread(self._descriptor, length - done, offset + done)):
+                pieces.append(data)
+                done += len(data)
+        except OSError as error:
+            self._raise(error)
+        return b"".join(pieces)
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        length = buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+        try:
+            done = os.preadv(self._descriptor, [buffer], offset)
+            if done in (length, 0):
+                return done
+            with memoryview(buffer) as whole, whole.cast("B") as view:
+                while done < length:
+                    with view[done:] as rest:
+                        count = os.preadv(self._descriptor, [rest], offset + done)
+                    if count == 0:
+                        break
+                    done += count
+        except OSError as error:
+            self._raise(error)
+        return done
+
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        if not self._nowait:
+            return self.read(offset, length) if self._in_memory else None
+        buffer = bytearray(length)
+        try:
+            done = os.preadv(self._descriptor, [buffer], offset, os.RWF_NOWAIT)
+            if done == length:
+                return bytes(buffer)
+            with memoryview(buffer) as view:
+                while done < length:
+                    with view[done:] as rest:
+                        count = os.preadv(self._descriptor, [rest], offset + done, os.RWF_NOWAIT)
+                    if count == 0:
+                        break
+                    done += count
+                return bytes(view[:done])
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                self._raise(error)
+        self._nowait = False
+        self._in_memory = is_tmpfs(self._descriptor)
+        return self.read_cached(offset, length)
+
+    # --- writing ---
+
+    def write(self, offset: int, data: Buffer) -> None:
+        length = data.nbytes if isinstance(data, memoryview) else len(data)
+        try:
+            done = os.pwrite(self._descriptor, data, offset)
+            if done == length:
+                return
+            with memoryview(data) as whole, whole.cast("B") as view:
+                while done < length:
+                    with view[done:] as rest:
+                        done += _some(os.pwrite(self._descriptor, rest, offset + done))
+        except OSError as error:
+            self._raise(error)
+
+    def write_many(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        for start in range(0, len(buffers), IOV_MAX):
+            offset += self._write_vector(offset, buffers[start : start + IOV_MAX])
+
+    def _write_vector(self, offset: int, buffers: Sequence[Buffer]) -> int:
+        """Write at most IOV_MAX buffers; their bytes."""
+        sizes = [buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers]
+        total = sum(sizes)
+        try:
+            done = os.pwritev(self._descriptor, buffers, offset)
+        except OSError as error:
+            self._raise(error)
+        if done < total:
+            start = 0
+            for buffer, size in zip(buffers, sizes, strict=True):
+                if start + size > done:
+                    skip = max(0, done - start)
+                    with memoryview(buffer) as whole, whole.cast("B") as view, view[skip:] as rest:
+                        self.write(offset + start + skip, rest)
+                start += size
+        return total
+
+    # --- space ---
+
+    def punch_hole(self, offset: int, length: int) -> None:
+        self._zero(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        self._zero(FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def _zero(self, mode: int, offset: int, length: int) -> None:
+        length = min(offset + length, self.size()) - offset
+        if length > 0 and not self._fallocate(mode, offset, length):
+            self._write_zero_bytes(offset, length)
+
+    def allocate(self, offset: int, length: int) -> None:
+        if length <= 0 or self._fallocate(0, offset, length):
+            return
+        # Without fallocate only writing takes space, and data must stay what it is.
+        for extent in list(self.extents(offset, length)):
+            if extent.hole:
+                self._write_zero_bytes(extent.offset, extent.length)
+
+    def _fallocate(self, mode: int, offset: int, length: int) -> bool:
+        """Whether the file system could do it."""
+        if mode in self._unsupported:
+            return False
+        try:
+            fallocate(self._descriptor, mode, offset, length)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                self._raise(error)
+            self._unsupported.add(mode)
+            return False
+        return True
+
+    def _write_zero_bytes(self, offset: int, length: int) -> None:
+        with memoryview(ZERO_CHUNK) as zeroes:
+            for start in range(offset, offset + length, len(ZERO_CHUNK)):
+                with zeroes[: min(len(ZERO_CHUNK), offset + length - start)] as chunk:
+                    self.write(start, chunk)
+
+    def truncate(self, size: int) -> None:
+        try:
+            os.ftruncate(self._descriptor, size)
+        except OSError as error:
+            self._raise(error)
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        end = offset + length
+        data = min(self._seek(offset, os.SEEK_DATA), end)
+        while offset < end:
+            if data > offset:
+                yield Extent(offset, data - offset, True)
+                offset = data
+            start = offset
+            while data == offset < end:
+                hole = min(self._seek(offset, os.SEEK_HOLE), end)
+                # Somebody punched here between the two questions: reading it is never wrong.
+                offset = hole if hole > offset else min(offset + RACED_STEP, end)
+                data = min(self._seek(offset, os.SEEK_DATA), end)
+            if offset > start:
+                yield Extent(start, offset - start, False)
+
+    def _seek(self, offset: int, whence: int) -> int:
+        """The next data or hole at or after ``offset``; the largest offset where there is none."""
+        try:
+            return os.lseek(self._descriptor, offset, whence)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return (1 << 63) - 1 if whence == os.SEEK_DATA else offset
+            self._raise(error)
+
+    # --- identity, durability, locks ---
+
+    def identity(self) -> FileIdentity:
+        state = os.fstat(self._descriptor)
+        return FileIdentity(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+    def sync(self) -> None:
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            self._raise(error)
+
+    def lock(self) -> None:
+        if not self._write:
+            raise InvalidStateError(f"{self.path} is open for reading only and can't be locked.")
+        if not self._locked:
+            lock_disk(self._descriptor, self.path)
+            self._locked = True
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _raise(self, error: OSError) -> NoReturn:
+        if error.filename is None:
+            error.filename = self.path
+        raise error
+
+
+def _some(count: int) -> int:
+    """A transfer of no byte at all would be repeated for ever."""
+    if count == 0:
+        raise OSError(errno.EIO, "a write stored no byte")
+    return count
+
+
+class RealFileSystem:
+    """The files of this host (shared.ports.FileSystem)."""
+
+    def open(
+        self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False
+    ) -> RealFile:
+        flags = os.O_RDWR if write else os.O_RDONLY
+        if create:
+            flags |= os.O_CREAT | (os.O_EXCL if exclusive else 0)
+        try:
+            # Without O_NONBLOCK the opening of a FIFO would wait for its other end.
+            descriptor = os.open(
+                path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, FILE_MODE
+            )
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                _require_regular(path, os.lstat(path).st_mode)
+            raise
+        try:
+            _require_regular(path, os.fstat(descriptor).st_mode)
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return RealFile(path, descriptor, write=write)
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(path)
+
+    def list(self, path: str) -> list[str]:
+        try:
+            with _folder(path) as descriptor:
+                return sorted(os.listdir(descriptor))
+        except FileNotFoundError:
+            return []
+
+    def make_folder(self, path: str) -> None:
+        parent = os.path.dirname(os.path.abspath(path))
+        try:
+            os.mkdir(path, FOLDER_MODE)
+        except FileExistsError:
+            with _folder(path):
+                pass
+        except FileNotFoundError:
+            if not parent or os.path.lexists(parent):
+                raise
+            self.make_folder(parent)
+            self.make_folder(path)
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def remove_tree(self, path: str) -> None:
+        if os.path.lexists(path):
+            shutil.rmtree(path)
+
+    def sync_folder(self, path: str) -> None:
+        with _folder(path) as descriptor:
+            os.fsync(descriptor)
+
+    def free_space(self, path: str) -> int:
+        volume = os.statvfs(path)
+        return volume.f_bavail * volume.f_frsize
+
+
+@contextlib.contextmanager
+def _folder(path: str) -> Iterator[int]:
+    """A descriptor of the folder itself: a symbolic link in its place is refused."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _require_regular(path: str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise StorageError(
+            f"{path} is {_kind(mode)}, not a regular file.",
+            "Name the file itself; nothing else is opened in its place.",
+            code="not_a_file",
+        )
+
+
+def _kind(mode: int) -> str:
+    for test, name in (
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISBLK, "a block device"),
+        (stat.S_ISCHR, "a character device"),
+    ):
+        if test(mode):
+            return name
+    return "of an unknown kind"
