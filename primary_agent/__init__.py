@@ -1,0 +1,1 @@
+"""The primary agent: follows the HRL and streams it."""

@@ -1,0 +1,1 @@
+"""The replica agent: receives, applies, promotes."""
