@@ -1,0 +1,80 @@
+"""Events: what happened to a VM, with number, cause, state before and after (I16).
+
+An event is stored as a plain record through :class:`shared.ports.Store`. Numbers that Hyper-V Replica's users
+know are kept; our own begin at 60001. A number is never reused.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+
+class EventId(IntEnum):
+    """The numbers of events."""
+
+    STATISTICS = 29174
+    RESYNC_STARTED = 29242
+    RESYNC_COMPARED = 29244
+    COULD_NOT_REPLICATE = 32022
+    APPLY_FAILED = 32056
+    SUSPENDED_NOT_RECOVERABLE = 32086
+    WILL_RETRY = 32315
+    INVALID_STATE = 32546
+    STATE_CHANGED = 60001
+    RESYNC_REQUIRED = 60002
+    BASELINE_COMMITTED = 60003
+    FENCED = 60004
+    TAP = 60005
+    SETTINGS = 60006
+    CONNECTED = 60007
+    PROMOTED = 60008
+    EXPORT = 60009
+    ADMINISTRATOR = 60010
+    DAMAGED = 60011
+
+
+_ERRORS = frozenset(
+    {
+        EventId.COULD_NOT_REPLICATE,
+        EventId.APPLY_FAILED,
+        EventId.SUSPENDED_NOT_RECOVERABLE,
+        EventId.RESYNC_REQUIRED,
+        EventId.FENCED,
+        EventId.DAMAGED,
+    }
+)
+_WARNINGS = frozenset({EventId.WILL_RETRY, EventId.INVALID_STATE, EventId.PROMOTED})
+
+
+def level_of(number: EventId) -> str:
+    """``error``, ``warning`` or ``info``."""
+    if number in _ERRORS:
+        return "error"
+    return "warning" if number in _WARNINGS else "info"
+
+
+def make_event(
+    number: EventId,
+    text: str,
+    *,
+    time: float,
+    cause: str = "",
+    before: str = "",
+    after: str = "",
+    data: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One event as a plain record: ``time`` in seconds since the Unix epoch; ``before`` and ``after`` name
+    states.
+    """
+    return {
+        "time": time,
+        "event": int(number),
+        "name": number.name.lower(),
+        "level": level_of(number),
+        "text": text,
+        "cause": cause,
+        "before": before,
+        "after": after,
+        "data": data or {},
+    }

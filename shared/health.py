@@ -1,0 +1,222 @@
+"""Health of a VM's replication, and what to tell people: a pure function of a status and the time.
+
+The rules are Hyper-V Replica's. The summary says first whether the VM is protected, then how far behind its
+replica is; the remedy says what to do, and is empty when nothing needs to be done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shared.rates import duration_text, size_text
+from shared.states import Health, ReplicationState
+from shared.status import VmStatus
+
+MISSED_FRACTION = 0.2
+BEHIND_SECONDS = 3600.0
+DISCONNECTED_GRACE_SECONDS = 30.0
+PROTECTED_FLOOR_SECONDS = 60.0
+PROTECTED_INTERVALS = 3
+LOG_WARNING_FRACTION = 0.75
+
+_INITIAL = (
+    ReplicationState.READY_FOR_INITIAL_REPLICATION,
+    ReplicationState.INITIAL_REPLICATION_IN_PROGRESS,
+    ReplicationState.WAITING_FOR_INITIAL_REPLICATION,
+)
+_RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SUSPENDED)
+
+
+@dataclass(slots=True)
+class Assessment:
+    """The outcome: ``reasons`` are (health, text, remedy), to be sorted with the worst first."""
+
+    reasons: list[tuple[Health, str, str]] = field(default_factory=list)
+    protected: bool = False
+    summary: str = ""
+
+    def critical(self, text: str, remedy: str = "") -> None:
+        self.reasons.append((Health.CRITICAL, text, remedy))
+
+    def warn(self, text: str, remedy: str = "") -> None:
+        self.reasons.append((Health.WARNING, text, remedy))
+
+    @property
+    def health(self) -> Health:
+        return max((reason[0] for reason in self.reasons), default=Health.NORMAL)
+
+
+def resync_required_text(name: str) -> str:
+    """The sentence that Hyper-V Replica's users know."""
+    return (
+        f"Resynchronization is required for the virtual machine {name}. "
+        "Resume replication to start resynchronization."
+    )
+
+
+def assess(status: VmStatus, now: float) -> Assessment:
+    """Judge ``status`` at ``now`` (seconds since the Unix epoch)."""
+    result = Assessment()
+    state = ReplicationState(status.state_code)
+    _judge_state(status, state, result)
+    if status.role == "primary":
+        _judge_primary(status, state, now, result)
+    else:
+        _judge_replica(status, state, result)
+    _judge_cycles(status, state, result)
+    result.reasons.sort(key=lambda reason: -reason[0])
+    result.protected = _is_protected(status, state)
+    result.summary = _summary(status, state, result)
+    return result
+
+
+def assessed(status: VmStatus, now: float) -> VmStatus:
+    """``status`` with its health, protection, summary, remedy and reasons filled in."""
+    result = assess(status, now)
+    status.health = result.health.title
+    status.protected = result.protected
+    status.summary = result.summary
+    status.reasons = [text for _, text, _ in result.reasons]
+    status.remedy = next((remedy for _, _, remedy in result.reasons if remedy), "")
+    return status
+
+
+def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) -> None:
+    """What follows from the state, a failure on record and the causes of a resync, on either side."""
+    name = status.name
+    if status.problem is not None:
+        result.critical(status.problem.text, status.problem.remedy)
+    elif state is ReplicationState.ERROR:
+        result.critical(
+            f"Replication for virtual machine '{name}' is in error. Fix the error(s) and resume replication."
+        )
+    if state is ReplicationState.FAILED_OVER:
+        result.critical(
+            status.fenced or "The VM was failed over at the replica.",
+            f"Do not run the VM here. To replicate from here again, remove the VM at the replica and run "
+            f"`vmreplica resume {name} --resynchronize`.",
+        )
+    elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE or (
+        status.causes and state not in _RESYNCING
+    ):
+        result.critical(resync_required_text(name), _resync_remedy(status))
+    if state in _RESYNCING:
+        result.warn(
+            "A resynchronization is not complete; the replica keeps its older recovery point until then."
+        )
+    if state in _INITIAL or (not status.baseline and state is ReplicationState.SUSPENDED):
+        result.warn("Initial replication has not been completed.", _initial_remedy(status, state))
+
+
+def _resync_remedy(status: VmStatus) -> str:
+    if status.role == "replica":
+        return f"Run `vmreplica resume {status.name} --resynchronize` at the primary."
+    return f"Run `vmreplica resume {status.name} --resynchronize`."
+
+
+def _initial_remedy(status: VmStatus, state: ReplicationState) -> str:
+    if status.role == "primary" and state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
+        return f"Run `vmreplica initial {status.name}`."
+    return ""
+
+
+def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result: Assessment) -> None:
+    name, tap, link = status.name, status.tap, status.link
+    if status.suspended or state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED):
+        result.warn("Replication is suspended by the administrator.", f"Run `vmreplica resume {name}`.")
+    if tap is not None:
+        if tap.error:
+            result.critical(f"The tap of virtual machine '{name}' does not run: {tap.error}")
+        if tap.log_limit_bytes and tap.log_used_bytes > LOG_WARNING_FRACTION * tap.log_limit_bytes:
+            result.warn(
+                f"The replication log uses {size_text(tap.log_used_bytes)} of its limit of "
+                f"{size_text(tap.log_limit_bytes)}; past it a resynchronization is required."
+            )
+    waits = state in (ReplicationState.SUSPENDED, ReplicationState.FAILED_OVER, ReplicationState.ERROR)
+    if not link.connected and link.attempts > 0 and not waits and status.problem is None:
+        text = f"The replica at {link.peer} can't be reached: {link.last_error}"
+        if link.since_time is not None and now - link.since_time >= DISCONNECTED_GRACE_SECONDS:
+            result.critical(text, f"Check the replica's host and `vmreplica test-connection {link.peer}`.")
+        else:
+            result.warn(text)
+    if status.baseline and status.lag_seconds is not None and status.lag_seconds > BEHIND_SECONDS:
+        result.warn(f"Replica virtual machine '{name}' is behind the primary by more than an hour.")
+
+
+def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment) -> None:
+    name = status.name
+    if status.suspended or state is ReplicationState.SUSPENDED:
+        result.critical("Replication is suspended at the replica.", f"Run `vmreplica resume {name}`.")
+    if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
+        result.warn("The VM was failed over to this host and is not replicated to another one.")
+    elif status.baseline and status.lag_seconds is not None and status.lag_seconds > BEHIND_SECONDS:
+        result.warn(
+            f"Replica virtual machine '{name}' is behind the primary by more than an hour.",
+            "Look at `vmreplica status` on the primary's host.",
+        )
+
+
+def _judge_cycles(status: VmStatus, state: ReplicationState, result: Assessment) -> None:
+    if state is not ReplicationState.REPLICATING:
+        return
+    statistics = status.statistics
+    cycles = statistics.successful_replication_count + statistics.missed_replication_count
+    if cycles and statistics.missed_replication_count > MISSED_FRACTION * cycles:
+        result.warn(
+            f"More than 20 percent of replication cycles have been missed for virtual machine '{status.name}'. "
+            "Replication might be encountering problems."
+        )
+    latency = statistics.average_replication_latency_seconds
+    if latency is not None and status.interval_seconds and latency > status.interval_seconds:
+        result.warn(
+            f"The average latency of {duration_text(latency)} is longer than the replication interval of "
+            f"{duration_text(status.interval_seconds)}."
+        )
+
+
+def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
+    if not status.baseline or status.lag_seconds is None or status.problem is not None:
+        return False
+    if state in (ReplicationState.FAILED_OVER, ReplicationState.FAILED_OVER_WAITING_COMPLETION):
+        return False
+    return status.lag_seconds <= max(PROTECTED_INTERVALS * status.interval_seconds, PROTECTED_FLOOR_SECONDS)
+
+
+def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> str:
+    if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
+        return "Failed over: the VM's disks are served from this host, without a replica of their own."
+    if state is ReplicationState.FAILED_OVER:
+        return f"Not protected: {status.fenced or 'the VM was failed over at the replica.'}"
+    if state is ReplicationState.ERROR:
+        return "Not protected: " + (status.problem.text if status.problem else "replication is in error.")
+    if not status.baseline:
+        return f"Not protected: initial replication {_initial_words(status, state)}."
+    behind = _behind(status)
+    if result.protected:
+        return f"Protected: {behind}."
+    if status.causes or state in (*_RESYNCING, ReplicationState.WAITING_FOR_START_RESYNCHRONIZE):
+        doing = (
+            f"resynchronizing{_percent(status)}" if state in _RESYNCING else "a resynchronization is required"
+        )
+        return f"Not protected: {doing}; {behind}."
+    return f"Not protected: {behind}."
+
+
+def _initial_words(status: VmStatus, state: ReplicationState) -> str:
+    if state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
+        return "has not been started"
+    return f"is not complete{_percent(status)}"
+
+
+def _percent(status: VmStatus) -> str:
+    progress = status.progress
+    if progress is None or not progress.total_bytes:
+        return ""
+    return f" ({100 * progress.done_bytes // progress.total_bytes} % compared)"
+
+
+def _behind(status: VmStatus) -> str:
+    where = "this replica" if status.role == "replica" else f"the replica at {status.peer_host or 'its host'}"
+    if status.lag_seconds is None:
+        return f"{where} has not told its newest point"
+    return f"{where} holds everything up to {duration_text(status.lag_seconds)} ago"

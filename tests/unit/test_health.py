@@ -1,0 +1,160 @@
+"""Health, summary and remedy as a function of a status and the time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shared.health import assessed
+from shared.states import ReplicationState
+from shared.status import Cause, LinkStatus, ProgressStatus, Statistics, TapStatus, VmStatus
+
+NOW = 1_700_000_000.0
+
+
+def vm(state: ReplicationState = ReplicationState.REPLICATING, **fields: Any) -> VmStatus:
+    defaults: dict[str, Any] = {
+        "name": "web",
+        "uuid": "u",
+        "role": "primary",
+        "state": state.title,
+        "state_code": int(state),
+        "baseline": True,
+        "interval_seconds": 30.0,
+        "lag_seconds": 12.0,
+        "peer_host": "b",
+        "link": LinkStatus(connected=True, healthy=True, peer="b:7000"),
+        "tap": TapStatus(running=True, tracking="on", log_limit_bytes=1000),
+    }
+    return assessed(VmStatus(**(defaults | fields)), NOW)
+
+
+def test_replicating_in_time_is_normal_protected_and_needs_nothing() -> None:
+    status = vm()
+    assert (status.health, status.protected, status.remedy, status.reasons) == ("Normal", True, "", [])
+    assert status.summary == "Protected: the replica at b holds everything up to 12 s ago."
+
+
+def test_resync_required_says_the_known_sentence_and_the_command() -> None:
+    status = vm(
+        ReplicationState.WAITING_FOR_START_RESYNCHRONIZE,
+        causes=[Cause(code="tracking_lost", text="the log is full", time=NOW)],
+        lag_seconds=4000.0,
+    )
+    assert status.health == "Critical"
+    assert not status.protected
+    assert status.reasons[0] == (
+        "Resynchronization is required for the virtual machine web. Resume replication to start resynchronization."
+    )
+    assert status.remedy == "Run `vmreplica resume web --resynchronize`."
+    assert status.summary.startswith("Not protected: a resynchronization is required; the replica at b holds")
+
+
+def test_a_recent_point_stays_protected_while_a_resync_is_required() -> None:
+    status = vm(ReplicationState.WAITING_FOR_START_RESYNCHRONIZE, lag_seconds=20.0)
+    assert (status.health, status.protected) == ("Critical", True)
+
+
+def test_a_suspended_vm_whose_tracking_was_lost_is_critical() -> None:
+    """A cause on record is told in every state."""
+    cause = Cause(code="tracking_lost", text="the log is full", time=NOW)
+    assert vm(ReplicationState.SUSPENDED, suspended=True, causes=[cause]).health == "Critical"
+
+
+@pytest.mark.parametrize(
+    ("state", "health", "remedy"),
+    [
+        (ReplicationState.READY_FOR_INITIAL_REPLICATION, "Warning", "Run `vmreplica initial web`."),
+        (ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, "Warning", ""),
+        (ReplicationState.SUSPENDED, "Warning", "Run `vmreplica resume web`."),
+        (ReplicationState.RESYNCHRONIZING, "Warning", ""),
+        (ReplicationState.RESYNCHRONIZE_SUSPENDED, "Warning", "Run `vmreplica resume web`."),
+        (ReplicationState.ERROR, "Critical", ""),
+    ],
+)
+def test_health_by_state_at_the_primary(state: ReplicationState, health: str, remedy: str) -> None:
+    status = vm(state, baseline=state.value > 3)
+    assert (status.health, status.remedy) == (health, remedy)
+
+
+def test_initial_replication_tells_how_far_it_got() -> None:
+    status = vm(
+        ReplicationState.INITIAL_REPLICATION_IN_PROGRESS,
+        baseline=False,
+        lag_seconds=None,
+        progress=ProgressStatus(kind="initial", phase="comparing", total_bytes=200, done_bytes=86),
+    )
+    assert status.summary == "Not protected: initial replication is not complete (43 % compared)."
+
+
+def test_a_fenced_primary_is_told_not_to_run_the_vm() -> None:
+    status = vm(ReplicationState.FAILED_OVER, fenced="The VM was failed over at b: epoch 0303 began there.")
+    assert status.health == "Critical"
+    assert not status.protected
+    assert status.remedy.startswith("Do not run the VM here.")
+    assert "failed over at b" in status.summary
+
+
+@pytest.mark.parametrize(("away", "health"), [(5.0, "Warning"), (29.9, "Warning"), (30.0, "Critical")])
+def test_an_unreachable_replica_is_a_warning_at_first_and_then_critical(away: float, health: str) -> None:
+    link = LinkStatus(peer="b:7000", attempts=2, since_time=NOW - away, last_error="refused")
+    status = vm(link=link)
+    assert status.health == health
+    assert "b:7000" in status.reasons[0]
+    assert "refused" in status.reasons[0]
+
+
+def test_a_failure_on_record_is_critical_with_its_own_remedy() -> None:
+    problem = Cause(code="unauthorized", text="The replica refuses this host.", time=NOW, remedy="Authorize it.")
+    status = vm(problem=problem)
+    assert (status.health, status.remedy, status.protected) == ("Critical", "Authorize it.", False)
+
+
+@pytest.mark.parametrize(("missed", "health"), [(20, "Normal"), (21, "Warning")])
+def test_more_than_a_fifth_of_the_cycles_missed_is_a_warning(missed: int, health: str) -> None:
+    statistics = Statistics(successful_replication_count=100 - missed, missed_replication_count=missed)
+    status = vm(statistics=statistics)
+    assert status.health == health
+
+
+def test_latency_above_the_interval_is_a_warning() -> None:
+    assert vm(statistics=Statistics(average_replication_latency_seconds=30.0)).health == "Normal"
+    assert vm(statistics=Statistics(average_replication_latency_seconds=31.0)).health == "Warning"
+
+
+def test_more_than_an_hour_behind_is_a_warning_and_not_protected() -> None:
+    status = vm(lag_seconds=3601.0)
+    assert (status.health, status.protected) == ("Warning", False)
+    assert status.reasons == ["Replica virtual machine 'web' is behind the primary by more than an hour."]
+
+
+@pytest.mark.parametrize(("lag", "protected"), [(90.0, True), (90.5, False)])
+def test_protected_means_at_most_three_intervals_behind(lag: float, protected: bool) -> None:
+    assert vm(lag_seconds=lag).protected is protected
+
+
+def test_a_filling_log_warns_before_it_is_full() -> None:
+    assert vm(tap=TapStatus(running=True, log_used_bytes=750, log_limit_bytes=1000)).health == "Normal"
+    status = vm(tap=TapStatus(running=True, log_used_bytes=751, log_limit_bytes=1000))
+    assert status.health == "Warning"
+    assert "751 B of its limit of 1000 B" in status.reasons[0]
+
+
+def test_a_tap_that_does_not_run_is_critical() -> None:
+    status = vm(tap=TapStatus(error="disk /srv/web.raw is in use by another process"))
+    assert status.health == "Critical"
+    assert "/srv/web.raw" in status.reasons[0]
+
+
+def test_a_replica_paused_is_critical_and_a_promoted_one_a_warning() -> None:
+    assert vm(ReplicationState.SUSPENDED, role="replica", tap=None).health == "Critical"
+    status = vm(ReplicationState.FAILED_OVER_WAITING_COMPLETION, role="replica")
+    assert (status.health, status.protected) == ("Warning", False)
+    assert status.summary.startswith("Failed over:")
+
+
+def test_the_worst_reason_comes_first() -> None:
+    status = vm(problem=Cause(code="x", text="bad", time=NOW), lag_seconds=4000.0, suspended=True)
+    assert status.reasons[0] == "bad"
+    assert len(status.reasons) == 3

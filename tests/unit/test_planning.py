@@ -1,0 +1,232 @@
+"""The session's decision, case by case as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from protocol.hrl import Geometry
+from protocol.position import NO_EPOCH, Ancestor, Position
+from shared.planning import (
+    CommitConfirmed,
+    Decision,
+    Fenced,
+    GeometryMismatch,
+    GoOnWithResync,
+    InitialRequired,
+    OpenResync,
+    PrimaryView,
+    ReplicaView,
+    RestartResync,
+    Resume,
+    ResyncCause,
+    ResyncRequired,
+    SplitBrain,
+    Unrelated,
+    compare_geometry,
+    decide,
+    wrote_since,
+)
+
+DISK = Geometry(0, 1 << 30, b"d" * 16)
+SECOND = Geometry(1, 1 << 20, b"e" * 16)
+OLD, NOW, NEXT, OTHER = (bytes([n]) * 16 for n in (1, 2, 3, 4))
+LINEAGE = (Ancestor(OLD, NO_EPOCH, 0), Ancestor(NOW, OLD, 5))
+
+
+def at(segment: int, entry: int, epoch: bytes = NOW) -> Position:
+    return Position(epoch, segment, entry, bytes([segment % 256]) * 16)
+
+
+PRIMARY = PrimaryView(
+    disks=(DISK, SECOND),
+    epoch=NOW,
+    lineage=LINEAGE,
+    tracking="on",
+    log_epoch=NOW,
+    first_segment=10,
+    log_end=at(20, 200),
+    acked=at(12, 120),
+)
+REPLICA = ReplicaView(
+    disks=(DISK, SECOND), epoch=NOW, lineage=LINEAGE, received=at(15, 150), applied=at(14, 140), host="b"
+)
+
+
+def cause_of(decision: Decision) -> ResyncCause:
+    assert isinstance(decision, ResyncRequired), decision
+    assert decision.text
+    return decision.cause
+
+
+def test_the_same_baseline_resumes_from_the_replicas_position() -> None:
+    assert decide(PRIMARY, REPLICA) == Resume(at(15, 150))
+
+
+def test_the_oldest_kept_segment_may_directly_follow_the_replicas_cut() -> None:
+    """R11: contiguous means cut + 1 is the oldest kept."""
+    primary = replace(PRIMARY, acked=None)
+    assert decide(primary, replace(REPLICA, received=at(9, 90))) == Resume(at(9, 90))
+    behind = decide(primary, replace(REPLICA, received=at(8, 80)))
+    assert cause_of(behind) is ResyncCause.REPLICA_BEHIND
+
+
+@pytest.mark.parametrize("received", [at(21, 200), at(20, 201), at(20, 200, OTHER)])
+def test_a_position_this_primary_never_reached_means_it_was_reverted(received: Position) -> None:
+    """R34."""
+    decision = decide(PRIMARY, replace(REPLICA, received=received))
+    assert cause_of(decision) is ResyncCause.PRIMARY_REVERTED
+
+
+def test_a_replica_behind_its_own_acknowledgement_was_reverted() -> None:
+    """I5: the replica's cut never goes back within an epoch."""
+    decision = decide(PRIMARY, replace(REPLICA, received=at(11, 110)))
+    assert cause_of(decision) is ResyncCause.REPLICA_REVERTED
+
+
+@pytest.mark.parametrize(
+    ("tracking", "log_epoch", "cause"),
+    [
+        ("lost", NOW, ResyncCause.TRACKING_LOST),
+        ("off", NO_EPOCH, ResyncCause.TRACKING_OFF),
+        ("on", OTHER, ResyncCause.TRACKING_OFF),
+    ],
+)
+def test_nothing_is_resumed_without_unbroken_tracking(tracking: str, log_epoch: bytes, cause: ResyncCause) -> None:
+    """I3."""
+    decision = decide(replace(PRIMARY, tracking=tracking, log_epoch=log_epoch), REPLICA)
+    assert cause_of(decision) is cause
+
+
+def test_a_cause_on_record_is_not_forgotten_because_positions_fit() -> None:
+    decision = decide(replace(PRIMARY, required=True), REPLICA)
+    assert isinstance(decision, ResyncRequired)
+
+
+def test_a_replica_that_asks_gets_a_resync() -> None:
+    assert cause_of(decide(PRIMARY, replace(REPLICA, needs_resync=True))) is ResyncCause.REPLICA_REQUEST
+
+
+def test_two_fresh_sides_need_an_initial_replication() -> None:
+    fresh = PrimaryView(disks=(DISK,))
+    assert decide(fresh, ReplicaView(disks=())) == InitialRequired()
+    assert decide(fresh, ReplicaView(disks=(DISK,))) == InitialRequired()
+
+
+def test_an_emptied_replica_needs_a_whole_resync() -> None:
+    decision = decide(PRIMARY, ReplicaView(disks=()))
+    assert cause_of(decision) is ResyncCause.REPLICA_EMPTY
+
+
+def test_a_baseline_that_this_primary_never_made_is_unrelated() -> None:
+    assert isinstance(decide(PrimaryView(disks=(DISK, SECOND)), REPLICA), Unrelated)
+
+
+def test_a_lost_answer_to_a_commit_is_found_by_the_proposed_epoch() -> None:
+    """R33."""
+    primary = replace(PRIMARY, proposed=NEXT, resync=OpenResync(b"r" * 16, NEXT), log_epoch=NEXT, required=True)
+    replica = replace(REPLICA, epoch=NEXT, lineage=(*LINEAGE, Ancestor(NEXT, NOW, 15)), received=at(3, 30, NEXT))
+    assert decide(primary, replica) == CommitConfirmed(NEXT)
+
+
+def test_an_initial_commit_with_a_lost_answer_is_found_as_well() -> None:
+    """R33."""
+    primary = PrimaryView(disks=(DISK,), proposed=NEXT, resync=OpenResync(b"r" * 16, NEXT), tracking="on")
+    replica = ReplicaView(disks=(DISK,), epoch=NEXT, lineage=(Ancestor(NEXT, NO_EPOCH, 0),))
+    assert decide(primary, replica) == CommitConfirmed(NEXT)
+
+
+def test_an_uncommitted_proposal_goes_on_with_its_resync() -> None:
+    resync = OpenResync(b"r" * 16, NEXT)
+    primary = replace(PRIMARY, proposed=NEXT, resync=resync, log_epoch=NEXT, log_end=at(3, 30, NEXT))
+    known = replace(REPLICA, resync=OpenResync(resync.id, NEXT, 4096))
+    assert decide(primary, known) == GoOnWithResync(resync.id, NEXT, True)
+    assert decide(primary, REPLICA) == GoOnWithResync(resync.id, NEXT, False)
+    other = replace(REPLICA, resync=OpenResync(b"s" * 16, NEXT))
+    assert decide(primary, other) == GoOnWithResync(resync.id, NEXT, False)
+
+
+@pytest.mark.parametrize(("tracking", "log_epoch"), [("lost", NEXT), ("on", NOW), ("off", NEXT)])
+def test_a_resync_whose_tracking_was_lost_starts_anew(tracking: str, log_epoch: bytes) -> None:
+    """R10."""
+    primary = replace(PRIMARY, resync=OpenResync(b"r" * 16, NEXT), tracking=tracking, log_epoch=log_epoch)
+    assert isinstance(decide(primary, REPLICA), RestartResync)
+
+
+def promoted(parent_segment: int, *, flag: bool) -> ReplicaView:
+    return replace(
+        REPLICA, promoted=flag, epoch=NEXT, lineage=(*LINEAGE, Ancestor(NEXT, NOW, parent_segment)), resync=None
+    )
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_promoted_replica_fences_a_primary_that_stood_still(flag: bool) -> None:
+    """I8: whether or not the replica says so, its history goes on from ours."""
+    primary = replace(PRIMARY, acked=at(19, 200), log_end=at(20, 200))
+    decision = decide(primary, promoted(19, flag=flag))
+    assert isinstance(decision, Fenced)
+    assert decision.epoch == NEXT
+    assert "failed over at b" in decision.text
+
+
+@pytest.mark.parametrize(
+    "primary",
+    [
+        replace(PRIMARY, acked=at(19, 190), log_end=at(20, 200)),
+        replace(PRIMARY, acked=at(18, 200), log_end=at(20, 200)),
+        replace(PRIMARY, acked=at(19, 200), log_end=at(20, 200), tracking="lost"),
+        replace(PRIMARY, acked=None),
+    ],
+    ids=["wrote", "promoted cut unknown here", "tracking lost", "nothing acknowledged"],
+)
+def test_a_promoted_replica_and_a_primary_that_went_on_are_split(primary: PrimaryView) -> None:
+    """I8: what can't be proven unmoved counts as moved."""
+    assert isinstance(decide(primary, promoted(19, flag=True)), SplitBrain)
+
+
+def test_fencing_comes_before_an_open_resync_and_before_geometry() -> None:
+    """I8: an older primary is told, whatever else it had in mind."""
+    primary = replace(PRIMARY, resync=OpenResync(b"r" * 16, OTHER), log_epoch=OTHER, proposed=OTHER)
+    assert isinstance(decide(primary, replace(promoted(19, flag=False), disks=(DISK,))), SplitBrain)
+
+
+def test_histories_that_parted_are_split_brain_and_strangers_are_unrelated() -> None:
+    """R15."""
+    parted = replace(REPLICA, epoch=OTHER, lineage=(Ancestor(OLD, NO_EPOCH, 0), Ancestor(OTHER, OLD, 5)))
+    assert isinstance(decide(PRIMARY, parted), SplitBrain)
+    stranger = replace(REPLICA, epoch=OTHER, lineage=(Ancestor(OTHER, NO_EPOCH, 0),))
+    assert isinstance(decide(PRIMARY, stranger), Unrelated)
+
+
+def test_a_replica_at_an_older_baseline_was_reverted() -> None:
+    replica = replace(REPLICA, epoch=OLD, lineage=LINEAGE[:1], received=at(5, 50, OLD))
+    assert cause_of(decide(PRIMARY, replica)) is ResyncCause.REPLICA_REVERTED
+
+
+def test_geometry_names_disk_and_both_sizes() -> None:
+    """I9."""
+    grown = replace(DISK, size=2 << 30)
+    decision = decide(PRIMARY, replace(REPLICA, disks=(grown, SECOND)))
+    assert isinstance(decision, GeometryMismatch)
+    assert "disk 0 has 1073741824 bytes at the primary, 2147483648 bytes at the replica" in decision.text
+
+
+@pytest.mark.parametrize(
+    ("replica", "words"),
+    [
+        ((DISK,), "disk 1 (1048576 bytes) is missing at the replica"),
+        ((DISK, SECOND, Geometry(2, 512, b"f" * 16)), "disk 2 (512 bytes) is only at the replica"),
+        ((DISK, replace(SECOND, uuid=b"x" * 16)), "disk 1 is 65656565"),
+    ],
+)
+def test_geometry_names_missing_surplus_and_foreign_disks(replica: tuple[Geometry, ...], words: str) -> None:
+    """I9."""
+    assert words in compare_geometry((DISK, SECOND), replica)
+
+
+def test_wrote_since_counts_the_unknown_as_written() -> None:
+    assert not wrote_since(PRIMARY, at(20, 200))
+    assert wrote_since(PRIMARY, at(20, 199))
+    assert wrote_since(PRIMARY, None)
+    assert wrote_since(PRIMARY, at(20, 200, OTHER))
