@@ -1,0 +1,157 @@
+"""A tap's configuration: the file that an agent writes into the tap's folder, and its defaults."""
+
+from __future__ import annotations
+
+import errno
+import uuid
+from typing import Annotated
+
+import msgspec
+
+from protocol.hrl import FILE_HEADER_BYTES, MAX_DISK_BYTES, MAX_DISKS, MAX_RECORD, Geometry
+from shared.errors import NotFoundError, StorageError, UsageError
+from shared.ports import FileSystem
+
+CONFIG_NAME = "tap.json"
+STATE_NAME = "tap.state"
+LOCK_NAME = "tap.lock"
+ERROR_NAME = "tap.error"
+"""What the last start failed with: JSON with ``code``, ``text`` and ``remedy``; absent after a successful start."""
+MAX_CONFIG_BYTES = 1 << 20
+
+SECTOR = 512
+MIN_LOG_LIMIT = 64 << 20
+MIN_LOG_FILE = 4 << 20
+MAX_LOG_FILE = 64 << 20
+LOG_FILE_UNIT = 1 << 20
+# The longest record and the end-of-file record must fit a file beside its header, with room to spare.
+assert MIN_LOG_FILE > 2 * (FILE_HEADER_BYTES + MAX_RECORD)
+
+DEFAULT_INTERVAL = 300.0
+"""Seconds, as Hyper-V Replica's default."""
+
+AbsolutePath = Annotated[str, msgspec.Meta(pattern="^/[^\0]*$", max_length=4096)]
+# A name travels in URIs and in NBD's options; what is safe in both is enough.
+ExportName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,255}$")]
+
+
+class ConfigStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base: a field that nobody reads is a mistake worth refusing."""
+
+
+class TapDisk(ConfigStruct, frozen=True):
+    """One disk: ``uuid`` is 32 hex digits, ``size`` bytes (a multiple of 512), ``export`` its NBD export name."""
+
+    index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    uuid: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    path: AbsolutePath
+    size: Annotated[int, msgspec.Meta(ge=SECTOR, le=MAX_DISK_BYTES, multiple_of=SECTOR)]
+    export: ExportName
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.index, self.size, bytes.fromhex(self.uuid))
+
+
+class TapConfig(ConfigStruct, frozen=True):
+    """The configuration of the tap of one VM.
+
+    ``vm`` is the VM's UUID with dashes. A limit or file size of 0 bytes stands for its default. ``nbd_tcp`` is a
+    ``host:port`` on loopback to listen on beside the socket; port 0 takes any.
+    """
+
+    vm: Annotated[str, msgspec.Meta(min_length=36, max_length=36)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    disks: Annotated[list[TapDisk], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
+    nbd_socket: AbsolutePath
+    control_socket: AbsolutePath
+    log_folder: AbsolutePath
+    log_limit_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
+    log_file_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
+    interval_seconds: Annotated[float, msgspec.Meta(ge=1, le=86400)] = DEFAULT_INTERVAL
+    nbd_tcp: str = ""
+
+    @property
+    def vm_id(self) -> bytes:
+        return uuid.UUID(self.vm).bytes
+
+    @property
+    def log_limit(self) -> int:
+        """Bytes that log files may take: half of the disks by default, as Hyper-V Replica's log."""
+        return self.log_limit_bytes or max(MIN_LOG_LIMIT, sum(disk.size for disk in self.disks) // 2)
+
+    @property
+    def log_file_size(self) -> int:
+        """Bytes of one log file: an eighth of the limit by default, within bounds."""
+        if self.log_file_bytes:
+            return self.log_file_bytes
+        eighth = self.log_limit // 8 // LOG_FILE_UNIT * LOG_FILE_UNIT
+        return min(max(eighth, MIN_LOG_FILE), MAX_LOG_FILE)
+
+    def check(self) -> None:
+        """What the types can't say. Raises UsageError naming the field."""
+        try:
+            if str(uuid.UUID(self.vm)) != self.vm:
+                raise ValueError
+        except ValueError:
+            raise UsageError(f"The tap's VM {self.vm!r} is no UUID in lower case with dashes.") from None
+        for field in ("index", "uuid", "path", "export"):
+            values = [getattr(disk, field) for disk in self.disks]
+            if len(set(values)) != len(values):
+                raise UsageError(f"Two disks of {self.name} have the same {field}.")
+        size = self.log_file_size
+        if size < MIN_LOG_FILE or size % 4096 or size > self.log_limit:
+            raise UsageError(
+                f"Log files of {size} bytes with a limit of {self.log_limit} are not possible.",
+                f"Choose a multiple of 4096, at least {MIN_LOG_FILE}, and a limit that holds several.",
+            )
+
+
+def encode_config(config: TapConfig) -> bytes:
+    """The configuration as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
+
+
+def decode_config(data: bytes, path: str) -> TapConfig:
+    """The checked configuration; ``path`` is for the error. Raises UsageError naming the field."""
+    try:
+        config = msgspec.json.decode(data, type=TapConfig, strict=True)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path} is not valid: {error}.", "Let the agent write it anew.") from None
+    config.check()
+    return config
+
+
+def load_config(files: FileSystem, folder: str) -> TapConfig:
+    """Read the folder's configuration. Blocks. Raises NotFoundError, StorageError or UsageError."""
+    path = f"{folder}/{CONFIG_NAME}"
+    try:
+        file = files.open(path)
+        try:
+            data = file.read(0, MAX_CONFIG_BYTES)
+        finally:
+            file.close()
+    except FileNotFoundError:
+        raise NotFoundError(f"{path} does not exist.", "Name a folder that an agent prepared for a tap.") from None
+    except OSError as error:
+        raise StorageError(f"{path} can't be read: {error.strerror}.", "Check its permissions.") from error
+    return decode_config(data, path)
+
+
+def save_config(files: FileSystem, folder: str, config: TapConfig) -> None:
+    """Replace the folder's configuration atomically and durably. Blocks. Raises UsageError or OSError."""
+    config.check()
+    path = f"{folder}/{CONFIG_NAME}"
+    data = encode_config(config)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise OSError(errno.EFBIG, f"a configuration of {len(data)} bytes", path)
+    files.make_folder(folder)
+    files.remove(f"{path}.part")
+    file = files.open(f"{path}.part", write=True, create=True, exclusive=True)
+    try:
+        file.write(0, data)
+        file.sync()
+    finally:
+        file.close()
+    files.rename(f"{path}.part", path)
+    files.sync_folder(folder)

@@ -1,0 +1,362 @@
+"""The control of a tap: methods, parameters, results and notifications of its socket, and a typed client for them.
+
+JSON-RPC 2.0 over the tap's control socket (``shared.admin``). Identifiers and chain hashes are 32 hex digits, times
+nanoseconds or seconds since the Unix epoch as the name says. ``docs/tap.md`` describes what each method promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from enum import StrEnum
+from typing import Annotated, Any, Self, TypeVar
+
+import msgspec
+
+from protocol.position import Position
+from shared.admin.client import JsonRpcClient, OnNotification
+from shared.admin.methods import NoParams, Params
+from shared.errors import VmreplicaError
+from shared.ports import Address, Network
+
+Hex16 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+Text = Annotated[str, msgspec.Meta(max_length=256)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Interval = Annotated[float, msgspec.Meta(ge=1, le=86400)]
+Bytes = Annotated[int, msgspec.Meta(gt=0, lt=1 << 63)]
+
+CALL_TIMEOUT = 30.0
+"""Seconds after which a method that does not wait for a disk counts as unanswered."""
+SLOW_CALL_TIMEOUT = 300.0
+"""The same for methods that wait until a disk or the log is synced."""
+
+
+class Tracking(StrEnum):
+    """Whether the writes of the VM's disks go to the log. The values are stable."""
+
+    OFF = "off"
+    """Never begun, or ended by order."""
+    ON = "on"
+    LOST = "lost"
+    """The log no longer tells what changed since the epoch's start: resync required."""
+
+
+class LostReason(StrEnum):
+    """Why tracking was lost. The values are stable and never reused."""
+
+    LOG_FULL = "log_full"
+    LOG_FAILED = "log_failed"
+    """Writing or syncing the log failed."""
+    LOG_DAMAGED = "log_damaged"
+    """At start the log was not what the state says it has to be."""
+    DISK_FAILED = "disk_failed"
+    """A disk could not be synced, or not be read where its content was in doubt."""
+    DISK_CHANGED = "disk_changed"
+    """A disk is not as the tap left it."""
+    UNCLEAN_STOP = "unclean_stop"
+    """The host stopped while the tap ran."""
+    STATE_DAMAGED = "state_damaged"
+    """The state file is damaged or missing."""
+    STATE_FAILED = "state_failed"
+    """The state file could not be written."""
+    BEGIN_FAILED = "begin_failed"
+    """The tap ended while tracking was being started."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of results and notifications. Unknown fields are ignored: agent and tap may differ in version."""
+
+
+class TapPosition(Result, frozen=True):
+    """A :class:`protocol.position.Position` as JSON."""
+
+    epoch: Hex16
+    segment: Count
+    entry: Count
+    chain: Hex16
+
+    @classmethod
+    def of(cls, position: Position) -> TapPosition:
+        return cls(
+            epoch=position.epoch.hex(),
+            segment=position.segment,
+            entry=position.entry,
+            chain=position.chain.hex(),
+        )
+
+    def position(self) -> Position:
+        return Position(bytes.fromhex(self.epoch), self.segment, self.entry, bytes.fromhex(self.chain))
+
+
+class LogPlace(Result, frozen=True):
+    """A byte of the log: log file's sequence number (its name), offset in it, and the position there.
+
+    At the end of a file's records an END_OF_FILE record may follow: the log goes on in file ``file`` + 1, at the end
+    of its file header.
+    """
+
+    file: Count
+    offset: Count
+    position: TapPosition
+
+
+class Lost(Result, frozen=True):
+    """Why and when tracking was lost; ``text`` shows the evidence."""
+
+    reason: LostReason
+    text: str
+    time: float
+
+
+class LogUsage(Result, frozen=True):
+    """Bytes of the log files that hold unreleased log, their limit, the number of files, and where they are."""
+
+    used: int
+    limit: int
+    files: int
+    file_bytes: int
+    folder: str
+
+
+class DiskStatus(Result, frozen=True):
+    """One disk as the tap serves it; ``failed`` says why its flushes fail, else it is empty."""
+
+    index: int
+    path: str
+    size: int
+    export: str
+    uri: str
+    clients: int
+    writes: int
+    bytes_written: int
+    failed: str = ""
+
+
+class TapStatus(Result, frozen=True):
+    """Everything about a tap.
+
+    ``position`` is the end of the log, ``sealed`` the newest sealed and durable cut (None before the first), and
+    ``first_segment`` the oldest segment that is wholly kept; all None or 0 while nothing is tracked. ``epoch`` stays
+    that of the last tracking after it was lost. ``last_write_time`` is None before the first write of this process.
+    """
+
+    vm: str
+    name: str
+    pid: int
+    version: str
+    boot_id: str
+    tracking: Tracking
+    lost: Lost | None
+    epoch: Hex16 | None
+    position: TapPosition | None
+    sealed: TapPosition | None
+    first_segment: int
+    log: LogUsage
+    disks: list[DiskStatus]
+    interval: float
+    nbd_uri: str
+    writes: int
+    bytes_written: int
+    last_write_time: float | None
+
+
+# --- parameters ----------------------------------------------------------------------------------------------------
+
+
+class BeginParams(Params, frozen=True):
+    epoch: Hex16
+
+
+class ReasonParams(Params, frozen=True):
+    """Of ``stop_tracking`` and ``cut``. A cut for a resync is asked for with the reason ``resync``."""
+
+    reason: Text = ""
+
+
+class SetParams(Params, frozen=True):
+    """What is None stays. The tap keeps it until it ends; the agent writes it to the tap's configuration, too."""
+
+    interval: Interval | None = None
+    log_limit: Bytes | None = None
+
+
+class LocateParams(Params, frozen=True):
+    """``entry`` and ``chain`` together name a point behind a record; without both it is the segment's start."""
+
+    epoch: Hex16
+    segment: Count
+    entry: Count | None = None
+    chain: Hex16 | None = None
+
+
+class LeaseParams(Params, frozen=True):
+    """Keep log files from ``from_file`` on for ``seconds``; replaces the former lease of the same client."""
+
+    from_file: Count
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)]
+
+
+class ReleaseParams(Params, frozen=True):
+    """Everything up to and including this sealed segment is acknowledged as durable by the replica."""
+
+    epoch: Hex16
+    segment: Count
+
+
+# --- notifications -------------------------------------------------------------------------------------------------
+
+
+class Progress(Result, frozen=True):
+    """The log is written, and its writes are on the disks, up to ``offset`` of log file ``file``."""
+
+    file: Count
+    offset: Count
+    epoch: Hex16
+    segment: Count
+    entry: Count
+
+
+class Sealed(Result, frozen=True):
+    """A cut is sealed and the log up to it durable. ``file`` and ``offset`` are the end of its seal."""
+
+    epoch: Hex16
+    segment: Count
+    entry: Count
+    chain: Hex16
+    file: Count
+    offset: Count
+    time_ns: Count
+
+    def position(self) -> Position:
+        return Position(bytes.fromhex(self.epoch), self.segment, self.entry, bytes.fromhex(self.chain))
+
+
+class TrackingChanged(Result, frozen=True):
+    """Tracking was begun, ended or lost; durable when it is told."""
+
+    tracking: Tracking
+    epoch: Hex16 | None
+    lost: Lost | None
+
+
+Notification = Progress | Sealed | TrackingChanged
+NOTIFICATIONS: dict[str, type[Notification]] = {
+    "progress": Progress,
+    "sealed": Sealed,
+    "tracking": TrackingChanged,
+}
+
+
+def notification_name(notification: Notification) -> str:
+    """The method under which the notification is sent."""
+    return next(name for name, kind in NOTIFICATIONS.items() if isinstance(notification, kind))
+
+
+class TapProtocolError(VmreplicaError):
+    """The tap answered what this agent can't read: it is of another version, or not a tap."""
+
+    code = "tap_protocol"
+
+
+R = TypeVar("R")
+
+
+def _read(plain: Any, kind: type[R], method: str) -> R:
+    try:
+        return msgspec.convert(plain, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise TapProtocolError(
+            f"The tap's {method} is not readable: {error}.", "Run agent and tap from the same version."
+        ) from None
+
+
+# --- client --------------------------------------------------------------------------------------------------------
+
+
+class TapClient:
+    """Commands one tap. Methods raise what the tap raised, UnreachableError when it is gone, or TapProtocolError."""
+
+    def __init__(self, rpc: JsonRpcClient) -> None:
+        self.rpc = rpc
+
+    @classmethod
+    async def connect(
+        cls, network: Network, path: str, *, timeout: float, on_notification: OnNotification | None = None
+    ) -> Self:
+        """Connect to the control socket ``path``; raises UnreachableError.
+
+        With ``on_notification`` notifications go there as plain values (see :func:`read_notification`), else to
+        :meth:`notifications`.
+        """
+        address = Address(unix_path=path)
+        return cls(await JsonRpcClient.connect(network, address, timeout, on_notification=on_notification))
+
+    async def _call(self, method: str, params: Params, kind: type[R], timeout: float = CALL_TIMEOUT) -> R:
+        return _read(await self.rpc.call(method, msgspec.to_builtins(params), timeout), kind, method)
+
+    async def status(self) -> TapStatus:
+        return await self._call("status", NoParams(), TapStatus)
+
+    async def begin(self, epoch: bytes) -> TapStatus:
+        """Track in a fresh log of ``epoch``; what was written before is on the disks when this returns (R6).
+
+        A no-op if that epoch is tracked already. Raises InvalidStateError for an epoch whose tracking was lost or
+        ended, NoSpaceError where no log file can be made.
+        """
+        return await self._call("begin", BeginParams(epoch=epoch.hex()), TapStatus, SLOW_CALL_TIMEOUT)
+
+    async def stop_tracking(self, reason: str) -> TapStatus:
+        """End tracking and drop the log."""
+        return await self._call("stop_tracking", ReasonParams(reason=reason), TapStatus, SLOW_CALL_TIMEOUT)
+
+    async def cut(self, reason: str = "") -> Sealed:
+        """Seal the current segment; durable when this returns. Raises InvalidStateError while nothing is tracked."""
+        return await self._call("cut", ReasonParams(reason=reason), Sealed, SLOW_CALL_TIMEOUT)
+
+    async def set(self, *, interval: float | None = None, log_limit: int | None = None) -> TapStatus:
+        return await self._call("set", SetParams(interval=interval, log_limit=log_limit), TapStatus)
+
+    async def locate(self, position: Position) -> LogPlace:
+        """Where the log goes on after ``position``, its chain verified. Raises NotFoundError."""
+        params = LocateParams(
+            epoch=position.epoch.hex(),
+            segment=position.segment,
+            entry=position.entry,
+            chain=position.chain.hex(),
+        )
+        return await self._call("locate", params, LogPlace, SLOW_CALL_TIMEOUT)
+
+    async def locate_segment(self, epoch: bytes, segment: int) -> LogPlace:
+        """Where ``segment`` starts: before its SEGMENT record. Raises NotFoundError."""
+        params = LocateParams(epoch=epoch.hex(), segment=segment)
+        return await self._call("locate", params, LogPlace, SLOW_CALL_TIMEOUT)
+
+    async def lease(self, from_file: int, seconds: float) -> None:
+        await self._call("lease", LeaseParams(from_file=from_file, seconds=seconds), dict[str, Any])
+
+    async def release(self, epoch: bytes, segment: int) -> None:
+        """Raises InvalidStateError for an epoch that is not tracked or a segment that is not sealed and durable."""
+        await self._call("release", ReleaseParams(epoch=epoch.hex(), segment=segment), dict[str, Any])
+
+    async def subscribe(self) -> TapStatus:
+        """Ask for notifications; the status is that at the moment from which on they are complete."""
+        return await self._call("subscribe", NoParams(), TapStatus)
+
+    async def stop(self) -> None:
+        """Stop in order; the connection ends when the tap is about to exit."""
+        await self._call("stop", NoParams(), dict[str, Any], SLOW_CALL_TIMEOUT)
+
+    async def notifications(self) -> AsyncIterator[Notification]:
+        """Notifications from the first step of the iteration on, until the connection ends."""
+        async for method, params in self.rpc.notifications():
+            notification = read_notification(method, params)
+            if notification is not None:
+                yield notification
+
+    def close(self) -> None:
+        self.rpc.close()
+
+
+def read_notification(method: str, params: dict[str, Any]) -> Notification | None:
+    """The typed notification; None for a method this version does not know. Raises TapProtocolError."""
+    kind = NOTIFICATIONS.get(method)
+    return None if kind is None else _read(params, kind, method)
