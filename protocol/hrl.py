@@ -88,6 +88,7 @@ class SealReason(IntEnum):
 _HEADER = struct.Struct("<4sBBHII16sQQQQ16s")
 _HEADER_PLAIN = struct.Struct("<4sBBHII16sQQQ")
 _CHECK = struct.Struct("<Q")
+_CHECKED_BYTES = 64
 _ENTRY = struct.Struct("<HBBIQQ")
 _SEGMENT_DISK = struct.Struct("<HHIQ16s")
 _SEAL = struct.Struct("<B7xQQ")
@@ -95,7 +96,14 @@ _SETTLED = struct.Struct("<H6xQQ")
 _FILE_HEADER = struct.Struct("<8sHHI16sQQ16sQQ16s")
 _FILE_CHECK_OFFSET = FILE_HEADER_BYTES - 16
 assert _HEADER.size == RECORD_HEADER_BYTES
+assert _HEADER_PLAIN.size + _CHECK.size == _CHECKED_BYTES
 assert _ENTRY.size == ENTRY_BYTES
+SEGMENT_DISK_BYTES = _SEGMENT_DISK.size
+SEAL_BODY_BYTES = _SEAL.size
+SETTLED_BODY_BYTES = _SETTLED.size
+
+_RECORD_KINDS = {int(kind): kind for kind in RecordKind}
+_ZERO_HEADER = bytes(RECORD_HEADER_BYTES)
 
 ENTRY_DTYPE = np.dtype(
     [("disk", "<u2"), ("kind", "u1"), ("flags", "u1"), ("payload", "<u4"), ("offset", "<u8"), ("length", "<u8")]
@@ -112,9 +120,9 @@ class Geometry:
     uuid: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RecordHeader:
-    """The decoded 80-byte header of a record; ``length`` counts header and body."""
+    """The decoded 80-byte header of a record; ``length`` counts header and body. Never changed once decoded."""
 
     kind: RecordKind
     body_length: int
@@ -275,34 +283,35 @@ def decode_record_header(data: Buffer, offset: int = 0, *, at: int = 0) -> Recor
         data, offset
     )
     if magic != RECORD_MAGIC:
-        if not any(data[offset : offset + RECORD_HEADER_BYTES]):
+        if data[offset : offset + RECORD_HEADER_BYTES] == _ZERO_HEADER:
             raise LogError(at, "end", "nothing was written from here on")
-        raise LogError(at, "magic", f"no record starts here: magic {bytes(magic)!r}")
-    if xxhash.xxh3_64_intdigest(bytes(data[offset : offset + 56])) != check:
+        raise LogError(at, "magic", f"no record starts here: magic {magic!r}")
+    if xxhash.xxh3_64_intdigest(data[offset : offset + _HEADER_PLAIN.size]) != check:
         raise LogError(at, "header-checksum", "the record header's checksum is wrong")
     if version != VERSION or flags != 0:
         raise LogError(at, "version", f"record version {version}, flags {flags}; this program reads {VERSION}, 0")
-    _check_bounds(kind, body, count, at)
-    return RecordHeader(RecordKind(kind), body, count, epoch, segment, entry, time_ns, chain)
+    known = _RECORD_KINDS.get(kind)
+    if known is None:
+        raise LogError(at, "kind", f"unknown kind of record {kind}")
+    if not _valid_lengths(known, body, count):
+        raise LogError(at, "length", f"a {known.name} record with {count} items in {body} bytes is not valid")
+    return RecordHeader(known, body, count, epoch, segment, entry, time_ns, chain)
 
 
-def _check_bounds(kind: int, body: int, count: int, at: int) -> None:
-    """Refuse lengths and counts that no writer makes, before anything is allocated for them."""
+def _valid_lengths(kind: RecordKind, body: int, count: int) -> bool:
+    """Whether a writer can have made a record of these lengths: judged before anything is allocated for it."""
     match kind:
         case RecordKind.BATCH:
-            valid = 0 < count <= MAX_ENTRIES and count * ENTRY_BYTES <= body <= count * ENTRY_BYTES + MAX_PAYLOAD
+            table = count * ENTRY_BYTES
+            return 0 < count <= MAX_ENTRIES and table <= body <= table + MAX_PAYLOAD and body % 8 == 0
         case RecordKind.SEGMENT:
-            valid = 0 < count <= MAX_DISKS and body == count * _SEGMENT_DISK.size
+            return 0 < count <= MAX_DISKS and body == count * SEGMENT_DISK_BYTES
         case RecordKind.SEAL:
-            valid = count == 0 and body == _SEAL.size
+            return count == 0 and body == SEAL_BODY_BYTES
         case RecordKind.SETTLED:
-            valid = count == 0 and body == _SETTLED.size
+            return count == 0 and body == SETTLED_BODY_BYTES
         case RecordKind.END_OF_FILE:
-            valid = count == 0 and body == 0
-        case _:
-            raise LogError(at, "kind", f"unknown kind of record {kind}")
-    if not valid:
-        raise LogError(at, "length", f"a {RecordKind(kind).name} record with {count} items in {body} bytes is not valid")
+            return count == 0 and body == 0
 
 
 def check_chain(header: RecordHeader, chain: bytes, record: Buffer, *, at: int = 0) -> bytes:
@@ -313,7 +322,7 @@ def check_chain(header: RecordHeader, chain: bytes, record: Buffer, *, at: int =
         return chain
     hasher = xxhash.xxh3_128(chain)
     view = memoryview(record)
-    hasher.update(view[:64])
+    hasher.update(view[:_CHECKED_BYTES])
     hasher.update(view[RECORD_HEADER_BYTES : header.length])
     if hasher.digest() != header.chain:
         raise LogError(at, "chain", "the record does not follow the record before it, or its body is damaged")
@@ -323,31 +332,44 @@ def check_chain(header: RecordHeader, chain: bytes, record: Buffer, *, at: int =
 def decode_entries(header: RecordHeader, body: Buffer, sizes: dict[int, int], *, at: int = 0) -> NDArray[Any]:
     """The entry table of a batch as a numpy array of ENTRY_DTYPE (a view of ``body``), wholly validated.
 
-    ``sizes`` maps disk index to bytes. Raises LogError for an unknown disk or kind, a range outside the disk, an
-    empty or unaligned range, or payload lengths that don't add up to the body.
+    ``sizes`` maps disk index to bytes. Raises LogError for an unknown disk or kind, an empty range or one outside
+    the disk, or payload lengths that don't add up to the body.
     """
-    table: NDArray[Any] = np.frombuffer(body, ENTRY_DTYPE, header.count)
-    kinds, payload, length = table["kind"], table["payload"], table["length"]
-    is_data = kinds == EntryKind.DATA
-    if not np.all((kinds >= EntryKind.DATA) & (kinds <= EntryKind.DISCARD)) or table["flags"].any():
+    return decode_table(body, header.count, header.body_length, sizes, at=at)
+
+
+def decode_table(body: Buffer, count: int, length: int, sizes: dict[int, int], *, at: int = 0) -> NDArray[Any]:
+    """Like :func:`decode_entries`, for ``count`` entries and payloads in the first ``length`` bytes of ``body``."""
+    if length < count * ENTRY_BYTES or len(body) < length:
+        raise LogError(at, "entry-count", f"{count} entries and their payloads do not fit into {length} bytes")
+    table: NDArray[Any] = np.frombuffer(body, ENTRY_DTYPE, count)
+    kinds, payloads, lengths, disks = table["kind"], table["payload"], table["length"], table["disk"]
+    if ((kinds < EntryKind.DATA) | (kinds > EntryKind.DISCARD)).any() or table["flags"].any():
         raise LogError(at, "entry-kind", "an entry has an unknown kind or flag")
-    if not np.array_equal(payload, np.where(is_data, length, 0)):
+    if (payloads != lengths * (kinds == EntryKind.DATA)).any():
         raise LogError(at, "entry-payload", "an entry's payload length does not fit its kind and length")
-    if int(payload.sum(dtype=np.uint64)) != header.body_length - header.count * ENTRY_BYTES:
+    if int(payloads.sum(dtype=np.uint64)) != length - count * ENTRY_BYTES:
         raise LogError(at, "entry-count", "the entries' payloads do not add up to the record's body")
-    for disk in np.unique(table["disk"]).tolist():
-        if disk not in sizes:
-            raise LogError(at, "entry-disk", f"an entry names disk {disk}, which the VM does not have")
-        rows = table[table["disk"] == disk]
-        size = np.uint64(sizes[disk])
-        if (rows["length"] == 0).any() or (rows["length"] > size).any() or (rows["offset"] > size - rows["length"]).any():
-            raise LogError(at, "entry-range", f"an entry's range lies outside disk {disk} of {size} bytes")
+    limits = np.zeros(1 + max(sizes, default=0), np.uint64)
+    for disk, size in sizes.items():
+        limits[disk] = size
+    known = disks < len(limits)
+    limit = limits[disks * known] * known
+    if not limit.all():
+        disk = int(disks[limit == 0][0])
+        raise LogError(at, "entry-disk", f"an entry names disk {disk}, which the VM does not have")
+    outside = (lengths == 0) | (lengths > limit) | (table["offset"] > limit - lengths)
+    if outside.any():
+        disk, offset, size = table[outside][["disk", "offset", "length"]][0].tolist()
+        raise LogError(
+            at, "entry-range", f"an entry's range, {size} bytes at {offset}, lies outside disk {disk} of {sizes[disk]}"
+        )
     return table
 
 
 def decode_segment_body(header: RecordHeader, body: Buffer, *, at: int = 0) -> tuple[Geometry, ...]:
     """The disks of a segment record. Raises LogError for a repeated index or a size out of bounds."""
-    disks = []
+    disks: list[Geometry] = []
     for number in range(header.count):
         index, zero16, zero32, size, uuid = _SEGMENT_DISK.unpack_from(body, number * _SEGMENT_DISK.size)
         if zero16 or zero32 or not 0 < size <= MAX_DISK_BYTES or any(disk.index == index for disk in disks):

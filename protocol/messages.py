@@ -1,0 +1,395 @@
+"""The messages of the wire: every control body as a strict struct, every bulk body with its fixed layout.
+
+Control bodies are msgpack maps. :func:`decode_body` bounds sizes first, then checks every field's presence, type and
+range; an unknown field is an error, since both sides agreed on one version. ``docs/protocol.md`` describes each.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any
+
+import msgpack
+import msgspec
+
+from protocol.errors import ProtocolError
+from protocol.hrl import MAX_DISK_BYTES, MAX_DISKS, Geometry
+from protocol.position import MAX_LINEAGE, Ancestor, Lineage, Position
+
+PROTOCOL_VERSIONS = (1,)
+MAX_CONTROL_BODY = 64 << 10
+MAX_HELLO_BODY = 16 << 10
+MAX_SETTLED_RUNS = 1024
+BLOCK_SIZE = 64 << 10
+MAX_U63 = (1 << 63) - 1
+
+
+class MessageType(IntEnum):
+    """Type byte of a frame. The numbers never change and are never reused."""
+
+    HELLO = 1
+    WELCOME = 2
+    ERROR = 3
+    OPEN = 4
+    OPENED = 5
+    HEARTBEAT = 6
+    CLOSE = 7
+    LOG = 16
+    SEAL = 17
+    RECEIVED = 18
+    APPLIED = 19
+    RESYNC_BEGIN = 32
+    RESYNC_READY = 33
+    MANIFEST_REQUEST = 34
+    MANIFEST = 35
+    BLOCKS = 36
+    RANGE_DONE = 37
+    RANGE_SETTLED = 38
+    COMMIT = 39
+    COMMITTED = 40
+    RESYNC_CANCEL = 41
+    RESYNC_CANCELLED = 42
+
+
+BULK_TYPES = frozenset({MessageType.LOG, MessageType.SEAL, MessageType.MANIFEST, MessageType.BLOCKS})
+
+
+class ErrorCode(StrEnum):
+    """Codes of ERROR messages. ``RETRYABLE`` below says which can heal by themselves."""
+
+    PROTOCOL = "protocol"
+    VERSION = "version"
+    UNAUTHORIZED = "unauthorized"
+    BUSY = "busy"
+    GEOMETRY = "geometry"
+    UNRELATED = "unrelated"
+    FENCED = "fenced"
+    GAP = "gap"
+    CHAIN = "chain"
+    STATE = "state"
+    NO_SPACE = "no_space"
+    STORAGE = "storage"
+    DAMAGED = "damaged"
+    STALE = "stale"
+    SHUTDOWN = "shutdown"
+
+
+RETRYABLE = frozenset({ErrorCode.BUSY, ErrorCode.NO_SPACE, ErrorCode.STALE, ErrorCode.SHUTDOWN, ErrorCode.PROTOCOL})
+
+Text = Annotated[str, msgspec.Meta(max_length=2048)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Id16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Key = Annotated[bytes, msgspec.Meta(min_length=16, max_length=32)]
+U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+U63 = Annotated[int, msgspec.Meta(ge=0, le=MAX_U63)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400 * 366)]
+DiskBytes = Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
+
+
+class Role(StrEnum):
+    """What a connection is for: one of each a VM at most."""
+
+    CONTROL = "control"
+    BULK = "bulk"
+    PROBE = "probe"
+
+
+class ResyncKind(StrEnum):
+    """INITIAL writes blocks in place, since there is no point to protect; RESYNC goes through a differencing file."""
+
+    INITIAL = "initial"
+    RESYNC = "resync"
+
+
+class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all control bodies."""
+
+
+class WirePosition(Body, frozen=True):
+    epoch: Id16
+    segment: U63
+    entry: U63
+    chain: Id16
+
+    @classmethod
+    def of(cls, position: Position) -> WirePosition:
+        return cls(epoch=position.epoch, segment=position.segment, entry=position.entry, chain=position.chain)
+
+    def position(self) -> Position:
+        return Position(self.epoch, self.segment, self.entry, self.chain)
+
+
+class WireAncestor(Body, frozen=True):
+    epoch: Id16
+    parent: Id16
+    parent_segment: U63
+
+
+WireLineage = Annotated[list[WireAncestor], msgspec.Meta(max_length=MAX_LINEAGE)]
+
+
+def wire_lineage(lineage: Lineage) -> list[WireAncestor]:
+    return [WireAncestor(epoch=s.epoch, parent=s.parent, parent_segment=s.parent_segment) for s in lineage]
+
+
+def read_lineage(steps: list[WireAncestor]) -> Lineage:
+    return tuple(Ancestor(step.epoch, step.parent, step.parent_segment) for step in steps)
+
+
+class WireDisk(Body, frozen=True):
+    index: U16
+    uuid: Id16
+    size: DiskBytes
+
+    @classmethod
+    def of(cls, disk: Geometry) -> WireDisk:
+        return cls(index=disk.index, uuid=disk.uuid, size=disk.size)
+
+    def geometry(self) -> Geometry:
+        return Geometry(self.index, self.size, self.uuid)
+
+
+Disks = Annotated[list[WireDisk], msgspec.Meta(max_length=MAX_DISKS)]
+Capabilities = Annotated[list[Name], msgspec.Meta(max_length=64)]
+
+
+class Hello(Body, frozen=True):
+    """First message of the primary. ``max_frame`` is the largest payload it accepts, in bytes."""
+
+    versions: Annotated[list[U16], msgspec.Meta(min_length=1, max_length=16)]
+    software: Name
+    host: Name
+    capabilities: Capabilities
+    max_frame: U32
+    heartbeat_seconds: Seconds
+
+
+class Welcome(Body, frozen=True):
+    """The replica's answer: the version and capabilities both have, and the session token (R13)."""
+
+    version: U16
+    software: Name
+    host: Name
+    capabilities: Capabilities
+    max_frame: U32
+    heartbeat_seconds: Seconds
+    token: Annotated[int, msgspec.Meta(ge=1, le=MAX_U63)]
+
+
+class Problem(Body, frozen=True):
+    """An ERROR: the connection ends after it. ``retryable`` says whether trying again can help by itself."""
+
+    code: ErrorCode
+    text: Text
+    remedy: Text
+    retryable: bool
+
+
+class Open(Body, frozen=True):
+    """Names the VM, its disks, and where the primary stands.
+
+    ``epoch`` is the primary's baseline (16 zero bytes before the first), ``proposed`` an epoch whose commit was sent
+    but not confirmed (R33). ``log_epoch``, ``log_first_segment`` and ``log_position`` describe the log it holds;
+    ``log_position`` is None where nothing is tracked. For a bulk connection ``control_token`` names the session it
+    belongs to and the rest repeats that session's.
+    """
+
+    role: Role
+    vm: Id16
+    name: Name
+    disks: Disks
+    epoch: Id16
+    proposed: Id16 | None = None
+    lineage: WireLineage = []
+    log_first_segment: U63 = 0
+    log_position: WirePosition | None = None
+    interval_seconds: Seconds = 0.0
+    control_token: U63 = 0
+
+
+class ResyncState(Body, frozen=True):
+    """A resync that the replica holds open. ``settled_bytes`` were compared and are durable there."""
+
+    id: Id16
+    kind: ResyncKind
+    epoch: Id16
+    round: U32
+    settled_bytes: U63
+
+
+class Opened(Body, frozen=True):
+    """The replica's answer: its own state, disks and positions. ``received`` resumes the log, also inside a segment."""
+
+    state: Name
+    promoted: bool
+    epoch: Id16
+    lineage: WireLineage
+    disks: Disks
+    received: WirePosition | None
+    applied: WirePosition | None
+    resync: ResyncState | None
+
+
+class Heartbeat(Body, frozen=True):
+    """Sent by both sides at every interval. ``echo`` is the last ``number`` seen from the other side."""
+
+    number: U63
+    echo: U63
+    wall_ns: U63
+
+
+class Close(Body, frozen=True):
+    """The sender ends the connection in order."""
+
+    text: Text
+
+
+class Received(Body, frozen=True):
+    """Everything up to this cut would survive power loss at the replica (I5)."""
+
+    position: WirePosition
+
+
+class Applied(Body, frozen=True):
+    """The replica's newest recovery point is this cut; ``merged`` once after the merge of a resync."""
+
+    position: WirePosition
+
+
+class ResyncBegin(Body, frozen=True):
+    """Start, or go on with, the resync ``id``. ``epoch`` is the one it will begin; the hash key is fresh (I15)."""
+
+    id: Id16
+    kind: ResyncKind
+    round: U32
+    epoch: Id16
+    parent: Id16
+    parent_segment: U63
+    hash: Name
+    key_id: Id16
+    key: Key
+    block_size: U32
+
+
+class Run(Body, frozen=True):
+    disk: U16
+    offset: U63
+    length: U63
+
+
+Runs = Annotated[list[Run], msgspec.Meta(max_length=MAX_SETTLED_RUNS)]
+
+
+class ResyncReady(Body, frozen=True):
+    """The replica is ready to compare; ``settled`` need not be compared again (at most MAX_SETTLED_RUNS are told)."""
+
+    id: Id16
+    round: U32
+    key_id: Id16
+    settled: Runs
+
+
+class ManifestRequest(Body, frozen=True):
+    """Ask for the manifest of a range of at most MAX_MANIFEST_BLOCKS whole blocks; the disk's last may be shorter."""
+
+    id: Id16
+    round: U32
+    key_id: Id16
+    disk: U16
+    offset: U63
+    length: U63
+
+
+class RangeDone(Body, frozen=True):
+    """All differing blocks of the range were sent before this message."""
+
+    id: Id16
+    round: U32
+    disk: U16
+    offset: U63
+    length: U63
+
+
+class RangeSettled(Body, frozen=True):
+    """The differences of these ranges are durable at the replica."""
+
+    id: Id16
+    round: U32
+    ranges: Runs
+
+
+class Commit(Body, frozen=True):
+    """Make differences and tracked segments up to cut ``end`` the new baseline ``end.epoch``."""
+
+    id: Id16
+    round: U32
+    end: WirePosition
+
+
+class Committed(Body, frozen=True):
+    """The commit is durable; it completes by itself from here (I7)."""
+
+    id: Id16
+    end: WirePosition
+
+
+class ResyncCancel(Body, frozen=True):
+    id: Id16
+    text: Text
+
+
+class ResyncCancelled(Body, frozen=True):
+    id: Id16
+
+
+BODIES: dict[MessageType, type[Body]] = {
+    MessageType.HELLO: Hello,
+    MessageType.WELCOME: Welcome,
+    MessageType.ERROR: Problem,
+    MessageType.OPEN: Open,
+    MessageType.OPENED: Opened,
+    MessageType.HEARTBEAT: Heartbeat,
+    MessageType.CLOSE: Close,
+    MessageType.RECEIVED: Received,
+    MessageType.APPLIED: Applied,
+    MessageType.RESYNC_BEGIN: ResyncBegin,
+    MessageType.RESYNC_READY: ResyncReady,
+    MessageType.MANIFEST_REQUEST: ManifestRequest,
+    MessageType.RANGE_DONE: RangeDone,
+    MessageType.RANGE_SETTLED: RangeSettled,
+    MessageType.COMMIT: Commit,
+    MessageType.COMMITTED: Committed,
+    MessageType.RESYNC_CANCEL: ResyncCancel,
+    MessageType.RESYNC_CANCELLED: ResyncCancelled,
+}
+TYPE_OF: dict[type[Body], MessageType] = {body: kind for kind, body in BODIES.items()}
+
+
+def encode_body(body: Body) -> bytes:
+    """The msgpack map of a control body."""
+    packed: bytes = msgpack.packb(msgspec.to_builtins(body, builtin_types=(bytes,)), use_bin_type=True)
+    return packed
+
+
+def decode_body(kind: MessageType, data: bytes | bytearray | memoryview) -> Body:
+    """The strict struct of a control body. Raises ProtocolError naming the message and the field."""
+    limit = MAX_HELLO_BODY if kind in (MessageType.HELLO, MessageType.WELCOME) else MAX_CONTROL_BODY
+    if len(data) > limit:
+        raise ProtocolError(f"{kind.name} body of {len(data)} bytes; the limit is {limit}")
+    try:
+        plain: Any = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=8192,
+            max_bin_len=8192,
+            max_array_len=4096,
+            max_map_len=64,
+            max_ext_len=0,
+        )
+        return msgspec.convert(plain, BODIES[kind], strict=True, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"{kind.name}: {error}") from None
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"{kind.name} body is no valid msgpack: {type(error).__name__}: {error}") from None
