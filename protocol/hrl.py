@@ -335,12 +335,18 @@ def decode_entries(header: RecordHeader, body: Buffer, sizes: dict[int, int], *,
     ``sizes`` maps disk index to bytes. Raises LogError for an unknown disk or kind, an empty range or one outside
     the disk, or payload lengths that don't add up to the body.
     """
+    if len(body) < header.body_length:
+        raise LogError(at, "entry-count", f"{len(body)} bytes of a batch whose body has {header.body_length}")
     return decode_table(body, header.count, header.body_length, sizes, at=at)
 
 
 def decode_table(body: Buffer, count: int, length: int, sizes: dict[int, int], *, at: int = 0) -> NDArray[Any]:
-    """Like :func:`decode_entries`, for ``count`` entries and payloads in the first ``length`` bytes of ``body``."""
-    if length < count * ENTRY_BYTES or len(body) < length:
+    """Like :func:`decode_entries`, for ``count`` entries that with their payloads have ``length`` bytes.
+
+    ``body`` begins with the table; the payloads are not looked at and need not be in it, so that the tables of
+    several batches can be judged as one.
+    """
+    if length < count * ENTRY_BYTES or len(body) < count * ENTRY_BYTES:
         raise LogError(at, "entry-count", f"{count} entries and their payloads do not fit into {length} bytes")
     table: NDArray[Any] = np.frombuffer(body, ENTRY_DTYPE, count)
     kinds, payloads, lengths, disks = table["kind"], table["payload"], table["length"], table["disk"]

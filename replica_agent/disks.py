@@ -1,0 +1,168 @@
+"""The replica's disk files: sparse raw files that only the apply writes, and that exports read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from protocol.hrl import Geometry
+from replica_agent.changes import Write
+from replica_agent.layout import Layout
+from replica_agent.record import IdentityRecord
+from shared.errors import StorageError
+from shared.ports import File, FileSystem
+
+
+class BeforeWrite(Protocol):
+    """Sees every change of a disk before it is made. Called in a worker; must not raise for its own failures."""
+
+    def preserve(self, disk: int, offset: int, length: int) -> None:
+        """The range is going to be overwritten."""
+
+
+class BaseDisks:
+    """The open and locked disk files of one VM. All methods block: they belong into a worker.
+
+    ``watchers`` see every change before it is made.
+    """
+
+    def __init__(self, files: FileSystem, layout: Layout, geometry: tuple[Geometry, ...]) -> None:
+        self.geometry = geometry
+        self.sizes = {disk.index: disk.size for disk in geometry}
+        self.watchers: list[BeforeWrite] = []
+        self._files = files
+        self._layout = layout
+        self._open: dict[int, File] = {}
+        self._touched: set[int] = set()
+
+    @property
+    def opened(self) -> bool:
+        return len(self._open) == len(self.geometry)
+
+    def path(self, index: int) -> str:
+        return self._layout.disk(index)
+
+    def create(self) -> None:
+        """Make the disks, wholly holes, durably; disks that an interrupted creation left are made anew.
+
+        Raises StorageError naming the disk.
+        """
+        for disk in self.geometry:
+            path = self.path(disk.index)
+            try:
+                self._files.remove(path)
+                file = self._files.open(path, write=True, create=True, exclusive=True)
+                try:
+                    file.truncate(disk.size)
+                    file.sync()
+                finally:
+                    file.close()
+            except OSError as error:
+                raise StorageError(
+                    f"Disk {disk.index} of {disk.size} bytes can't be created at {path}: {error.strerror}.",
+                    "Choose a storage location on a file system that takes files of this size.",
+                ) from error
+        self._files.sync_folder(self._layout.folder)
+
+    def open(self) -> None:
+        """Open, check and lock all disks. Raises VmreplicaError naming the disk; nothing stays open then."""
+        if self.opened:
+            return
+        try:
+            for disk in self.geometry:
+                self._open[disk.index] = self._open_disk(disk)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_disk(self, disk: Geometry) -> File:
+        path = self.path(disk.index)
+        try:
+            file = self._files.open(path, write=True)
+        except OSError as error:
+            raise StorageError(
+                f"Disk {disk.index} can't be opened at {path}: {error.strerror}.",
+                "Bring the file back, or remove the VM here and start its initial replication again.",
+            ) from error
+        try:
+            size = file.size()
+            if size != disk.size:
+                raise StorageError(
+                    f"Disk {disk.index} at {path} has {size} bytes; it must have {disk.size}.",
+                    "Somebody changed the file: remove the VM here and start its initial replication again.",
+                )
+            file.lock()
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+        self._touched.clear()
+
+    def file(self, index: int) -> File:
+        """The open file of a disk."""
+        return self._open[index]
+
+    def read(self, index: int, offset: int, length: int) -> bytes:
+        return self._open[index].read(offset, length)
+
+    def write(self, writes: Iterable[Write]) -> None:
+        """Make the changes in order. Raises OSError; what was made before stays made."""
+        for disk, offset, length, pieces in writes:
+            for watcher in self.watchers:
+                watcher.preserve(disk, offset, length)
+            file = self._open[disk]
+            self._touched.add(disk)
+            if pieces is None:
+                file.punch_hole(offset, length)
+            elif len(pieces) == 1:
+                file.write(offset, pieces[0])
+            else:
+                file.write_many(offset, pieces)
+
+    def allocate(self, index: int, offset: int, length: int) -> None:
+        """Take space for a range without changing what it reads as. Raises OSError ENOSPC."""
+        self._touched.add(index)
+        self._open[index].allocate(offset, length)
+
+    def sync(self) -> None:
+        """Make all changes since the last sync durable. Raises OSError, which must never be tried again (R17)."""
+        for index in sorted(self._touched):
+            self._open[index].sync()
+        self._touched.clear()
+
+    def identities(self) -> list[IdentityRecord]:
+        return [IdentityRecord.of(index, file.identity()) for index, file in sorted(self._open.items())]
+
+    def remove(self) -> None:
+        """Close and delete the files."""
+        self.close()
+        for disk in self.geometry:
+            self._files.remove(self.path(disk.index))
+
+
+def foreign_changes(
+    recorded: list[IdentityRecord] | None, found: list[IdentityRecord], *, same_boot: bool
+) -> list[str]:
+    """What says that somebody else changed the disks since ``recorded`` was taken (I10); empty if nothing does.
+
+    Within one boot every field must be the same. After another boot a time may have gone back, since times need not
+    be durable with the content, but it can't have gone forward.
+    """
+    evidence = []
+    before = {disk.index: disk for disk in recorded or []}
+    for disk in found:
+        old = before.get(disk.index)
+        if old is None:
+            continue
+        if disk.inode != old.inode:
+            evidence.append(f"disk {disk.index} is another file (inode {disk.inode}, before {old.inode})")
+        elif disk.mtime_ns > old.mtime_ns or (same_boot and disk.mtime_ns != old.mtime_ns):
+            evidence.append(f"disk {disk.index} was written at {disk.mtime_ns} ns, last by us at {old.mtime_ns} ns")
+        elif same_boot and disk.ctime_ns != old.ctime_ns:
+            evidence.append(f"disk {disk.index} was changed at {disk.ctime_ns} ns, last by us at {old.ctime_ns} ns")
+    return evidence

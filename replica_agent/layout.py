@@ -1,0 +1,78 @@
+"""Names in a VM's folder at the replica: which file is what, and where it lies."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+
+from protocol.position import EPOCH_BYTES
+
+_SEGMENT = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})-([0-9]{{12,}})\.hrl")
+_POOLED = re.compile(r"free-([0-9]+)\.hrl")
+_RESYNC = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})\.hrl")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one VM, all below ``folder``. Names come from numbers and identifiers only, never from a peer's
+    text.
+    """
+
+    folder: str
+
+    @property
+    def spool(self) -> str:
+        return f"{self.folder}/spool"
+
+    @property
+    def resyncs(self) -> str:
+        return f"{self.folder}/resync"
+
+    @property
+    def tap(self) -> str:
+        return f"{self.folder}/tap"
+
+    def disk(self, index: int) -> str:
+        return f"{self.folder}/disk-{index}.raw"
+
+    def segment(self, epoch: bytes, number: int) -> str:
+        return f"{self.spool}/{epoch.hex()}-{number:012d}.hrl"
+
+    def pooled(self, number: int) -> str:
+        return f"{self.spool}/free-{number}.hrl"
+
+    def resync(self, identity: bytes) -> str:
+        return f"{self.resyncs}/{identity.hex()}.hrl"
+
+
+def vm_folder(storage: str, vm: bytes) -> str:
+    """The folder of a VM in a storage location: its UUID, so that no name of a peer's choice becomes a path."""
+    return f"{storage.rstrip('/')}/{uuid.UUID(bytes=vm)}"
+
+
+def read_vm_folder(name: str) -> bytes | None:
+    """The VM whose folder has this name, or None for anything but a UUID in its usual form."""
+    try:
+        vm = uuid.UUID(name)
+    except ValueError:
+        return None
+    return vm.bytes if str(vm) == name else None
+
+
+def read_segment(name: str) -> tuple[bytes, int] | None:
+    """Epoch and number of a spool file's name, or None."""
+    match = _SEGMENT.fullmatch(name)
+    return (bytes.fromhex(match[1]), int(match[2])) if match else None
+
+
+def read_pooled(name: str) -> int | None:
+    """The number of a recycled spool file's name, or None."""
+    match = _POOLED.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def read_resync(name: str) -> bytes | None:
+    """The resync whose differencing file has this name, or None."""
+    match = _RESYNC.fullmatch(name)
+    return bytes.fromhex(match[1]) if match else None

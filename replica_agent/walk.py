@@ -1,0 +1,75 @@
+"""Walks the records of a spool or differencing file: whole verified records, some MiB at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.chain import Cursor, follow_records
+from protocol.errors import LogError
+from protocol.hrl import FILE_HEADER_BYTES, MAX_RECORD, RecordHeader, RecordKind, decode_file_header
+from shared.ports import File
+
+WALK_BYTES = 4 << 20
+assert WALK_BYTES >= MAX_RECORD
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some records in order: offset in ``view`` and header of each. ``view`` is valid until the next chunk is read."""
+
+    view: memoryview
+    at: int
+    records: list[tuple[int, RecordHeader]]
+
+    def batches(self) -> list[tuple[int, RecordHeader]]:
+        return [record for record in self.records if record[1].kind is RecordKind.BATCH]
+
+
+class LogWalk:
+    """Reads a log file from ``cursor`` on. Blocking: belongs into a worker, one call at a time.
+
+    ``stopped`` says why there is no more: the LogError of the first bytes that are not the next record, or None after
+    a seal or at ``end``. ``offset`` is where the walk stands in the file.
+    """
+
+    def __init__(self, file: File, cursor: Cursor, *, end: int | None = None) -> None:
+        self.file = file
+        self.cursor = cursor
+        self.offset = FILE_HEADER_BYTES
+        self.stopped: LogError | None = None
+        self.sealed: RecordHeader | None = None
+        self._end = file.size() if end is None else end
+        self._buffer = memoryview(bytearray(min(WALK_BYTES, max(0, self._end - self.offset))))
+
+    def step(self) -> Chunk | None:
+        """The next records, or None where there are none; then ``stopped`` and ``sealed`` say why."""
+        if self.sealed is not None or self.stopped is not None:
+            return None
+        wanted = min(len(self._buffer), self._end - self.offset)
+        view = self._buffer[: self.file.read_into(self.offset, self._buffer[:wanted]) if wanted > 0 else 0]
+        at, records = self.offset, []
+        try:
+            for offset, header, _record in follow_records(self.cursor, view, at=at):
+                records.append((offset, header))
+                if header.kind is RecordKind.SEAL:
+                    self.sealed = header
+                    break
+        except LogError as error:
+            # A record that the buffer cuts off is read again as the first of the next chunk.
+            if error.reason != "short" or not records:
+                self.stopped = error
+        if not records:
+            return None
+        last, header = records[-1]
+        self.offset = at + last + header.length
+        return Chunk(view, at, records)
+
+
+def check_file(file: File, vm: bytes, cursor: Cursor) -> None:
+    """Check that the header of ``file`` is that of the log of ``vm`` from ``cursor`` on. Raises LogError."""
+    header = decode_file_header(file.read(0, FILE_HEADER_BYTES))
+    if header.vm != vm:
+        raise LogError(0, "file-vm", f"the file belongs to VM {header.vm.hex()}, not to {vm.hex()}")
+    expected = (cursor.epoch, cursor.segment, cursor.entry, cursor.chain)
+    if (header.epoch, header.segment, header.entry, header.chain) != expected:
+        raise LogError(0, "file-place", "the file is that of another place in the log")
