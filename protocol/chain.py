@@ -69,7 +69,13 @@ class Cursor:
         if not self._may_follow(kind):
             where = "inside" if self.inside else "outside"
             raise LogError(at, "order", f"a {kind.name} record {where} segment {self.segment}")
-        self.chain = check_chain(header, self.chain, record, at=at)
+        check_chain(header, self.chain, record, at=at)
+        self.step(header)
+
+    def step(self, header: RecordHeader) -> None:
+        """Stand after a record that is known to be the next one."""
+        kind = header.kind
+        self.chain = header.chain
         self.entry = header.next_entry
         match kind:
             case RecordKind.SEGMENT:
