@@ -26,6 +26,7 @@ The chain runs through segment, batch, seal and settled records of an epoch, acr
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -341,36 +342,48 @@ def decode_entries(header: RecordHeader, body: Buffer, sizes: dict[int, int], *,
 
 
 def decode_table(body: Buffer, count: int, length: int, sizes: dict[int, int], *, at: int = 0) -> NDArray[Any]:
-    """Like :func:`decode_entries`, for ``count`` entries that with their payloads have ``length`` bytes.
-
-    ``body`` begins with the table; the payloads are not looked at and need not be in it, so that the tables of
-    several batches can be judged as one.
-    """
-    if length < count * ENTRY_BYTES or len(body) < count * ENTRY_BYTES:
+    """Like :func:`decode_entries`, for ``count`` entries and payloads in the first ``length`` bytes of ``body``."""
+    if length < count * ENTRY_BYTES or len(body) < length:
         raise LogError(at, "entry-count", f"{count} entries and their payloads do not fit into {length} bytes")
+    # Few operations on whole columns: a batch has few entries and there are many batches. Unsigned numbers wrap, so
+    # that one comparison judges both bounds; disks that the VM does not have are given 0 bytes.
+    words, offsets, lengths = np.frombuffer(body, "<u8", 3 * count).reshape(count, 3).T
+    kinds = (words >> 16) & 0xFFFF
+    payloads = words >> 32
+    limits = _disk_limits(tuple(sizes.items()))
+    limit = limits[np.minimum(words & 0xFFFF, len(limits) - 1)]
+    wrong = kinds - 1 > 2
+    wrong |= payloads != lengths * (kinds == EntryKind.DATA)
+    wrong |= lengths - 1 >= limit
+    wrong |= offsets > limit - lengths
     table: NDArray[Any] = np.frombuffer(body, ENTRY_DTYPE, count)
-    kinds, payloads, lengths, disks = table["kind"], table["payload"], table["length"], table["disk"]
-    if ((kinds < EntryKind.DATA) | (kinds > EntryKind.DISCARD)).any() or table["flags"].any():
-        raise LogError(at, "entry-kind", "an entry has an unknown kind or flag")
-    if (payloads != lengths * (kinds == EntryKind.DATA)).any():
-        raise LogError(at, "entry-payload", "an entry's payload length does not fit its kind and length")
-    if int(payloads.sum(dtype=np.uint64)) != length - count * ENTRY_BYTES:
+    if wrong.any():
+        raise _explain_entry(table[wrong][0].tolist(), sizes, at)
+    if int(payloads.sum()) != length - count * ENTRY_BYTES:
         raise LogError(at, "entry-count", "the entries' payloads do not add up to the record's body")
-    limits = np.zeros(1 + max(sizes, default=0), np.uint64)
-    for disk, size in sizes.items():
-        limits[disk] = size
-    known = disks < len(limits)
-    limit = limits[disks * known] * known
-    if not limit.all():
-        disk = int(disks[limit == 0][0])
-        raise LogError(at, "entry-disk", f"an entry names disk {disk}, which the VM does not have")
-    outside = (lengths == 0) | (lengths > limit) | (table["offset"] > limit - lengths)
-    if outside.any():
-        disk, offset, size = table[outside][["disk", "offset", "length"]][0].tolist()
-        raise LogError(
-            at, "entry-range", f"an entry's range, {size} bytes at {offset}, lies outside disk {disk} of {sizes[disk]}"
-        )
     return table
+
+
+@functools.lru_cache(maxsize=64)
+def _disk_limits(sizes: tuple[tuple[int, int], ...]) -> NDArray[Any]:
+    """Disk sizes by index, and a 0 behind the last."""
+    limits = np.zeros(2 + max((disk for disk, _size in sizes), default=-1), np.uint64)
+    for disk, size in sizes:
+        limits[disk] = size
+    return limits
+
+
+def _explain_entry(entry: tuple[int, int, int, int, int, int], sizes: dict[int, int], at: int) -> LogError:
+    disk, kind, flags, payload, offset, length = entry
+    if not EntryKind.DATA <= kind <= EntryKind.DISCARD or flags:
+        return LogError(at, "entry-kind", f"an entry has the unknown kind {kind}, flags {flags}")
+    if payload != (length if kind == EntryKind.DATA else 0):
+        return LogError(at, "entry-payload", f"an entry of kind {kind} and {length} bytes has {payload} of payload")
+    if disk not in sizes:
+        return LogError(at, "entry-disk", f"an entry names disk {disk}, which the VM does not have")
+    return LogError(
+        at, "entry-range", f"an entry's range, {length} bytes at {offset}, lies outside disk {disk} of {sizes[disk]}"
+    )
 
 
 def decode_segment_body(header: RecordHeader, body: Buffer, *, at: int = 0) -> tuple[Geometry, ...]:
