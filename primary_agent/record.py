@@ -1,0 +1,186 @@
+"""What the primary agent durably knows about one VM: typed records, read strictly, written in single transactions.
+
+The names of the records in the store are ``vm`` (which VM, and its settings), ``replication`` (state, baseline, open
+resync, causes), ``acked`` (evidence only: the newest cut that the replica acknowledged) and ``statistics``.
+
+Nothing has to be durable here before log is released: when a session opens the replica tells its own position, which
+is durable there (I5). ``acked`` is written now and then, so that a replica that stands *before* it is known to have
+been brought back to an earlier state.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from protocol.hrl import MAX_DISK_BYTES, MAX_DISKS, Geometry
+from protocol.messages import ResyncKind
+from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Lineage, Position
+from shared.errors import StoreDamagedError
+from shared.ports import Store
+from shared.states import ReplicationState
+from shared.status import Cause
+
+RECORD_VERSION = 1
+MAX_CAUSES = 32
+
+Id16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of the records; an unknown field means that a newer version wrote it."""
+
+
+class DiskRecord(Record):
+    """One disk: ``path`` of the raw file, ``export`` its name in the tap's NBD server, ``size`` in bytes."""
+
+    index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    uuid: Id16
+    path: str
+    size: Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
+    export: str
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.index, self.size, self.uuid)
+
+
+class VmRecord(Record):
+    """Which VM this is, where its replica is, and its settings."""
+
+    vm: Id16
+    name: str
+    disks: Annotated[list[DiskRecord], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
+    replica_host: str
+    replica_port: int
+    interval_seconds: float
+    log_limit_bytes: int
+    """0 stands for the tap's default, half of the disks."""
+    created_time: float
+    auto_resynchronize: bool = False
+    """Start a required resync by itself as soon as connectivity is healthy."""
+    version: int = RECORD_VERSION
+
+    @property
+    def geometry(self) -> tuple[Geometry, ...]:
+        return tuple(disk.geometry for disk in self.disks)
+
+    @property
+    def replica(self) -> str:
+        return f"{self.replica_host}:{self.replica_port}"
+
+
+class PositionRecord(Record):
+    epoch: Id16
+    segment: Count
+    entry: Count
+    chain: Id16
+
+    @classmethod
+    def of(cls, position: Position) -> PositionRecord:
+        return cls(epoch=position.epoch, segment=position.segment, entry=position.entry, chain=position.chain)
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.segment, self.entry, self.chain)
+
+
+class AncestorRecord(Record):
+    epoch: Id16
+    parent: Id16
+    parent_segment: Count
+
+
+class ResyncRecord(Record):
+    """The open resync or initial replication; ``end`` is set before its commit is sent (R33)."""
+
+    id: Id16
+    kind: ResyncKind
+    epoch: Id16
+    parent: Id16
+    parent_segment: Count
+    started_time: float
+    round: Count = 1
+    end: PositionRecord | None = None
+
+
+class ReplicationRecord(Record):
+    """How replication stands.
+
+    ``epoch`` is the committed baseline, NO_EPOCH before the first. ``resync`` is the one that is open; its epoch
+    becomes the baseline with its commit. ``causes`` say why a resync is required, ``problem`` what does not heal by
+    itself, ``fenced`` where the VM was failed over to.
+    """
+
+    state: ReplicationState = ReplicationState.DISABLED
+    epoch: Id16 = NO_EPOCH
+    lineage: Annotated[list[AncestorRecord], msgspec.Meta(max_length=MAX_LINEAGE)] = []
+    resync: ResyncRecord | None = None
+    causes: list[Cause] = []
+    problem: Cause | None = None
+    fenced: str = ""
+    peer_host: str = ""
+    """The replica's host name, as it told it last."""
+
+    @property
+    def ancestors(self) -> Lineage:
+        return tuple(Ancestor(step.epoch, step.parent, step.parent_segment) for step in self.lineage)
+
+    @property
+    def proposed(self) -> bytes | None:
+        """The epoch whose commit may have been sent."""
+        return self.resync.epoch if self.resync is not None and self.resync.end is not None else None
+
+
+class AckedRecord(Record):
+    """The newest cut known to be durable at the replica, and when it was sealed (nanoseconds, Unix epoch)."""
+
+    position: PositionRecord
+    time_ns: Count
+
+
+R = TypeVar("R", bound=Record)
+
+
+def load(store: Store, name: str, kind: type[R]) -> R | None:
+    """The record of that name, None where there is none. Raises StoreDamagedError for one that is not valid."""
+    plain = store.get(name)
+    if plain is None:
+        return None
+    try:
+        return msgspec.convert(plain, kind, strict=True, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise StoreDamagedError(
+            f"The record {name!r} of the VM's state is not valid: {error}.",
+            "If a newer version of vmreplica wrote it, install that version. Otherwise remove the VM and enable "
+            "it again; its disks stay as they are.",
+        ) from None
+
+
+def load_vm(store: Store) -> VmRecord:
+    """The record ``vm``. Raises StoreDamagedError where it is missing, not valid or newer."""
+    record = load(store, "vm", VmRecord)
+    if record is None:
+        raise StoreDamagedError(
+            "The state does not say which VM it belongs to.",
+            "Remove the VM and enable it again; its disks stay as they are.",
+        )
+    if record.version > RECORD_VERSION:
+        raise StoreDamagedError(
+            f"The state has version {record.version}; this program reads up to {RECORD_VERSION}.",
+            "Install the version of vmreplica that wrote it.",
+        )
+    return record
+
+
+def plain(record: Record) -> Any:
+    """The record as the store keeps it."""
+    return msgspec.to_builtins(record, builtin_types=(bytes,))
+
+
+def lineage_records(lineage: Lineage) -> list[AncestorRecord]:
+    return [
+        AncestorRecord(epoch=step.epoch, parent=step.parent, parent_segment=step.parent_segment) for step in lineage
+    ]

@@ -1,0 +1,262 @@
+"""The durable state of one VM's replication at the primary: every change is one transaction with its event (I16)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from primary_agent.record import (
+    MAX_CAUSES,
+    AckedRecord,
+    PositionRecord,
+    Record,
+    ReplicationRecord,
+    ResyncRecord,
+    VmRecord,
+    lineage_records,
+    load,
+    load_vm,
+    plain,
+)
+from protocol.messages import ResyncKind
+from protocol.position import NO_EPOCH, Ancestor, Position, extend
+from shared.errors import VmreplicaError
+from shared.events import EventId, make_event
+from shared.planning import OpenResync, ResyncCause
+from shared.ports import Clock, Store
+from shared.states import PrimaryEvent, ReplicationState, primary_transition
+from shared.stats import ReplicationStatistics
+from shared.status import Cause
+from shared.tasks import Signal
+
+RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SUSPENDED)
+INITIAL = (ReplicationState.READY_FOR_INITIAL_REPLICATION, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS)
+
+
+@dataclass(slots=True)
+class Acked:
+    """The newest cut known to be durable at the replica, and when it was sealed (nanoseconds, Unix epoch)."""
+
+    position: Position
+    time_ns: int
+
+
+class Replication:
+    """What is known durably, and the transitions. Fields change only after the store has made the change durable."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        """Raises StoreDamagedError where the records are missing, not valid or newer."""
+        self.store = store
+        self.vm: VmRecord = load_vm(store)
+        self.record = load(store, "replication", ReplicationRecord) or ReplicationRecord()
+        acked = load(store, "acked", AckedRecord)
+        self.acked = Acked(acked.position.position, acked.time_ns) if acked is not None else None
+        self.statistics = ReplicationStatistics(store.get("statistics"), clock.wall())
+        self.changed = Signal()
+        """Notified after every change."""
+        self.orders = 0
+        """Rises with every change that the running session has to be planned anew for."""
+        self._clock = clock
+        self._lock = asyncio.Lock()
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> ReplicationState:
+        return self.record.state
+
+    @property
+    def tracked_epoch(self) -> bytes:
+        """The epoch that the tap has to track: that of the open resync, else the baseline's."""
+        return self.record.resync.epoch if self.record.resync is not None else self.record.epoch
+
+    @property
+    def open_resync(self) -> OpenResync | None:
+        resync = self.record.resync
+        return OpenResync(resync.id, resync.epoch) if resync is not None else None
+
+    # --- changing --------------------------------------------------------------------------------------------------
+
+    async def transition(
+        self, event: PrimaryEvent, cause: str, *, events: Sequence[dict[str, Any]] = (), **fields: Any
+    ) -> None:
+        """Move the state machine and replace ``fields`` of the record. Raises InvalidStateError."""
+        async with self._lock:
+            await self._transition(event, cause, events, fields)
+
+    async def update(self, *events: dict[str, Any], **fields: Any) -> None:
+        """Replace ``fields`` of the record without moving the state machine."""
+        async with self._lock:
+            await self._store(events, fields)
+
+    async def set_vm(self, vm: VmRecord, event: dict[str, Any]) -> None:
+        """Replace the VM's settings."""
+        async with self._lock:
+            await self.store.commit({"vm": plain(vm)}, [event])
+            self.vm = vm
+        self.changed.notify()
+
+    async def require_resync(self, cause: ResyncCause | str, text: str, evidence: dict[str, Any] | None = None) -> None:
+        """Put one more cause for a resync on record, with its evidence, and move to the state that says so."""
+        now = self._clock.wall()
+        found = Cause(code=str(cause), text=text, time=now, evidence=evidence or {})
+        async with self._lock:
+            if any(known.code == found.code and known.text == found.text for known in self.record.causes):
+                return
+            # The first causes tell what began it, the last ones what is going on.
+            causes = [*self.record.causes, found]
+            if len(causes) > MAX_CAUSES:
+                causes = [*causes[: MAX_CAUSES // 2], *causes[-MAX_CAUSES // 2 :]]
+            data = {"code": found.code, "evidence": found.evidence}
+            event = self.event(EventId.RESYNC_REQUIRED, text, cause=str(cause), data=data)
+            await self._transition(PrimaryEvent.RESYNC_REQUIRED, text, [event], {"causes": causes})
+
+    async def begin_resync(self, resync: ResyncRecord) -> None:
+        """Put an open resync (or initial replication) on record, before the tap is told its epoch."""
+        await self.update(resync=resync)
+
+    async def propose(self, end: Position) -> None:
+        """Put the end cut on record before the commit is sent (R33)."""
+        resync = self.record.resync
+        assert resync is not None
+        await self.update(resync=msgspec.structs.replace(resync, end=PositionRecord.of(end)))
+
+    async def adopt(self, cause: str) -> Position:
+        """The commit of the open resync is durable at the replica: its epoch is the baseline. Returns its end."""
+        async with self._lock:
+            record = self.record
+            resync = record.resync
+            assert resync is not None
+            assert resync.end is not None
+            end = resync.end.position
+            step = Ancestor(resync.epoch, resync.parent, resync.parent_segment)
+            initial = record.state in INITIAL
+            event = PrimaryEvent.INITIAL_COMPLETED if initial else PrimaryEvent.RESYNC_COMPLETED
+            state = record.state
+            if state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED):
+                # The commit can't be taken back (I7): it is adopted, and the VM stays suspended.
+                fields: dict[str, Any] = {"state": ReplicationState.SUSPENDED}
+            else:
+                fields = {"state": primary_transition(state, event)}
+            fields |= {
+                "epoch": resync.epoch,
+                "lineage": lineage_records(extend(record.ancestors, step)),
+                "resync": None,
+                "causes": [],
+                "problem": None,
+            }
+            text = f"The baseline {resync.epoch.hex()[:8]} is committed at the replica, up to cut {end.segment}."
+            committed = self.event(EventId.BASELINE_COMMITTED, text, cause=cause, data={"epoch": resync.epoch.hex()})
+            await self._store([committed, self._state_event(state, fields["state"], cause)], fields)
+            self.acked = None
+        return end
+
+    async def fence(self, text: str, *, split: bool, cause: str) -> None:
+        """The replica was failed over: nothing is sent any more until an administrator says so (I8)."""
+        async with self._lock:
+            if self.record.state is ReplicationState.FAILED_OVER and self.record.fenced == text:
+                return
+            event = self.event(EventId.FENCED, text, cause=cause, data={"split_brain": split})
+            await self._transition(PrimaryEvent.FENCED, text, [event], {"fenced": text, "problem": None})
+
+    async def set_problem(self, error: VmreplicaError, number: EventId) -> bool:
+        """Put a failure that does not heal by itself on record; False if it is there already (told once)."""
+        problem = self.record.problem
+        if problem is not None and (problem.code, problem.text) == (error.code, error.text):
+            return False
+        found = Cause(code=error.code, text=error.text, remedy=error.remedy, time=self._clock.wall())
+        event = self.event(number, error.text, cause=error.code, data={"remedy": error.remedy})
+        await self.update(event, problem=found)
+        return True
+
+    async def clear_problem(self) -> None:
+        """What failed works again."""
+        if self.record.problem is not None:
+            text = f"Solved: {self.record.problem.text}"
+            await self.update(self.event(EventId.CONNECTED, text, cause=self.record.problem.code), problem=None)
+
+    async def store_progress(self) -> None:
+        """Write down the acknowledged cut and the statistics; called now and then, and at an orderly stop."""
+        records: dict[str, Any] = {"statistics": self.statistics.plain()}
+        if self.acked is not None:
+            acked = AckedRecord(position=PositionRecord.of(self.acked.position), time_ns=self.acked.time_ns)
+            records["acked"] = plain(acked)
+        await self.store.commit(records)
+
+    async def note(self, *events: dict[str, Any]) -> None:
+        """Append events that go with no change of a record."""
+        await self.store.commit({}, events)
+
+    def event(
+        self, number: EventId, text: str, *, cause: str = "", data: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return make_event(number, text, time=self._clock.wall(), cause=cause, data=data)
+
+    def replan(self) -> None:
+        """Tell the running session that what it does no longer fits."""
+        self.orders += 1
+        self.changed.notify()
+
+    # --- inner parts -----------------------------------------------------------------------------------------------
+
+    async def _transition(
+        self, event: PrimaryEvent, cause: str, events: Sequence[dict[str, Any]], fields: dict[str, Any]
+    ) -> None:
+        before = self.record.state
+        after = primary_transition(before, event)
+        change = [] if before is after else [self._state_event(before, after, cause)]
+        await self._store([*events, *change], {**fields, "state": after})
+        self.replan()
+
+    async def _store(self, events: Sequence[dict[str, Any]], fields: dict[str, Any]) -> None:
+        record: ReplicationRecord = msgspec.structs.replace(self.record, **fields)
+        changes: dict[str, Any] = {"replication": plain(record)}
+        if record.epoch != self.record.epoch:
+            # The acknowledgements of an older baseline say nothing about this one.
+            changes["acked"] = None
+        await self.store.commit(changes, events)
+        self.record = record
+        self.changed.notify()
+
+    def _state_event(self, before: ReplicationState, after: ReplicationState, cause: str) -> dict[str, Any]:
+        return make_event(
+            EventId.STATE_CHANGED,
+            f"{self.vm.name}: {before.title} -> {after.title}.",
+            time=self._clock.wall(),
+            cause=cause,
+            before=before.title,
+            after=after.title,
+        )
+
+
+async def create(store: Store, vm: VmRecord, clock: Clock, text: str) -> None:
+    """Write the first records of a VM that is being enabled."""
+    state = primary_transition(ReplicationState.DISABLED, PrimaryEvent.ENABLED)
+    event = make_event(
+        EventId.ADMINISTRATOR,
+        text,
+        time=clock.wall(),
+        cause=PrimaryEvent.ENABLED.value,
+        before=ReplicationState.DISABLED.title,
+        after=state.title,
+    )
+    records: dict[str, Record] = {"vm": vm, "replication": ReplicationRecord(state=state)}
+    await store.commit({name: plain(record) for name, record in records.items()}, [event])
+
+
+def mint(
+    *, identity: bytes, epoch: bytes, kind: ResyncKind, replication: ReplicationRecord, parent_segment: int, now: float
+) -> ResyncRecord:
+    """A fresh resync: ``epoch`` will follow the present baseline at ``parent_segment``."""
+    return ResyncRecord(
+        id=identity,
+        kind=kind,
+        epoch=epoch,
+        parent=replication.epoch,
+        parent_segment=parent_segment if replication.epoch != NO_EPOCH else 0,
+        started_time=now,
+    )

@@ -1,0 +1,200 @@
+"""Sends a VM's log over a channel while the tap writes it, and keeps account of cuts sent and acknowledged.
+
+Reading ahead (in a worker) and sending overlap; at most ``QUEUED_RUNS`` runs of about 1 MiB wait between them, and the
+channel's send queue bounds the rest. A seal is sent only when the tap has made the log up to it durable (R34).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from primary_agent.tap_link import Connection, TapLink
+from protocol.chain import body_of
+from protocol.errors import ProtocolError
+from protocol.hrl import RecordKind, SealReason, decode_seal_body
+from protocol.messages import MessageType
+from protocol.position import Position
+from shared.channel import Channel
+from shared.errors import NotFoundError
+from shared.hrl_files import LogFollower, Run
+from shared.ports import Ports
+from shared.tap_control import LogPlace
+from shared.tasks import Signal, Works, together
+
+QUEUED_RUNS = 2
+LEASE_SECONDS = 60.0
+LEASE_RENEW_SECONDS = 15.0
+MAX_UNACKNOWLEDGED_CUTS = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class SentCut:
+    """A cut whose seal was sent: ``size`` is its segment's bytes in the log, ``time_ns`` when it was sealed."""
+
+    position: Position
+    time_ns: int
+    size: int
+    reason: SealReason
+
+
+@dataclass(slots=True)
+class CutLedger:
+    """The cuts of one session: which were sent, which are acknowledged. Refuses acknowledgements of others (A25)."""
+
+    known: Position | None = None
+    """The position that the replica told when the session opened: the newest it can know without our sending."""
+    unacknowledged: dict[int, SentCut] = field(default_factory=dict)
+    changed: Signal = field(default_factory=Signal)
+    received: Position | None = None
+    """The newest cut acknowledged in this session."""
+
+    def sent(self, cut: SentCut) -> None:
+        self.unacknowledged[cut.position.segment] = cut
+
+    def acknowledge(self, position: Position) -> list[SentCut]:
+        """The cuts that ``position`` newly acknowledges, the oldest first; empty for a repetition.
+
+        Raises ProtocolError where it is no cut that was sent, nor known to the replica before.
+        """
+        cut = self.unacknowledged.get(position.segment)
+        if cut is None or cut.position != position:
+            before = self.received or self.known
+            if before is not None and before.epoch == position.epoch and position.segment <= before.segment:
+                return []
+            raise ProtocolError(f"RECEIVED acknowledges {position}, which was not sent", code="gap")
+        newly = [sent for segment, sent in self.unacknowledged.items() if segment <= position.segment]
+        for sent in newly:
+            del self.unacknowledged[sent.position.segment]
+        self.received = position
+        self.changed.notify()
+        return newly
+
+
+class LogSender:
+    """Sends the log of one epoch over one channel, from :meth:`seek`'s position on."""
+
+    def __init__(
+        self,
+        vm: bytes,
+        epoch: bytes,
+        channel: Channel,
+        tap: TapLink,
+        connection: Connection,
+        ledger: CutLedger,
+        ports: Ports,
+    ) -> None:
+        self.ledger = ledger
+        self.bytes_sent = 0
+        """Bytes of log sent by this sender."""
+        self.sent = Signal()
+        """Notified after every seal sent."""
+        self.last_cut: SentCut | None = None
+        self._vm = vm
+        self._epoch = epoch
+        self._channel = channel
+        self._tap = tap
+        self._connection = connection
+        self._works = Works(ports.workers)
+        self._follower = LogFollower(ports.files, connection.status.log.folder, vm)
+        self._leased = 0
+        self._end: tuple[int, int] = (0, 0)
+
+    async def seek(self, position: Position | None) -> bool:
+        """Go to ``position`` in the log, or to the epoch's first record for None.
+
+        False where its chain is not in the log. A replica's position inside a segment that this log no longer holds
+        in that form restarts that segment (R34); the replica then checks by the chain that it fits.
+        """
+        client = self._connection.client
+        try:
+            place = await self._locate(position)
+        except NotFoundError:
+            return False
+        await self._lease(place.file)
+        await self._works.run(self._follower.seek, place.file, place.offset, place.position.position())
+        end = self._connection.log_end()
+        if end is not None and end.epoch == self._epoch:
+            written = await client.locate(end)
+            self._end = (written.file, written.offset)
+        return True
+
+    async def _locate(self, position: Position | None) -> LogPlace:
+        client = self._connection.client
+        if position is None:
+            return await client.locate_segment(self._epoch, 1)
+        try:
+            return await client.locate(position)
+        except NotFoundError:
+            return await client.locate_segment(position.epoch, position.segment)
+
+    async def run(self) -> None:
+        """Send for ever; ends with an error or by being cancelled."""
+        queue: asyncio.Queue[Run] = asyncio.Queue(QUEUED_RUNS)
+        try:
+            await together(self._send(queue), self._read(queue), self._keep_lease())
+        finally:
+            await self._works.settle()
+            self._follower.close()
+
+    async def sent_through(self, segment: int) -> SentCut:
+        """Wait until the seal of ``segment``, or a later one, was sent."""
+        while self.last_cut is None or self.last_cut.position.segment < segment:
+            await self.sent.wait()
+        return self.last_cut
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    async def _read(self, queue: asyncio.Queue[Run]) -> None:
+        while True:
+            end = self._written_end()
+            run = await self._works.run(self._follower.read, *end)
+            if self._follower.sequence != self._leased:
+                await self._lease(self._follower.sequence)
+            if run is not None:
+                await queue.put(run)
+            elif self._written_end() == end:
+                await self._tap.changed.wait()
+
+    def _written_end(self) -> tuple[int, int]:
+        """File and offset up to which the log is written."""
+        epoch = self._epoch.hex()
+        for told in (self._connection.progress, self._connection.sealed):
+            if told is not None and told.epoch == epoch:
+                self._end = max(self._end, (told.file, told.offset))
+        return self._end
+
+    async def _lease(self, sequence: int) -> None:
+        await self._connection.client.lease(sequence, LEASE_SECONDS)
+        self._leased = sequence
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_RENEW_SECONDS)
+            await self._lease(self._follower.sequence)
+
+    # --- sending ---------------------------------------------------------------------------------------------------
+
+    async def _send(self, queue: asyncio.Queue[Run]) -> None:
+        while True:
+            run = await queue.get()
+            if run.sealed:
+                await self._send_seal(run)
+            else:
+                self._channel.send_bulk(MessageType.LOG, [run.data])
+            self.bytes_sent += len(run.data)
+            await self._channel.drain()
+
+    async def _send_seal(self, run: Run) -> None:
+        header, record = run.records[0].header, run.records[0].record
+        assert header.kind is RecordKind.SEAL
+        seal = decode_seal_body(body_of(record))
+        while self._connection.sealed_segment() < header.segment:
+            await self._tap.changed.wait()
+        while len(self.ledger.unacknowledged) >= MAX_UNACKNOWLEDGED_CUTS:
+            await self.ledger.changed.wait()
+        cut = SentCut(run.position, header.time_ns, seal.bytes, seal.reason)
+        self.ledger.sent(cut)
+        self._channel.send_bulk(MessageType.SEAL, [run.data])
+        self.last_cut = cut
+        self.sent.notify()

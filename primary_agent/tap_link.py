@@ -1,0 +1,234 @@
+"""The agent's line to the tap of one VM: starts the tap where nobody answers, reconnects, keeps what it tells.
+
+The tap goes on without the agent, and the agent without the tap: this line may break and come back at any time. What
+depends on one run of the tap (places in its log) is bound to a ``Connection`` and ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from protocol.position import Position
+from shared.errors import UnreachableError, VmreplicaError
+from shared.ports import Ports
+from shared.tap_config import ERROR_NAME, TapConfig
+from shared.tap_control import (
+    Lost,
+    Progress,
+    Sealed,
+    TapClient,
+    TapStatus,
+    Tracking,
+    TrackingChanged,
+    read_notification,
+)
+from shared.tasks import Signal
+
+CONNECT_SECONDS = 2.0
+START_SECONDS = 30.0
+"""How long a started tap may take until it answers: it recovers its log first."""
+START_POLL_SECONDS = 0.05
+RETRY_FIRST_SECONDS = 0.2
+RETRY_LAST_SECONDS = 10.0
+
+
+class TapUnavailableError(UnreachableError):
+    """The tap does not answer, or its connection ended."""
+
+    code = "tap_unavailable"
+
+
+@dataclass(slots=True)
+class Connection:
+    """One connection to one run of the tap, and the newest that it told."""
+
+    client: TapClient
+    status: TapStatus
+    refreshed: float
+    """When ``status`` was taken, monotonic seconds."""
+    tracking: Tracking = Tracking.OFF
+    epoch: bytes | None = None
+    lost: Lost | None = None
+    progress: Progress | None = None
+    """The written end of the log; None until the first notification."""
+    sealed: Sealed | None = None
+    seals: dict[int, Sealed] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> bool:
+        return not self.client.rpc.closed.done()
+
+    def tracks(self, epoch: bytes) -> bool:
+        """Whether this tap tracks ``epoch`` without a break, as far as it told."""
+        return self.alive and self.tracking is Tracking.ON and self.epoch == epoch
+
+    def adopt(self, status: TapStatus, now: float) -> None:
+        """Take over a whole status."""
+        self.status = status
+        self.refreshed = now
+        self.tracking = status.tracking
+        self.epoch = bytes.fromhex(status.epoch) if status.epoch is not None else None
+        self.lost = status.lost
+
+    def sealed_segment(self) -> int:
+        """The newest segment of the tracked epoch that is sealed and durable; 0 where there is none."""
+        known = 0
+        if self.sealed is not None and self.epoch is not None and self.sealed.epoch == self.epoch.hex():
+            known = self.sealed.segment
+        told = self.status.sealed
+        if told is not None and told.epoch == self.status.epoch and self.status.epoch == _hex(self.epoch):
+            known = max(known, told.segment)
+        return known
+
+    def log_end(self) -> Position | None:
+        """The end of the log as last told in full; newer entries may exist."""
+        return self.status.position.position() if self.status.position is not None else None
+
+
+class TapLink:
+    """Keeps one tap running and connected. ``connection`` is None while it is not."""
+
+    def __init__(self, folder: str, config: TapConfig, ports: Ports) -> None:
+        self.folder = folder
+        self.config = config
+        self.connection: Connection | None = None
+        self.error = ""
+        """Why there is no connection; empty while there is one, or at the first attempt."""
+        self.changed = Signal()
+        """Notified at every connection, end of one, and notification of the tap."""
+        self._ports = ports
+
+    async def run(self) -> None:
+        """Keep the tap running and connected, until cancelled."""
+        delay = RETRY_FIRST_SECONDS
+        while True:
+            try:
+                connection = await self._connect()
+            except VmreplicaError as error:
+                self.error = str(error)
+                self.changed.notify()
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_LAST_SECONDS)
+                continue
+            self.connection = connection
+            self.error = ""
+            self.changed.notify()
+            try:
+                await asyncio.shield(connection.client.rpc.closed)
+            finally:
+                connection.client.close()
+                self.connection = None
+                self.changed.notify()
+            delay = RETRY_FIRST_SECONDS
+
+    def require(self) -> Connection:
+        """The present connection. Raises TapUnavailableError."""
+        if self.connection is None or not self.connection.alive:
+            raise TapUnavailableError(
+                f"The tap of {self.config.name} does not answer. {self.error}".strip(),
+                "It is being started again; see its log if it does not come back.",
+            )
+        return self.connection
+
+    async def connected(self) -> Connection:
+        """Wait for a connection."""
+        while self.connection is None or not self.connection.alive:
+            await self.changed.wait()
+        return self.connection
+
+    async def refresh(self, *, older_than: float = 0.0) -> TapStatus:
+        """The tap's status, asked for anew if the known one is older than so many seconds."""
+        connection = self.require()
+        now = self._ports.clock.monotonic()
+        if now - connection.refreshed >= older_than:
+            connection.adopt(await connection.client.status(), self._ports.clock.monotonic())
+        return connection.status
+
+    async def _connect(self) -> Connection:
+        """Connect and subscribe, starting the tap where nobody answers. Raises VmreplicaError."""
+        held: list[tuple[str, dict[str, Any]]] = []
+        connection: Connection | None = None
+
+        def notified(method: str, params: dict[str, Any]) -> None:
+            # Notifications may arrive before the answer to ``subscribe`` was taken.
+            if connection is None:
+                held.append((method, params))
+            else:
+                self._notified(connection, method, params)
+
+        client = await self._reach(notified)
+        try:
+            status = await client.subscribe()
+            if status.vm != self.config.vm:
+                raise VmreplicaError(
+                    f"The tap at {self.config.control_socket} serves VM {status.vm}, not {self.config.vm}.",
+                    "Stop that tap.",
+                )
+        except BaseException:
+            client.close()
+            raise
+        connection = Connection(client, status, self._ports.clock.monotonic())
+        connection.adopt(status, connection.refreshed)
+        for method, params in held:
+            self._notified(connection, method, params)
+        return connection
+
+    async def _reach(self, notified: Any) -> TapClient:
+        """A client of the running tap; starts the tap if nobody answers."""
+        try:
+            return await self._dial(notified)
+        except UnreachableError:
+            await self._ports.workers.run(self._ports.files.remove, f"{self.folder}/{ERROR_NAME}")
+            await self._ports.taps.start(self.folder)
+        deadline = self._ports.clock.monotonic() + START_SECONDS
+        while True:
+            try:
+                return await self._dial(notified)
+            except UnreachableError as error:
+                reason = await self._ports.workers.run(self._start_error)
+                if reason is not None:
+                    raise reason from None
+                if self._ports.clock.monotonic() > deadline:
+                    raise TapUnavailableError(
+                        f"The tap was started but does not answer: {error.text}", "See the tap's log."
+                    ) from None
+            await asyncio.sleep(START_POLL_SECONDS)
+
+    async def _dial(self, notified: Any) -> TapClient:
+        return await TapClient.connect(
+            self._ports.network, self.config.control_socket, timeout=CONNECT_SECONDS, on_notification=notified
+        )
+
+    def _start_error(self) -> VmreplicaError | None:
+        """What the tap wrote down when it could not start. Blocks."""
+        try:
+            file = self._ports.files.open(f"{self.folder}/{ERROR_NAME}")
+        except OSError:
+            return None
+        try:
+            told = msgspec.json.decode(file.read(0, 1 << 16), type=dict[str, str])
+        except (OSError, msgspec.DecodeError):
+            return None
+        finally:
+            file.close()
+        return TapUnavailableError(told.get("text", ""), told.get("remedy", ""), code=told.get("code"))
+
+    def _notified(self, connection: Connection, method: str, params: dict[str, Any]) -> None:
+        match read_notification(method, params):
+            case Progress() as progress:
+                connection.progress = progress
+            case Sealed() as sealed:
+                connection.sealed = sealed
+            case TrackingChanged() as changed:
+                connection.tracking = changed.tracking
+                connection.epoch = bytes.fromhex(changed.epoch) if changed.epoch is not None else None
+                connection.lost = changed.lost
+        self.changed.notify()
+
+
+def _hex(epoch: bytes | None) -> str | None:
+    return epoch.hex() if epoch is not None else None
