@@ -342,8 +342,12 @@ def decode_entries(header: RecordHeader, body: Buffer, sizes: dict[int, int], *,
 
 
 def decode_table(body: Buffer, count: int, length: int, sizes: dict[int, int], *, at: int = 0) -> NDArray[Any]:
-    """Like :func:`decode_entries`, for ``count`` entries and payloads in the first ``length`` bytes of ``body``."""
-    if length < count * ENTRY_BYTES or len(body) < length:
+    """Like :func:`decode_entries`, for ``count`` entries that with their payloads have ``length`` bytes.
+
+    ``body`` begins with the table; the payloads are not looked at and need not be in it, so that the tables of
+    several batches can be judged as one.
+    """
+    if length < count * ENTRY_BYTES or len(body) < count * ENTRY_BYTES:
         raise LogError(at, "entry-count", f"{count} entries and their payloads do not fit into {length} bytes")
     # Few operations on whole columns: a batch has few entries and there are many batches. Unsigned numbers wrap, so
     # that one comparison judges both bounds; disks that the VM does not have are given 0 bytes.
