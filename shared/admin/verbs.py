@@ -1,0 +1,129 @@
+"""What the agents' admin sockets offer: the names of the methods, their parameters, and results that aren't a status.
+
+A VM is named by its name or its UUID. Long work returns at once; it shows as ``progress`` in the VM's status.
+Results of methods not named here are a ``shared.status`` struct: an AgentStatus for ``status``, else the VmStatus
+after the change (``vm.export``: the ExportStatus; ``vm.remove``, ``vm.unexport``: null).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from shared.admin.methods import Params
+
+VmName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
+Bytes = Annotated[int, msgspec.Meta(gt=0, lt=1 << 63)]
+DISKS_MAX = 64
+"""Disks of one VM."""
+EVENTS_MAX = 10_000
+"""Events in one answer."""
+
+# Both agents
+STATUS = "status"
+GET = "vm.get"
+MEASURE = "vm.measure"
+EVENTS = "events"
+SUSPEND = "vm.suspend"
+RESUME = "vm.resume"
+REMOVE = "vm.remove"
+# The primary agent
+ENABLE = "vm.enable"
+INITIAL = "vm.initial"
+SET = "vm.set"
+TEST_CONNECTION = "test_connection"
+# The replica agent
+EXPORT = "vm.export"
+UNEXPORT = "vm.unexport"
+FAILOVER = "vm.failover"
+
+READING = frozenset({STATUS, GET, MEASURE, EVENTS})
+"""Methods that change nothing, for viewers."""
+
+
+class VmParams(Params, frozen=True):
+    """One VM."""
+
+    vm: VmName
+
+
+class AnyVmParams(Params, frozen=True):
+    """One VM, or all."""
+
+    vm: VmName | None = None
+
+
+class DiskParams(Params, frozen=True):
+    """One disk to replicate: the absolute path of its raw image, and its name over NBD (default: ``disk<n>``)."""
+
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    export: Annotated[str, msgspec.Meta(max_length=255)] = ""
+
+
+class EnableParams(Params, frozen=True):
+    """``vm.enable``. ``replica`` is ``HOST`` or ``HOST:PORT``; no log limit means half of the disks' size."""
+
+    name: VmName
+    disks: Annotated[list[str | DiskParams], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
+    replica: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+    interval_seconds: Seconds = 300.0
+    log_limit_bytes: Bytes | None = None
+    uuid: str | None = None
+
+
+class ResumeParams(VmParams, frozen=True):
+    """``vm.resume``; only a primary can be told to resynchronize."""
+
+    resynchronize: bool = False
+
+
+class SetParams(VmParams, frozen=True):
+    """``vm.set``: interval_seconds, log_limit_bytes, replica; each checked by the agent."""
+
+    settings: Annotated[dict[str, Any], msgspec.Meta(min_length=1, max_length=64)]
+
+
+class RemoveParams(VmParams, frozen=True):
+    """``vm.remove``; refused without ``yes``."""
+
+    yes: bool = False
+
+
+class EventsParams(AnyVmParams, frozen=True):
+    """``events``: the newest ``limit`` with an id above ``after``, oldest first; {events: [...]}.
+
+    Each is an event of ``shared.events`` with ``id``, and ``vm`` and ``uuid`` of its VM.
+    """
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
+    after: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)] = 0
+
+
+class UnexportParams(VmParams, frozen=True):
+    """``vm.unexport``: one export, or all of the VM."""
+
+    id: str | None = None
+
+
+class ConnectionParams(Params, frozen=True):
+    """``test_connection``."""
+
+    replica: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+
+
+class ConnectionStep(msgspec.Struct, kw_only=True):
+    """One step on the way to a replica, e.g. ``resolve``, ``connect``, ``tls``, ``hello``, ``authorization``."""
+
+    name: str
+    ok: bool
+    text: str
+    remedy: str = ""
+
+
+class ConnectionReport(msgspec.Struct, kw_only=True):
+    """The result of ``test_connection``: the steps taken, in order; the last is the first that failed, if any."""
+
+    ok: bool
+    steps: list[ConnectionStep]
