@@ -15,7 +15,7 @@ from shared.admin.methods import Params
 
 VmName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
-Bytes = Annotated[int, msgspec.Meta(gt=0, lt=1 << 63)]
+Bytes = Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
 DISKS_MAX = 64
 """Disks of one VM."""
 EVENTS_MAX = 10_000
@@ -98,7 +98,7 @@ class EventsParams(AnyVmParams, frozen=True):
     """
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
-    after: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)] = 0
+    after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
 
 
 class UnexportParams(VmParams, frozen=True):
