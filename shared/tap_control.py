@@ -20,9 +20,9 @@ from shared.ports import Address, Network
 
 Hex16 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
-Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Interval = Annotated[float, msgspec.Meta(ge=1, le=86400)]
-Bytes = Annotated[int, msgspec.Meta(gt=0, lt=1 << 63)]
+Bytes = Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
 
 CALL_TIMEOUT = 30.0
 """Seconds after which a method that does not wait for a disk counts as unanswered."""
