@@ -26,16 +26,24 @@ The chain runs through segment, batch, seal and settled records of an epoch, acr
 
 from __future__ import annotations
 
-import functools
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xxhash
 
+from protocol.entries import (
+    ENTRY_BYTES,
+    ENTRY_DTYPE,
+    MAX_DISK_BYTES,
+    MAX_ENTRIES,
+    MAX_PAYLOAD,
+    EntryKind,
+    decode_table,
+    encode_entry,
+)
 from protocol.errors import LogError
 from protocol.position import CHAIN_BYTES, EPOCH_BYTES
 
@@ -49,13 +57,9 @@ FILE_HEADER_BYTES = 4096
 FILE_MAGIC = b"VMRHRL\r\n"
 RECORD_MAGIC = b"HRLR"
 RECORD_HEADER_BYTES = 80
-ENTRY_BYTES = 24
-MAX_ENTRIES = 4096
-MAX_PAYLOAD = 1 << 20
 MAX_BODY = MAX_PAYLOAD + MAX_ENTRIES * ENTRY_BYTES
 MAX_RECORD = RECORD_HEADER_BYTES + MAX_BODY
 MAX_DISKS = 64
-MAX_DISK_BYTES = 64 << 40
 
 
 class RecordKind(IntEnum):
@@ -66,14 +70,6 @@ class RecordKind(IntEnum):
     SEAL = 3
     END_OF_FILE = 4
     SETTLED = 5
-
-
-class EntryKind(IntEnum):
-    """Kinds of writes. The numbers never change and are never reused."""
-
-    DATA = 1
-    ZERO = 2
-    DISCARD = 3
 
 
 class SealReason(IntEnum):
@@ -90,26 +86,20 @@ _HEADER = struct.Struct("<4sBBHII16sQQQQ16s")
 _HEADER_PLAIN = struct.Struct("<4sBBHII16sQQQ")
 _CHECK = struct.Struct("<Q")
 _CHECKED_BYTES = 64
-_ENTRY = struct.Struct("<HBBIQQ")
 _SEGMENT_DISK = struct.Struct("<HHIQ16s")
-_SEAL = struct.Struct("<B7xQQ")
-_SETTLED = struct.Struct("<H6xQQ")
+_SEAL = struct.Struct("<B7sQQ")
+_SETTLED = struct.Struct("<H6sQQ")
 _FILE_HEADER = struct.Struct("<8sHHI16sQQ16sQQ16s")
 _FILE_CHECK_OFFSET = FILE_HEADER_BYTES - 16
 assert _HEADER.size == RECORD_HEADER_BYTES
 assert _HEADER_PLAIN.size + _CHECK.size == _CHECKED_BYTES
-assert _ENTRY.size == ENTRY_BYTES
 SEGMENT_DISK_BYTES = _SEGMENT_DISK.size
 SEAL_BODY_BYTES = _SEAL.size
 SETTLED_BODY_BYTES = _SETTLED.size
 
+_SEAL_REASONS = {int(reason): reason for reason in SealReason}
 _RECORD_KINDS = {int(kind): kind for kind in RecordKind}
 _ZERO_HEADER = bytes(RECORD_HEADER_BYTES)
-
-ENTRY_DTYPE = np.dtype(
-    [("disk", "<u2"), ("kind", "u1"), ("flags", "u1"), ("payload", "<u4"), ("offset", "<u8"), ("length", "<u8")]
-)
-assert ENTRY_DTYPE.itemsize == ENTRY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +177,6 @@ def chain_seed(vm: bytes, epoch: bytes) -> bytes:
 # --- encoding ------------------------------------------------------------------------------------------------------
 
 
-def encode_entry(disk: int, kind: EntryKind, offset: int, length: int) -> bytes:
-    """One 24-byte entry: disk u16, kind u8, flags u8 (0), payload bytes u32, offset u64, length u64.
-
-    ``payload`` is the length for data and 0 for zero and discard.
-    """
-    return _ENTRY.pack(disk, kind, 0, length if kind is EntryKind.DATA else 0, offset, length)
-
-
 def encode_record(
     kind: RecordKind,
     epoch: bytes,
@@ -228,12 +210,12 @@ def encode_segment_body(disks: Iterable[Geometry]) -> bytes:
 
 def encode_seal_body(seal: Seal) -> bytes:
     """The body of a seal: reason u8, 7 zero bytes, entries u64, bytes u64."""
-    return _SEAL.pack(seal.reason, seal.entries, seal.bytes)
+    return _SEAL.pack(seal.reason, b"", seal.entries, seal.bytes)
 
 
 def encode_settled_body(settled: Settled) -> bytes:
     """The body of a settled record: disk u16, 6 zero bytes, offset u64, length u64."""
-    return _SETTLED.pack(settled.disk, settled.offset, settled.length)
+    return _SETTLED.pack(settled.disk, b"", settled.offset, settled.length)
 
 
 def encode_file_header(header: FileHeader) -> bytes:
@@ -341,55 +323,6 @@ def decode_entries(header: RecordHeader, body: Buffer, sizes: dict[int, int], *,
     return decode_table(body, header.count, header.body_length, sizes, at=at)
 
 
-def decode_table(body: Buffer, count: int, length: int, sizes: dict[int, int], *, at: int = 0) -> NDArray[Any]:
-    """Like :func:`decode_entries`, for ``count`` entries that with their payloads have ``length`` bytes.
-
-    ``body`` begins with the table; the payloads are not looked at and need not be in it, so that the tables of
-    several batches can be judged as one.
-    """
-    if length < count * ENTRY_BYTES or len(body) < count * ENTRY_BYTES:
-        raise LogError(at, "entry-count", f"{count} entries and their payloads do not fit into {length} bytes")
-    # Few operations on whole columns: a batch has few entries and there are many batches. Unsigned numbers wrap, so
-    # that one comparison judges both bounds; disks that the VM does not have are given 0 bytes.
-    words, offsets, lengths = np.frombuffer(body, "<u8", 3 * count).reshape(count, 3).T
-    kinds = (words >> 16) & 0xFFFF
-    payloads = words >> 32
-    limits = _disk_limits(tuple(sizes.items()))
-    limit = limits[np.minimum(words & 0xFFFF, len(limits) - 1)]
-    wrong = kinds - 1 > 2
-    wrong |= payloads != lengths * (kinds == EntryKind.DATA)
-    wrong |= lengths - 1 >= limit
-    wrong |= offsets > limit - lengths
-    table: NDArray[Any] = np.frombuffer(body, ENTRY_DTYPE, count)
-    if wrong.any():
-        raise _explain_entry(table[wrong][0].tolist(), sizes, at)
-    if int(payloads.sum()) != length - count * ENTRY_BYTES:
-        raise LogError(at, "entry-count", "the entries' payloads do not add up to the record's body")
-    return table
-
-
-@functools.lru_cache(maxsize=64)
-def _disk_limits(sizes: tuple[tuple[int, int], ...]) -> NDArray[Any]:
-    """Disk sizes by index, and a 0 behind the last."""
-    limits = np.zeros(2 + max((disk for disk, _size in sizes), default=-1), np.uint64)
-    for disk, size in sizes:
-        limits[disk] = size
-    return limits
-
-
-def _explain_entry(entry: tuple[int, int, int, int, int, int], sizes: dict[int, int], at: int) -> LogError:
-    disk, kind, flags, payload, offset, length = entry
-    if not EntryKind.DATA <= kind <= EntryKind.DISCARD or flags:
-        return LogError(at, "entry-kind", f"an entry has the unknown kind {kind}, flags {flags}")
-    if payload != (length if kind == EntryKind.DATA else 0):
-        return LogError(at, "entry-payload", f"an entry of kind {kind} and {length} bytes has {payload} of payload")
-    if disk not in sizes:
-        return LogError(at, "entry-disk", f"an entry names disk {disk}, which the VM does not have")
-    return LogError(
-        at, "entry-range", f"an entry's range, {length} bytes at {offset}, lies outside disk {disk} of {sizes[disk]}"
-    )
-
-
 def decode_segment_body(header: RecordHeader, body: Buffer, *, at: int = 0) -> tuple[Geometry, ...]:
     """The disks of a segment record. Raises LogError for a repeated index or a size out of bounds."""
     disks: list[Geometry] = []
@@ -403,15 +336,19 @@ def decode_segment_body(header: RecordHeader, body: Buffer, *, at: int = 0) -> t
 
 def decode_seal_body(body: Buffer, *, at: int = 0) -> Seal:
     """The body of a seal. Raises LogError for an unknown reason."""
-    reason, entries, size = _SEAL.unpack_from(body)
-    if reason not in SealReason._value2member_map_:
-        raise LogError(at, "seal-reason", f"unknown reason of a seal: {reason}")
-    return Seal(SealReason(reason), entries, size)
+    reason, zeroes, entries, size = _SEAL.unpack_from(body)
+    known = _SEAL_REASONS.get(reason)
+    if known is None or any(zeroes):
+        raise LogError(at, "seal-reason", f"unknown reason of a seal: {reason}, then {zeroes.hex()}")
+    return Seal(known, entries, size)
 
 
-def decode_settled_body(body: Buffer) -> Settled:
-    """The body of a settled record."""
-    return Settled(*_SETTLED.unpack_from(body))
+def decode_settled_body(body: Buffer, *, at: int = 0) -> Settled:
+    """The body of a settled record. Raises LogError for an empty range, or one that no disk can have."""
+    disk, zeroes, offset, length = _SETTLED.unpack_from(body)
+    if any(zeroes) or not 0 < length <= MAX_DISK_BYTES or offset > MAX_DISK_BYTES - length:
+        raise LogError(at, "settled-range", f"a settled range of {length} bytes at {offset} of disk {disk}")
+    return Settled(disk, offset, length)
 
 
 __all__ = [
@@ -421,6 +358,8 @@ __all__ = [
     "EPOCH_BYTES",
     "FILE_HEADER_BYTES",
     "MAX_BODY",
+    "MAX_DISKS",
+    "MAX_DISK_BYTES",
     "MAX_ENTRIES",
     "MAX_PAYLOAD",
     "MAX_RECORD",
@@ -441,6 +380,7 @@ __all__ = [
     "decode_seal_body",
     "decode_segment_body",
     "decode_settled_body",
+    "decode_table",
     "encode_entry",
     "encode_file_header",
     "encode_record",
