@@ -184,6 +184,14 @@ class Channel:
             self._end(ChannelClosed(f"The channel was closed: {reason or 'no longer needed'}."))
         await self._ended.wait()
 
+    def abort(self, reason: str = "") -> None:
+        """End at once, without a word to the peer: for an owner that is cancelled or failed half-way."""
+        if self._failure is None:
+            self._failure = ChannelClosed(f"The channel was cut: {reason or 'no longer needed'}.")
+            self._arrival.set()
+        self._timer.cancel()
+        self._link.abort()
+
     # --- link (shared.ports.Receiver) ------------------------------------------------------------------------------
 
     def get_buffer(self, size_hint: int) -> memoryview:
