@@ -1,4 +1,4 @@
-"""Simulated files: a page cache over durable pages, unsynced pages that power loss keeps, drops or tears, and faults."""
+"""Simulated files: a page cache over durable pages; power loss keeps, drops or tears what was not synced."""
 
 from __future__ import annotations
 
@@ -8,114 +8,153 @@ from collections.abc import Callable, Iterator, Sequence
 
 from shared.errors import DiskInUseError
 from shared.ports import Buffer, Extent, FileIdentity
-from tests.simulation.loop import Process
+from tests.simulation.loop import Process, fingerprint
 
 PAGE = 4096
 SECTOR = 512
+UNLIMITED = 1 << 60
+ZERO_PAGE = bytes(PAGE)
 
 
 class Inode:
-    """One file's content: ``cache`` is what programs see, ``durable`` what would survive power loss."""
+    """One file's content: ``data`` is what programs see, ``durable`` what would survive power loss.
+
+    ``data`` holds only the front of the file that was ever written; behind it, up to ``size``, are zeroes.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.cache = bytearray()
+        self.size = 0
+        self.data = bytearray()
         self.allocated: set[int] = set()
         self.dirty: set[int] = set()
         self.durable: dict[int, bytes] = {}
         self.durable_size = 0
-        self.durable_allocated: set[int] = set()
         self.mtime_ns = 0
         self.durable_mtime_ns = 0
         self.locked_by: SimulatedFile | None = None
 
-    def page(self, index: int) -> bytes:
-        return bytes(self.cache[index * PAGE : (index + 1) * PAGE]).ljust(PAGE, b"\0")
+    def read(self, offset: int, length: int) -> bytes:
+        end = min(offset + length, self.size)
+        if end <= offset:
+            return b""
+        return bytes(self.data[offset:end]).ljust(end - offset, b"\0")
+
+    def write(self, offset: int, data: Buffer) -> None:
+        end = offset + len(data)
+        if len(self.data) < end:
+            self.data.extend(bytes(end - len(self.data)))
+        self.data[offset:end] = data
+        self.size = max(self.size, end)
+
+    def zero(self, offset: int, end: int) -> None:
+        known = min(end, len(self.data))
+        if offset < known:
+            self.data[offset:known] = bytes(known - offset)
+
+    def cut(self, size: int) -> None:
+        del self.data[size:]
+        self.size = size
+
+    def image(self) -> bytes:
+        """The whole content as programs see it."""
+        return self.read(0, self.size)
 
     def sync(self) -> None:
         for index in self.dirty:
-            if index in self.allocated:
-                self.durable[index] = self.page(index)
-                self.durable_allocated.add(index)
+            page = bytes(self.data[index * PAGE : (index + 1) * PAGE])
+            if page.strip(b"\0"):
+                self.durable[index] = page
             else:
                 self.durable.pop(index, None)
-                self.durable_allocated.discard(index)
         self.dirty.clear()
-        self.durable_size = len(self.cache)
+        self.durable_size = self.size
         self.durable_mtime_ns = self.mtime_ns
+
+    def fail_sync(self) -> None:
+        """As after a failed fsync on Linux: the pages count as clean, though they never got to the disk."""
+        self.dirty.clear()
 
     def lose_power(self, rng: random.Random) -> None:
         """Each dirty page was written back, was not, or was torn at a sector, independently."""
         if rng.random() < 0.5:
-            self.durable_size = len(self.cache)
-        size = self.durable_size
+            self.durable_size = self.size
         for index in sorted(self.dirty):
             fate = rng.random()
-            if fate < 0.45 or index * PAGE >= size:
+            if fate < 0.45:
                 continue
-            if index not in self.allocated:
-                self.durable.pop(index, None)
-                self.durable_allocated.discard(index)
-                continue
-            new = self.page(index)
+            page = self.read(index * PAGE, PAGE).ljust(PAGE, b"\0")
             if fate > 0.9:
                 cut = SECTOR * rng.randrange(1, PAGE // SECTOR)
-                new = new[:cut] + self.durable.get(index, bytes(PAGE))[cut:]
-            self.durable[index] = new
-            self.durable_allocated.add(index)
+                page = page[:cut] + self.durable.get(index, ZERO_PAGE).ljust(PAGE, b"\0")[cut:]
+            self.durable[index] = page
             self.durable_mtime_ns = self.mtime_ns
-        self.cache = bytearray(size)
-        for index, data in self.durable.items():
-            start = index * PAGE
-            if start < size:
-                self.cache[start : start + PAGE] = data[: max(0, size - start)]
-        del self.cache[size:]
-        self.allocated = {index for index in self.durable_allocated if index * PAGE < size}
-        self.mtime_ns = self.durable_mtime_ns
         self.dirty.clear()
+        self.size = self.durable_size
+        self.durable = {index: page for index, page in self.durable.items() if index * PAGE < self.size}
+        self.data = bytearray()
+        for index, page in sorted(self.durable.items()):
+            self.data.extend(bytes(index * PAGE - len(self.data)))
+            self.data.extend(page)
+        del self.data[self.size :]
+        self.allocated = {index for index in self.allocated if index * PAGE < self.size} | self.durable.keys()
+        self.mtime_ns = self.durable_mtime_ns
+
+
+Change = dict[str, Inode | None]
 
 
 class Volume:
     """The files of one host, with the faults that are switched on for it."""
 
-    def __init__(self, rng: random.Random, wall: Callable[[], float], capacity: int = 1 << 40) -> None:
+    def __init__(self, rng: random.Random, wall: Callable[[], float], capacity: int = UNLIMITED) -> None:
         self.rng = rng
         self.wall = wall
         self.capacity = capacity
         self.entries: dict[str, Inode] = {}
         self.durable_entries: dict[str, Inode] = {}
-        self.pending: list[dict[str, Inode | None]] = []
+        self.pending: list[Change] = []
         self.folders: set[str] = set()
         self.numbers = 0
+        self.cold = 0.0
+        """The share of reads that the page cache can't serve at once."""
         self.fault: Callable[[str, str], int] = lambda _operation, _path: 0
+        """Called with operation and path; returns the errno with which the operation fails, or 0."""
         self.on_sync: Callable[[Process, str], None] = lambda _process, _path: None
+        """Called at the beginning of every sync of a file or folder."""
 
     def lose_power(self) -> None:
         for change in self.pending[: self.rng.randint(0, len(self.pending))]:
-            self._settle(change)
+            self._apply(self.durable_entries, change)
         self.pending.clear()
         self.entries = dict(self.durable_entries)
-        for inode in {id(inode): inode for inode in self.entries.values()}.values():
+        for inode in {inode.number: inode for inode in self.entries.values()}.values():
             inode.lose_power(self.rng)
             inode.locked_by = None
 
-    def change(self, names: dict[str, Inode | None]) -> None:
+    def change(self, names: Change) -> None:
         """Link names (or unlink, where None) in one atomic step; durable once a folder it touched is synced."""
         self._apply(self.entries, names)
         self.pending.append(names)
 
     def sync_folder(self, path: str) -> None:
+        """Settle the changes in this folder, and before each what happened earlier to the same names."""
         folder = path.rstrip("/")
-        synced = [names for names in self.pending if any(name.rpartition("/")[0] == folder for name in names)]
-        self.pending = [names for names in self.pending if names not in synced]
-        for names in synced:
-            self._settle(names)
-
-    def _settle(self, names: dict[str, Inode | None]) -> None:
-        self._apply(self.durable_entries, names)
+        wanted: set[str] = set()
+        settled: list[Change] = []
+        left: list[Change] = []
+        for names in reversed(self.pending):
+            if any(name in wanted or name.rpartition("/")[0] == folder for name in names):
+                wanted.update(names)
+                settled.append(names)
+            else:
+                left.append(names)
+        for names in reversed(settled):
+            self._apply(self.durable_entries, names)
+        self.pending = left[::-1]
 
     @staticmethod
-    def _apply(entries: dict[str, Inode], names: dict[str, Inode | None]) -> None:
+    def _apply(entries: dict[str, Inode], names: Change) -> None:
         for path, inode in names.items():
             if inode is None:
                 entries.pop(path, None)
@@ -123,12 +162,26 @@ class Volume:
                 entries[path] = inode
 
     def used(self) -> int:
-        inodes = {id(inode): inode for inode in self.entries.values()}.values()
-        return sum(len(inode.allocated) * PAGE for inode in inodes)
+        """Bytes that the files take."""
+        inodes = {inode.number: inode for inode in self.entries.values()}.values()
+        return sum(len(inode.allocated) for inode in inodes) * PAGE
+
+    def take(self, inode: Inode, pages: range, path: str) -> None:
+        """Allocate pages of a file, or raise ENOSPC."""
+        if self.capacity < UNLIMITED:
+            added = sum(page not in inode.allocated for page in pages) * PAGE
+            if added and self.used() + added > self.capacity:
+                raise OSError(errno.ENOSPC, "simulated volume is full", path)
+        inode.allocated.update(pages)
 
     def create(self) -> Inode:
         self.numbers += 1
         return Inode(self.numbers)
+
+
+def _pages(offset: int, length: int) -> range:
+    """The pages that a range touches."""
+    return range(offset // PAGE, (offset + length - 1) // PAGE + 1) if length > 0 else range(0)
 
 
 class SimulatedFile:
@@ -141,101 +194,105 @@ class SimulatedFile:
         self.inode = inode
         self.writable = write
         self.closed = False
-        process.on_death.append(self._unlock)
 
-    def _enter(self, operation: str) -> None:
-        self.process.operation()
+    def _enter(self, operation: str, *details: int) -> None:
+        self.process.operation(*details)
         if self.closed:
             raise OSError(errno.EBADF, "file is closed", self.path)
         number = self.volume.fault(operation, self.path)
         if number:
             raise OSError(number, f"simulated failure of {operation}", self.path)
 
+    def _enter_change(self, operation: str, *details: int) -> None:
+        if not self.writable:
+            raise OSError(errno.EBADF, "file is open for reading only", self.path)
+        self._enter(operation, *details)
+
     def read(self, offset: int, length: int) -> bytes:
         self._enter("read")
-        return bytes(self.inode.cache[offset : offset + length])
+        return self.inode.read(offset, length)
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
-        self._enter("read")
-        data = self.inode.cache[offset : offset + len(buffer)]
+        data = self.read(offset, len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
+        if self.volume.cold and self.volume.rng.random() < self.volume.cold:
+            return None
         return self.read(offset, length)
 
     def write(self, offset: int, data: Buffer) -> None:
-        self._enter("write")
-        if not self.writable:
-            raise OSError(errno.EBADF, "file is open for reading only", self.path)
-        inode = self.inode
-        end = offset + len(data)
-        if len(inode.cache) < end:
-            inode.cache.extend(bytes(end - len(inode.cache)))
-        inode.cache[offset:end] = data
-        self._touch(offset, len(data), True)
+        if self.process.dies_next():
+            # A fatal signal may interrupt a write between two pages.
+            kept = self.volume.rng.randrange(0, len(data) + 1, PAGE)
+            self._put(offset, bytes(data)[:kept])
+        self._enter_change("write", offset, fingerprint(data))
+        self._put(offset, data)
+
+    def _put(self, offset: int, data: Buffer) -> None:
+        pages = _pages(offset, len(data))
+        self.volume.take(self.inode, pages, self.path)
+        self.inode.write(offset, data)
+        self._changed(pages)
 
     def write_many(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        self.write(offset, b"".join(bytes(piece) for piece in buffers))
+        self.write(offset, b"".join(buffers))
 
-    def _touch(self, offset: int, length: int, allocate: bool) -> None:
-        if length == 0:
-            return
-        pages = range(offset // PAGE, (offset + length - 1) // PAGE + 1)
-        if allocate:
-            self.inode.allocated.update(pages)
+    def _changed(self, pages: range) -> None:
         self.inode.dirty.update(pages)
         self.inode.mtime_ns = int(self.volume.wall() * 1e9)
 
     def punch_hole(self, offset: int, length: int) -> None:
-        self._enter("punch")
-        end = min(offset + length, len(self.inode.cache))
+        self._enter_change("punch", offset, length)
+        inode = self.inode
+        end = min(offset + length, inode.size)
         if end <= offset:
             return
-        self.inode.cache[offset:end] = bytes(end - offset)
-        self._touch(offset, end - offset, False)
-        whole = range(-(-offset // PAGE), end // PAGE if end < len(self.inode.cache) else -(-end // PAGE))
-        self.inode.allocated.difference_update(whole)
+        inode.zero(offset, end)
+        whole = range(-(-offset // PAGE), end // PAGE if end < inode.size else -(-end // PAGE))
+        inode.allocated.difference_update(whole)
+        self._changed(_pages(offset, end - offset))
 
     def write_zeroes(self, offset: int, length: int) -> None:
-        end = min(offset + length, len(self.inode.cache))
-        self.write(offset, bytes(max(0, end - offset)))
+        self._enter_change("zero", offset, length)
+        end = min(offset + length, self.inode.size)
+        pages = _pages(offset, end - offset)
+        self.volume.take(self.inode, pages, self.path)
+        self.inode.zero(offset, end)
+        self._changed(pages)
 
     def allocate(self, offset: int, length: int) -> None:
-        self._enter("allocate")
-        if self.volume.used() + length > self.volume.capacity:
-            raise OSError(errno.ENOSPC, "simulated volume is full", self.path)
-        end = offset + length
-        if len(self.inode.cache) < end:
-            self.inode.cache.extend(bytes(end - len(self.inode.cache)))
-        self._touch(offset, length, True)
-
-    def truncate(self, size: int) -> None:
-        self._enter("truncate")
-        cache = self.inode.cache
-        if size < len(cache):
-            del cache[size:]
-            first = -(-size // PAGE)
-            gone = {page for page in self.inode.allocated if page >= first}
-            self.inode.allocated -= gone
-            self.inode.dirty |= gone
-        else:
-            cache.extend(bytes(size - len(cache)))
+        self._enter_change("allocate", offset, length)
+        self.volume.take(self.inode, _pages(offset, length), self.path)
+        self.inode.size = max(self.inode.size, offset + length)
         self.inode.mtime_ns = int(self.volume.wall() * 1e9)
 
+    def truncate(self, size: int) -> None:
+        self._enter_change("truncate", size)
+        inode = self.inode
+        if size < inode.size:
+            first = size // PAGE
+            inode.dirty.update(_pages(size, len(inode.data) - size))
+            inode.allocated = {page for page in inode.allocated if page < first or (page == first and size % PAGE)}
+            inode.cut(size)
+        inode.size = size
+        inode.mtime_ns = int(self.volume.wall() * 1e9)
+
     def size(self) -> int:
-        self._enter("stat")
-        return len(self.inode.cache)
+        self.process.operation()
+        return self.inode.size
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         self._enter("extents")
-        end = min(offset + length, len(self.inode.cache))
+        allocated, size = self.inode.allocated, self.inode.size
+        end = offset + length
         position = offset
         while position < end:
-            hole = position // PAGE not in self.inode.allocated
+            hole = position >= size or position // PAGE not in allocated
             stop = position
-            while stop < end and (stop // PAGE not in self.inode.allocated) == hole:
-                stop = (stop // PAGE + 1) * PAGE
+            while stop < end and (stop >= size or stop // PAGE not in allocated) == hole:
+                stop = end if stop >= size else min(size, (stop // PAGE + 1) * PAGE)
             stop = min(stop, end)
             yield Extent(position, stop - position, hole)
             position = stop
@@ -243,27 +300,29 @@ class SimulatedFile:
     def identity(self) -> FileIdentity:
         self._enter("stat")
         inode = self.inode
-        return FileIdentity(1, inode.number, len(inode.cache), inode.mtime_ns, inode.mtime_ns)
+        return FileIdentity(1, inode.number, inode.size, inode.mtime_ns, inode.mtime_ns)
 
     def sync(self) -> None:
-        self._enter("sync")
-        self.volume.on_sync(self.process, self.path)
         self.process.operation()
+        self.volume.on_sync(self.process, self.path)
+        try:
+            self._enter("sync")
+        except OSError:
+            self.inode.fail_sync()
+            raise
         self.inode.sync()
 
     def lock(self) -> None:
-        self._enter("lock")
-        if self.inode.locked_by not in (None, self):
+        self._enter_change("lock")
+        holder = self.inode.locked_by
+        if holder not in (None, self) and not holder.process.dead:
             raise DiskInUseError(f"{self.path} is in use by another process.", "Stop that process first.")
         self.inode.locked_by = self
 
-    def _unlock(self) -> None:
-        if self.inode.locked_by is self:
-            self.inode.locked_by = None
-
     def close(self) -> None:
         self.closed = True
-        self._unlock()
+        if self.inode.locked_by is self:
+            self.inode.locked_by = None
 
 
 class SimulatedFileSystem:
@@ -279,14 +338,14 @@ class SimulatedFileSystem:
         if number:
             raise OSError(number, "simulated failure of open", path)
         inode = self.volume.entries.get(path)
-        if inode is not None and exclusive:
+        if inode is not None and create and exclusive:
             raise FileExistsError(errno.EEXIST, "file exists", path)
         if inode is None:
-            if not create:
+            if not create or path.rpartition("/")[0] not in self.volume.folders:
                 raise FileNotFoundError(errno.ENOENT, "no such file", path)
             inode = self.volume.create()
             self.volume.change({path: inode})
-        return SimulatedFile(self.volume, self.process, path, inode, write or create)
+        return SimulatedFile(self.volume, self.process, path, inode, write)
 
     def exists(self, path: str) -> bool:
         self.process.operation()
@@ -295,9 +354,9 @@ class SimulatedFileSystem:
     def list(self, path: str) -> list[str]:
         self.process.operation()
         prefix = path.rstrip("/") + "/"
-        names = {entry[len(prefix) :].split("/")[0] for entry in self.volume.entries if entry.startswith(prefix)}
-        names |= {folder[len(prefix) :].split("/")[0] for folder in self.volume.folders if folder.startswith(prefix)}
-        return sorted(name for name in names if name)
+        start = len(prefix)
+        known = (name for names in (self.volume.entries, self.volume.folders) for name in names)
+        return sorted({name[start:].partition("/")[0] for name in known if name.startswith(prefix)} - {""})
 
     def make_folder(self, path: str) -> None:
         # Folders are durable at once: losing one would only hide files that are lost with it.
@@ -308,6 +367,9 @@ class SimulatedFileSystem:
 
     def rename(self, source: str, target: str) -> None:
         self.process.operation()
+        number = self.volume.fault("rename", source)
+        if number:
+            raise OSError(number, "simulated failure of rename", source)
         inode = self.volume.entries.get(source)
         if inode is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", source)
@@ -329,6 +391,9 @@ class SimulatedFileSystem:
         self.process.operation()
         self.volume.on_sync(self.process, path)
         self.process.operation()
+        number = self.volume.fault("sync_folder", path)
+        if number:
+            raise OSError(number, "simulated failure of sync", path)
         self.volume.sync_folder(path)
 
     def free_space(self, path: str) -> int:

@@ -8,33 +8,87 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Coroutine
 from typing import Any
+
+import xxhash
 
 
 class ProcessDead(BaseException):
     """Raised by every port of a killed process, so that code that still runs gets no further."""
 
 
+class Deadlock(Exception):
+    """Nothing is scheduled any more, so that the awaited thing can never happen."""
+
+
+class Livelock(Exception):
+    """Far more steps than any healthy run takes: something spins without waiting."""
+
+
+class Trace:
+    """The fingerprint of everything that happened: equal for two runs of one seed, or the run is not deterministic.
+
+    With ``kept`` set the events are kept as well, so that two runs can be compared to their first difference.
+    """
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.kept: list[tuple[Any, ...]] | None = None
+
+    def mix(self, *event: float) -> None:
+        # The hash of a tuple of numbers does not depend on the process's hash seed.
+        self.value = hash((self.value, *event))
+        if self.kept is not None:
+            self.kept.append(event)
+
+
+def fingerprint(data: bytes | bytearray | memoryview) -> int:
+    """A number for the trace that stands for the bytes."""
+    return xxhash.xxh3_64_intdigest(data) >> 3
+
+
 class Process:
     """One simulated process: its tasks die with it, its files close, its links break."""
 
-    def __init__(self, name: str) -> None:
+    _last_number = 0
+
+    def __init__(self, name: str, loop: SimulationLoop | None = None) -> None:
         self.name = name
+        self.loop = loop
         self.dead = False
+        self.exited = False
+        """It ended by itself, with nothing left to lose."""
         self.tasks: list[asyncio.Task[Any]] = []
+        """Its unfinished tasks, and finished ones for a while: a task that is collected would run its ``finally``."""
         self.on_death: list[Callable[[], None]] = []
         self.operations = 0
         self.die_at: int | None = None
+        """The number of the operation in which the process is killed."""
+        self.number = 0
+        if loop is not None:
+            loop.processes.append(self)
+            self.number = len(loop.processes)
+        self.context = contextvars.Context()
+        self.context.run(CURRENT.set, self)
 
-    def operation(self) -> None:
+    def operation(self, *details: float) -> None:
         """Called by each port call: dies here when told to, which is where a real process may die, too."""
         if self.dead:
             raise ProcessDead
         self.operations += 1
+        if self.loop is not None:
+            self.loop.trace.mix(self.loop.now, self.number, self.operations, *details)
         if self.die_at is not None and self.operations >= self.die_at:
             self.kill()
             raise ProcessDead
+
+    def dies_next(self) -> bool:
+        """Whether the next operation is the one in which the process is killed."""
+        return self.die_at is not None and self.operations + 1 >= self.die_at
 
     def kill(self) -> None:
         if self.dead:
@@ -44,57 +98,104 @@ class Process:
             callback()
         self.on_death.clear()
 
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call ``function`` as this process would; what it starts belongs to the process."""
+        return self.context.copy().run(function, *args)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task of this process."""
+        assert self.loop is not None
+        task: asyncio.Task[Any] = self.run(self.loop.create_task, coroutine)
+        return task
+
 
 CURRENT: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
 
-class _Selector:
-    """Instead of waiting for sockets, jump to the time of the next timer."""
+class SimulatedFuture(asyncio.Future[Any]):
+    """A future whose hash is its number, so that sets of futures have the same order in every run."""
 
-    def __init__(self, loop: SimulationLoop) -> None:
-        self._loop = loop
+    number = 0
 
-    def select(self, timeout: float | None) -> tuple[()]:
-        if timeout is None:
-            raise RuntimeError("deadlock: nothing is scheduled")
-        if timeout > 0:
-            self._loop.now += timeout
-        return ()
+    def __hash__(self) -> int:
+        return self.number
 
-    def close(self) -> None:
-        pass
+
+class SimulatedTask(asyncio.Task[Any]):
+    """A task whose hash is its number, so that sets of tasks have the same order in every run."""
+
+    number = 0
+
+    def __new__(cls, *_args: Any, loop: SimulationLoop, **_options: Any) -> SimulatedTask:
+        task = super().__new__(cls)
+        loop.numbers += 1
+        task.number = loop.numbers
+        return task
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class _Handle(asyncio.Handle):
+    """A callback of a process; skipped once that process is dead."""
+
+    __slots__ = ("process",)
+    process: Process | None
+
+
+class _TimerHandle(asyncio.TimerHandle):
+    __slots__ = ("process",)
+    process: Process | None
 
 
 class SimulationLoop(asyncio.BaseEventLoop):
-    """asyncio without a real clock or sockets; deterministic for one sequence of calls."""
+    """asyncio without a real clock, sockets or threads; deterministic for one sequence of calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_steps: float = math.inf) -> None:
         super().__init__()
         self.now = 0.0
         self.steps = 0
+        self.max_steps = max_steps
+        self.numbers = 0
+        self.trace = Trace()
+        self.processes: list[Process] = []
         self.errors: list[dict[str, Any]] = []
-        self._ties = 0
-        self._selector = _Selector(self)
-        self._clock_resolution = 1e-12
+        self._timers: list[tuple[float, int, _TimerHandle]] = []
+        self._ready: deque[_Handle | _TimerHandle] = deque()
         self.set_exception_handler(lambda _loop, context: self.errors.append(context))
         self.set_task_factory(_make_task)
 
     def time(self) -> float:
         return self.now
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        # The heap of asyncio does not keep equal times in order; a tie-break of 1e-11 s a timer does.
-        self._ties += 1
-        process = (context or contextvars.copy_context()).get(CURRENT)
-        if process is not None:
-            callback, args = _guarded, (process, callback, args)
-        return super().call_at(when + self._ties * 1e-11, callback, *args, context=context)
+    def create_future(self) -> SimulatedFuture:
+        future = SimulatedFuture(loop=self)
+        self.numbers += 1
+        future.number = self.numbers
+        return future
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
-        process = (context or contextvars.copy_context()).get(CURRENT)
-        if process is not None:
-            callback, args = _guarded, (process, callback, args)
-        return super().call_soon(callback, *args, context=context)
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> _Handle:
+        handle = _Handle(callback, args, self, context)
+        handle.process = CURRENT.get() if context is None else context.get(CURRENT)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> _TimerHandle:
+        handle = _TimerHandle(when, callback, args, self, context)
+        handle.process = CURRENT.get() if context is None else context.get(CURRENT)
+        self.numbers += 1
+        heapq.heappush(self._timers, (when, self.numbers, handle))
+        return handle
+
+    def _timer_handle_cancelled(self, _handle: asyncio.TimerHandle) -> None:
+        pass
+
+    def run_in_executor(self, _executor: Any, function: Any, *_args: Any) -> Any:  # type: ignore[override]
+        raise RuntimeError(f"{function} was given to a thread past the ports")
 
     def _process_events(self, _events: Any) -> None:
         pass
@@ -103,18 +204,68 @@ class SimulationLoop(asyncio.BaseEventLoop):
         pass
 
     def _run_once(self) -> None:
-        self.steps += len(self._ready) + 1
-        super()._run_once()  # type: ignore[misc]
+        ready, timers = self._ready, self._timers
+        while timers and (timers[0][2].cancelled() or _is_dead(timers[0][2].process)):
+            heapq.heappop(timers)
+        if not ready and not self._stopping:  # type: ignore[attr-defined]
+            if not timers:
+                raise Deadlock("nothing is scheduled")
+            self.now = max(self.now, timers[0][0])
+        while timers and timers[0][0] <= self.now:
+            ready.append(heapq.heappop(timers)[2])
+        count = len(ready)
+        self.steps += count
+        if self.steps > self.max_steps:
+            raise Livelock(f"{self.steps} steps at {self.now:.6f} s")
+        for _ in range(count):
+            handle = ready.popleft()
+            process = handle.process
+            if handle.cancelled() or (process is not None and process.dead):
+                continue
+            handle._run()
+
+    def unretrieved(self) -> list[BaseException]:
+        """Exceptions that ended a task of a living process and that nobody looked at, and failed callbacks."""
+        found = [error for context in self.errors if (error := context.get("exception")) is not None]
+        for process in self.processes:
+            for task in process.tasks:
+                if not process.dead and task.done() and not task.cancelled() and task._log_traceback:
+                    error = task.exception()
+                    if error is not None:
+                        found.append(error)
+        return [error for error in found if not isinstance(error, ProcessDead)]
+
+    def dismantle(self) -> None:
+        """End everything without letting it run on: for the end of a simulation."""
+        for process in self.processes:
+            process.kill()
+        for task in asyncio.all_tasks(self):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            coroutine = task.get_coro()
+            try:
+                if coroutine is not None:
+                    coroutine.close()
+            except BaseException:
+                # Code of a dead process that ran into a port, or into a loop that stands still.
+                continue
+        self._ready.clear()
+        self._timers.clear()
+        self._asyncgens.clear()  # type: ignore[attr-defined]
+        self.close()
 
 
-def _guarded(process: Process, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    if not process.dead:
-        callback(*args)
+def _is_dead(process: Process | None) -> bool:
+    return process is not None and process.dead
+
+
+PRUNE_AT = 512
 
 
 def _make_task(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+    task = SimulatedTask(coroutine, loop=loop, **options)
     process = CURRENT.get()
     if process is not None:
         process.tasks.append(task)
+        if len(process.tasks) % PRUNE_AT == 0 and not process.dead:
+            process.tasks = [one for one in process.tasks if not one.done() or one._log_traceback]
     return task

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from shared.errors import UnreachableError
 from shared.ports import Address, Buffer, Link, Peer, Receiver
-from tests.simulation.loop import CURRENT, Process, SimulationLoop
+from tests.simulation.loop import Process, SimulationLoop, fingerprint
 
-HIGH_WATER = 256 << 10
+WINDOW = 256 << 10
+"""Bytes that a link takes before its writer has to wait: what both kernels would buffer."""
 
 
 class Wire:
@@ -21,22 +23,42 @@ class Wire:
     def __init__(self, loop: SimulationLoop, rng: random.Random) -> None:
         self.loop = loop
         self.rng = rng
-        self.partitioned = False
         self.slow = 0.02
+        """Seconds that bytes between hosts travel at most."""
+        self.hiccups = 0.0
+        """The share of writes between hosts that are held up for seconds."""
+        self.splits = 0.0
+        """The share of writes that arrive in two pieces."""
+        self.partitioned = False
+        self.held: list[SimulatedLink] = []
         self.listeners: dict[str, SimulatedListener] = {}
-        self.ends: list[SimulatedLink] = []
+        self.ends: dict[int, SimulatedLink] = {}
+        self.numbers = 0
 
-    def reset(self, *, everything: bool = False) -> None:
-        """Cut the links between hosts (or really all), with what is in flight."""
-        for end in list(self.ends):
-            if everything or not end.local:
+    def reset(self) -> None:
+        """Cut the links between hosts, with what is in flight."""
+        for end in list(self.ends.values()):
+            if not end.local:
                 end.cut(ConnectionResetError("simulated reset"))
+
+    def partition(self) -> None:
+        """From now on nothing gets from host to host; established links stay silent."""
+        self.partitioned = True
+
+    def heal(self) -> None:
+        """What was sent during the partition arrives, as a kernel's retransmission would have it."""
+        self.partitioned = False
+        held, self.held = self.held, []
+        for end in held:
+            end.land_held()
 
     def delay(self, local: bool) -> float:
         if local:
             return self.rng.uniform(0.00001, 0.0005)
         base = self.rng.uniform(0.0005, self.slow)
-        return base + (self.rng.uniform(0, 2) if self.rng.random() < 0.002 else 0)
+        if self.hiccups and self.rng.random() < self.hiccups:
+            base += self.rng.uniform(0, 3)
+        return base
 
 
 class SimulatedLink:
@@ -49,44 +71,86 @@ class SimulatedLink:
         self.local = local
         self.other: SimulatedLink | None = None
         self.receiver: Receiver | None = None
-        self.context = contextvars.copy_context()
-        self.context.run(CURRENT.set, process)
+        self.context = process.context.copy()
         self.dead = False
-        self.error: Exception | None = None
         self.paused = False
-        self.incoming: list[bytes] = []
+        self.incoming: deque[bytes] = deque()
         self.ended = False
-        self.flying = 0
+        self.unread = 0
         self.last_arrival = 0.0
+        self.held: list[Callable[[], None]] = []
         self.drainers: list[asyncio.Future[None]] = []
-        wire.ends.append(self)
-        process.on_death.append(lambda: self.cut(ConnectionResetError("process died")))
+        wire.numbers += 1
+        self.number = wire.numbers
+        wire.ends[self.number] = self
+        process.on_death.append(self._process_died)
+
+    def _process_died(self) -> None:
+        # The kernel sends what was written, then the end; bytes that nobody read make it a reset.
+        if self.incoming:
+            self.cut(ConnectionResetError("process died"))
+        else:
+            self._leave()
+
+    def vanish(self, delay: float) -> None:
+        """Our host lost power: the peer hears nothing for a while, then a reset."""
+        other = self.other
+        self._end(None)
+        if other is not None and not other.dead:
+            error = ConnectionResetError("the peer's host was restarted")
+            self.wire.loop.call_later(delay, other._end, error, context=contextvars.Context())
 
     def attach(self, receiver: Receiver) -> None:
         self.receiver = receiver
-        self.wire.loop.call_soon(self._deliver, context=self.context)
+        self._soon(self._deliver)
+
+    def _soon(self, callback: Callable[..., None], *args: Any) -> None:
+        self.wire.loop.call_soon(callback, *args, context=self.context)
+
+    # --- sending ---
 
     def write(self, *buffers: Buffer) -> None:
-        self.process.operation()
-        if self.dead:
+        data = b"".join(buffers)
+        self.process.operation(self.number, fingerprint(data))
+        if self.dead or not data:
             return
-        data = b"".join(bytes(piece) for piece in buffers)
-        self.flying += len(data)
-        self._fly(lambda: self._arrive(data))
+        self.unread += len(data)
+        if self.wire.splits and len(data) > 1 and self.wire.rng.random() < self.wire.splits:
+            cut = self.wire.rng.randrange(1, len(data))
+            self._fly(self._arrive, data[:cut])
+            data = data[cut:]
+        self._fly(self._arrive, data)
 
-    def _fly(self, land: Callable[[], None]) -> None:
+    def _fly(self, land: Callable[..., None], *args: Any) -> None:
         loop = self.wire.loop
         self.last_arrival = max(self.last_arrival, loop.time() + self.wire.delay(self.local))
         # Bytes in flight belong to neither process: they land even if the sender dies.
-        loop.call_at(self.last_arrival, land, context=contextvars.Context())
+        loop.call_at(self.last_arrival, self._land, land, args, context=contextvars.Context())
+
+    def _land(self, land: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if (self.wire.partitioned and not self.local) or self.held:
+            if not self.held:
+                self.wire.held.append(self)
+            self.held.append(lambda: land(*args))
+        else:
+            land(*args)
+
+    def land_held(self) -> None:
+        held, self.held = self.held, []
+        for land in held:
+            land()
 
     def _arrive(self, data: bytes) -> None:
-        self.flying -= len(data)
-        if self.flying < HIGH_WATER:
+        other = self.other
+        if other is not None and not other.dead:
+            other.incoming.append(data)
+            other._soon(other._deliver)
+
+    def _taken(self, count: int) -> None:
+        """The peer read so many of our bytes."""
+        self.unread -= count
+        if self.unread < WINDOW:
             self._wake()
-        if self.other is not None and not self.other.dead:
-            self.other.incoming.append(data)
-            self.other.wake_reader()
 
     def _wake(self) -> None:
         for future in self.drainers:
@@ -94,49 +158,56 @@ class SimulatedLink:
                 future.set_result(None)
         self.drainers.clear()
 
-    def wake_reader(self) -> None:
-        self.wire.loop.call_soon(self._deliver, context=self.context)
-
-    def _deliver(self) -> None:
-        while self.receiver is not None and self.incoming and not self.paused and not self.dead:
-            data = self.incoming.pop(0)
-            view = memoryview(data)
-            while view and not self.dead:
-                buffer = memoryview(self.receiver.get_buffer(len(view)))
-                count = min(len(buffer), len(view))
-                buffer[:count] = view[:count]
-                buffer.release()
-                self.receiver.buffer_updated(count)
-                view = view[count:]
-                if self.paused and view:
-                    self.incoming.insert(0, bytes(view))
-                    break
-        if self.receiver is not None and not self.incoming and self.ended:
-            self.cut(None)
-
     async def drain(self) -> None:
         self.process.operation()
-        while not self.dead and self.flying >= HIGH_WATER:
+        while not self.dead and self.unread >= WINDOW:
             future: asyncio.Future[None] = self.wire.loop.create_future()
             self.drainers.append(future)
             await future
+
+    # --- receiving ---
+
+    def _deliver(self) -> None:
+        receiver, other = self.receiver, self.other
+        if receiver is None:
+            return
+        while self.incoming and not self.paused and not self.dead:
+            data = self.incoming.popleft()
+            buffer = memoryview(receiver.get_buffer(len(data)))
+            count = min(len(buffer), len(data))
+            buffer[:count] = data[:count]
+            buffer.release()
+            if count < len(data):
+                self.incoming.appendleft(data[count:])
+            if other is not None:
+                other._taken(count)
+            receiver.buffer_updated(count)
+        if not self.incoming and self.ended:
+            self._end(None)
 
     def pause(self) -> None:
         self.paused = True
 
     def resume(self) -> None:
         self.paused = False
-        self.wake_reader()
+        self._soon(self._deliver)
+
+    # --- ending ---
 
     def close(self) -> None:
-        if self.dead or self.process.dead:
+        if not self.dead and not self.process.dead:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Our end is closed; the peer learns of it after everything that was sent before."""
+        if self.dead:
             return
         other = self.other
 
         def land() -> None:
             if other is not None and not other.dead:
                 other.ended = True
-                other.wake_reader()
+                other._soon(other._deliver)
 
         self._fly(land)
         self._end(None)
@@ -144,24 +215,27 @@ class SimulatedLink:
     def abort(self) -> None:
         self.cut(ConnectionAbortedError("aborted"))
 
-    def cut(self, error: Exception | None) -> None:
-        """End both directions now; what is in flight is lost."""
+    def cut(self, error: Exception) -> None:
+        """End both directions now; what is in flight is lost. During a partition the peer does not learn of it."""
         other = self.other
         self._end(error)
         if other is not None:
-            other._end(error)
+            if self.wire.partitioned and not self.local:
+                if not self.held:
+                    self.wire.held.append(self)
+                self.held.append(lambda: other._end(error))
+            else:
+                other._end(error)
 
     def _end(self, error: Exception | None) -> None:
         if self.dead:
             return
         self.dead = True
-        self.error = error
         self.incoming.clear()
         self._wake()
-        if self in self.wire.ends:
-            self.wire.ends.remove(self)
+        self.wire.ends.pop(self.number, None)
         if self.receiver is not None:
-            self.wire.loop.call_soon(self.receiver.lost, error, context=self.context)
+            self._soon(self.receiver.lost, error)
 
 
 class SimulatedListener:
@@ -172,9 +246,11 @@ class SimulatedListener:
         self.address = address
         self.key = key
         self.accept = accept
-        self.context = contextvars.copy_context()
 
     async def close(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
         if self.network.wire.listeners.get(self.key) is self:
             del self.network.wire.listeners[self.key]
 
@@ -189,21 +265,22 @@ class SimulatedNetwork:
         self.identity = identity
 
     def _key(self, address: Address) -> str:
-        if address.unix_path:
-            return f"{self.host}:{address.unix_path}"
-        return f"tcp:{address.port}"
+        return f"{self.host}:{address.unix_path}" if address.unix_path else f"tcp:{address.port}"
 
     async def connect(self, address: Address, *, timeout: float) -> SimulatedLink:
         self.process.operation()
         local = bool(address.unix_path)
         await asyncio.sleep(self.wire.delay(local))
+        if self.wire.partitioned and not local:
+            await asyncio.sleep(timeout)
+            raise UnreachableError(f"{address} did not answer within {timeout:g} seconds.", "Check the network.")
         listener = self.wire.listeners.get(self._key(address))
-        if listener is None or listener.network.process.dead or (self.wire.partitioned and not local):
-            raise UnreachableError(f"{address} does not answer.", "Check the other side.")
+        if listener is None or listener.network.process.dead:
+            raise UnreachableError(f"{address} does not answer.", "Check that the other side runs.")
         here = SimulatedLink(self.wire, self.process, listener.network.identity, local)
         there = SimulatedLink(self.wire, listener.network.process, self.identity, local)
         here.other, there.other = there, here
-        self.wire.loop.call_soon(listener.accept, there, context=there.context)
+        there._soon(listener.accept, there)
         return here
 
     async def listen(self, address: Address, accept: Callable[[Any], None]) -> SimulatedListener:
@@ -211,10 +288,5 @@ class SimulatedNetwork:
         key = self._key(address)
         listener = SimulatedListener(self, address, key, accept)
         self.wire.listeners[key] = listener
-
-        def forget() -> None:
-            if self.wire.listeners.get(key) is listener:
-                del self.wire.listeners[key]
-
-        self.process.on_death.append(forget)
+        self.process.on_death.append(listener.forget)
         return listener

@@ -1,18 +1,20 @@
-"""Simulated clock, randomness, workers and store, and the ports of a process made of them."""
+"""Simulated clock, randomness, workers and store: what a process's ports are made of beside disk and network."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import msgpack
+
 from shared.errors import StoreDamagedError
-from tests.simulation.loop import Process, SimulationLoop
+from tests.simulation.loop import Process, SimulationLoop, fingerprint
 
 T = TypeVar("T")
 EPOCH_OF_WORLD = 1_700_000_000.0
+THREADS = 4
 
 
 class SimulatedClock:
@@ -46,101 +48,165 @@ class SimulatedRandom:
 
 
 class SimulatedWorkers:
-    """Work off the loop (shared.ports.Workers): takes virtual time, and happens at its beginning or at its end."""
+    """Work off the loop (shared.ports.Workers): takes virtual time, and happens at its beginning or at its end.
+
+    As in the real ones, accepted work runs to its end, and a cancelled caller gets its CancelledError only then.
+    """
 
     def __init__(self, process: Process, rng: random.Random, stall: Callable[[], float]) -> None:
         self._process = process
         self._rng = rng
         self._stall = stall
+        self._places = asyncio.Semaphore(THREADS)
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
-        self._process.operation()
-        # A cancelled caller does not stop a thread that runs already.
-        return await asyncio.shield(asyncio.ensure_future(self._work(work, args)))
+        async with self._places:
+            self._process.operation()
+            return await self._run(work, args)
 
-    async def _work(self, work: Callable[..., T], args: tuple[Any, ...]) -> T:
+    async def _run(self, work: Callable[..., T], args: tuple[Any, ...]) -> T:
         delay = self._rng.uniform(0.0001, 0.004) + self._stall()
         if self._rng.random() < 0.5:
-            await asyncio.sleep(delay)
-            return work(*args)
+            cancelled = await self._pass(delay)
+            if cancelled is None:
+                return work(*args)
+            try:
+                work(*args)
+            except Exception as error:
+                raise cancelled from error
+            raise cancelled
+        failure: Exception | None = None
         try:
             result = work(*args)
-        except Exception:
-            await asyncio.sleep(delay)
-            raise
-        await asyncio.sleep(delay)
+        except Exception as error:
+            failure = error
+        cancelled = await self._pass(delay)
+        if cancelled is not None:
+            raise cancelled from failure
+        if failure is not None:
+            raise failure
         return result
+
+    async def _pass(self, delay: float) -> asyncio.CancelledError | None:
+        """Let time pass; a cancellation meanwhile is handed back."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        loop.call_later(delay, future.set_result, None)
+        cancelled = None
+        while not future.done():
+            try:
+                await asyncio.shield(future)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        return cancelled
 
 
 class StoreContent:
-    """What one store holds durably."""
+    """What one store holds durably: records as the bytes that a database would keep, and events."""
 
     def __init__(self) -> None:
-        self.records: dict[str, Any] = {}
+        self.records: dict[str, bytes] = {}
         self.events: list[dict[str, Any]] = []
+        self.last_event = 0
+
+    def record(self, name: str) -> Any:
+        """The plain value of a record, or None."""
+        packed = self.records.get(name)
+        return None if packed is None else unpack(packed)
+
+
+def pack(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def unpack(packed: bytes) -> Any:
+    return msgpack.unpackb(packed, raw=False, strict_map_key=False)
 
 
 class SimulatedStore:
     """Atomic versions in memory (shared.ports.Store); a commit that has not returned may or may not survive."""
 
-    def __init__(self, process: Process, rng: random.Random, content: StoreContent, stall: Callable[[], float]) -> None:
-        self._process = process
-        self._rng = rng
+    def __init__(self, stores: SimulatedStores, folder: str, content: StoreContent) -> None:
+        self._stores = stores
+        self._process = stores.process
+        self.folder = folder
         self._content = content
-        self._records = copy.deepcopy(content.records)
-        self._stall = stall
+        self._records = dict(content.records)
         self._order = asyncio.Lock()
 
     def get(self, name: str) -> Any:
         self._process.operation()
-        return copy.deepcopy(self._records.get(name))
+        packed = self._records.get(name)
+        return None if packed is None else unpack(packed)
 
     def names(self, prefix: str = "") -> list[str]:
         return sorted(name for name in self._records if name.startswith(prefix))
 
     async def commit(self, changes: dict[str, Any], events: Sequence[dict[str, Any]] = ()) -> None:
-        changes, events = copy.deepcopy(changes), copy.deepcopy(list(events))
-        self._process.operation()
+        packed = {name: None if value is None else pack(value) for name, value in changes.items()}
+        packed_events = pack(list(events))
+        self._process.operation(*(fingerprint(value or b"") for value in packed.values()))
+        # The transaction takes place in a thread of its own: a cancelled caller does not stop it.
+        await asyncio.shield(asyncio.ensure_future(self._commit(packed, packed_events)))
+
+    async def _commit(self, changes: dict[str, bytes | None], events: bytes) -> None:
+        rng, content = self._stores.rng, self._content
         async with self._order:
-            before = self._rng.uniform(0.0002, 0.004) + self._stall()
-            await asyncio.sleep(before)
+            await asyncio.sleep(rng.uniform(0.0002, 0.004) + self._stores.stall())
+            self._stores.on_commit(self._process, self.folder)
             self._process.operation()
-            for records in (self._content.records, self._records):
-                for name, value in changes.items():
+            for name, value in changes.items():
+                for records in (content.records, self._records):
                     if value is None:
                         records.pop(name, None)
                     else:
-                        records[name] = copy.deepcopy(value)
-            first = self._content.events[-1]["id"] + 1 if self._content.events else 1
-            self._content.events.extend({**event, "id": first + index} for index, event in enumerate(events))
-            await asyncio.sleep(self._rng.uniform(0, 0.002))
+                        records[name] = value
+            for event in unpack(events):
+                content.last_event += 1
+                content.events.append({**event, "id": content.last_event})
+            self._stores.committed(self.folder, content)
+            await asyncio.sleep(rng.uniform(0, 0.002))
 
     async def events(self, *, limit: int, after: int = 0) -> list[dict[str, Any]]:
-        return [copy.deepcopy(event) for event in self._content.events if event["id"] > after][-limit:]
+        self._process.operation()
+        return [dict(event) for event in self._content.events if event["id"] > after][-limit:]
 
     async def close(self) -> None:
-        pass
+        async with self._order:
+            pass
 
 
 class SimulatedStores:
-    """The stores of an agent (shared.ports.Stores); ``contents`` is the host's durable state."""
+    """The stores of an agent (shared.ports.Stores); ``contents`` is the host's durable state, by folder."""
 
     def __init__(
-        self, process: Process, rng: random.Random, contents: dict[str, StoreContent], stall: Callable[[], float]
+        self,
+        process: Process,
+        rng: random.Random,
+        contents: dict[str, StoreContent],
+        stall: Callable[[], float],
+        *,
+        on_commit: Callable[[Process, str], None] = lambda _process, _folder: None,
+        committed: Callable[[str, StoreContent], None] = lambda _folder, _content: None,
     ) -> None:
-        self._process = process
-        self._rng = rng
-        self._contents = contents
-        self._stall = stall
+        self.process = process
+        self.rng = rng
+        self.contents = contents
+        self.stall = stall
+        self.on_commit = on_commit
+        """Called right before a transaction takes place."""
+        self.committed = committed
+        """Called right after it took place."""
 
     async def open(self, folder: str, *, create: bool = False) -> SimulatedStore:
-        self._process.operation()
-        await asyncio.sleep(self._rng.uniform(0.0001, 0.002))
-        self._process.operation()
+        self.process.operation()
+        await asyncio.sleep(self.rng.uniform(0.0001, 0.002))
+        self.process.operation()
         if create:
-            if folder in self._contents:
+            if folder in self.contents:
                 raise StoreDamagedError(f"{folder} already has a state.")
-            self._contents[folder] = StoreContent()
-        if folder not in self._contents:
+            self.contents[folder] = StoreContent()
+        if folder not in self.contents:
             raise StoreDamagedError(f"{folder} has no state.", "Rebuild it.")
-        return SimulatedStore(self._process, self._rng, self._contents[folder], self._stall)
+        return SimulatedStore(self, folder, self.contents[folder])
