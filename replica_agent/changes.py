@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from protocol.entries import ENTRY_BYTES, ENTRY_DTYPE, EntryKind, decode_table
 from protocol.errors import LogError
-from protocol.hrl import ENTRY_BYTES, ENTRY_DTYPE, RECORD_HEADER_BYTES, EntryKind, RecordHeader, decode_table
+from protocol.hrl import RECORD_HEADER_BYTES, RecordHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +51,8 @@ def gather(
 ) -> Changes:
     """The entries of ``batches``, given as offset in ``buffer`` and header, validated against the disks' ``sizes``.
 
-    Raises LogError with the reasons of :func:`protocol.hrl.decode_table`; ``at`` is where the buffer lies in its file.
+    Raises LogError with the reasons of :func:`protocol.entries.decode_table`; ``at`` is where the buffer lies in its
+    file.
     """
     if not batches:
         return Changes(np.empty(0, ENTRY_DTYPE), np.empty(0, np.int64), buffer)

@@ -184,6 +184,17 @@ def load_vm(store: Store) -> VmRecord:
     return record
 
 
+def load_replication(store: Store) -> ReplicationRecord:
+    """The record ``replication``. Raises StoreDamagedError where it is missing or not valid: never a guess."""
+    record = load(store, "replication", ReplicationRecord)
+    if record is None:
+        raise StoreDamagedError(
+            "The state does not say how far replication has got.",
+            "Remove the VM here and start its initial replication again.",
+        )
+    return record
+
+
 def plain(record: Record) -> Any:
     """The record as the store keeps it."""
     return msgspec.to_builtins(record, builtin_types=(bytes,))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from protocol.chain import Cursor, follow_records
 from protocol.errors import LogError
 from protocol.hrl import FILE_HEADER_BYTES, MAX_RECORD, RecordHeader, RecordKind, decode_file_header
+from replica_agent.changes import gather
 from shared.ports import File
 
 WALK_BYTES = 4 << 20
@@ -73,3 +74,26 @@ def check_file(file: File, vm: bytes, cursor: Cursor) -> None:
     expected = (cursor.epoch, cursor.segment, cursor.entry, cursor.chain)
     if (header.epoch, header.segment, header.entry, header.chain) != expected:
         raise LogError(0, "file-place", "the file is that of another place in the log")
+
+
+@dataclass(frozen=True, slots=True)
+class ValidPart:
+    """What of a spool file follows the log before it."""
+
+    cursor: Cursor
+    offset: int
+    sealed: RecordHeader | None
+
+
+def find_valid(file: File, vm: bytes, start: Cursor, sizes: dict[int, int]) -> ValidPart | None:
+    """The valid records of a spool file that goes on from ``start``; None if there are none."""
+    cursor, offset = start.copy(), FILE_HEADER_BYTES
+    try:
+        check_file(file, vm, start)
+        walk = LogWalk(file, start.copy())
+        while chunk := walk.step():
+            gather(chunk.batches(), chunk.view, sizes, at=chunk.at)
+            cursor, offset = walk.cursor.copy(), walk.offset
+    except LogError:
+        return ValidPart(cursor, offset, None) if offset > FILE_HEADER_BYTES else None
+    return ValidPart(cursor, offset, walk.sealed) if offset > FILE_HEADER_BYTES else None
