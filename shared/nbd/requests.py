@@ -102,6 +102,7 @@ _DISC = int(Command.DISC)
 _FLUSH = int(Command.FLUSH)
 _FUA = int(CommandFlag.FUA)
 _NO_HOLE = int(CommandFlag.NO_HOLE)
+_DF = int(CommandFlag.DF)
 _FAST_ZERO = int(CommandFlag.FAST_ZERO)
 _MISALIGNED = MINIMUM_BLOCK - 1
 _HEADER = REQUEST.size
@@ -132,7 +133,7 @@ class RequestParser:
         self._read_only = read_only
         self._structured = structured
         self._allocation = allocation
-        self._read_flags = _FUA | CommandFlag.DF if structured else _FUA
+        self._read_flags = _FUA | _DF if structured else _FUA
         self._skip = 0
         self._pending: Refusal | None = None
 
@@ -239,7 +240,8 @@ class RequestParser:
         if rule is None:
             return Refusal(cookie, Errno.EINVAL, f"command {command} is not supported")
         what = Command(command).name
-        if flags & ~rule.flags:
+        # The complement of an IntFlag would only know the bits that have names.
+        if flags & ~int(rule.flags):
             return Refusal(cookie, Errno.EINVAL, f"{what} does not take the command flags {flags:#x}")
         if flags & CommandFlag.DF and not self._structured:
             return Refusal(cookie, Errno.EINVAL, "the flag DF needs structured replies")
