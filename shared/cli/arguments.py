@@ -1,0 +1,334 @@
+"""The command's grammar: every verb with its options and help; completion and reference are made from it.
+
+A verb names its handler as ``module:function``; the module is imported only when the verb runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from shared.cli.units import (
+    SETTINGS,
+    parse_count,
+    parse_disk,
+    parse_duration,
+    parse_interval,
+    parse_setting,
+    parse_size,
+)
+from shared.errors import UsageError, VmreplicaError
+
+DESCRIPTION = "Replication of virtual machine disks between two hosts."
+SHELLS = ("bash", "zsh", "fish")
+EVENTS_LIMIT = 50
+INTERVAL_SECONDS = 300.0
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is a UsageError like any other, in two lines instead of a page."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(_sentence(message), f"See: {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if not isinstance(action, argparse._SubParsersAction) or value in action.choices:
+            super()._check_value(action, value)
+            return
+        near = difflib.get_close_matches(value, list(action.choices), n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UsageError(f"There is no verb {value!r}.", f"{hint}See: {self.prog} --help")
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb: ``handler`` is what runs it, ``define`` adds its own options."""
+
+    name: str
+    help: str
+    handler: str
+    define: Callable[[argparse.ArgumentParser], None]
+    agents: bool = True
+    """Whether the verb speaks to agents, and so takes --socket."""
+
+
+def parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of one value whose UsageError keeps its own words."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except VmreplicaError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command."""
+    parser = Parser(prog="vmreplica", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the command's version and exit")
+    _add_verbs(parser, VERBS, "verb")
+    return parser
+
+
+def verb_parsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Each verb below ``parser`` with its own parser, in the order of the help."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.items()
+
+
+def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], place: str) -> None:
+    below = parser.add_subparsers(dest=place, metavar=place.upper(), parser_class=Parser)
+    for verb in verbs:
+        own = below.add_parser(verb.name, help=verb.help, description=_sentence(verb.help), allow_abbrev=False)
+        verb.define(own)
+        if verb.agents:
+            _socket_option(own)
+        if verb.handler:
+            own.set_defaults(handler=verb.handler)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+
+
+# --- options that several verbs share
+
+
+def _socket_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--socket",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="socket of an agent (repeatable; default: VMREPLICA_SOCKETS, else those in /run/vmreplica)",
+    )
+
+
+def _vm(parser: argparse.ArgumentParser, *, optional: bool = False, role: bool = True) -> None:
+    parser.add_argument("vm", metavar="VM", nargs="?" if optional else None, help="name or UUID of the VM")
+    if role:
+        parser.add_argument(
+            "--role", choices=("primary", "replica"), help="which agent, where both on this host have the VM"
+        )
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON with raw numbers, units in the names")
+
+
+def _yes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do it without asking")
+
+
+def _no_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-wait", action="store_true", help="return at once, rather than show the progress")
+
+
+# --- the verbs
+
+
+def _enable(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="name of the VM")
+    parser.add_argument(
+        "--disk",
+        action="append",
+        required=True,
+        type=parsed(parse_disk),
+        metavar="PATH[,export=NAME]",
+        help="raw image of the VM, and its name over NBD (repeatable, in the order of the disks)",
+    )
+    parser.add_argument("--replica", required=True, metavar="HOST[:PORT]", help="where the replica agent listens")
+    parser.add_argument(
+        "--interval",
+        type=parsed(parse_interval),
+        default=INTERVAL_SECONDS,
+        metavar="TIME",
+        help="time between two cuts: 30s, 5m, 15m or any from 1s (default 5m)",
+    )
+    parser.add_argument(
+        "--log-limit",
+        type=parsed(parse_size),
+        metavar="SIZE",
+        help="size of the log above which a resync is required (default: half of the disks)",
+    )
+    parser.add_argument("--uuid", metavar="UUID", help="identity of the VM (default: a new one)")
+    _json(parser)
+
+
+def _initial(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, role=False)
+    _no_wait(parser)
+
+
+def _status(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, optional=True)
+    parser.add_argument(
+        "--watch", action="store_true", help="follow the work on VM to its end, or keep the view up to date"
+    )
+    _json(parser)
+
+
+def _get(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, optional=True)
+    _json(parser)
+
+
+def _set(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, role=False)
+    parser.add_argument(
+        "settings",
+        nargs="+",
+        type=parsed(parse_setting),
+        metavar="KEY=VALUE",
+        help="; ".join(f"{key}: {text}" for key, (_, _, text) in SETTINGS.items()),
+    )
+
+
+def _resume(parser: argparse.ArgumentParser) -> None:
+    _vm(parser)
+    parser.add_argument(
+        "--resynchronize",
+        action="store_true",
+        help="compare the disks and send what differs (at the primary)",
+    )
+    _no_wait(parser)
+    _yes(parser)
+
+
+def _remove(parser: argparse.ArgumentParser) -> None:
+    _vm(parser)
+    _yes(parser)
+
+
+def _events(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, optional=True)
+    parser.add_argument(
+        "--limit",
+        type=parsed(parse_count),
+        default=EVENTS_LIMIT,
+        metavar="N",
+        help=f"how many (default {EVENTS_LIMIT})",
+    )
+    _json(parser)
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, role=False)
+    _json(parser)
+
+
+def _unexport(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, role=False)
+    parser.add_argument("id", nargs="?", metavar="ID", help="the export (default: all of the VM)")
+
+
+def _failover(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, role=False)
+    _yes(parser)
+    _json(parser)
+
+
+def _hrl(parser: argparse.ArgumentParser) -> None:
+    _add_verbs(parser, HRL_VERBS, "action")
+
+
+def _hrl_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a file of a log, of a spool, or a differencing file")
+    _json(parser)
+
+
+def _pki(parser: argparse.ArgumentParser) -> None:
+    _add_verbs(parser, PKI_VERBS, "action")
+
+
+def _pki_init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="where the authority and its key will lie")
+    parser.add_argument("--name", default="vmreplica CA", metavar="NAME", help="common name of the authority")
+    _json(parser)
+
+
+def _ca_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ca", required=True, metavar="FOLDER", help="folder of the authority")
+
+
+def _pki_issue(parser: argparse.ArgumentParser) -> None:
+    _ca_option(parser)
+    parser.add_argument(
+        "hosts",
+        nargs="+",
+        metavar="HOST[,NAME...]",
+        help="a host, with all DNS names and IP addresses by which the other side dials it",
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="gets a folder for each host")
+    _json(parser)
+
+
+def _pki_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a PEM file of certificates or a revocation list")
+
+
+def _pki_revoke(parser: argparse.ArgumentParser) -> None:
+    _ca_option(parser)
+    parser.add_argument(
+        "certificate", metavar="CERTIFICATE", help="serial number, host name (its newest), or file of the certificate"
+    )
+
+
+def _test_connection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("replica", metavar="HOST[:PORT]", help="where the replica agent listens")
+    parser.add_argument(
+        "--timeout", type=parsed(parse_duration), default=60.0, metavar="TIME", help="give up after (default 60s)"
+    )
+    _json(parser)
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "shell", choices=(*SHELLS, "vms"), help="the shell to print a script for (vms: names of the VMs, one a line)"
+    )
+
+
+HRL_VERBS = (
+    Verb("dump", "print the records of a log file", "shared.cli.verbs.hrl:dump", _hrl_file, agents=False),
+    Verb("check", "verify a log file and tell how it ends", "shared.cli.verbs.hrl:check", _hrl_file, agents=False),
+)
+PKI_VERBS = (
+    Verb("init", "make a certificate authority", "shared.cli.verbs.pki:init", _pki_init, agents=False),
+    Verb("issue", "make key and certificate for hosts", "shared.cli.verbs.pki:issue", _pki_issue, agents=False),
+    Verb("show", "print what is in a certificate", "shared.cli.verbs.pki:show", _pki_show, agents=False),
+    Verb("revoke", "put it on the revocation list", "shared.cli.verbs.pki:revoke", _pki_revoke, agents=False),
+)
+_REPLICATION = "shared.cli.verbs.replication"
+_REPLICA = "shared.cli.verbs.replica"
+_READING = "shared.cli.verbs.reading"
+VERBS = (
+    Verb("status", "tell whether the VMs are protected, how far behind, and what to do", f"{_READING}:status", _status),
+    Verb("enable", "put a VM's disks under replication; prints how to attach them", f"{_REPLICATION}:enable", _enable),
+    Verb("initial", "make the first copy, with live progress", f"{_REPLICATION}:initial", _initial),
+    Verb("get", "print the settings of a VM or of all", f"{_READING}:get", _get),
+    Verb("set", "change settings of a VM", f"{_REPLICATION}:set_settings", _set),
+    Verb("suspend", "stop sending (at the replica: taking) changes; they are kept", f"{_REPLICATION}:suspend", _vm),
+    Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
+    Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
+    Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),
+    Verb("measure", "print the statistics of a VM", f"{_READING}:measure", _get),
+    Verb("export", "serve the replica's newest cut read-only over NBD", f"{_REPLICA}:export", _export),
+    Verb("unexport", "end such an export", f"{_REPLICA}:unexport", _unexport),
+    Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_REPLICA}:failover", _failover),
+    Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),
+    Verb("pki", "make and look at certificates", "", _pki, agents=False),
+    Verb(
+        "test-connection",
+        "try the primary agent's way to a replica, step by step",
+        f"{_REPLICATION}:try_connection",
+        _test_connection,
+    ),
+    Verb("completion", "print a script for the shell's completion", "shared.cli.verbs.about:completion", _completion),
+    Verb("version", "print the versions of the command and of the agents", "shared.cli.verbs.about:version", _json),
+)

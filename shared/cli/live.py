@@ -1,0 +1,218 @@
+"""Following long work to its end: a view redrawn in place on a terminal, single lines elsewhere; left with Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from shared.cli.agents import Found, read_status
+from shared.cli.connection import Connection, NoAnswerYetError
+from shared.cli.console import Console
+from shared.cli.exit_codes import INTERRUPTED, SUCCESS
+from shared.cli.progress import PlainProgress, is_working, outcome, progress_lines
+from shared.errors import NotFoundError, UnreachableError, VmreplicaError
+from shared.status import VmStatus
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+LIVE_SECONDS = 0.5
+"""Between two looks at the agent for a live view."""
+PLAIN_SECONDS = 1.0
+ABSENT_SECONDS_MAX = 60.0
+"""How long an agent may be away, to be restarted, before following it ends."""
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    interval: float
+    """Seconds between two looks."""
+
+    def show(self, vm: VmStatus) -> None:
+        """Show the VM's progress."""
+
+    def say(self, text: str) -> None:
+        """Show a remark instead."""
+
+
+class LiveDisplay:
+    """Redraws a block of lines in place."""
+
+    interval = LIVE_SECONDS
+
+    def __init__(self, console: Console) -> None:
+        from rich.console import Console as RichConsole
+        from rich.live import Live
+
+        self._width = console.width or 80
+        rich = RichConsole(file=console.out, width=self._width, no_color=not console.palette.enabled)
+        self._live: Live = Live(console=rich, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, vm: VmStatus) -> None:
+        self.show_lines(progress_lines(vm, self._width))
+
+    def say(self, text: str) -> None:
+        self.show_lines([text])
+
+    def show_lines(self, lines: Sequence[str]) -> None:
+        """Show these lines; colours in them are kept."""
+        from rich.text import Text
+
+        self._live.update(Text.from_ansi("\n".join(lines)), refresh=True)
+
+
+class PlainDisplay(AbstractContextManager["PlainDisplay"]):
+    """Prints a line now and then."""
+
+    interval = PLAIN_SECONDS
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = PlainProgress()
+        self._said = ""
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def show(self, vm: VmStatus) -> None:
+        self._said = ""
+        if line := self._progress.line(vm, time.monotonic()):
+            self._console.print(line)
+
+    def say(self, text: str) -> None:
+        if text != self._said:
+            self._console.print(text)
+            self._said = text
+
+
+def display_for(console: Console) -> LiveDisplay | PlainDisplay:
+    """The display that suits the console; a context manager."""
+    return LiveDisplay(console) if console.live else PlainDisplay(console)
+
+
+class Poller:
+    """Reads one VM's status again and again, over a connection of its own that may break and be made again."""
+
+    def __init__(self, path: str, vm: VmStatus) -> None:
+        self._path = path
+        self._vm = vm
+        self._connection: Connection | None = None
+        self._absent_since: float | None = None
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def poll(self) -> VmStatus | None:
+        """The status, or None while the agent is away. Raises UnreachableError when it stays away too long."""
+        try:
+            if self._connection is None:
+                self._connection = Connection(self._path)
+            agent = read_status(self._connection, self._vm.uuid)
+        except UnreachableError:
+            self.close()
+            now = time.monotonic()
+            self._absent_since = self._absent_since or now
+            if now - self._absent_since > ABSENT_SECONDS_MAX:
+                raise
+            return None
+        self._absent_since = None
+        for vm in agent.status.vms:
+            if vm.uuid == self._vm.uuid:
+                return vm
+        raise NotFoundError(f"The {self._vm.role} agent no longer has the VM {self._vm.name}.")
+
+
+def follow(found: Found, console: Console, *, rejoin: str) -> int:
+    """Show the work on a VM until it ends; the exit code.
+
+    Raises VmreplicaError when it ended badly. Ctrl-C leaves it running and prints ``rejoin``.
+    """
+    poller = Poller(found.agent.connection.path, found.vm)
+    try:
+        with display_for(console) as display:
+            vm = _follow(poller, display)
+    except KeyboardInterrupt:
+        console.print(["", f"The work goes on. To see it again: {rejoin}"])
+        return INTERRUPTED
+    finally:
+        poller.close()
+    end = outcome(vm)
+    assert end is not None
+    if not end.succeeded:
+        raise VmreplicaError(end.text, end.remedy)
+    console.print(end.text)
+    return SUCCESS
+
+
+def _follow(poller: Poller, display: Display) -> VmStatus:
+    while True:
+        vm = poller.poll()
+        if vm is None:
+            display.say("The agent does not answer; trying again.")
+        elif is_working(vm):
+            display.show(vm)
+        else:
+            return vm
+        time.sleep(display.interval)
+
+
+def call_while_showing(
+    found: Found, method: str, console: Console, *, rejoin: str, **params: Any
+) -> Any:
+    """Call a method that may take long, with the VM's progress shown meanwhile. Ctrl-C leaves it running."""
+    connection = found.agent.connection
+    identity = connection.begin(method, {"vm": found.vm.uuid, **params})
+    poller = Poller(connection.path, found.vm)
+    display: LiveDisplay | PlainDisplay | None = None
+    try:
+        while True:
+            try:
+                return connection.wait(identity, method, LIVE_SECONDS)
+            except NoAnswerYetError:
+                vm = poller.poll()
+            if vm is not None and vm.progress is not None:
+                if display is None:
+                    display = display_for(console)
+                    display.__enter__()
+                display.show(vm)
+    except KeyboardInterrupt:
+        console.print(["", f"The work goes on. To see it again: {rejoin}"])
+        raise
+    finally:
+        if display is not None:
+            display.__exit__(None, None, None)
+        poller.close()
+
+
+def keep_showing(console: Console, lines: Callable[[], list[str]], summary: Callable[[], list[str]]) -> int:
+    """Show a status until Ctrl-C: ``lines`` redrawn in place, or elsewhere ``summary`` whenever it changes."""
+    try:
+        if not console.live:
+            said: list[str] = []
+            while True:
+                fresh = summary()
+                if fresh != said:
+                    console.print(line for line in fresh if line not in said)
+                    said = fresh
+                time.sleep(PLAIN_SECONDS * 2)
+        with LiveDisplay(console) as display:
+            while True:
+                display.show_lines(lines())
+                time.sleep(PLAIN_SECONDS)
+    except KeyboardInterrupt:
+        return SUCCESS

@@ -1,0 +1,112 @@
+"""Everything about one VM as a page of text: pure functions from a status to lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import tzinfo
+
+from shared.cli.console import Palette
+from shared.cli.progress import progress_lines
+from shared.cli.render import health_paint, link_text
+from shared.cli.text import time_text, wrapped
+from shared.rates import duration_text, size_text
+from shared.status import CutStatus, DiskStatus, ExportStatus, TapStatus, VmStatus
+
+LABEL_WIDTH = 12
+
+
+def page_lines(
+    vm: VmStatus, now: float, width: int | None, palette: Palette, zone: tzinfo | None = None
+) -> list[str]:
+    """The VM's page. ``now`` is when the status was taken; times are shown in ``zone`` (None: the host's)."""
+    lines = [f"{palette.strong(vm.name)}  {vm.role}"]
+    for label, text in _facts(vm, now, palette, zone):
+        lines += wrapped(text, width, LABEL_WIDTH + 2, f"  {label.ljust(LABEL_WIDTH)}")
+    if vm.progress is not None:
+        lines += ["", *progress_lines(vm, width or 1000)]
+    return lines
+
+
+def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> Iterator[tuple[str, str]]:
+    yield "summary", vm.summary
+    yield "state", vm.state
+    yield "health", health_paint(vm, vm.health, palette)
+    for label, text in _numbered("reason", vm.reasons):
+        yield label, text
+    if vm.remedy:
+        yield "to do", palette.strong(vm.remedy)
+    for label, text in _numbered("cause", [f"{time_text(each.time, zone)}  {each.text}" for each in vm.causes]):
+        yield label, text
+    if vm.fenced:
+        yield "fenced", vm.fenced
+    yield "interval", duration_text(vm.interval_seconds)
+    if vm.lag_seconds is not None:
+        pending = "" if vm.pending_bytes is None else f", {size_text(vm.pending_bytes)} {_pending_words(vm)}"
+        yield "behind", duration_text(vm.lag_seconds) + pending
+    for label, cut in _cuts(vm):
+        yield label, f"{cut.segment} of {time_text(cut.time, zone)}"
+    yield "link", _link(vm, now)
+    if vm.tap is not None:
+        yield "tap", _tap(vm.tap)
+    for label, text in _numbered("disk", [_disk(disk) for disk in vm.disks]):
+        yield label, text
+    for label, text in _numbered("served at", vm.uris):
+        yield label, text
+    for label, text in _numbered("export", [_export(export) for export in vm.exports]):
+        yield label, text
+    if vm.epoch:
+        yield "epoch", vm.epoch
+    yield "uuid", vm.uuid
+    if vm.folder:
+        yield "folder", vm.folder
+
+
+def _numbered(label: str, texts: list[str]) -> Iterator[tuple[str, str]]:
+    """The label beside the first text only."""
+    return ((label if at == 0 else "", text) for at, text in enumerate(texts))
+
+
+def _pending_words(vm: VmStatus) -> str:
+    return "not yet acknowledged" if vm.role == "primary" else "not yet applied"
+
+
+def _cuts(vm: VmStatus) -> Iterator[tuple[str, CutStatus]]:
+    newest = "newest cut" if vm.role == "primary" else "received"
+    for label, cut in ((newest, vm.newest_cut), ("acknowledged", vm.acked_cut), ("applied", vm.applied_cut)):
+        if cut is not None and not (label == "acknowledged" and vm.role == "replica"):
+            yield label, cut
+
+
+def _link(vm: VmStatus, now: float) -> str:
+    link = vm.link
+    peer = f" to {link.peer}" if link.peer else ""
+    traffic = f"{size_text(link.bytes_sent)} sent, {size_text(link.bytes_received)} received"
+    if link.connected:
+        return f"{link_text(vm, now)}{peer}, {traffic}"
+    parts = [f"{link_text(vm, now) or 'down'}{peer}"]
+    if link.last_error:
+        parts.append(link.last_error)
+    if link.next_attempt_seconds is not None:
+        parts.append(f"next attempt in {duration_text(link.next_attempt_seconds)}")
+    return "; ".join(parts)
+
+
+def _tap(tap: TapStatus) -> str:
+    if not tap.running:
+        return f"not running: {tap.error}" if tap.error else "not running"
+    log = f"log {size_text(tap.log_used_bytes)} of {size_text(tap.log_limit_bytes)}"
+    lost = f" ({tap.lost_text or tap.lost_reason})" if tap.tracking == "lost" else ""
+    clients = f"{tap.clients} client{'' if tap.clients == 1 else 's'}"
+    return f"process {tap.pid}, tracking {tap.tracking}{lost}, {log}, {size_text(tap.bytes_written)} written, {clients}"
+
+
+def _disk(disk: DiskStatus) -> str:
+    parts = [f"{disk.index}", size_text(disk.size_bytes), disk.path, disk.uri or disk.export]
+    return "  ".join(part for part in parts if part)
+
+
+def _export(export: ExportStatus) -> str:
+    if export.error:
+        return f"{export.id}  ended: {export.error}"
+    spill = f"{size_text(export.spill_bytes)} of {size_text(export.spill_limit_bytes)} kept aside"
+    return f"{export.id}  cut {export.cut.segment}  {'  '.join(export.uris)}  ({spill})"

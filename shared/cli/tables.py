@@ -1,0 +1,84 @@
+"""Settings, statistics and events as lines: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import tzinfo
+from typing import Any
+
+from shared.cli.console import Palette
+from shared.cli.text import columns, joined, time_text
+from shared.rates import duration_text, size_text
+from shared.status import VmStatus
+
+
+def settings_lines(vm: VmStatus) -> list[str]:
+    """A VM's settings, one a line: ``key = value``."""
+    lines = [f"{vm.name}  {vm.role}"]
+    rows = [[key, quantity_text(key, value)] for key, value in sorted(vm.settings.items())]
+    return [*lines, *(f"  {joined([key, '=', value])}" for key, value in columns(rows))]
+
+
+def statistics_lines(vm: VmStatus, statistics: Mapping[str, Any], zone: tzinfo | None = None) -> list[str]:
+    """A VM's statistics, one figure a line; those that are not known are left out."""
+    rows = [
+        [label_text(key), quantity_text(key, value, zone)] for key, value in statistics.items() if value is not None
+    ]
+    return [f"{vm.name}  {vm.role}", *(f"  {joined(row)}" for row in columns(rows))]
+
+
+def event_lines(events: Sequence[Mapping[str, Any]], palette: Palette, zone: tzinfo | None = None) -> list[str]:
+    """One line for each event: when, which VM, how bad, number, what, and from which state to which."""
+    rows = columns(
+        [
+            [
+                time_text(event.get("time"), zone),
+                str(event.get("vm", "")),
+                str(event.get("level", "")),
+                str(event.get("event", "")),
+                _what(event),
+            ]
+            for event in events
+        ],
+        right=[3],
+    )
+    paints = {"error": palette.critical, "warning": palette.warning}
+    for row in rows:
+        paint = paints.get(row[2].strip())
+        if paint is not None:
+            row[2] = paint(row[2])
+    return [joined(row) for row in rows]
+
+
+def label_text(key: str) -> str:
+    """A field's name for people: without its unit, in words."""
+    for unit in ("_seconds", "_bytes", "_ms"):
+        key = key.removesuffix(unit)
+    return key.replace("_", " ")
+
+
+def quantity_text(key: str, value: Any, zone: tzinfo | None = None) -> str:
+    """A field's value for people, by the unit in its name."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case int() | float() if key.endswith("_seconds"):
+            return duration_text(value)
+        case int() | float() if key.endswith("_bytes"):
+            return size_text(value)
+        case int() | float() if key.endswith("_time"):
+            return time_text(value, zone)
+        case list():
+            return ", ".join(quantity_text("", item) for item in value)
+        case float():
+            return f"{value:g}"
+    return str(value)
+
+
+def _what(event: Mapping[str, Any]) -> str:
+    text = str(event.get("text", ""))
+    before, after, cause = (str(event.get(key) or "") for key in ("before", "after", "cause"))
+    moved = f" ({before} to {after})" if before and after and before != after else ""
+    return f"{text}{moved}" + (f" [{cause}]" if cause and cause not in text else "")

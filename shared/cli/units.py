@@ -1,0 +1,103 @@
+"""Durations, sizes, disks and settings as people type them, to raw numbers; strict, with the valid form named."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from shared.errors import UsageError
+
+INTERVAL_SECONDS_MIN = 1.0
+DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+SIZE_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "TB": 1000**4,
+    "K": 1 << 10,
+    "M": 1 << 20,
+    "G": 1 << 30,
+    "T": 1 << 40,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "TIB": 1 << 40,
+}
+EXPORT_NAME_MAX = 255
+"""Bytes of an export's name, well below what NBD allows, so that every client takes it."""
+
+COUNT_MAX = 10_000
+
+_QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([A-Za-z]*)")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90``, ``30s``, ``5m``, ``1h`` or ``2d``. Raises UsageError."""
+    match = _QUANTITY.fullmatch(text.strip())
+    factor = DURATION_UNITS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"{text!r} is not a duration.", "Write seconds or a number with s, m, h or d: 90, 30s, 5m.")
+    return float(match[1]) * factor
+
+
+def parse_interval(text: str) -> float:
+    """Seconds of a replication interval: a duration of at least one second. Raises UsageError."""
+    seconds = parse_duration(text)
+    if seconds < INTERVAL_SECONDS_MIN:
+        raise UsageError(f"An interval of {text} is too short.", "The shortest replication interval is 1s.")
+    return seconds
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``4096``, ``512MiB``, ``10G`` (both powers of 1024) or ``10GB`` (powers of 1000).
+
+    Raises UsageError.
+    """
+    match = _QUANTITY.fullmatch(text.strip())
+    factor = SIZE_UNITS.get(match[2].upper()) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"{text!r} is not a size.", "Write bytes or a number with KiB, MiB, GiB or TiB: 10GiB.")
+    return int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
+
+
+def parse_count(text: str) -> int:
+    """A number from 1 to 10,000. Raises UsageError."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= COUNT_MAX):
+        raise UsageError(f"{text!r} is not a number from 1 to {COUNT_MAX}.")
+    return int(text)
+
+
+def parse_disk(text: str) -> dict[str, str]:
+    """``PATH[,export=NAME]`` as {path, export?}; a relative path counts from here. Raises UsageError."""
+    path, comma, export = text.rpartition(",export=")
+    if not comma:
+        path = text
+    elif not export or len(export.encode()) > EXPORT_NAME_MAX or not export.isprintable():
+        raise UsageError(f"{export!r} is not an export name.", f"Use 1 to {EXPORT_NAME_MAX} printable characters.")
+    if not path:
+        raise UsageError(f"{text!r} names no disk.", "Write --disk PATH or --disk PATH,export=NAME.")
+    disk = {"path": os.path.abspath(path)}
+    return disk | {"export": export} if comma else disk
+
+
+SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "interval": ("interval_seconds", parse_interval, "time between two cuts, e.g. 30s or 5m"),
+    "log-limit": ("log_limit_bytes", parse_size, "size of the log above which a resync is required, e.g. 10GiB"),
+    "replica": ("replica", str, "HOST or HOST:PORT of the replica agent"),
+}
+"""What ``set`` changes: key to (name in the agent, parser, help)."""
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` as (name in the agent, raw value). Raises UsageError."""
+    key, equals, value = text.partition("=")
+    known = SETTINGS.get(key.replace("_", "-"))
+    if not equals or known is None:
+        keys = ", ".join(f"{name}=..." for name in SETTINGS)
+        raise UsageError(f"{text!r} is not a setting.", f"Write one of {keys}.")
+    name, parse, _ = known
+    return name, parse(value)

@@ -1,0 +1,93 @@
+"""Verbs that make and show certificates; they speak to no agent."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shared import pki
+from shared.cli.context import Context
+from shared.cli.exit_codes import SUCCESS
+from shared.cli.text import printable
+from shared.errors import StorageError
+
+
+def init(options: argparse.Namespace, context: Context) -> int:
+    """Make a certificate authority."""
+    folder = Path(options.folder)
+    try:
+        fingerprint = pki.init_ca(folder, options.name)
+    except OSError as error:
+        raise _failed(error, folder) from error
+    if options.json:
+        context.console.print_json({"folder": str(folder), "fingerprint": fingerprint})
+        return SUCCESS
+    context.console.print(
+        [
+            f"The certificate authority lies in {folder}. Keep {folder / pki.CA_KEY} secret, and off both hosts.",
+            f"Next: vmreplica pki issue --ca {folder} --out FOLDER HOST HOST",
+        ]
+    )
+    return SUCCESS
+
+
+def issue(options: argparse.Namespace, context: Context) -> int:
+    """Make key and certificate for each host."""
+    hosts = [[name for name in host.split(",") if name] for host in options.hosts]
+    try:
+        made = pki.issue_hosts(Path(options.ca), hosts, Path(options.out))
+    except OSError as error:
+        raise _failed(error, Path(options.out)) from error
+    if options.json:
+        context.console.print_json(
+            {
+                "certificates": [
+                    {
+                        "folder": str(each.folder),
+                        "names": list(each.names),
+                        "fingerprint": each.fingerprint,
+                        "serial": each.serial,
+                        "not_after_time": each.not_after.timestamp(),
+                    }
+                    for each in made
+                ]
+            }
+        )
+        return SUCCESS
+    for each in made:
+        context.console.print(
+            [
+                f"{', '.join(each.names)}: {each.folder}, valid until {each.not_after:%Y-%m-%d}",
+                f"  fingerprint {each.fingerprint}",
+            ]
+        )
+    context.console.print("Copy each folder to its host, readable by root only.")
+    return SUCCESS
+
+
+def show(options: argparse.Namespace, context: Context) -> int:
+    """What is in a certificate or revocation list."""
+    path = Path(options.file)
+    try:
+        text = pki.show(path)
+    except OSError as error:
+        raise _failed(error, path) from error
+    context.console.print(printable(line) for line in text.split("\n"))
+    return SUCCESS
+
+
+def revoke(options: argparse.Namespace, context: Context) -> int:
+    """Put a certificate on the revocation list."""
+    folder = Path(options.ca)
+    try:
+        serial = pki.revoke(folder, options.certificate)
+    except OSError as error:
+        raise _failed(error, folder) from error
+    context.console.print(
+        [f"{serial} is revoked.", f"Copy {folder / pki.CRL} to all hosts; until then they go on taking it."]
+    )
+    return SUCCESS
+
+
+def _failed(error: OSError, path: Path) -> StorageError:
+    return StorageError(f"{error.filename or path}: {error.strerror or error}.", "Check the folder's permissions.")

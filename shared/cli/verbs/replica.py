@@ -1,0 +1,95 @@
+"""Verbs that command the replica agent: export, unexport, failover."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from shared.admin import verbs as admin
+from shared.cli.agents import Found, connect, socket_paths
+from shared.cli.context import Context
+from shared.cli.exit_codes import SUCCESS
+from shared.cli.text import printable_values, time_text
+from shared.cli.verbs.reading import rejoin_command
+from shared.cli.verbs.replication import disk_uris
+from shared.errors import NotFoundError
+from shared.rates import duration_text
+from shared.status import ExportStatus
+
+EXPORT_SECONDS = 600.0
+"""An export begins between two applies, so it may have to wait for one."""
+
+
+def export(options: argparse.Namespace, context: Context) -> int:
+    """Serve the newest cut read-only."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, "replica")
+        raw = found.call(admin.EXPORT, EXPORT_SECONDS)
+    if options.json:
+        context.console.print_json(raw)
+        return SUCCESS
+    status = msgspec.convert(printable_values(raw), ExportStatus)
+    name = found.vm.name
+    context.console.print(
+        [
+            f"{name} as of cut {status.cut.segment}, {time_text(status.cut.time, None)}, read-only:",
+            *(f"  {uri}" for uri in status.uris),
+            f"It stays as it is while replication goes on. To end it: vmreplica unexport {name} {status.id}",
+        ]
+    )
+    return SUCCESS
+
+
+def unexport(options: argparse.Namespace, context: Context) -> int:
+    """End one export, or all of the VM."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, "replica")
+        ids = [each.id for each in found.vm.exports]
+        if options.id is not None and options.id not in ids:
+            known = f"Its exports: {', '.join(ids)}." if ids else "It has none."
+            raise NotFoundError(f"{found.vm.name} has no export {options.id}.", known)
+        ended = [options.id] if options.id is not None else ids
+        for identity in ended:
+            found.call(admin.UNEXPORT, EXPORT_SECONDS, id=identity)
+    context.console.print(f"Ended: {', '.join(ended)}" if ended else f"{found.vm.name} has no export.")
+    return SUCCESS
+
+
+def failover(options: argparse.Namespace, context: Context) -> int:
+    """Promote the replica."""
+    from shared.cli.attach import attachment_lines
+    from shared.cli.live import call_while_showing
+
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, "replica")
+        context.console.confirm(_failover_warning(found), found.vm.name, options.yes)
+        call_while_showing(found, admin.FAILOVER, context.console, rejoin=rejoin_command(options))
+        agent = found.agent.refresh(found.vm.uuid)
+    vm = next(each for each in agent.status.vms if each.uuid == found.vm.uuid)
+    if options.json:
+        context.console.print_json(next(raw for raw in agent.raw["vms"] if raw["uuid"] == vm.uuid))
+        return SUCCESS
+    cut = f" as of {time_text(vm.applied_cut.time, None)}" if vm.applied_cut is not None else ""
+    context.console.print(
+        [
+            f"{vm.name} is failed over to this host{cut}; its old primary can no longer write.",
+            "",
+            *attachment_lines(disk_uris(vm)),
+        ]
+    )
+    return SUCCESS
+
+
+def _failover_warning(found: Found) -> str:
+    vm = found.vm
+    primary = vm.peer_host or "its primary host"
+    age = "" if vm.lag_seconds is None else f", {duration_text(vm.lag_seconds)} old"
+    connected = f" The primary agent on {primary} is connected right now." if vm.link.connected else ""
+    return (
+        f"The newest cut of {vm.name} becomes its disks{age}; what was written after it is lost.{connected} "
+        f"Make sure that the VM no longer runs on {primary}."
+    )

@@ -1,0 +1,181 @@
+"""Verbs that command the primary agent, and those that both agents know: enable, initial, set, suspend, resume, ..."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import msgspec
+
+from shared.admin import verbs as admin
+from shared.cli.agents import Agent, Found, connect, socket_paths
+from shared.cli.context import Context
+from shared.cli.exit_codes import SUCCESS
+from shared.cli.text import printable_values
+from shared.cli.verbs.reading import rejoin_command
+from shared.errors import NotFoundError, UnreachableError
+from shared.rates import duration_text
+from shared.states import ReplicationState
+from shared.status import VmStatus
+
+ENABLE_SECONDS = 120.0
+"""How long enabling may take: the tap is started and its log preallocated."""
+
+
+def enable(options: argparse.Namespace, context: Context) -> int:
+    """Put a VM under replication, and tell how its disks are attached."""
+    from shared.cli.attach import attachment_lines
+
+    params: dict[str, Any] = {
+        "name": options.name,
+        "disks": options.disk,
+        "replica": options.replica,
+        "interval_seconds": options.interval,
+    }
+    if options.log_limit is not None:
+        params["log_limit_bytes"] = options.log_limit
+    if options.uuid is not None:
+        params["uuid"] = options.uuid
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        agent = agents.of_role("primary")
+        agent.call(admin.ENABLE, params, ENABLE_SECONDS)
+        agent = agent.refresh()
+        vm = _named(agent, options.name)
+    if options.json:
+        context.console.print_json(next(raw for raw in agent.raw["vms"] if raw["uuid"] == vm.uuid))
+        return SUCCESS
+    context.console.print(
+        [
+            f"{vm.name} is enabled: a cut every {duration_text(vm.interval_seconds)}, to {options.replica}.",
+            "",
+            *attachment_lines(disk_uris(vm)),
+            "",
+            f"Start the VM on these, then make the first copy: vmreplica initial {vm.name}",
+        ]
+    )
+    return SUCCESS
+
+
+def initial(options: argparse.Namespace, context: Context) -> int:
+    """Make the first copy, and follow it."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, "primary")
+        found.call(admin.INITIAL)
+        return _follow(found, options, context)
+
+
+def set_settings(options: argparse.Namespace, context: Context) -> int:
+    """Change settings of a VM."""
+    from shared.cli.tables import settings_lines
+
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, "primary")
+        found.call(admin.SET, settings=dict(options.settings))
+        context.console.print(settings_lines(found.refresh()))
+    return SUCCESS
+
+
+def suspend(options: argparse.Namespace, context: Context) -> int:
+    """Stop replication until resume."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, options.role, prefer="primary")
+        found.call(admin.SUSPEND)
+        _tell(found, context)
+    return SUCCESS
+
+
+def resume(options: argparse.Namespace, context: Context) -> int:
+    """Go on, with a resync if asked for."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        if not options.resynchronize:
+            found = agents.find_one(options.vm, options.role, prefer="primary")
+            found.call(admin.RESUME)
+            _tell(found, context)
+            return SUCCESS
+        found = agents.find_one(options.vm, "primary")
+        vm = found.vm
+        if vm.state_code == ReplicationState.REPLICATING and vm.health == "Normal":
+            context.console.confirm(
+                f"{vm.name} replicates without trouble. A resync reads all its disks on both hosts, and until it is "
+                "done the replica stays at its newest cut.",
+                vm.name,
+                options.yes,
+            )
+        found.call(admin.RESUME, resynchronize=True)
+        return _follow(found, options, context)
+
+
+def remove(options: argparse.Namespace, context: Context) -> int:
+    """End the replication of a VM on this host."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, options.role)
+        vm = found.vm
+        if vm.role == "primary":
+            warning = (
+                f"The tap of {vm.name} stops, and its log is deleted; the disks stay. A VM that runs on the tap "
+                "loses its disks: shut it down first."
+            )
+        else:
+            warning = f"The replica of {vm.name} on this host is deleted, with its disks in {vm.folder}."
+        context.console.confirm(warning, vm.name, options.yes)
+        found.call(admin.REMOVE, ENABLE_SECONDS, yes=True)
+    context.console.print(f"{vm.name} is no longer replicated {'from' if vm.role == 'primary' else 'to'} this host.")
+    return SUCCESS
+
+
+def try_connection(options: argparse.Namespace, context: Context) -> int:
+    """Let the primary agent try its way to a replica, and tell how far it came."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        raw = agents.of_role("primary").call(
+            admin.TEST_CONNECTION, {"replica": options.replica}, options.timeout
+        )
+    report = msgspec.convert(printable_values(raw), admin.ConnectionReport)
+    console = context.console
+    if options.json:
+        console.print_json(raw)
+        return SUCCESS if report.ok else UnreachableError.exit_code
+    for step in report.steps:
+        mark = console.palette.good("ok    ") if step.ok else console.palette.critical("FAILED")
+        console.print(f"{mark}  {step.name.ljust(13)}  {step.text}".rstrip())
+    if report.ok:
+        console.print(f"{options.replica} takes replication from this host.")
+        return SUCCESS
+    failed = next((step for step in report.steps if not step.ok), None)
+    raise UnreachableError(
+        f"{options.replica} can't be used as a replica" + (f": {failed.text}" if failed else "."),
+        failed.remedy if failed else "",
+    )
+
+
+def disk_uris(vm: VmStatus) -> list[str]:
+    """Where the VM's disks are served, in their order."""
+    return vm.uris or (vm.tap.uris if vm.tap is not None else []) or [disk.uri for disk in vm.disks if disk.uri]
+
+
+def _named(agent: Agent, name: str) -> VmStatus:
+    for vm in agent.status.vms:
+        if vm.name == name:
+            return vm
+    raise NotFoundError(f"The primary agent took {name}, but does not list it.", "See the agent's log.")
+
+
+def _follow(found: Found, options: argparse.Namespace, context: Context) -> int:
+    from shared.cli.live import follow
+
+    rejoin = rejoin_command(options)
+    if options.no_wait:
+        context.console.print(f"Started. To see it: {rejoin}")
+        return SUCCESS
+    return follow(found, context.console, rejoin=rejoin)
+
+
+def _tell(found: Found, context: Context) -> None:
+    vm = found.refresh()
+    context.console.print(f"{vm.name}: {vm.state}. {vm.summary}")
