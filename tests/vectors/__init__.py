@@ -1,0 +1,1 @@
+"""Recorded bytes of wire and log, and what builds them again."""

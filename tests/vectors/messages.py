@@ -1,0 +1,155 @@
+"""One example of every message: the bodies of control messages and the payloads of bulk ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from protocol.bulk import Manifest, encode_blocks, encode_blocks_entry, encode_manifest
+from protocol.frames import MAX_FRAME_PAYLOAD
+from protocol.messages import (
+    Applied,
+    Body,
+    Close,
+    Commit,
+    Committed,
+    ErrorCode,
+    Heartbeat,
+    Hello,
+    ManifestRequest,
+    MessageType,
+    Open,
+    Opened,
+    Problem,
+    RangeDone,
+    RangeSettled,
+    Received,
+    ResyncBegin,
+    ResyncCancel,
+    ResyncCancelled,
+    ResyncKind,
+    ResyncReady,
+    ResyncState,
+    Role,
+    Run,
+    Welcome,
+    WireAncestor,
+    WireDisk,
+    WirePosition,
+)
+from protocol.position import NO_EPOCH
+from tests.vectors.logs import DISKS, EPOCH, OTHER_EPOCH, START_NS, VM, pattern, small_log
+
+TOKEN = 0x1122334455667788
+RESYNC = bytes(range(80, 96))
+KEY_ID = bytes(range(96, 112))
+KEY = bytes(range(112, 144))
+LOG = small_log()
+POSITION = WirePosition.of(LOG.positions[5])
+DISK_LIST = [WireDisk.of(disk) for disk in DISKS]
+LINEAGE = [
+    WireAncestor(epoch=OTHER_EPOCH, parent=NO_EPOCH, parent_segment=0),
+    WireAncestor(epoch=EPOCH, parent=OTHER_EPOCH, parent_segment=17),
+]
+
+EXAMPLES: dict[MessageType, Body] = {
+    MessageType.HELLO: Hello(
+        versions=[1],
+        software="vmreplica 0.1.0",
+        host="alpha.example",
+        capabilities=["zstd"],
+        max_frame=MAX_FRAME_PAYLOAD,
+        heartbeat_seconds=5.0,
+    ),
+    MessageType.WELCOME: Welcome(
+        version=1,
+        software="vmreplica 0.1.0",
+        host="beta.example",
+        capabilities=["zstd"],
+        max_frame=MAX_FRAME_PAYLOAD,
+        heartbeat_seconds=5.0,
+        token=TOKEN,
+    ),
+    MessageType.ERROR: Problem(
+        code=ErrorCode.FENCED,
+        text="VM web was promoted on beta.example at 2026-11-24T03:00:00Z.",
+        remedy="Run it there, or remove it here.",
+        retryable=False,
+    ),
+    MessageType.OPEN: Open(
+        role=Role.CONTROL,
+        vm=VM,
+        name="web",
+        disks=DISK_LIST,
+        epoch=EPOCH,
+        proposed=OTHER_EPOCH,
+        lineage=LINEAGE,
+        log_first_segment=1,
+        log_position=POSITION,
+        interval_seconds=30.0,
+        control_token=0,
+    ),
+    MessageType.OPENED: Opened(
+        state="Replicating",
+        promoted=False,
+        epoch=EPOCH,
+        lineage=LINEAGE,
+        disks=DISK_LIST,
+        received=POSITION,
+        applied=POSITION,
+        resync=ResyncState(id=RESYNC, kind=ResyncKind.RESYNC, epoch=OTHER_EPOCH, round=1, settled_bytes=65536),
+    ),
+    MessageType.HEARTBEAT: Heartbeat(number=3, echo=2, wall_ns=START_NS),
+    MessageType.CLOSE: Close(text="the agent is stopping"),
+    MessageType.RECEIVED: Received(position=POSITION),
+    MessageType.APPLIED: Applied(position=POSITION),
+    MessageType.RESYNC_BEGIN: ResyncBegin(
+        id=RESYNC,
+        kind=ResyncKind.RESYNC,
+        round=1,
+        epoch=OTHER_EPOCH,
+        parent=EPOCH,
+        parent_segment=1,
+        hash="aes-gmac",
+        key_id=KEY_ID,
+        key=KEY,
+        block_size=65536,
+    ),
+    MessageType.RESYNC_READY: ResyncReady(
+        id=RESYNC, round=1, key_id=KEY_ID, settled=[Run(disk=0, offset=0, length=65536)]
+    ),
+    MessageType.MANIFEST_REQUEST: ManifestRequest(
+        id=RESYNC, round=1, key_id=KEY_ID, disk=0, offset=65536, length=327680
+    ),
+    MessageType.RANGE_DONE: RangeDone(id=RESYNC, round=1, disk=0, offset=65536, length=327680),
+    MessageType.RANGE_SETTLED: RangeSettled(id=RESYNC, round=1, ranges=[Run(disk=0, offset=65536, length=327680)]),
+    MessageType.COMMIT: Commit(id=RESYNC, round=1, end=POSITION),
+    MessageType.COMMITTED: Committed(id=RESYNC, end=POSITION),
+    MessageType.RESYNC_CANCEL: ResyncCancel(id=RESYNC, text="an administrator asked for it"),
+    MessageType.RESYNC_CANCELLED: ResyncCancelled(id=RESYNC),
+}
+
+
+def manifest() -> Manifest:
+    """Five blocks of 64 KiB, the second and the last of them holes."""
+    holes = np.array([False, True, False, False, True])
+    tags = np.frombuffer(pattern(48, 9), np.uint8).reshape(3, 16)
+    return Manifest(RESYNC, KEY_ID, 1, 0, 65536, 65536, 327680, holes, tags)
+
+
+def blocks_payload() -> bytes:
+    """Two blocks of data around one of zeroes."""
+    entries = [
+        encode_blocks_entry(0, 65536, 512, zero=False),
+        encode_blocks_entry(0, 131072, 65536, zero=True),
+        encode_blocks_entry(3, 0, 1024, zero=False),
+    ]
+    return b"".join(encode_blocks(RESYNC, 1, entries, [pattern(512, 6), pattern(1024, 7)]))
+
+
+BULK_EXAMPLES: dict[MessageType, bytes] = {
+    # The segment record and the first two batches, then the seal of segment 1.
+    MessageType.LOG: LOG.record(0) + LOG.record(1) + LOG.record(2),
+    MessageType.SEAL: LOG.record(4),
+    MessageType.MANIFEST: b"".join(encode_manifest(manifest())),
+    MessageType.BLOCKS: blocks_payload(),
+}
