@@ -16,8 +16,8 @@ from shared.ports import File, FileSystem
 class BeforeWrite(Protocol):
     """Sees every change of a disk before it is made. Called in a worker; must not raise for its own failures."""
 
-    def preserve(self, disk: int, offset: int, length: int) -> None:
-        """The range is going to be overwritten."""
+    def preserve(self, disk: int, offset: int, length: int, *, zero: bool) -> None:
+        """The range is going to be overwritten, with zeroes or with data."""
 
 
 class BaseDisks:
@@ -29,7 +29,7 @@ class BaseDisks:
     def __init__(self, files: FileSystem, layout: Layout, geometry: tuple[Geometry, ...]) -> None:
         self.geometry = geometry
         self.sizes = {disk.index: disk.size for disk in geometry}
-        self.watchers: list[BeforeWrite] = []
+        self.watchers: tuple[BeforeWrite, ...] = ()
         self._files = files
         self._layout = layout
         self._open: dict[int, File] = {}
@@ -38,6 +38,11 @@ class BaseDisks:
     @property
     def opened(self) -> bool:
         return len(self._open) == len(self.geometry)
+
+    @property
+    def touched(self) -> bool:
+        """Whether anything was changed since the last sync."""
+        return bool(self._touched)
 
     def path(self, index: int) -> str:
         return self._layout.disk(index)
@@ -114,7 +119,7 @@ class BaseDisks:
         """Make the changes in order. Raises OSError; what was made before stays made."""
         for disk, offset, length, pieces in writes:
             for watcher in self.watchers:
-                watcher.preserve(disk, offset, length)
+                watcher.preserve(disk, offset, length, zero=pieces is None)
             file = self._open[disk]
             self._touched.add(disk)
             if pieces is None:

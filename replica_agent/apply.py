@@ -1,0 +1,278 @@
+"""Applies what was received to the disks, cut by cut, in the background; decoupled from receiving.
+
+An apply is: say durably to which cut it goes; write; sync the disks; say durably that they are there; only then is the
+point exposed and the spool's files given back. A crash anywhere is answered by doing it again from the spool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+from protocol.position import Position
+from replica_agent.disks import BaseDisks
+from replica_agent.finishing import finish
+from replica_agent.layout import Layout
+from replica_agent.ledger import Ledger
+from replica_agent.record import PositionRecord
+from replica_agent.replay import Replay, Source, UnreadableError
+from replica_agent.space import no_space, space_error
+from replica_agent.spool import SealedSegment, Spool
+from shared.errors import NoSpaceError, StorageError
+from shared.events import EventId
+from shared.ports import Ports
+from shared.status import Cause
+from shared.tasks import Signal
+
+GROUP_BYTES = 64 << 20
+GROUP_SEGMENTS = 64
+"""So many bytes and segments of log are applied at most before the disks are synced and a point is exposed."""
+STEP_BYTES = 16 << 20
+"""Bytes of log that one piece of work in a worker applies."""
+RETRY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A committed resync: these sources, and the segments up to ``end`` at least, make the first point of its epoch."""
+
+    sources: tuple[Source, ...]
+    end: Position
+
+
+@dataclass(slots=True)
+class ApplyProgress:
+    """How far the apply of a group is, in bytes of log."""
+
+    total: int = 0
+    done: int = 0
+    merging: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What is applied together."""
+
+    segments: tuple[SealedSegment, ...]
+    merge: Merge | None
+
+    @property
+    def sources(self) -> list[Source]:
+        return [*(self.merge.sources if self.merge is not None else ()), *map(Source.of, self.segments)]
+
+    @property
+    def target(self) -> Position:
+        return self.segments[-1].end
+
+    @property
+    def bytes(self) -> int:
+        return sum(source.length for source in self.sources)
+
+
+@dataclass(slots=True)
+class Applier:
+    """The apply of one VM. ``spool`` and ``merge`` say what there is to do; ``changed`` must be notified of more.
+
+    ``turn`` is held while the disks change: whoever holds it sees them stand still. ``exposed`` is called at each new
+    point, synchronously, when the disks are exactly there. ``finished`` is called in a worker with the spool files that
+    are done with, after a merge also with the differencing file's.
+    """
+
+    ports: Ports
+    ledger: Ledger
+    disks: BaseDisks
+    layout: Layout
+    reserve: int = 0
+    spool: Spool | None = None
+    merge: Merge | None = None
+    changed: Signal = field(default_factory=Signal)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    exposed: list[Callable[[Position], None]] = field(default_factory=list)
+    progress: ApplyProgress = field(default_factory=ApplyProgress)
+    problem: Cause | None = None
+    """Why nothing is applied at the moment although there is something to apply; it is tried again."""
+
+    # --- what there is to do -----------------------------------------------------------------------------------------
+
+    @property
+    def whole(self) -> bool:
+        """Whether the disks are exactly the newest point."""
+        record = self.ledger.replication
+        return record.applied is not None and record.applying is None and record.suspect is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to apply."""
+        return self._next_group() is None
+
+    @property
+    def pending_bytes(self) -> int:
+        return sum(segment.length for segment in self.spool.segments) if self.spool is not None else 0
+
+    def _next_group(self) -> Group | None:
+        spool = self.spool
+        if spool is None or self.ledger.replication.suspect is not None or not spool.segments:
+            return None
+        least = self.merge.end.segment if self.merge is not None else 0
+        begun = self.ledger.replication.applying
+        if begun is not None and begun.epoch == spool.epoch:
+            # The disks may already hold something of it.
+            least = max(least, begun.segment)
+        chosen: list[SealedSegment] = []
+        size = 0
+        for segment in spool.segments:
+            full = size + segment.length > GROUP_BYTES or len(chosen) >= GROUP_SEGMENTS
+            if chosen and full and segment.number > least:
+                break
+            chosen.append(segment)
+            size += segment.length
+        if chosen[-1].number < least:
+            return None
+        return Group(tuple(chosen), self.merge)
+
+    async def caught_up(self) -> None:
+        """Wait until everything received is applied. Raises NoSpaceError where that can't happen now."""
+        while not self.idle:
+            if self.problem is not None:
+                raise NoSpaceError(self.problem.text, self.problem.remedy)
+            await self.changed.wait()
+
+    # --- applying ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Apply for ever; ends by being cancelled, or with an error that no retry and no resync heals."""
+        while True:
+            group = self._next_group()
+            if group is None:
+                await self.changed.wait()
+                continue
+            redone = self.ledger.replication.applying is not None
+            try:
+                async with self.turn:
+                    await self._apply(group)
+            except NoSpaceError as error:
+                await self._wait_for_space(error)
+            except (OSError, StorageError) as error:
+                await self._distrust(error, redone=redone)
+            else:
+                self.problem = None
+            self.changed.notify()
+
+    async def _apply(self, group: Group) -> None:
+        replay = Replay(self.ports.files, self.ledger.vm.vm, self.disks)
+        target = PositionRecord.of(group.target)
+        if self.ledger.replication.applying is None:
+            await finish(self.ports.workers.run(self._check_room, replay, group))
+        if self.ledger.replication.applying != target:
+            async with self.ledger.transaction() as draft:
+                draft.replication.applying = target
+                draft.replication.identities = None
+        self.progress = ApplyProgress(total=group.bytes, merging=group.merge is not None)
+        for source in group.sources:
+            await self._replay(replay.apply(source))
+        await finish(self.ports.workers.run(self._sync))
+        identities = await finish(self.ports.workers.run(self.disks.identities))
+        async with self.ledger.transaction() as draft:
+            draft.replication.applied = target
+            draft.replication.applied_time = group.segments[-1].time_ns / 1e9
+            draft.replication.applying = None
+            draft.replication.identities = identities
+            draft.replication.boot_id = self.ports.clock.boot_id()
+            if group.merge is not None:
+                draft.resync = None
+        self._expose(group)
+        await finish(self.ports.workers.run(self._give_back, group))
+
+    def _check_room(self, replay: Replay, group: Group) -> None:
+        """Before the first write: is there room for all of it? Blocks. Raises NoSpaceError.
+
+        What the segments weigh is an upper bound that costs nothing to know. Where even that does not fit, the holes
+        that would be filled are counted, and the reserve may be used: that is what it is kept for.
+        """
+        free = self.ports.files.free_space(self.layout.folder)
+        if group.merge is not None or free >= group.bytes + self.reserve:
+            return
+        missing = replay.room(group.sources) + self.reserve // 2 - free
+        if missing > 0:
+            raise no_space(self.layout.folder, missing)
+
+    async def _replay(self, steps: Generator[int]) -> None:
+        def work() -> bool:
+            done = 0
+            for count in steps:
+                done += count
+                self.progress.done += count
+                if done >= STEP_BYTES:
+                    return True
+            return False
+
+        try:
+            while await finish(self.ports.workers.run(work)):
+                pass
+        except OSError as error:
+            raise space_error(error, self.layout.folder, STEP_BYTES) from error
+        finally:
+            steps.close()
+
+    def _sync(self) -> None:
+        try:
+            self.disks.sync()
+        except OSError as error:
+            raise _SyncOfDisksError(str(error)) from error
+
+    def _expose(self, group: Group) -> None:
+        spool = self.spool
+        assert spool is not None
+        spool.segments = [segment for segment in spool.segments if segment.number > group.target.segment]
+        if group.merge is not None:
+            self.merge = None
+        for callback in list(self.exposed):
+            callback(group.target)
+
+    def _give_back(self, group: Group) -> None:
+        """Blocks. The point is durable, so nothing of this is needed any more; a crash leaves it to the next start."""
+        assert self.spool is not None
+        for segment in group.segments:
+            self.spool.recycle(segment)
+        if group.merge is not None:
+            for source in group.merge.sources:
+                self.ports.files.remove(source.path)
+
+    # --- trouble -----------------------------------------------------------------------------------------------------
+
+    async def _wait_for_space(self, error: NoSpaceError) -> None:
+        if self.problem is None:
+            self.problem = Cause(code="no_space", text=error.text, time=self.ports.clock.wall(), remedy=error.remedy)
+            await self.ledger.note(EventId.APPLY_FAILED, error.text, cause="no_space")
+        self.changed.notify()
+        await asyncio.sleep(RETRY_SECONDS)
+
+    async def _distrust(self, error: Exception, *, redone: bool) -> None:
+        """What was received can't be applied, and only a resync helps.
+
+        Where the disks were already being changed they may be anything now: no promotion and no export until a resync
+        has committed (R17). Otherwise they still are the newest point.
+        """
+        cause = Cause(
+            code="spool_damaged" if isinstance(error, UnreadableError) else "disk_failed",
+            text=f"What was received could not be applied: {error}",
+            time=self.ports.clock.wall(),
+            remedy="Check the volume, then resynchronize at the primary.",
+        )
+        suspect = redone or self.disks.touched
+        identities = None if suspect else await finish(self.ports.workers.run(self.disks.identities))
+        async with self.ledger.transaction() as draft:
+            draft.event(EventId.APPLY_FAILED, cause.text, cause=cause.code)
+            draft.require_resync(cause, suspect=suspect, reread=isinstance(error, _SyncOfDisksError))
+            if not suspect:
+                draft.replication.applying = None
+                draft.replication.identities = identities
+        if self.spool is not None:
+            self.spool.segments = []
+
+
+class _SyncOfDisksError(StorageError):
+    """Syncing the disks failed: what can be read of them is not what would survive."""
+
+    code = "sync_failed"

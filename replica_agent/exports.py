@@ -1,0 +1,220 @@
+"""Exports of a VM's newest point over NBD: read-only, fixed at one cut while applying goes on."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from protocol.position import Position
+from replica_agent.apply import Applier
+from replica_agent.finishing import finish
+from replica_agent.frozen import FrozenPoint
+from replica_agent.layout import Layout
+from shared.errors import InvalidStateError, NotFoundError
+from shared.events import EventId
+from shared.nbd.backend import ExportBackend, Mutation
+from shared.nbd.constants import Errno
+from shared.nbd.server import NbdServer
+from shared.ports import Extent, Ports
+from shared.status import CutStatus, ExportStatus
+
+EXPORTS_MAX = 4
+"""Exports of one VM at a time."""
+SPILL_MIN = 64 << 20
+SPILL_FRACTION = 0.2
+"""The spill's default limit: this part of the disks, but no less than the minimum."""
+HIDDEN_EPOCH_DIGITS = 8
+
+
+class FrozenDisk:
+    """One disk of a frozen point as the NBD server takes it (shared.nbd.backend.ExportBackend)."""
+
+    read_only = True
+
+    def __init__(self, ports: Ports, point: FrozenPoint, index: int, size: int, description: str) -> None:
+        self.name = export_name(index)
+        self.size = size
+        self.description = description
+        self._ports = ports
+        self._point = point
+        self._index = index
+
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        return self._point.read_cached(self._index, offset, length)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        data = await self._ports.workers.run(self._point.read, self._index, offset, length)
+        if len(data) != length:
+            raise OSError(errno.EIO, f"disk {self._index} is shorter than it was")
+        return data
+
+    def mutate(self, batch: list[Mutation]) -> Awaitable[None] | None:
+        for mutation in batch:
+            mutation.error = Errno.EPERM
+        return None
+
+    async def flush(self) -> int:
+        return 0
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        return await self._ports.workers.run(self._point.extents, self._index, offset, length)
+
+    async def cache(self, offset: int, length: int) -> None:
+        await self._ports.workers.run(self._point.read, self._index, offset, min(length, 1 << 20))
+
+
+class FrozenDirectory:
+    """The disks of one export."""
+
+    def __init__(self, disks: list[FrozenDisk]) -> None:
+        self._disks = {disk.name: disk for disk in disks}
+
+    def find(self, name: str) -> ExportBackend | None:
+        if name == "" and len(self._disks) == 1:
+            return next(iter(self._disks.values()))
+        return self._disks.get(name)
+
+    def names(self) -> list[tuple[str, str]]:
+        return [(disk.name, disk.description) for disk in self._disks.values()]
+
+
+@dataclass(slots=True)
+class Export:
+    """One export that is served."""
+
+    id: str
+    cut: CutStatus
+    socket: str
+    point: FrozenPoint
+    server: NbdServer
+    disks: list[FrozenDisk]
+
+    def status(self) -> ExportStatus:
+        return ExportStatus(
+            id=self.id,
+            uris=[f"nbd+unix:///{disk.name}?socket={quote(self.socket)}" for disk in self.disks],
+            cut=self.cut,
+            clients=len(self.server.connections),
+            spill_bytes=self.point.used,
+            spill_limit_bytes=self.point.limit,
+            error=self.point.failed,
+        )
+
+
+class Exports:
+    """The exports of one VM."""
+
+    def __init__(
+        self, ports: Ports, applier: Applier, layout: Layout, sockets: str, *, reserve: int, limit: int = 0
+    ) -> None:
+        """``sockets`` is the folder for sockets, ``limit`` the spill's bytes of one export (0: the default)."""
+        self._ports = ports
+        self._applier = applier
+        self._layout = layout
+        self._sockets = sockets
+        self._reserve = reserve
+        self._limit = limit
+        self._exports: dict[str, Export] = {}
+        self._told: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._exports)
+
+    def status(self) -> list[ExportStatus]:
+        return [export.status() for export in self._exports.values()]
+
+    async def start(self, describe: Callable[[Position], CutStatus]) -> ExportStatus:
+        """Serve the newest point. Waits until no apply is in the middle.
+
+        Raises InvalidStateError where there is no whole point, or too many exports already.
+        """
+        if len(self._exports) >= EXPORTS_MAX:
+            raise InvalidStateError(
+                f"{self._name} has {len(self._exports)} exports already.", "End one with `vmreplica unexport`."
+            )
+        identity = self._ports.random.bytes(4).hex()
+        async with self._applier.turn:
+            self._check_whole()
+            applied = self._applier.ledger.replication.applied
+            assert applied is not None
+            cut = describe(applied.position)
+            point = await finish(self._ports.workers.run(self._freeze, identity))
+            self._applier.disks.watchers = (*self._applier.disks.watchers, point)
+        epoch = cut.epoch[:HIDDEN_EPOCH_DIGITS]
+        disks = [
+            FrozenDisk(self._ports, point, disk.index, disk.size, f"{self._name} at cut {epoch}/{cut.segment}")
+            for disk in self._applier.disks.geometry
+        ]
+        server = NbdServer(FrozenDirectory(disks))
+        export = Export(identity, cut, f"{self._sockets}/export-{identity}.sock", point, server, disks)
+        self._exports[identity] = export
+        try:
+            await finish(self._ports.workers.run(self._ports.files.make_folder, self._sockets))
+            await server.start_unix(export.socket)
+        except BaseException:
+            await self._end(export)
+            raise
+        await self._applier.ledger.note(
+            EventId.EXPORT, f"Export {identity} of cut {epoch}/{cut.segment} began.", export=identity
+        )
+        return export.status()
+
+    async def stop(self, identity: str | None = None) -> None:
+        """End one export, or all. Raises NotFoundError for one that does not exist."""
+        if identity is not None and identity not in self._exports:
+            raise NotFoundError(f"{self._name} has no export {identity}.", "See the exports with `vmreplica status`.")
+        for export in [self._exports[identity]] if identity is not None else list(self._exports.values()):
+            await self._end(export)
+            await self._applier.ledger.note(EventId.EXPORT, f"Export {export.id} ended.", export=export.id)
+
+    async def tell_failures(self) -> None:
+        """Record an event, once, for each export whose point is gone."""
+        for export in list(self._exports.values()):
+            if export.point.failed and export.id not in self._told:
+                self._told.add(export.id)
+                text = f"Export {export.id} can't be read any more. {export.point.failed}"
+                await self._applier.ledger.note(EventId.EXPORT, text, cause="spill", export=export.id)
+
+    @property
+    def _name(self) -> str:
+        return self._applier.ledger.vm.name
+
+    def _check_whole(self) -> None:
+        record = self._applier.ledger.replication
+        if record.suspect is not None:
+            raise InvalidStateError(
+                f"The disks of {self._name} are not trusted: {record.suspect.text}", record.suspect.remedy
+            )
+        if not self._applier.whole:
+            raise InvalidStateError(
+                f"{self._name} has no whole recovery point at the moment.",
+                "Wait until the initial replication, or the present merge, is complete.",
+            )
+
+    def _freeze(self, identity: str) -> FrozenPoint:
+        disks = self._applier.disks
+        limit = self._limit or max(SPILL_MIN, int(SPILL_FRACTION * sum(disks.sizes.values())))
+        return FrozenPoint(
+            self._ports.files,
+            {index: disks.path(index) for index in disks.sizes},
+            disks.sizes,
+            f"{self._layout.folder}/export-{identity}.spill",
+            limit,
+            self._reserve,
+        )
+
+    async def _end(self, export: Export) -> None:
+        del self._exports[export.id]
+        await finish(export.server.close())
+        disks = self._applier.disks
+        # Nobody may close the point's files while an apply is preserving into them.
+        disks.watchers = tuple(watcher for watcher in disks.watchers if watcher is not export.point)
+        async with self._applier.turn:
+            await finish(self._ports.workers.run(export.point.close))
+
+
+def export_name(index: int) -> str:
+    """The NBD export name of a disk."""
+    return f"disk{index}"
