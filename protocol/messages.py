@@ -382,6 +382,7 @@ def decode_body(kind: MessageType, data: bytes | bytearray | memoryview) -> Body
             data,
             raw=False,
             strict_map_key=True,
+            object_pairs_hook=_fields,
             max_str_len=8192,
             max_bin_len=8192,
             max_array_len=4096,
@@ -393,3 +394,10 @@ def decode_body(kind: MessageType, data: bytes | bytearray | memoryview) -> Body
         raise ProtocolError(f"{kind.name}: {error}") from None
     except (ValueError, msgpack.UnpackException) as error:
         raise ProtocolError(f"{kind.name} body is no valid msgpack: {type(error).__name__}: {error}") from None
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a field is given twice")
+    return fields

@@ -1,0 +1,132 @@
+"""Hypothesis strategies for control messages: every field over its whole range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from protocol.hrl import MAX_DISK_BYTES
+from protocol.messages import (
+    MAX_U63,
+    Applied,
+    Body,
+    Close,
+    Commit,
+    Committed,
+    ErrorCode,
+    Heartbeat,
+    Hello,
+    ManifestRequest,
+    Open,
+    Opened,
+    Problem,
+    RangeDone,
+    RangeSettled,
+    Received,
+    ResyncBegin,
+    ResyncCancel,
+    ResyncCancelled,
+    ResyncKind,
+    ResyncReady,
+    ResyncState,
+    Role,
+    Run,
+    Welcome,
+    WireAncestor,
+    WireDisk,
+    WirePosition,
+)
+
+id16 = st.binary(min_size=16, max_size=16)
+u16 = st.integers(0, 2**16 - 1)
+u32 = st.integers(0, 2**32 - 1)
+u63 = st.integers(0, MAX_U63)
+text = st.text(max_size=60)
+name = st.text(min_size=1, max_size=128)
+seconds = st.floats(0, 86400 * 366)
+capabilities = st.lists(name, max_size=5)
+position = st.builds(WirePosition, epoch=id16, segment=u63, entry=u63, chain=id16)
+lineage = st.lists(st.builds(WireAncestor, epoch=id16, parent=id16, parent_segment=u63), max_size=3)
+disks = st.lists(st.builds(WireDisk, index=u16, uuid=id16, size=st.integers(1, MAX_DISK_BYTES)), max_size=3)
+runs = st.lists(st.builds(Run, disk=u16, offset=u63, length=u63), max_size=5)
+kind = st.sampled_from(ResyncKind)
+resync_state = st.builds(ResyncState, id=id16, kind=kind, epoch=id16, round=u32, settled_bytes=u63)
+
+
+def maybe(of: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | of
+
+
+bodies: st.SearchStrategy[Body] = st.one_of(
+    st.builds(
+        Hello,
+        versions=st.lists(u16, min_size=1, max_size=16),
+        software=name,
+        host=name,
+        capabilities=capabilities,
+        max_frame=u32,
+        heartbeat_seconds=seconds,
+    ),
+    st.builds(
+        Welcome,
+        version=u16,
+        software=name,
+        host=name,
+        capabilities=capabilities,
+        max_frame=u32,
+        heartbeat_seconds=seconds,
+        token=st.integers(1, MAX_U63),
+    ),
+    st.builds(Problem, code=st.sampled_from(ErrorCode), text=text, remedy=text, retryable=st.booleans()),
+    st.builds(
+        Open,
+        role=st.sampled_from(Role),
+        vm=id16,
+        name=name,
+        disks=disks,
+        epoch=id16,
+        proposed=maybe(id16),
+        lineage=lineage,
+        log_first_segment=u63,
+        log_position=maybe(position),
+        interval_seconds=seconds,
+        control_token=u63,
+    ),
+    st.builds(
+        Opened,
+        state=name,
+        promoted=st.booleans(),
+        epoch=id16,
+        lineage=lineage,
+        disks=disks,
+        received=maybe(position),
+        applied=maybe(position),
+        resync=maybe(resync_state),
+    ),
+    st.builds(Heartbeat, number=u63, echo=u63, wall_ns=u63),
+    st.builds(Close, text=text),
+    st.builds(Received, position=position),
+    st.builds(Applied, position=position),
+    st.builds(
+        ResyncBegin,
+        id=id16,
+        kind=kind,
+        round=u32,
+        epoch=id16,
+        parent=id16,
+        parent_segment=u63,
+        hash=name,
+        key_id=id16,
+        key=st.binary(min_size=16, max_size=32),
+        block_size=u32,
+    ),
+    st.builds(ResyncReady, id=id16, round=u32, key_id=id16, settled=runs),
+    st.builds(ManifestRequest, id=id16, round=u32, key_id=id16, disk=u16, offset=u63, length=u63),
+    st.builds(RangeDone, id=id16, round=u32, disk=u16, offset=u63, length=u63),
+    st.builds(RangeSettled, id=id16, round=u32, ranges=runs),
+    st.builds(Commit, id=id16, round=u32, end=position),
+    st.builds(Committed, id=id16, end=position),
+    st.builds(ResyncCancel, id=id16, text=text),
+    st.builds(ResyncCancelled, id=id16),
+)
