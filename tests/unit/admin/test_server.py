@@ -296,7 +296,7 @@ async def test_flooding_client_is_not_read_while_it_takes_no_answers_i13(served:
     while served.large_answers < before + 20:
         assert len(await reader.readuntil()) > 1 << 20
     flood.cancel()
-    writer.close()
+    writer.transport.abort()
     await until(lambda: not served.server.clients)
 
 
