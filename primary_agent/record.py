@@ -121,6 +121,8 @@ class ReplicationRecord(Record):
     causes: list[Cause] = []
     problem: Cause | None = None
     fenced: str = ""
+    resync_wanted: bool = False
+    """The administrator asked for the required resync while it could not begin: it does as soon as it can."""
     peer_host: str = ""
     """The replica's host name, as it told it last."""
 

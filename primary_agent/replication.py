@@ -59,7 +59,7 @@ class Replication:
         self.changed = Signal()
         """Notified after every change."""
         self.orders = 0
-        """Rises with every change that the running session has to be planned anew for."""
+        """Rises with every order that the running session has to be planned anew for."""
         self._clock = clock
         self._lock = asyncio.Lock()
 
@@ -148,6 +148,7 @@ class Replication:
                 "resync": None,
                 "causes": [],
                 "problem": None,
+                "resync_wanted": False,
             }
             text = f"The baseline {resync.epoch.hex()[:8]} is committed at the replica, up to cut {end.segment}."
             committed = self.event(EventId.BASELINE_COMMITTED, text, cause=cause, data={"epoch": resync.epoch.hex()})
@@ -210,7 +211,6 @@ class Replication:
         after = primary_transition(before, event)
         change = [] if before is after else [self._state_event(before, after, cause)]
         await self._store([*events, *change], {**fields, "state": after})
-        self.replan()
 
     async def _store(self, events: Sequence[dict[str, Any]], fields: dict[str, Any]) -> None:
         record: ReplicationRecord = msgspec.structs.replace(self.record, **fields)

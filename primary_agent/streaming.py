@@ -7,6 +7,7 @@ channel's send queue bounds the rest. A seal is sent only when the tap has made 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from primary_agent.tap_link import Connection, TapLink
@@ -20,7 +21,7 @@ from shared.errors import NotFoundError
 from shared.hrl_files import LogFollower, Run
 from shared.ports import Ports
 from shared.tap_control import LogPlace
-from shared.tasks import Signal, Works, together
+from shared.tasks import Signal, together
 
 QUEUED_RUNS = 2
 LEASE_SECONDS = 60.0
@@ -83,19 +84,28 @@ class LogSender:
         connection: Connection,
         ledger: CutLedger,
         ports: Ports,
+        *,
+        began_at_cut: Callable[[Position, int], None],
     ) -> None:
+        """``began_at_cut`` is told when the position that :meth:`seek` went to turns out to be a cut, with the time
+        (nanoseconds, Unix epoch) at which the segment after it began: a position alone does not tell.
+        """
         self.ledger = ledger
         self.bytes_sent = 0
         """Bytes of log sent by this sender."""
         self.sent = Signal()
         """Notified after every seal sent."""
         self.last_cut: SentCut | None = None
+        self._hold: int | None = None
+        self._held = Signal()
         self._vm = vm
         self._epoch = epoch
         self._channel = channel
         self._tap = tap
         self._connection = connection
-        self._works = Works(ports.workers)
+        self._workers = ports.workers
+        self._began_at_cut = began_at_cut
+        self._start: Position | None = None
         self._follower = LogFollower(ports.files, connection.status.log.folder, vm)
         self._leased = 0
         self._end: tuple[int, int] = (0, 0)
@@ -111,8 +121,9 @@ class LogSender:
             place = await self._locate(position)
         except NotFoundError:
             return False
+        self._start = place.position.position() if position is not None else None
         await self._lease(place.file)
-        await self._works.run(self._follower.seek, place.file, place.offset, place.position.position())
+        await self._workers.run(self._follower.seek, place.file, place.offset, place.position.position())
         end = self._connection.log_end()
         if end is not None and end.epoch == self._epoch:
             written = await client.locate(end)
@@ -134,8 +145,16 @@ class LogSender:
         try:
             await together(self._send(queue), self._read(queue), self._keep_lease())
         finally:
-            await self._works.settle()
             self._follower.close()
+
+    def hold_after(self, segment: int) -> None:
+        """Send nothing after the seal of ``segment`` until :meth:`go_on`."""
+        self._hold = segment
+
+    def go_on(self) -> None:
+        """End the hold."""
+        self._hold = None
+        self._held.notify()
 
     async def sent_through(self, segment: int) -> SentCut:
         """Wait until the seal of ``segment``, or a later one, was sent."""
@@ -148,7 +167,7 @@ class LogSender:
     async def _read(self, queue: asyncio.Queue[Run]) -> None:
         while True:
             end = self._written_end()
-            run = await self._works.run(self._follower.read, *end)
+            run = await self._workers.run(self._follower.read, *end)
             if self._follower.sequence != self._leased:
                 await self._lease(self._follower.sequence)
             if run is not None:
@@ -178,12 +197,23 @@ class LogSender:
     async def _send(self, queue: asyncio.Queue[Run]) -> None:
         while True:
             run = await queue.get()
+            while self._hold is not None and run.position.segment > self._hold:
+                await self._held.wait()
+            if self._start is not None:
+                self._look_at_start(self._start, run)
             if run.sealed:
                 await self._send_seal(run)
             else:
                 self._channel.send_bulk(MessageType.LOG, [run.data])
             self.bytes_sent += len(run.data)
             await self._channel.drain()
+
+    def _look_at_start(self, start: Position, run: Run) -> None:
+        """The first run tells whether the sender began at a cut: then it begins with the next segment's record."""
+        self._start = None
+        first = run.records[0].header
+        if first.kind is RecordKind.SEGMENT and first.segment == start.segment + 1:
+            self._began_at_cut(start, first.time_ns)
 
     async def _send_seal(self, run: Run) -> None:
         header, record = run.records[0].header, run.records[0].record

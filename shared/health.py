@@ -134,7 +134,7 @@ def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result
             )
     waits = state in (ReplicationState.SUSPENDED, ReplicationState.FAILED_OVER, ReplicationState.ERROR)
     if not link.connected and link.attempts > 0 and not waits and status.problem is None:
-        text = f"The replica at {link.peer} can't be reached: {link.last_error}"
+        text = f"Replication to {link.peer} is interrupted: {link.last_error}"
         if link.since_time is not None and now - link.since_time >= DISCONNECTED_GRACE_SECONDS:
             result.critical(text, f"Check the replica's host and `vmreplica test-connection {link.peer}`.")
         else:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
-
-from shared.ports import Workers
 
 T = TypeVar("T")
 
@@ -43,12 +41,27 @@ async def together(main: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, No
     The first error of any of them (in their order, where several fail at once) cancels the rest and is raised as it
     is. Another coroutine that simply returns lets the rest go on. Cancelling the caller cancels all.
     """
+    first: asyncio.Task[T] = asyncio.get_running_loop().create_task(main)
+    await _run_until(first.done, [first, *_tasks(others)])
+    return first.result()
+
+
+async def all_of(*works: Coroutine[Any, Any, None]) -> None:
+    """Run all beside each other until all have ended. The first error cancels the rest and is raised as it is."""
+    tasks = _tasks(works)
+    await _run_until(lambda: all(task.done() for task in tasks), tasks)
+
+
+def _tasks(works: Sequence[Coroutine[Any, Any, None]]) -> list[asyncio.Task[Any]]:
     loop = asyncio.get_running_loop()
-    first: asyncio.Task[T] = loop.create_task(main)
-    tasks: list[asyncio.Task[Any]] = [first, *(loop.create_task(other) for other in others)]
+    return [loop.create_task(work) for work in works]
+
+
+async def _run_until(ended: Callable[[], bool], tasks: list[asyncio.Task[Any]]) -> None:
+    """Wait until ``ended()``, looking at the tasks in their order whenever one is done; then end all of them."""
     waiting: set[asyncio.Task[Any]] = set(tasks)
     try:
-        while not first.done():
+        while not ended():
             _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
@@ -58,30 +71,3 @@ async def together(main: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, No
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return first.result()
-
-
-class Works:
-    """Work in workers whose files must stay open until it has ended, also where its caller was cancelled."""
-
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-        self._running: dict[asyncio.Task[Any], None] = {}
-
-    async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """As ``Workers.run``; :meth:`settle` knows of it."""
-        task: asyncio.Task[T] = asyncio.get_running_loop().create_task(self._workers.run(work, *args))
-        self._running[task] = None
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    async def settle(self) -> None:
-        """Wait until nothing is under way any more; then files may be closed."""
-        while self._running:
-            await asyncio.wait(list(self._running))
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        del self._running[task]
-        # Where the caller is gone nobody else looks at the outcome.
-        if not task.cancelled():
-            task.exception()

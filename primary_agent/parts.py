@@ -1,0 +1,55 @@
+"""The parts of one replicated VM that its session, its orders and its status share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from primary_agent.dialing import Dialled
+from primary_agent.progress import ResyncProgress
+from primary_agent.replication import Replication
+from primary_agent.surroundings import Surroundings
+from primary_agent.tap_link import TapLink
+from protocol.position import Position
+from shared.ports import Address
+from shared.tasks import Signal
+
+
+@dataclass(slots=True)
+class LinkState:
+    """The connection to the replica, for status and gate. Times are seconds since the Unix epoch."""
+
+    dialled: Dialled | None = None
+    """The open session's connection; None while there is none."""
+    since: float | None = None
+    last_error: str = ""
+    last_error_code: str = ""
+    retryable: bool = True
+    attempts: int = 0
+    next_attempt: float | None = None
+    """Monotonic seconds."""
+    poke: Signal = field(default_factory=Signal)
+    """Notified to try again at once."""
+
+    def healthy(self) -> bool:
+        """Whether connectivity is proven in both directions right now (I20)."""
+        return self.dialled is not None and self.dialled.channel.healthy()
+
+
+@dataclass(slots=True)
+class Parts:
+    """One VM: what is durable, its tap, its link, and what is only shown."""
+
+    surroundings: Surroundings
+    replication: Replication
+    tap: TapLink
+    link: LinkState = field(default_factory=LinkState)
+    progress: ResyncProgress | None = None
+    """Of the open resync; kept until its merge at the replica is over."""
+    applied: Position | None = None
+    applied_time: float | None = None
+    """When the applied cut was sealed."""
+
+    @property
+    def address(self) -> Address:
+        vm = self.replication.vm
+        return Address(host=vm.replica_host, port=vm.replica_port, tls=True)

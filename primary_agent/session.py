@@ -1,0 +1,384 @@
+"""One session with the replica: decide what it is for, then stream the log, drive a resync, or wait for orders.
+
+A session is bound to one connection to the replica and one to the tap. Whatever no longer fits ends it (``Replan``):
+the next one is planned from durable records and from what both sides tell, so that there is one way to begin and none
+to patch up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from primary_agent.dialing import Dialled, name_of
+from primary_agent.parts import Parts
+from primary_agent.progress import MERGING, WAITING, ResyncProgress
+from primary_agent.record import ResyncRecord
+from primary_agent.replication import Acked, mint
+from primary_agent.resync import ResyncDriver
+from primary_agent.streaming import CutLedger, LogSender, SentCut
+from primary_agent.tap_link import Connection, TapUnavailableError
+from protocol.errors import ProtocolError
+from protocol.messages import Applied, Body, Committed, Received, ResyncKind, ResyncReady
+from protocol.position import NO_EPOCH, Position
+from shared.errors import VmreplicaError
+from shared.events import EventId
+from shared.hrl_files import LogDamagedError
+from shared.planning import (
+    CommitConfirmed,
+    Decision,
+    Fenced,
+    GeometryMismatch,
+    GoOnWithResync,
+    InitialRequired,
+    PrimaryView,
+    ReplicaView,
+    RestartResync,
+    Resume,
+    ResyncCause,
+    ResyncRequired,
+    SplitBrain,
+    Unrelated,
+    decide,
+)
+from shared.states import PrimaryEvent, ReplicationState
+from shared.tasks import Signal, together
+
+RELEASE_SECONDS = 0.1
+"""Acknowledgements are told to the tap at most so often."""
+STORE_SECONDS = 2.0
+"""The acknowledged cut and the statistics are written down at most so often."""
+HEALTH_POLL_SECONDS = 0.2
+
+
+class Replan(Exception):
+    """The session's work no longer fits; plan anew at once."""
+
+
+class Refused(VmreplicaError):
+    """The two sides don't fit together; that does not heal by itself."""
+
+
+class FencedOff(VmreplicaError):
+    """The VM was failed over at the replica (I8). ``split`` where this side may have moved on as well."""
+
+    code = "fenced"
+
+    def __init__(self, text: str, *, split: bool) -> None:
+        super().__init__(text)
+        self.split = split
+
+
+class Session:
+    """The work of one session, from its OPENED to its end."""
+
+    def __init__(self, parts: Parts, dialled: Dialled, connection: Connection) -> None:
+        self.ledger = CutLedger(dialled.view("").received)
+        self._parts = parts
+        self._replication = parts.replication
+        self._ports = parts.surroundings.ports
+        self._dialled = dialled
+        self._replica: ReplicaView = dialled.view(str(parts.address))
+        self._connection = connection
+        self._answers: asyncio.Queue[Body] = asyncio.Queue()
+        self._acknowledged = Signal()
+        self._orders = parts.replication.orders
+        self._epoch_needed = NO_EPOCH
+        self._released: Position | None = None
+        self._stored_at = -STORE_SECONDS
+
+    async def run(self) -> None:
+        """Work until something ends the session; always raises (see the module)."""
+        try:
+            await together(
+                self._work(),
+                self._receive(),
+                self._watch_orders(),
+                self._watch_tap(),
+                self._settle_acknowledgements(),
+            )
+        finally:
+            if self._parts.progress is not None:
+                self._parts.progress.settle()
+
+    # --- deciding --------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        decision = await self._decide()
+        match decision:
+            case Fenced(text=text):
+                raise FencedOff(text, split=False)
+            case SplitBrain(text=text):
+                raise FencedOff(text, split=True)
+            case Unrelated(text=text):
+                remedy = "Remove the VM at the replica, or replicate to another one."
+                raise Refused(text, remedy, code="unrelated")
+            case GeometryMismatch(text=text):
+                remedy = "Bring the disks to the same sizes, or remove the VM at the replica and start anew."
+                raise Refused(f"The disks differ: {text}.", remedy, code="geometry")
+        await self._replication.clear_problem()
+        await self._remember_host()
+        match decision:
+            case Resume(position):
+                await self._stream(position)
+            case InitialRequired():
+                await self._until_started()
+                await self._resync(None)
+            case ResyncRequired(cause, text, evidence):
+                if self._replication.state is not ReplicationState.RESYNCHRONIZING:
+                    await self._require(cause, text, evidence)
+                    await self._until_started()
+                await self._resync(None)
+            case GoOnWithResync(known=known):
+                await self._resync(self._continued(known=known))
+            case RestartResync(reason):
+                await self._tell_restart(reason)
+                await self._resync(None)
+
+    async def _decide(self) -> Decision:
+        await self._parts.tap.refresh()
+        while True:
+            decision = decide(self._view(), self._replica)
+            if not isinstance(decision, CommitConfirmed):
+                return decision
+            await self._adopt("the replica shows the proposed baseline", None)
+
+    def _view(self) -> PrimaryView:
+        record, status = self._replication.record, self._connection.status
+        lost = self._connection.lost
+        return PrimaryView(
+            disks=self._replication.vm.geometry,
+            epoch=record.epoch,
+            proposed=record.proposed,
+            lineage=record.ancestors,
+            tracking=self._connection.tracking.value,
+            lost_reason=lost.text if lost is not None else "",
+            log_epoch=self._connection.epoch or NO_EPOCH,
+            first_segment=status.first_segment,
+            log_end=self._connection.log_end(),
+            acked=self._replication.acked.position if self._replication.acked is not None else None,
+            resync=self._replication.open_resync,
+            required=bool(record.causes),
+        )
+
+    async def _remember_host(self) -> None:
+        host = self._dialled.welcome.host
+        if host != self._replication.record.peer_host:
+            await self._replication.update(peer_host=host)
+
+    async def _require(self, cause: ResyncCause, text: str, evidence: dict[str, object]) -> None:
+        """Put the cause on record; the state then says that a resync is required. Does not end this session."""
+        if self._replication.record.causes and cause is ResyncCause.ADMINISTRATOR:
+            return
+        await self._replication.require_resync(cause, text, evidence)
+
+    # --- waiting for orders ----------------------------------------------------------------------------------------
+
+    async def _until_started(self) -> None:
+        """Wait, with the session open, until a resync or the initial replication is to begin."""
+        while True:
+            state = self._replication.state
+            if state in (ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.RESYNCHRONIZING):
+                return
+            wanted = self._replication.vm.auto_resynchronize or self._replication.record.resync_wanted
+            if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted:
+                # The gate (I20): a resync that starts by itself waits until connectivity is proven.
+                if self._dialled.channel.healthy():
+                    await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "connectivity is healthy")
+                else:
+                    await asyncio.sleep(HEALTH_POLL_SECONDS)
+                continue
+            await self._replication.changed.wait()
+
+    # --- streaming -------------------------------------------------------------------------------------------------
+
+    def _sender(self, epoch: bytes) -> LogSender:
+        self._epoch_needed = epoch
+        vm = self._replication.vm.vm
+        return LogSender(
+            vm,
+            epoch,
+            self._dialled.channel,
+            self._parts.tap,
+            self._connection,
+            self.ledger,
+            self._ports,
+            began_at_cut=self._note_acknowledged,
+        )
+
+    async def _stream(self, position: Position) -> None:
+        sender = self._sender(position.epoch)
+        if not await sender.seek(position):
+            text = f"The replica stands at {position}, whose chain is not in this side's log."
+            await self._require(ResyncCause.CHAIN, text, {"received": str(position)})
+            raise Replan
+        try:
+            await sender.run()
+        except LogDamagedError as error:
+            evidence: dict[str, object] = {"file": error.path, "offset": error.offset, "reason": error.reason}
+            await self._require(ResyncCause.LOG_DAMAGED, error.text, evidence)
+            raise Replan from error
+
+    # --- resync ----------------------------------------------------------------------------------------------------
+
+    def _continued(self, *, known: bool) -> ResyncRecord:
+        """The open resync, as it goes on."""
+        resync = self._replication.record.resync
+        assert resync is not None
+        # A replica that dropped its part may have lost its baseline as well.
+        return resync if known else msgspec.structs.replace(resync, kind=self._kind())
+
+    def _kind(self) -> ResyncKind:
+        """In place where the replica has no point that has to be protected."""
+        return ResyncKind.INITIAL if self._replica.epoch == NO_EPOCH else ResyncKind.RESYNC
+
+    async def _tell_restart(self, reason: str) -> None:
+        text = f"The compare starts anew, since tracking was lost meanwhile: {reason}"
+        if self._replication.state is ReplicationState.RESYNCHRONIZING:
+            await self._require(ResyncCause.TRACKING_LOST, text, {})
+        else:
+            await self._replication.note(self._replication.event(EventId.RESYNC_REQUIRED, text, cause="tracking_lost"))
+
+    async def _resync(self, resync: ResyncRecord | None) -> None:
+        """Drive ``resync``, or a fresh one, to its commit, and stream on from there."""
+        progress = self._show(resync)
+        async with self._parts.surroundings.resync_slots:
+            if resync is None:
+                resync = await self._mint()
+                progress = self._show(resync)
+            driver = ResyncDriver(
+                self._parts.surroundings,
+                self._replication,
+                resync,
+                self._parts.address,
+                self._dialled,
+                self._parts.tap,
+                self._connection,
+                progress,
+                self._answers,
+            )
+            await driver.begin_tracking()
+            self._epoch_needed = resync.epoch
+            await driver.compare()
+        end = await driver.cut()
+        sender = self._sender(resync.epoch)
+        sender.hold_after(end.segment)
+        received = self._replica.received
+        start = received if received is not None and received.epoch == resync.epoch else None
+        if not await sender.seek(start):
+            raise TapUnavailableError("The log of the resynchronization's epoch is not where it has to be.")
+        await together(sender.run(), self._commit(driver, sender, end))
+
+    async def _commit(self, driver: ResyncDriver, sender: LogSender, end: Position) -> None:
+        await driver.commit(sender, self.ledger, end)
+        await self._adopt("the replica confirmed the commit", sender.last_cut)
+        sender.go_on()
+
+    async def _adopt(self, cause: str, cut: SentCut | None) -> None:
+        """The commit is known to be durable: from now on its epoch is the baseline, and its log may be released."""
+        progress = self._parts.progress
+        if progress is not None:
+            if progress.kind is ResyncKind.INITIAL:
+                self._replication.statistics.initial(progress.status().sent_bytes)
+            progress.enter(MERGING, "the replica merges what it received")
+        end = await self._replication.adopt(cause)
+        if cut is not None and cut.position == end:
+            self._note_acknowledged(end, cut.time_ns)
+
+    async def _mint(self) -> ResyncRecord:
+        received = self._replica.received
+        same = received is not None and received.epoch == self._replication.record.epoch
+        resync = mint(
+            identity=self._ports.random.bytes(16),
+            epoch=self._ports.random.bytes(16),
+            kind=self._kind(),
+            replication=self._replication.record,
+            parent_segment=received.segment if received is not None and same else 0,
+            now=self._ports.clock.wall(),
+        )
+        await self._replication.begin_resync(resync)
+        return resync
+
+    def _show(self, resync: ResyncRecord | None) -> ResyncProgress:
+        """The progress to show: that of the open resync, or a fresh one."""
+        shown = self._parts.progress
+        if resync is None or shown is None or shown.id != resync.id:
+            identity, epoch = (resync.id, resync.epoch) if resync is not None else (b"", NO_EPOCH)
+            started = resync.started_time if resync is not None else self._ports.clock.wall()
+            kind = resync.kind if resync is not None else self._kind()
+            disks = list(self._replication.vm.geometry)
+            shown = ResyncProgress.of(identity, kind, epoch, disks, started)
+            self._parts.progress = shown
+        if self._parts.surroundings.resync_slots.locked():
+            shown.enter(WAITING, "other resynchronizations of this host run first")
+        return shown
+
+    # --- messages --------------------------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._dialled.channel.receive()
+            match message:
+                case Received():
+                    self._take_received(message.position.position())
+                case Applied():
+                    self._take_applied(message.position.position())
+                case ResyncReady() | Committed():
+                    self._answers.put_nowait(message)
+                case _:
+                    raise ProtocolError(f"{name_of(message)} is not expected here", code="state")
+
+    def _take_received(self, position: Position) -> None:
+        newly = self.ledger.acknowledge(position)
+        now = self._ports.clock.wall()
+        for cut in newly:
+            latency = now - cut.time_ns / 1e9
+            self._replication.statistics.acknowledged(now, latency=latency, size=cut.size)
+        if newly:
+            self._note_acknowledged(position, newly[-1].time_ns)
+
+    def _note_acknowledged(self, position: Position, time_ns: int) -> None:
+        # What a resync sends is acknowledged for good only by its commit.
+        if position.epoch == self._replication.record.epoch:
+            self._replication.acked = Acked(position, time_ns)
+            self._acknowledged.notify()
+
+    def _take_applied(self, position: Position) -> None:
+        self._parts.applied = position
+        self._replication.statistics.applied(self._ports.clock.wall())
+        progress = self._parts.progress
+        if progress is not None and progress.phase == MERGING and position.epoch == progress.epoch:
+            self._parts.progress = None
+
+    async def _settle_acknowledgements(self) -> None:
+        """Tell the tap what it may free, and now and then write down how far the replica has got."""
+        while True:
+            acked, epoch = self._replication.acked, self._replication.record.epoch
+            if acked is None or acked.position.epoch != epoch or acked.position == self._released:
+                await self._acknowledged.wait()
+                continue
+            if self._connection.tracks(epoch):
+                await self._connection.client.release(epoch, acked.position.segment)
+            self._released = acked.position
+            now = self._ports.clock.monotonic()
+            if now - self._stored_at >= STORE_SECONDS:
+                self._stored_at = now
+                await self._replication.store_progress()
+            await asyncio.sleep(RELEASE_SECONDS)
+
+    # --- what ends a session ---------------------------------------------------------------------------------------
+
+    async def _watch_orders(self) -> None:
+        while self._replication.orders == self._orders:
+            await self._replication.changed.wait()
+        raise Replan
+
+    async def _watch_tap(self) -> None:
+        while self._connection.alive and (
+            self._epoch_needed == NO_EPOCH or self._connection.tracks(self._epoch_needed)
+        ):
+            await self._parts.tap.changed.wait()
+        if not self._connection.alive:
+            raise TapUnavailableError("The tap's connection ended.")
+        raise Replan

@@ -1,0 +1,193 @@
+"""Keeps a session with the replica going: when to connect, when to try again, and what a failure means.
+
+Faults that can heal are retried after 1, 2, 4 ... 30 s with jitter, for ever. Others are put on record, told once, and
+retried every five minutes or when an administrator says so. A failover at the replica stops everything (I8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from primary_agent.dialing import dial, open_body
+from primary_agent.parts import Parts
+from primary_agent.session import FencedOff, Refused, Replan, Session
+from protocol.errors import ProtocolError
+from protocol.messages import ErrorCode
+from shared.channel import ChannelClosed
+from shared.errors import ForbiddenError, StorageError, StoreDamagedError, VmreplicaError
+from shared.events import EventId
+from shared.planning import ResyncCause
+from shared.states import ReplicationState
+
+BACKOFF_FIRST_SECONDS = 1.0
+BACKOFF_LAST_SECONDS = 30.0
+SLOW_RETRY_SECONDS = 300.0
+JITTER = 0.25
+"""A wait is shortened by up to this fraction, so that many VMs do not come back at the same instant."""
+
+PARKED = frozenset({ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED, ReplicationState.FAILED_OVER})
+"""States in which there is no session."""
+
+_JOIN_BROKEN = {ErrorCode.GAP: ResyncCause.GAP, ErrorCode.CHAIN: ResyncCause.CHAIN}
+
+# What a peer of another version or for other VMs stays, however often it is asked.
+_UNFIT = frozenset({ErrorCode.VERSION, ErrorCode.UNAUTHORIZED, ErrorCode.GEOMETRY, ErrorCode.UNRELATED})
+
+log = structlog.get_logger(__name__)
+
+
+class SessionLoop:
+    """The session loop of one VM."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._link = parts.link
+        self._replication = parts.replication
+        self._ports = parts.surroundings.ports
+        self._backoff = BACKOFF_FIRST_SECONDS
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            while self._replication.state in PARKED:
+                await self._replication.changed.wait()
+            try:
+                await self._session()
+            except Replan:
+                continue
+            except (VmreplicaError, ProtocolError, OSError) as error:
+                if isinstance(error, StoreDamagedError):
+                    raise
+                await self._failed(error)
+
+    async def _session(self) -> None:
+        """One session; always raises."""
+        parts = self._parts
+        connection = await parts.tap.connected()
+        await parts.tap.refresh()
+        dialled = await dial(parts.surroundings, parts.address, open_body(self._replication, connection))
+        channel = dialled.channel
+        self._opened()
+        self._link.dialled = dialled
+        opened_at = self._ports.clock.monotonic()
+        try:
+            await Session(parts, dialled, connection).run()
+        except asyncio.CancelledError:
+            channel.abort("the agent stops")
+            raise
+        except Exception as error:
+            await channel.close(str(error) or type(error).__name__)
+            raise
+        finally:
+            if self._ports.clock.monotonic() - opened_at > self._backoff:
+                self._backoff = BACKOFF_FIRST_SECONDS
+            self._link.dialled = None
+            self._link.since = self._ports.clock.wall()
+
+    def _opened(self) -> None:
+        self._link.since = self._ports.clock.wall()
+        self._link.attempts = 0
+        self._link.last_error = self._link.last_error_code = ""
+        self._link.retryable = True
+        self._link.next_attempt = None
+
+    # --- failures --------------------------------------------------------------------------------------------------
+
+    async def _failed(self, error: Exception) -> None:
+        """Record what a failure means, and wait until the next attempt."""
+        failure = _as_failure(error)
+        log.info("session ended", vm=self._replication.vm.name, code=failure.code, reason=failure.text)
+        now = self._ports.clock
+        self._replication.statistics.failed(now.wall())
+        if isinstance(error, FencedOff) or failure.code == ErrorCode.FENCED:
+            await self._fence(failure, error)
+            return
+        code = ErrorCode(failure.code) if failure.code in ErrorCode._value2member_map_ else None
+        if code in _JOIN_BROKEN and isinstance(error, ChannelClosed):
+            await self._join_is_broken(_JOIN_BROKEN[code], failure)
+        retryable = _heals(error)
+        self._link.attempts += 1
+        if self._link.since is None:
+            self._link.since = now.wall()
+        self._link.last_error = str(failure)
+        self._link.last_error_code = failure.code
+        self._link.retryable = retryable
+        delay = self._next_delay() if retryable else SLOW_RETRY_SECONDS
+        await self._tell(failure, retryable=retryable, delay=delay)
+        self._link.next_attempt = now.monotonic() + delay
+        if await self._link.poke.wait_for(delay):
+            self._backoff = BACKOFF_FIRST_SECONDS
+
+    def _next_delay(self) -> float:
+        """1, 2, 4 ... 30 s with jitter; a session that lasted longer than the wait before it starts anew."""
+        delay = self._backoff
+        self._backoff = min(2 * delay, BACKOFF_LAST_SECONDS)
+        return delay - self._ports.random.uniform(0, JITTER * delay)
+
+    async def _tell(self, failure: VmreplicaError, *, retryable: bool, delay: float) -> None:
+        """One event for each outage, not for each attempt; one record for what does not heal."""
+        if not retryable:
+            await self._replication.set_problem(failure, EventId.SUSPENDED_NOT_RECOVERABLE)
+        elif self._link.attempts == 1:
+            data = {"code": failure.code, "seconds": round(delay, 1)}
+            text = f"Replication of {self._replication.vm.name} is interrupted and will be retried: {failure.text}"
+            event = self._replication.event(EventId.WILL_RETRY, text, cause=failure.code, data=data)
+            await self._replication.note(event)
+
+    async def _fence(self, failure: VmreplicaError, error: Exception) -> None:
+        """I8: stop; say where the VM went, and whether both sides may have moved on."""
+        text = failure.text
+        if isinstance(error, FencedOff):
+            split = error.split
+        else:
+            split = self._may_have_moved_on()
+            text += (
+                " This side has writes that the replica never acknowledged: both sides may have moved on (split brain)."
+                if split
+                else " Nothing was written here since the last acknowledged cut."
+            )
+        await self._replication.fence(text, split=split, cause=failure.code)
+
+    def _may_have_moved_on(self) -> bool:
+        connection, acked = self._parts.tap.connection, self._replication.acked
+        if connection is None or acked is None or not connection.tracks(acked.position.epoch):
+            return True
+        end = connection.log_end()
+        return end is None or end.entry != acked.position.entry
+
+    async def _join_is_broken(self, cause: ResyncCause, failure: VmreplicaError) -> None:
+        """The replica found that our log does not continue what it has: only a compare helps."""
+        if self._replication.record.resync is not None:
+            # The open resync's log is what does not fit: it starts anew under another epoch.
+            await self._replication.update(resync=None)
+        if self._replication.state is not ReplicationState.INITIAL_REPLICATION_IN_PROGRESS:
+            await self._replication.require_resync(cause, failure.text)
+
+
+def _as_failure(error: Exception) -> VmreplicaError:
+    """Any expected error as one with code, text and remedy."""
+    match error:
+        case VmreplicaError():
+            return error
+        case ProtocolError():
+            return VmreplicaError(f"The replica broke the protocol: {error.text}", code=error.code)
+        case OSError():
+            return StorageError(f"{error.filename or 'A file'}: {error.strerror or error}.", "Check the volume.")
+    raise error
+
+
+def _heals(error: Exception) -> bool:
+    """Whether trying again can help by itself."""
+    match error:
+        case ChannelClosed():
+            return error.retryable
+        case Refused() | ForbiddenError():
+            return False
+        case StorageError():
+            # A full volume or a released log heals; a block that can't be read waits for an administrator.
+            return error.code != "block_unreadable"
+        case ProtocolError():
+            return error.code not in _UNFIT
+    return True

@@ -1,0 +1,273 @@
+"""One replicated VM at the primary: its tasks, and the orders an administrator may give."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from primary_agent.parts import Parts
+from primary_agent.record import VmRecord
+from primary_agent.replication import Replication
+from primary_agent.session_loop import SessionLoop
+from primary_agent.surroundings import Surroundings
+from primary_agent.tap_link import TapLink
+from primary_agent.vm_status import status_of
+from protocol.position import NO_EPOCH
+from shared.errors import InvalidStateError, StoreDamagedError, VmreplicaError
+from shared.events import EventId
+from shared.planning import ResyncCause
+from shared.states import PrimaryEvent, ReplicationState
+from shared.status import VmStatus
+from shared.tap_config import TapConfig, save_config
+from shared.tap_control import Tracking
+
+TICK_SECONDS = 1.0
+TAP_STATUS_SECONDS = 5.0
+"""The tap's whole status is asked for at least so often; an answer that does not come ends its connection."""
+RESTART_SECONDS = 5.0
+"""After an unexpected error of its own a task begins again after so long."""
+
+_S = ReplicationState
+log = structlog.get_logger(__name__)
+
+
+class PrimaryVm:
+    """A VM with its tap link and its session loop. ``start`` and ``stop`` own all its tasks."""
+
+    def __init__(self, folder: str, replication: Replication, config: TapConfig, surroundings: Surroundings) -> None:
+        self.folder = folder
+        self.parts = Parts(surroundings, replication, TapLink(f"{folder}/tap", config, surroundings.ports))
+        self.failure: VmreplicaError | None = None
+        """Why this VM's tasks have ended, where its store failed."""
+        self._replication = replication
+        self._ports = surroundings.ports
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._replication.vm.name
+
+    # --- tasks -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start its tasks; they run until :meth:`stop`."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"vm {self.name}")
+
+    async def stop(self) -> None:
+        """End its tasks and close the store. The tap goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self.failure is None:
+            try:
+                await self._replication.store_progress()
+            except VmreplicaError as error:
+                log.warning("the statistics could not be stored", vm=self.name, reason=str(error))
+        await self._replication.store.close()
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._guard("tap link", self.parts.tap.run))
+                group.create_task(self._guard("session", SessionLoop(self.parts).run))
+                group.create_task(self._guard("tracking", self._watch_tracking))
+                group.create_task(self._guard("clockwork", self._tick))
+        except* StoreDamagedError as group_error:
+            found = group_error.exceptions[0]
+            assert isinstance(found, StoreDamagedError)
+            self.failure = found
+            log.error("the VM stops: its state can't be written", vm=self.name, reason=str(found))
+
+    async def _guard(self, part: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run ``work`` for ever: an unexpected error is put on record and the work begins again."""
+        while True:
+            try:
+                await work()
+            except StoreDamagedError:
+                raise
+            except Exception as error:
+                log.exception("a task of the VM failed", vm=self.name, part=part)
+                text = f"The {part} of {self.name} failed unexpectedly: {type(error).__name__}: {error}"
+                failure = VmreplicaError(text, "See the agent's log, and report it.", code="internal")
+                await self._replication.set_problem(failure, EventId.COULD_NOT_REPLICATE)
+            await asyncio.sleep(RESTART_SECONDS)
+
+    async def _watch_tracking(self) -> None:
+        """Put a loss of tracking on record at once, whether or not there is a session (I3)."""
+        while True:
+            await self._note_lost_tracking()
+            await self.parts.tap.changed.wait()
+
+    async def _note_lost_tracking(self) -> None:
+        record, connection = self._replication.record, self.parts.tap.connection
+        if record.epoch == NO_EPOCH or record.resync is not None or connection is None:
+            return
+        if connection.tracks(record.epoch) or record.causes or not connection.alive:
+            return
+        lost = connection.lost
+        if connection.tracking is Tracking.LOST and lost is not None:
+            evidence = {"reason": lost.reason.value, "time": lost.time}
+            await self._replication.require_resync(ResyncCause.TRACKING_LOST, lost.text, evidence)
+        else:
+            text = f"The tap does not track the baseline's epoch: tracking is {connection.tracking}."
+            await self._replication.require_resync(ResyncCause.TRACKING_OFF, text)
+
+    async def _tick(self) -> None:
+        """Count cycles, and keep the tap's status fresh."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            clock, replication = self._ports.clock, self._replication
+            if replication.state is _S.REPLICATING:
+                interval = replication.vm.interval_seconds
+                replication.statistics.tick(clock.wall(), clock.monotonic(), interval)
+            else:
+                replication.statistics.pause()
+            await self._refresh_tap(TAP_STATUS_SECONDS)
+
+    async def _refresh_tap(self, older_than: float) -> None:
+        connection = self.parts.tap.connection
+        try:
+            await self.parts.tap.refresh(older_than=older_than)
+        except VmreplicaError as error:
+            log.info("the tap did not tell its status", vm=self.name, reason=str(error))
+            if connection is not None:
+                connection.client.close()
+
+    # --- orders ----------------------------------------------------------------------------------------------------
+
+    async def status(self, *, fresh: bool = True) -> VmStatus:
+        """The VM's status; ``fresh`` asks the tap first."""
+        if fresh and self.parts.tap.connection is not None and self.failure is None:
+            await self._refresh_tap(0.5)
+        return status_of(self.parts, self.folder, self.failure)
+
+    async def initial(self) -> None:
+        """Start the initial replication; joins the running one."""
+        if self._replication.state is _S.INITIAL_REPLICATION_IN_PROGRESS:
+            self.parts.link.poke.notify()
+            return
+        if self._replication.state is not _S.READY_FOR_INITIAL_REPLICATION:
+            raise self._not_now("initial replication", "It was completed before; `vmreplica resume` goes on.")
+        self.check_gate("initial replication")
+        await self._replication.transition(PrimaryEvent.INITIAL_STARTED, "the administrator asked for it")
+
+    async def suspend(self) -> None:
+        """Stop sending; the tap goes on tracking."""
+        state = self._replication.state
+        if state in (_S.SUSPENDED, _S.RESYNCHRONIZE_SUSPENDED):
+            return
+        await self._replication.transition(PrimaryEvent.SUSPENDED, "the administrator asked for it")
+        self._replication.replan()
+
+    async def resume(self, *, resynchronize: bool) -> None:
+        """Go on after a suspension, or start a resync that is required or asked for (the gate, I20)."""
+        state, record = self._replication.state, self._replication.record
+        self.parts.link.poke.notify()
+        match state:
+            case _S.SUSPENDED:
+                event = PrimaryEvent.INITIAL_RESUMED if record.epoch == NO_EPOCH else PrimaryEvent.RESUMED
+                await self._replication.transition(event, "the administrator asked for it")
+                if record.epoch != NO_EPOCH and (record.causes or resynchronize):
+                    # There is no session yet: the resync is scheduled, and begins when connectivity is healthy.
+                    await self._want_resync()
+            case _S.RESYNCHRONIZE_SUSPENDED:
+                await self._replication.transition(PrimaryEvent.RESUMED, "the administrator asked for it")
+            case _S.WAITING_FOR_START_RESYNCHRONIZE:
+                self.check_gate("resynchronization")
+                await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "the administrator asked for it")
+            case _S.REPLICATING if resynchronize:
+                self.check_gate("resynchronization")
+                await self._replication.require_resync(ResyncCause.ADMINISTRATOR, "The administrator asked for it.")
+                await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "the administrator asked for it")
+                self._replication.replan()
+            case _S.REPLICATING if record.problem is None and self.parts.link.dialled is not None:
+                raise self._not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
+            case _S.FAILED_OVER if resynchronize:
+                await self._replication.transition(
+                    PrimaryEvent.RETRIED, "the administrator asked for it", fenced="", resync_wanted=True
+                )
+                text = f"After a failover: {record.fenced}"
+                await self._replication.require_resync(ResyncCause.AFTER_FAILOVER, text)
+            case _S.FAILED_OVER:
+                raise self._not_now(
+                    "resume",
+                    "The VM was failed over at the replica. Once it was removed there, add --resynchronize: all "
+                    "blocks of this side then replace those of the replica.",
+                )
+            case _S.READY_FOR_INITIAL_REPLICATION:
+                raise self._not_now("resume", f"Run `vmreplica initial {self.name}`.")
+
+    async def _want_resync(self) -> None:
+        await self._replication.require_resync(ResyncCause.ADMINISTRATOR, "The administrator asked for it.")
+        if self._replication.state is _S.REPLICATING:
+            # The causes were on record before the suspension.
+            await self._replication.transition(PrimaryEvent.RESYNC_REQUIRED, "a resynchronization was required before")
+        await self._replication.update(resync_wanted=True)
+
+    def check_gate(self, what: str) -> None:
+        """I20: raises InvalidStateError with reason and remedy unless connectivity and tracking are healthy."""
+        link, tap, replication = self.parts.link, self.parts.tap, self._replication
+        if tap.connection is None:
+            raise InvalidStateError(
+                f"The {what} of {self.name} can't begin: its tap does not answer. {tap.error}".strip(),
+                "See the tap's log.",
+            )
+        failed = [disk for disk in tap.connection.status.disks if disk.failed]
+        if failed:
+            raise InvalidStateError(
+                f"The {what} of {self.name} can't begin: disk {failed[0].path} fails: {failed[0].failed}.",
+                "Repair or replace the disk.",
+            )
+        if replication.record.problem is not None:
+            raise InvalidStateError(
+                f"The {what} of {self.name} can't begin: {replication.record.problem.text}",
+                replication.record.problem.remedy,
+            )
+        if not link.healthy():
+            reason = link.last_error or "no heartbeat was answered yet"
+            raise InvalidStateError(
+                f"The {what} of {self.name} can't begin, since connectivity to {self.parts.address} is not "
+                f"healthy: {reason}",
+                f"Look at `vmreplica test-connection {self.parts.address}`, and try again.",
+            )
+
+    def _not_now(self, what: str, remedy: str) -> InvalidStateError:
+        return InvalidStateError(
+            f"{self.name} is in state {self._replication.state.title}: {what} is not possible.", remedy
+        )
+
+    async def refuse(self, error: InvalidStateError, verb: str) -> None:
+        """Put a refused order on record (event 32546)."""
+        event = self._replication.event(EventId.INVALID_STATE, f"{verb}: {error.text}", cause="administrator")
+        await self._replication.note(event)
+
+    async def set(self, vm: VmRecord, config: TapConfig, changed: dict[str, Any]) -> None:
+        """Take over new settings: durable first, then the tap's configuration, then the running tap."""
+        text = "Settings changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items())
+        before = self._replication.vm
+        await self._replication.set_vm(vm, self._replication.event(EventId.SETTINGS, text, data=changed))
+        await self._ports.workers.run(save_config, self._ports.files, self.parts.tap.folder, config)
+        self.parts.tap.config = config
+        connection = self.parts.tap.connection
+        if connection is not None:
+            await connection.client.set(
+                interval=config.interval_seconds if vm.interval_seconds != before.interval_seconds else None,
+                log_limit=config.log_limit if vm.log_limit_bytes != before.log_limit_bytes else None,
+            )
+        if vm.replica != before.replica:
+            self._replication.replan()
+        self.parts.link.poke.notify()
+
+    async def reset_statistics(self) -> None:
+        self._replication.statistics.reset(self._ports.clock.wall())
+        await self._replication.store_progress()
+
+    async def stop_tap(self) -> None:
+        """Stop the tap in order; the VM's disks are not served any more."""
+        connection = self.parts.tap.connection
+        if connection is not None:
+            await connection.client.stop()

@@ -1,0 +1,158 @@
+"""The status of one VM at the primary, put together from its parts."""
+
+from __future__ import annotations
+
+import uuid
+
+from primary_agent.parts import LinkState, Parts
+from primary_agent.record import VmRecord
+from primary_agent.tap_link import Connection
+from protocol.position import NO_EPOCH, Position
+from shared.errors import VmreplicaError
+from shared.health import assessed
+from shared.ports import Clock
+from shared.states import ReplicationState
+from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, TapStatus, VmStatus
+from shared.tap_control import Tracking
+
+
+def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmStatus:
+    """The whole status, with health and summary; ``failure`` is why the VM's tasks have ended, if they have."""
+    replication, clock = parts.replication, parts.surroundings.ports.clock
+    record, vm, now = replication.record, replication.vm, clock.wall()
+    connection = parts.tap.connection
+    state = ReplicationState.ERROR if failure is not None else record.state
+    acked = replication.acked
+    status = VmStatus(
+        name=vm.name,
+        uuid=str(uuid.UUID(bytes=vm.vm)),
+        role="primary",
+        state=state.title,
+        state_code=int(state),
+        causes=list(record.causes),
+        problem=problem_of(failure, now) if failure is not None else record.problem,
+        baseline=record.epoch != NO_EPOCH,
+        suspended=state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED),
+        interval_seconds=vm.interval_seconds,
+        lag_seconds=max(0.0, now - acked.time_ns / 1e9) if acked is not None else None,
+        pending_bytes=connection.status.log.used if connection is not None else None,
+        newest_cut=_newest_cut(connection),
+        acked_cut=_cut(acked.position, acked.time_ns) if acked is not None else None,
+        applied_cut=_cut(parts.applied, None) if parts.applied is not None else None,
+        epoch=record.epoch.hex() if record.epoch != NO_EPOCH else "",
+        peer_host=record.peer_host or vm.replica_host,
+        fenced=record.fenced if state is ReplicationState.FAILED_OVER else "",
+        link=_link(parts.link, vm, clock),
+        tap=_tap(parts, connection),
+        progress=parts.progress.status() if parts.progress is not None else None,
+        statistics=replication.statistics.report(now, pending_bytes=connection.status.log.used if connection else 0),
+        disks=_disks(vm, connection),
+        uris=_uris(connection),
+        folder=folder,
+        settings=settings_of(vm),
+    )
+    return assessed(status, now)
+
+
+def damaged_status(identity: str, folder: str, error: VmreplicaError, now: float) -> VmStatus:
+    """The status of a VM whose state can't be read."""
+    state = ReplicationState.ERROR
+    status = VmStatus(
+        name=identity,
+        uuid=identity,
+        role="primary",
+        state=state.title,
+        state_code=int(state),
+        problem=problem_of(error, now),
+        folder=folder,
+    )
+    return assessed(status, now)
+
+
+def problem_of(error: VmreplicaError, now: float) -> Cause:
+    return Cause(code=error.code, text=error.text, remedy=error.remedy, time=now)
+
+
+def settings_of(vm: VmRecord) -> dict[str, object]:
+    """The settings as ``get`` and ``set`` name them."""
+    return {
+        "interval_seconds": vm.interval_seconds,
+        "log_limit_bytes": vm.log_limit_bytes,
+        "replica": vm.replica,
+        "auto_resynchronize": vm.auto_resynchronize,
+    }
+
+
+def _cut(position: Position, time_ns: int | None) -> CutStatus:
+    time = time_ns / 1e9 if time_ns is not None else None
+    return CutStatus(epoch=position.epoch.hex(), segment=position.segment, entry=position.entry, time=time)
+
+
+def _newest_cut(connection: Connection | None) -> CutStatus | None:
+    if connection is None or connection.tracking is not Tracking.ON:
+        return None
+    sealed, known = connection.sealed, connection.status.sealed
+    if sealed is not None and (known is None or known.epoch != sealed.epoch or known.segment <= sealed.segment):
+        return _cut(sealed.position(), sealed.time_ns)
+    return _cut(known.position(), None) if known is not None else None
+
+
+def _link(link: LinkState, vm: VmRecord, clock: Clock) -> LinkStatus:
+    channel = link.dialled.channel if link.dialled is not None else None
+    return LinkStatus(
+        connected=channel is not None,
+        healthy=link.healthy(),
+        peer=vm.replica,
+        since_time=link.since,
+        last_error=link.last_error,
+        last_error_code=link.last_error_code,
+        retryable=link.retryable,
+        attempts=link.attempts,
+        next_attempt_seconds=(
+            max(0.0, link.next_attempt - clock.monotonic())
+            if link.next_attempt is not None and channel is None
+            else None
+        ),
+        rtt_ms=channel.rtt * 1000 if channel is not None and channel.rtt is not None else None,
+        bytes_sent=channel.bytes_sent if channel is not None else 0,
+        bytes_received=channel.bytes_received if channel is not None else 0,
+    )
+
+
+def _tap(parts: Parts, connection: Connection | None) -> TapStatus:
+    if connection is None:
+        return TapStatus(running=False, tracking="", error=parts.tap.error)
+    status, lost = connection.status, connection.lost
+    return TapStatus(
+        running=True,
+        pid=status.pid,
+        tracking=connection.tracking.value,
+        lost_reason=lost.reason.value if lost is not None else "",
+        lost_text=lost.text if lost is not None else "",
+        uris=_uris(connection),
+        clients=sum(disk.clients for disk in status.disks),
+        log_used_bytes=status.log.used,
+        log_limit_bytes=status.log.limit,
+        writes=status.writes,
+        bytes_written=status.bytes_written,
+        last_write_time=status.last_write_time,
+    )
+
+
+def _uris(connection: Connection | None) -> list[str]:
+    return [disk.uri for disk in connection.status.disks] if connection is not None else []
+
+
+def _disks(vm: VmRecord, connection: Connection | None) -> list[DiskStatus]:
+    uris = {disk.index: disk.uri for disk in connection.status.disks} if connection is not None else {}
+    return [
+        DiskStatus(
+            index=disk.index,
+            uuid=disk.uuid.hex(),
+            size_bytes=disk.size,
+            path=disk.path,
+            export=disk.export,
+            uri=uris.get(disk.index, ""),
+        )
+        for disk in vm.disks
+    ]
