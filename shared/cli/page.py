@@ -12,7 +12,7 @@ from shared.cli.text import time_text, wrapped
 from shared.rates import duration_text, size_text
 from shared.status import CutStatus, DiskStatus, ExportStatus, TapStatus, VmStatus
 
-LABEL_WIDTH = 12
+LABEL_WIDTH = 14
 
 
 def page_lines(
@@ -85,7 +85,7 @@ def _link(vm: VmStatus, now: float) -> str:
         return f"{link_text(vm, now)}{peer}, {traffic}"
     parts = [f"{link_text(vm, now) or 'down'}{peer}"]
     if link.last_error:
-        parts.append(link.last_error)
+        parts.append(link.last_error.rstrip("."))
     if link.next_attempt_seconds is not None:
         parts.append(f"next attempt in {duration_text(link.next_attempt_seconds)}")
     return "; ".join(parts)

@@ -142,7 +142,7 @@ def _trouble(vm: VmStatus) -> str:
         return ""
     wait = link.next_attempt_seconds
     again = "" if wait is None else f" (next attempt in {duration_text(wait)})"
-    return f"not connected: {link.last_error}{again}"
+    return f"not connected: {link.last_error.rstrip('.')}{again}"
 
 
 def _speed(progress: ProgressStatus) -> list[str]:

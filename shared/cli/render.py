@@ -12,10 +12,11 @@ from shared.states import ReplicationState
 from shared.status import AgentStatus, VmStatus
 
 CERTIFICATE_WARNING_SECONDS = 30 * 86400.0
-NAME_WIDTH_MIN = 8
 TITLES = ("VM", "ROLE", "STATE", "HEALTH", "PROTECTED", "BEHIND", "LINK", "PROGRESS")
-DROPPED_FIRST = ("LINK", "PROGRESS", "ROLE", "BEHIND")
+DROPPED_FIRST = ("LINK", "HEALTH", "ROLE", "PROGRESS")
 """Columns that make room on a narrow terminal, in this order."""
+SHORTENED = {"STATE": 16, "VM": 8}
+"""Columns whose cells may be shortened before that, to these widths, in this order."""
 
 
 def status_lines(agents: Sequence[AgentStatus], width: int | None, palette: Palette) -> list[str]:
@@ -92,24 +93,38 @@ def health_paint(vm: VmStatus, text: str, palette: Palette) -> str:
 
 
 def _table(rows: Sequence[tuple[VmStatus, float]], width: int | None, palette: Palette) -> list[str]:
-    cells = [list(TITLES), *(_cells(vm, now) for vm, now in rows)]
-    # A column in which no VM has anything to say is left out.
-    kept = [at for at, title in enumerate(TITLES) if any(row[at] for row in cells[1:]) or title == "VM"]
+    cells = _fitted([list(TITLES), *(_cells(vm, now) for vm, now in rows)], width)
+    table = columns(cells)
+    titles = cells[0]
+    for (vm, _), row in zip(rows, table[1:], strict=True):
+        if "HEALTH" in titles:
+            at = titles.index("HEALTH")
+            row[at] = health_paint(vm, row[at], palette)
+        at = titles.index("PROTECTED") if "PROTECTED" in titles else 0
+        if at and not vm.protected:
+            row[at] = palette.warning(row[at])
+    return [palette.strong(joined(table[0])), *(joined(row) for row in table[1:])]
+
+
+def _fitted(cells: Sequence[Sequence[str]], width: int | None) -> list[list[str]]:
+    """The table without empty columns, and in ``width``: columns are left out, then long cells shortened."""
+    kept = [at for at, title in enumerate(TITLES) if any(row[at] for row in cells[1:])]
+    if width is None:
+        return [[row[at] for at in kept] for row in cells]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(TITLES))]
+    least = [min(have, SHORTENED.get(title, have)) for title, have in zip(TITLES, widths, strict=True)]
+    gaps = len("  ")
     for title in DROPPED_FIRST:
-        if width is None or _needed(cells, kept) <= width:
+        if sum(least[at] + gaps for at in kept) - gaps <= width:
             break
         kept = [at for at in kept if TITLES[at] != title]
-    if width is not None and (excess := _needed(cells, kept) - width) > 0:
-        longest = max(max(len(row[0]) for row in cells) - excess, NAME_WIDTH_MIN)
-        cells = [[shortened(row[0], longest), *row[1:]] for row in cells]
-    table = columns([[row[at] for at in kept] for row in cells])
-    health = [TITLES[at] for at in kept].index("HEALTH")
-    protected = health + 1
-    for (vm, _), row in zip(rows, table[1:], strict=True):
-        row[health] = health_paint(vm, row[health], palette)
-        if kept[protected : protected + 1] == [TITLES.index("PROTECTED")] and not vm.protected:
-            row[protected] = palette.warning(row[protected])
-    return [palette.strong(joined(table[0])), *(joined(row) for row in table[1:])]
+    excess = sum(widths[at] + gaps for at in kept) - gaps - width
+    for title in SHORTENED:
+        at = TITLES.index(title)
+        taken = max(min(excess, widths[at] - least[at]), 0)
+        widths[at] -= taken
+        excess -= taken
+    return [[shortened(row[at], widths[at]) for at in kept] for row in cells]
 
 
 def _cells(vm: VmStatus, now: float) -> list[str]:
@@ -124,10 +139,6 @@ def _cells(vm: VmStatus, now: float) -> list[str]:
         link_text(vm, now),
         short_progress(vm.progress),
     ]
-
-
-def _needed(cells: Sequence[Sequence[str]], kept: Sequence[int]) -> int:
-    return sum(max(len(row[at]) for row in cells) for at in kept) + 2 * (len(kept) - 1)
 
 
 def _no_vms(agents: Sequence[AgentStatus]) -> list[str]:
