@@ -383,10 +383,7 @@ def decode_body(kind: MessageType, data: bytes | bytearray | memoryview) -> Body
             raw=False,
             strict_map_key=True,
             object_pairs_hook=_fields,
-            max_str_len=8192,
-            max_bin_len=8192,
-            max_array_len=4096,
-            max_map_len=64,
+            max_map_len=64,  # everything else is bounded by the body's length
             max_ext_len=0,
         )
         return msgspec.convert(plain, BODIES[kind], strict=True, builtin_types=(bytes,))
