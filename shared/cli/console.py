@@ -15,7 +15,7 @@ from shared.errors import UsageError, VmreplicaError
 # JSON leaves these as they are, and a terminal obeys them; they occur in strings only.
 _ESCAPED = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
-WIDTH_MIN = 40
+WIDTH_MIN = 50
 """Columns below which lines are broken by the terminal rather than by us."""
 
 

@@ -1,0 +1,100 @@
+"""Everything about one VM, line by line."""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+from shared.cli.console import Palette
+from shared.cli.page import page_lines
+from shared.status import LinkStatus, TapStatus, VmStatus
+from tests.unit.cli.samples import NOW, URI, healthy, replica, resynchronizing
+
+PLAIN = Palette(False)
+
+
+def page(vm: VmStatus, width: int | None = None) -> list[str]:
+    return page_lines(vm, NOW, width, PLAIN, UTC)
+
+
+def test_primary() -> None:
+    assert page(healthy()) == [
+        "web  primary",
+        "  summary       Protected: the replica at beta holds everything up to 2.1 s ago.",
+        "  state         Replicating",
+        "  health        Normal",
+        "  interval      30 s",
+        "  behind        2.1 s, 1.0 MiB not yet acknowledged",
+        "  newest cut    17 of 2030-03-17 17:46:39",
+        "  acknowledged  16 of 2030-03-17 17:46:09",
+        "  applied       16 of 2030-03-17 17:46:09",
+        "  link          up (0.4 ms) to beta:7443, 3.0 GiB sent, 2.0 KiB received",
+        "  tap           process 4711, tracking on, log 64.0 MiB of 10.0 GiB, 5.0 GiB written, 1 client",
+        f"  disk          0  20.0 GiB  /images/web.raw  {URI}",
+        "  epoch         0123456789abcdef0123456789abcdef",
+        "  uuid          5d2c8a3e-9f10-4b7d-8c3a-1f2e3d4c5b6a",
+        "  folder        /var/lib/vmreplica/vms/x",
+    ]
+
+
+def test_replica() -> None:
+    assert page(replica())[3:12] == [
+        "  health        Normal",
+        "  interval      30 s",
+        "  behind        2.1 s, 1.0 MiB not yet applied",
+        "  received      16 of 2030-03-17 17:46:09",
+        "  applied       15 of 2030-03-17 17:45:39",
+        "  link          up (0.4 ms) to beta:7443, 3.0 GiB sent, 2.0 KiB received",
+        "  disk          0  20.0 GiB  /replica/disk-0.raw",
+        "  export        1  cut 15  nbd+unix:///disk0?socket=/run/e1  (0 B of 1.0 GiB kept aside)",
+        "  epoch         0123456789abcdef0123456789abcdef",
+    ]
+
+
+def test_resync_shows_cause_and_progress() -> None:
+    lines = page(resynchronizing(), 80)
+    assert "  cause         2030-03-17 17:40:00  The log passed its limit of 10.0 GiB." in lines
+    assert lines[-4:] == [
+        "",
+        "db  resynchronization: comparing",
+        "  [███████████████░░░░░░░░░░░░░░░]  52.5 %  4.2 GiB of 8.0 GiB  400.0 MiB/s  9 …",
+        "  compared 4.0 GiB, different 1.0 GiB, sent 1.0 GiB, on the wire 700.0 MiB",
+    ]
+    assert all(len(line) <= 80 for line in lines if "nbd+unix" not in line)
+
+
+def test_what_is_wrong_and_what_to_do() -> None:
+    vm = healthy(
+        health="Critical",
+        reasons=["The first reason.", "The second."],
+        remedy="Do this.",
+        fenced="Failed over at beta.",
+        link=LinkStatus(
+            connected=False,
+            since_time=NOW - 62,
+            peer="beta:7443",
+            last_error="Connection refused.",
+            next_attempt_seconds=7.0,
+        ),
+        tap=TapStatus(running=False, error="It ended with exit code 3."),
+    )
+    lines = page(vm)
+    assert lines[3:8] == [
+        "  health        Critical",
+        "  reason        The first reason.",
+        "                The second.",
+        "  to do         Do this.",
+        "  fenced        Failed over at beta.",
+    ]
+    assert "  link          down 1 min 2 s to beta:7443; Connection refused; next attempt in 7 s" in lines
+    assert "  tap           not running: It ended with exit code 3." in lines
+
+
+def test_lost_tracking_tells_why() -> None:
+    tap = TapStatus(running=True, pid=1, tracking="lost", lost_reason="log_full", lost_text="The log is full.")
+    assert any("tracking lost (The log is full.)" in line for line in page(healthy(tap=tap)))
+
+
+def test_unknown_figures_are_left_out() -> None:
+    vm = VmStatus(name="x", uuid="u", role="primary", state="ReadyForInitialReplication", state_code=1)
+    labels = [line.split()[0] for line in page(vm)]
+    assert labels == ["x", "summary", "state", "health", "interval", "link", "uuid"]
