@@ -19,7 +19,7 @@ class Surroundings:
 
     ports: Ports
     host: str
-    software: str
+    software: str = "vmreplica"
     heartbeat: float = HEARTBEAT_SECONDS
     dead_after: float = DEAD_AFTER_SECONDS
     compress: bool = True

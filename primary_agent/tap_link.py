@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from protocol.position import Position
+from shared.admin.client import OnNotification
 from shared.errors import UnreachableError, VmreplicaError
 from shared.ports import Ports
 from shared.tap_config import ERROR_NAME, TapConfig
@@ -96,8 +97,8 @@ class TapLink:
         self.folder = folder
         self.config = config
         self.connection: Connection | None = None
-        self.error = ""
-        """Why there is no connection; empty while there is one, or at the first attempt."""
+        self.failure: VmreplicaError | None = None
+        """Why there is no connection; None while there is one, or at the first attempt."""
         self.changed = Signal()
         """Notified at every connection, end of one, and notification of the tap."""
         self._ports = ports
@@ -109,13 +110,13 @@ class TapLink:
             try:
                 connection = await self._connect()
             except VmreplicaError as error:
-                self.error = str(error)
+                self.failure = error
                 self.changed.notify()
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_LAST_SECONDS)
                 continue
             self.connection = connection
-            self.error = ""
+            self.failure = None
             self.changed.notify()
             try:
                 await asyncio.shield(connection.client.rpc.closed)
@@ -133,6 +134,22 @@ class TapLink:
                 "It is being started again; see its log if it does not come back.",
             )
         return self.connection
+
+    @property
+    def error(self) -> str:
+        """Why there is no connection, in words; empty while there is one."""
+        return str(self.failure) if self.failure is not None else ""
+
+    async def stop_tap(self) -> None:
+        """Stop the tap in order, if it runs. ``run`` must have ended: it would start the tap again."""
+        try:
+            client = await self._dial(lambda _method, _params: None)
+        except UnreachableError:
+            return
+        try:
+            await client.stop()
+        finally:
+            client.close()
 
     async def connected(self) -> Connection:
         """Wait for a connection."""
@@ -177,7 +194,7 @@ class TapLink:
             self._notified(connection, method, params)
         return connection
 
-    async def _reach(self, notified: Any) -> TapClient:
+    async def _reach(self, notified: OnNotification) -> TapClient:
         """A client of the running tap; starts the tap if nobody answers."""
         try:
             return await self._dial(notified)
@@ -198,7 +215,7 @@ class TapLink:
                     ) from None
             await asyncio.sleep(START_POLL_SECONDS)
 
-    async def _dial(self, notified: Any) -> TapClient:
+    async def _dial(self, notified: OnNotification) -> TapClient:
         return await TapClient.connect(
             self._ports.network, self.config.control_socket, timeout=CONNECT_SECONDS, on_notification=notified
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import structlog
 
 from primary_agent.parts import Parts
@@ -47,8 +49,16 @@ class PrimaryVm:
         self._task: asyncio.Task[None] | None = None
 
     @property
+    def record(self) -> VmRecord:
+        return self._replication.vm
+
+    @property
     def name(self) -> str:
-        return self._replication.vm.name
+        return self.record.name
+
+    @property
+    def uuid(self) -> str:
+        return str(uuid.UUID(bytes=self.record.vm))
 
     # --- tasks -----------------------------------------------------------------------------------------------------
 
@@ -240,21 +250,24 @@ class PrimaryVm:
             f"{self.name} is in state {self._replication.state.title}: {what} is not possible.", remedy
         )
 
-    async def refuse(self, error: InvalidStateError, verb: str) -> None:
+    async def note_refusal(self, verb: str, error: InvalidStateError) -> None:
         """Put a refused order on record (event 32546)."""
         event = self._replication.event(EventId.INVALID_STATE, f"{verb}: {error.text}", cause="administrator")
         await self._replication.note(event)
 
-    async def set(self, vm: VmRecord, config: TapConfig, changed: dict[str, Any]) -> None:
+    async def set(self, vm: VmRecord, changed: dict[str, Any]) -> None:
         """Take over new settings: durable first, then the tap's configuration, then the running tap."""
+        before, tap = self.record, self.parts.tap
+        config = msgspec.structs.replace(
+            tap.config, interval_seconds=vm.interval_seconds, log_limit_bytes=vm.log_limit_bytes
+        )
+        config.check()
         text = "Settings changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items())
-        before = self._replication.vm
         await self._replication.set_vm(vm, self._replication.event(EventId.SETTINGS, text, data=changed))
-        await self._ports.workers.run(save_config, self._ports.files, self.parts.tap.folder, config)
-        self.parts.tap.config = config
-        connection = self.parts.tap.connection
-        if connection is not None:
-            await connection.client.set(
+        tap.config = config
+        await self._ports.workers.run(save_config, self._ports.files, tap.folder, config)
+        if tap.connection is not None:
+            await tap.connection.client.set(
                 interval=config.interval_seconds if vm.interval_seconds != before.interval_seconds else None,
                 log_limit=config.log_limit if vm.log_limit_bytes != before.log_limit_bytes else None,
             )
@@ -262,12 +275,11 @@ class PrimaryVm:
             self._replication.replan()
         self.parts.link.poke.notify()
 
-    async def reset_statistics(self) -> None:
-        self._replication.statistics.reset(self._ports.clock.wall())
-        await self._replication.store_progress()
+    async def events(self, *, limit: int, after: int) -> list[dict[str, Any]]:
+        """The VM's newest events with an id above ``after``, oldest first."""
+        return await self._replication.store.events(limit=limit, after=after)
 
-    async def stop_tap(self) -> None:
-        """Stop the tap in order; the VM's disks are not served any more."""
-        connection = self.parts.tap.connection
-        if connection is not None:
-            await connection.client.stop()
+    async def dismantle(self) -> None:
+        """End its tasks and stop its tap, before the VM is forgotten."""
+        await self.stop()
+        await self.parts.tap.stop_tap()

@@ -13,6 +13,7 @@ from shared.health import assessed
 from shared.ports import Clock
 from shared.states import ReplicationState
 from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, TapStatus, VmStatus
+from shared.tap_config import TapConfig
 from shared.tap_control import Tracking
 
 
@@ -49,7 +50,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmSt
         disks=_disks(vm, connection),
         uris=_uris(connection),
         folder=folder,
-        settings=settings_of(vm),
+        settings=_settings(vm, parts.tap.config),
     )
     return assessed(status, now)
 
@@ -73,11 +74,11 @@ def problem_of(error: VmreplicaError, now: float) -> Cause:
     return Cause(code=error.code, text=error.text, remedy=error.remedy, time=now)
 
 
-def settings_of(vm: VmRecord) -> dict[str, object]:
+def _settings(vm: VmRecord, config: TapConfig) -> dict[str, object]:
     """The settings as ``get`` and ``set`` name them."""
     return {
         "interval_seconds": vm.interval_seconds,
-        "log_limit_bytes": vm.log_limit_bytes,
+        "log_limit_bytes": config.log_limit,
         "replica": vm.replica,
         "auto_resynchronize": vm.auto_resynchronize,
     }

@@ -56,11 +56,6 @@ class ReplicationStatistics:
         """The record to store."""
         return msgspec.to_builtins(self._record)
 
-    def reset(self, now: float) -> None:
-        """Forget the interval; the initial replication's size stays."""
-        self._record = StatisticsRecord(start=now, initial_bytes=self._record.initial_bytes)
-        self._cycle_end = None
-
     def pause(self) -> None:
         """Stop counting cycles: nothing is expected to be replicated."""
         self._cycle_end = None

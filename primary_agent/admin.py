@@ -1,0 +1,129 @@
+"""The primary agent's admin methods: parameters in, the agent's and its VMs' answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Annotated, Any
+
+import msgspec
+
+from primary_agent.agent import PrimaryAgent
+from primary_agent.enabling import split_address
+from primary_agent.probing import probe
+from primary_agent.record import VmRecord
+from primary_agent.vm import PrimaryVm
+from shared.admin import verbs
+from shared.admin.methods import Methods
+from shared.admin.server import Client
+from shared.admin.verbs import (
+    AnyVmParams,
+    ConnectionParams,
+    ConnectionReport,
+    EnableParams,
+    EventsParams,
+    RemoveParams,
+    ResumeParams,
+    SetParams,
+    VmParams,
+)
+from shared.errors import InvalidStateError, UsageError
+from shared.ports import Address
+from shared.status import AgentStatus, Statistics, VmStatus
+from shared.tap_config import MIN_LOG_LIMIT
+
+
+class AdminMethods:
+    """The methods, for one agent."""
+
+    def __init__(self, agent: PrimaryAgent) -> None:
+        self._agent = agent
+
+    def table(self) -> Methods:
+        """The methods under their names."""
+        methods = Methods()
+        methods.add(verbs.STATUS, AnyVmParams, self.status)
+        methods.add(verbs.GET, AnyVmParams, self.status)
+        methods.add(verbs.MEASURE, VmParams, self.measure)
+        methods.add(verbs.EVENTS, EventsParams, self.events)
+        methods.add(verbs.ENABLE, EnableParams, self.enable)
+        methods.add(verbs.INITIAL, VmParams, self.initial)
+        methods.add(verbs.SUSPEND, VmParams, self.suspend)
+        methods.add(verbs.RESUME, ResumeParams, self.resume)
+        methods.add(verbs.SET, SetParams, self.set)
+        methods.add(verbs.REMOVE, RemoveParams, self.remove)
+        methods.add(verbs.TEST_CONNECTION, ConnectionParams, self.test_connection)
+        return methods
+
+    async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:
+        return await self._agent.status(params.vm)
+
+    async def measure(self, params: VmParams, client: Client) -> Statistics:
+        return (await self._agent.find(params.vm).status()).statistics
+
+    async def events(self, params: EventsParams, client: Client) -> dict[str, Any]:
+        return {"events": await self._agent.events(params.vm, limit=params.limit, after=params.after)}
+
+    async def enable(self, params: EnableParams, client: Client) -> VmStatus:
+        return await (await self._agent.enable(params)).status()
+
+    async def initial(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "initial", vm.initial())
+
+    async def suspend(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "suspend", vm.suspend())
+
+    async def resume(self, params: ResumeParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "resume", vm.resume(resynchronize=params.resynchronize))
+
+    async def set(self, params: SetParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        await vm.set(with_settings(vm.record, params.settings), params.settings)
+        return await vm.status()
+
+    async def remove(self, params: RemoveParams, client: Client) -> None:
+        if not params.yes:
+            raise UsageError(f"Removing {params.vm} ends its replication and its tap.", "Repeat it with --yes.")
+        await self._agent.remove(params.vm)
+
+    async def test_connection(self, params: ConnectionParams, client: Client) -> ConnectionReport:
+        host, port = split_address(params.replica)
+        return await probe(self._agent.surroundings, Address(host=host, port=port, tls=True))
+
+
+async def _ordered(vm: PrimaryVm, verb: str, order: Awaitable[None]) -> VmStatus:
+    """Carry out an order; one that the state does not allow is put on record (event 32546) and refused."""
+    try:
+        await order
+    except InvalidStateError as error:
+        await vm.note_refusal(verb, error)
+        raise
+    return await vm.status()
+
+
+class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What can be set; UNSET stays as it is."""
+
+    interval_seconds: Annotated[float, msgspec.Meta(ge=1, le=86400)] | msgspec.UnsetType = msgspec.UNSET
+    log_limit_bytes: Annotated[int, msgspec.Meta(ge=MIN_LOG_LIMIT, lt=1 << 62)] | msgspec.UnsetType = msgspec.UNSET
+    replica: Annotated[str, msgspec.Meta(min_length=1, max_length=300)] | msgspec.UnsetType = msgspec.UNSET
+    auto_resynchronize: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+def with_settings(record: VmRecord, settings: dict[str, Any]) -> VmRecord:
+    """The record with settings changed. Raises UsageError naming the setting."""
+    try:
+        given = msgspec.convert(settings, _Settings, strict=True)
+    except msgspec.ValidationError as error:
+        names = ", ".join(_Settings.__struct_fields__)
+        raise UsageError(f"A setting is not valid: {error}.", f"There are {names}.") from None
+    changes: dict[str, Any] = {
+        name: value
+        for name in ("interval_seconds", "log_limit_bytes", "auto_resynchronize")
+        if (value := getattr(given, name)) is not msgspec.UNSET
+    }
+    if given.replica is not msgspec.UNSET:
+        changes["replica_host"], changes["replica_port"] = split_address(given.replica)
+    return msgspec.structs.replace(record, **changes)

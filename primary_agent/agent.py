@@ -1,0 +1,259 @@
+"""The primary agent: all VMs of this host, found at start, enabled, removed, and looked up for their orders."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from primary_agent.enabling import check_log_room, plan_vm, tap_config
+from primary_agent.record import VmRecord
+from primary_agent.replication import Replication, create
+from primary_agent.surroundings import Surroundings
+from primary_agent.tap_link import TapLink
+from primary_agent.vm import PrimaryVm
+from primary_agent.vm_status import damaged_status
+from shared.admin.verbs import EnableParams
+from shared.errors import NotFoundError, StoreDamagedError, VmreplicaError
+from shared.ports import FileSystem, Ports
+from shared.status import AgentStatus, VmStatus
+from shared.tap_config import CONFIG_NAME, TapConfig, load_config, save_config
+
+TAP_START_SECONDS = 60.0
+"""How long ``enable`` waits for the tap to serve the disks."""
+
+log = structlog.get_logger(__name__)
+
+
+class PrimaryConfig(Protocol):
+    """What the agent needs of its configuration (shared.config): the host's name as shown to peers, and folders."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def state_dir(self) -> str: ...
+    @property
+    def runtime_dir(self) -> str: ...
+
+
+@dataclass(slots=True)
+class DamagedVm:
+    """A VM whose state can't be read: listed with its remedy, while the others go on."""
+
+    identity: str
+    folder: str
+    error: VmreplicaError
+
+
+class PrimaryAgent:
+    """Owns the VMs. ``start`` finds and starts them, ``stop`` ends all tasks; taps go on in either case."""
+
+    def __init__(self, config: PrimaryConfig, ports: Ports, *, surroundings: Surroundings | None = None) -> None:
+        self.config = config
+        self.ports = ports
+        self.surroundings = surroundings or Surroundings(ports, config.host)
+        self.vms: dict[bytes, PrimaryVm] = {}
+        self.damaged: dict[str, DamagedVm] = {}
+        self.started_time = ports.clock.wall()
+        self._changing = asyncio.Lock()
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Find all VMs and start them. One whose state is damaged is listed and left alone."""
+        folder = self._vms_folder
+        await self.ports.workers.run(self.ports.files.make_folder, folder)
+        for name in await self.ports.workers.run(self.ports.files.list, folder):
+            if _is_vm_folder(name):
+                await self._load(name)
+
+    async def stop(self) -> None:
+        """End all tasks of all VMs and close their stores."""
+        await asyncio.gather(*(vm.stop() for vm in self.vms.values()))
+        self.vms.clear()
+
+    async def _load(self, name: str) -> None:
+        folder = f"{self._vms_folder}/{name}"
+        try:
+            store = await self.ports.stores.open(folder)
+        except StoreDamagedError as error:
+            if await self.ports.workers.run(_is_empty, self.ports.files, folder):
+                # Enabling was interrupted before it wrote anything.
+                await self.ports.workers.run(self.ports.files.remove_tree, folder)
+                return
+            self._damaged(name, folder, error)
+            return
+        try:
+            replication = Replication(store, self.ports.clock)
+            config = tap_config(replication.vm, folder, self._runtime_folder(name))
+            await self.ports.workers.run(_write_if_other, self.ports.files, f"{folder}/tap", config)
+        except (VmreplicaError, OSError) as error:
+            await store.close()
+            self._damaged(name, folder, error)
+            return
+        vm = PrimaryVm(folder, replication, config, self.surroundings)
+        self.vms[replication.vm.vm] = vm
+        vm.start()
+
+    def _damaged(self, name: str, folder: str, error: Exception) -> None:
+        if not isinstance(error, VmreplicaError):
+            error = VmreplicaError(f"{folder} can't be used: {error}.", "Check the volume, and start the agent again.")
+        log.error("a VM can't be loaded", vm=name, reason=str(error))
+        self.damaged[name] = DamagedVm(name, folder, error)
+
+    # --- looking up ------------------------------------------------------------------------------------------------
+
+    def find(self, name: str) -> PrimaryVm:
+        """The VM of that name or UUID. Raises NotFoundError, or what is wrong with its state."""
+        for vm in self.vms.values():
+            if name in (vm.name, vm.uuid):
+                return vm
+        if name in self.damaged:
+            raise self.damaged[name].error
+        known = ", ".join(sorted(vm.name for vm in self.vms.values())) or "none"
+        raise NotFoundError(f"No VM {name} is replicated from this host.", f"Known VMs: {known}.")
+
+    async def status(self, name: str | None = None) -> AgentStatus:
+        """The agent with all its VMs, or with one."""
+        statuses: list[VmStatus]
+        if name is None:
+            statuses = [await vm.status() for vm in self.vms.values()]
+        elif name in self.damaged:
+            statuses = []
+        else:
+            statuses = [await self.find(name).status()]
+        now = self.ports.clock.wall()
+        damaged = [
+            damaged_status(vm.identity, vm.folder, vm.error, now)
+            for vm in self.damaged.values()
+            if name in (None, vm.identity)
+        ]
+        return AgentStatus(
+            role="primary",
+            host=self.config.host,
+            version=self.surroundings.software,
+            pid=os.getpid(),
+            started_time=self.started_time,
+            time=now,
+            vms=sorted([*statuses, *damaged], key=lambda vm: vm.name),
+        )
+
+    async def events(self, name: str | None, *, limit: int, after: int) -> list[dict[str, Any]]:
+        """Events of one VM or of all, the oldest first; those of several VMs in order of time."""
+        found: list[dict[str, Any]] = []
+        for vm in [self.find(name)] if name is not None else list(self.vms.values()):
+            for event in await vm.events(limit=limit, after=after):
+                found.append({**event, "vm": vm.name, "uuid": vm.uuid})
+        return sorted(found, key=lambda event: (event["time"], event["id"]))[-limit:]
+
+    # --- enabling and removing -------------------------------------------------------------------------------------
+
+    async def enable(self, params: EnableParams) -> PrimaryVm:
+        """Begin to track a VM's disks: its tap serves them when this returns. Nothing is left behind by a failure."""
+        async with self._changing:
+            taken = [vm.record for vm in self.vms.values()]
+            record = await self.ports.workers.run(plan_vm, params, taken, self.ports)
+            name = str(uuid.UUID(bytes=record.vm))
+            folder = f"{self._vms_folder}/{name}"
+            if name in self.damaged:
+                raise self.damaged[name].error
+            config = tap_config(record, folder, self._runtime_folder(name))
+            config.check()
+            await self.ports.workers.run(self.ports.files.make_folder, folder)
+            try:
+                await self.ports.workers.run(check_log_room, config, self.ports, folder)
+                vm = await self._create(folder, record, config)
+            except BaseException:
+                await self.ports.workers.run(self.ports.files.remove_tree, folder)
+                raise
+            self.vms[record.vm] = vm
+            return vm
+
+    async def _create(self, folder: str, record: VmRecord, config: TapConfig) -> PrimaryVm:
+        store = await self.ports.stores.open(folder, create=True)
+        text = f"Replication of {record.name} to {record.replica} was enabled, with {len(record.disks)} disk(s)."
+        try:
+            await create(store, record, self.ports.clock, text)
+            await self.ports.workers.run(save_config, self.ports.files, f"{folder}/tap", config)
+            vm = PrimaryVm(folder, Replication(store, self.ports.clock), config, self.surroundings)
+        except BaseException:
+            await store.close()
+            raise
+        vm.start()
+        try:
+            await _served(vm.parts.tap)
+        except BaseException:
+            await vm.dismantle()
+            raise
+        return vm
+
+    async def remove(self, name: str) -> None:
+        """Stop replication of a VM and its tap, and forget it. Its disks stay as they are."""
+        async with self._changing:
+            if name in self.damaged:
+                damaged = self.damaged[name]
+                await self._stop_tap_of(damaged.folder)
+                await self._forget(damaged.folder, damaged.identity)
+                del self.damaged[name]
+                return
+            vm = self.find(name)
+            await vm.dismantle()
+            del self.vms[vm.record.vm]
+            await self._forget(vm.folder, vm.uuid)
+
+    async def _stop_tap_of(self, folder: str) -> None:
+        """Stop the tap of a VM whose own state is damaged, where its configuration can still be read."""
+        try:
+            config = await self.ports.workers.run(load_config, self.ports.files, f"{folder}/tap")
+        except VmreplicaError:
+            return
+        await TapLink(f"{folder}/tap", config, self.ports).stop_tap()
+
+    async def _forget(self, folder: str, identity: str) -> None:
+        def work() -> None:
+            self.ports.files.remove_tree(folder)
+            self.ports.files.sync_folder(self._vms_folder)
+            self.ports.files.remove_tree(self._runtime_folder(identity))
+
+        await self.ports.workers.run(work)
+
+    @property
+    def _vms_folder(self) -> str:
+        return f"{self.config.state_dir}/vms"
+
+    def _runtime_folder(self, identity: str) -> str:
+        return f"{self.config.runtime_dir}/{identity}"
+
+
+async def _served(tap: TapLink) -> None:
+    """Wait until the tap serves the disks. Raises why it does not."""
+    async with asyncio.timeout(TAP_START_SECONDS):
+        while tap.connection is None:
+            if tap.failure is not None:
+                raise tap.failure
+            await tap.changed.wait()
+
+
+def _is_vm_folder(name: str) -> bool:
+    try:
+        return str(uuid.UUID(name)) == name
+    except ValueError:
+        return False
+
+
+def _is_empty(files: FileSystem, folder: str) -> bool:
+    return not files.list(folder)
+
+
+def _write_if_other(files: FileSystem, folder: str, config: TapConfig) -> None:
+    """The configuration follows from the VM's record, which may have changed after the file was last written."""
+    try:
+        if files.exists(f"{folder}/{CONFIG_NAME}") and load_config(files, folder) == config:
+            return
+    except VmreplicaError:
+        log.warning("the tap's configuration is not readable and is written anew", folder=folder)
+    save_config(files, folder, config)

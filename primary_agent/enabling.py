@@ -1,0 +1,126 @@
+"""Enabling replication of a VM: every refusal before anything is changed, then the first durable records."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from primary_agent.record import DiskRecord, VmRecord
+from shared.admin.verbs import DiskParams, EnableParams
+from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError
+from shared.ports import FileSystem, Ports
+from shared.rates import size_text
+from shared.tap_config import SECTOR, TapConfig, TapDisk
+
+DEFAULT_PORT = 8475
+MAX_NAME = 128
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """``HOST``, ``HOST:PORT`` or ``[ADDRESS]:PORT``. Raises UsageError."""
+    host, port = text, str(DEFAULT_PORT)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") if rest else port
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{text!r} is not the address of a replica.", "Give HOST or HOST:PORT.")
+    return host, int(port)
+
+
+def plan_vm(params: EnableParams, taken: Sequence[VmRecord], ports: Ports) -> VmRecord:
+    """The record of a VM that is to be enabled. Blocks. Raises UsageError, NotFoundError or StorageError."""
+    name = params.name
+    if len(name) > MAX_NAME or not name.isprintable() or "/" in name:
+        raise UsageError(f"{name!r} is not usable as a VM's name.", f"Choose at most {MAX_NAME} printable characters.")
+    identity = _identity(params.uuid, ports)
+    for other in taken:
+        if name in (other.name, str(uuid.UUID(bytes=other.vm))):
+            raise UsageError(f"A VM named {name} is replicated already.", "Choose another name.")
+        if other.vm == identity:
+            raise UsageError(f"The VM {other.name} has the UUID {params.uuid} already.", "Choose another UUID.")
+    host, port = split_address(params.replica)
+    in_use = {disk.path: other.name for other in taken for disk in other.disks}
+    disks: list[DiskRecord] = []
+    for index, given in enumerate(params.disks):
+        disk = given if isinstance(given, DiskParams) else DiskParams(path=given)
+        if disk.path in in_use:
+            raise UsageError(f"{disk.path} is replicated already, with the VM {in_use[disk.path]}.")
+        in_use[disk.path] = name
+        export = disk.export or f"disk{index}"
+        size = disk_size(ports.files, disk.path)
+        disks.append(DiskRecord(index=index, uuid=ports.random.bytes(16), path=disk.path, size=size, export=export))
+    return VmRecord(
+        vm=identity,
+        name=name,
+        disks=disks,
+        replica_host=host,
+        replica_port=port,
+        interval_seconds=params.interval_seconds,
+        log_limit_bytes=params.log_limit_bytes or 0,
+        created_time=ports.clock.wall(),
+    )
+
+
+def _identity(text: str | None, ports: Ports) -> bytes:
+    if text is None:
+        return uuid.UUID(bytes=ports.random.bytes(16), version=4).bytes
+    try:
+        return uuid.UUID(text).bytes
+    except ValueError:
+        raise UsageError(f"{text!r} is not a UUID.", "Leave it out, and one is made.") from None
+
+
+def disk_size(files: FileSystem, path: str) -> int:
+    """The size of the raw image at ``path``, judged. Blocks. Raises UsageError, NotFoundError or StorageError."""
+    if not path.startswith("/") or "\0" in path or "/../" in path + "/":
+        raise UsageError(f"{path!r} is not an absolute path.", "Give the disk's absolute path.")
+    try:
+        file = files.open(path, write=True)
+    except FileNotFoundError:
+        raise NotFoundError(f"The disk {path} does not exist.", "Check the path.") from None
+    except OSError as error:
+        raise StorageError(
+            f"The disk {path} can't be opened for writing: {error.strerror or error}.",
+            "It must be a regular file that the service may read and write, and no symbolic link.",
+        ) from error
+    try:
+        size = file.size()
+    finally:
+        file.close()
+    if size == 0 or size % SECTOR:
+        raise UsageError(
+            f"The disk {path} has {size} bytes, which is not a whole number of sectors of {SECTOR} bytes.",
+            f"Extend it: truncate --size %{SECTOR} {path}" if size else "Give it its size first.",
+        )
+    return size
+
+
+def check_log_room(config: TapConfig, ports: Ports, folder: str) -> None:
+    """The volume has room for the log up to its limit. Blocks. Raises NoSpaceError naming the missing bytes."""
+    free, limit = ports.files.free_space(folder), config.log_limit
+    if free < limit:
+        raise NoSpaceError(
+            f"The log of {config.name} may take {size_text(limit)}; the volume of {folder} has {size_text(free)} "
+            f"free, {limit - free} bytes too few.",
+            "Make room there, or enable the VM with a smaller --log-limit: past the limit a resynchronization "
+            "is required.",
+        )
+
+
+def tap_config(vm: VmRecord, folder: str, runtime_folder: str) -> TapConfig:
+    """The tap's configuration that follows from the VM's record."""
+    return TapConfig(
+        vm=str(uuid.UUID(bytes=vm.vm)),
+        name=vm.name,
+        disks=[
+            TapDisk(index=disk.index, uuid=disk.uuid.hex(), path=disk.path, size=disk.size, export=disk.export)
+            for disk in vm.disks
+        ],
+        nbd_socket=f"{runtime_folder}/nbd.sock",
+        control_socket=f"{runtime_folder}/control.sock",
+        log_folder=f"{folder}/tap/log",
+        log_limit_bytes=vm.log_limit_bytes,
+        interval_seconds=vm.interval_seconds,
+    )
