@@ -1,0 +1,1 @@
+"""The tap: serves NBD, logs and writes; its own process."""

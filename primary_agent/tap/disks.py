@@ -1,0 +1,180 @@
+"""One disk behind the tap: opening and refusing it, writing changes to it, and reading what is in doubt."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+
+from protocol.entries import MAX_ENTRIES, MAX_PAYLOAD, EntryKind, encode_entry
+from shared.errors import NotFoundError, StorageError
+from shared.nbd.backend import CommandKind, Mutation, errno_of
+from shared.ports import Buffer, File, FileIdentity, FileSystem
+from shared.tap_config import TapDisk
+
+READ_BYTES = 4 * MAX_PAYLOAD
+"""How much of a range in doubt is read and logged at a time."""
+
+Range = tuple[int, int]
+"""Offset and length in bytes."""
+
+
+class DiskSizeError(StorageError):
+    """A disk's file has not the size that the configuration says."""
+
+    code = "disk_size"
+
+
+class Disk:
+    """An open, locked disk and what the tap knows of it. ``slot`` is its place in the configuration."""
+
+    def __init__(self, slot: int, config: TapDisk, file: File) -> None:
+        self.slot = slot
+        self.config = config
+        self.index = config.index
+        self.size = config.size
+        self.file = file
+        self.failed = ""
+        """Why every FLUSH fails; empty while syncing works."""
+        self.unsynced = True
+        """Whether something may have been written since the last sync began."""
+        self.stepping = False
+        """Whether a long change is being performed by workers, so that the file changes without our counting."""
+        self.writes = 0
+        self.bytes_written = 0
+        self.done_ns = 0
+        self.mtime_ns = 0
+        self.ctime_ns = 0
+
+    @classmethod
+    def open(cls, files: FileSystem, slot: int, config: TapDisk) -> Disk:
+        """Open and lock a disk. Blocks. Raises NotFoundError, StorageError, DiskSizeError or DiskInUseError."""
+        path = config.path
+        try:
+            file = files.open(path, write=True)
+        except FileNotFoundError:
+            raise NotFoundError(f"The disk {path} does not exist.", "Restore it, or correct its path.") from None
+        except OSError as error:
+            remedy = "Make it writable for the tap's user, on a volume that is not mounted read-only."
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                remedy = "Check the volume it lies on."
+            raise StorageError(f"The disk {path} can't be opened for writing: {error.strerror}.", remedy) from error
+        try:
+            file.lock()
+            disk = cls(slot, config, file)
+            disk._check_size(file.identity())
+        except BaseException:
+            file.close()
+            raise
+        return disk
+
+    def _check_size(self, identity: FileIdentity) -> None:
+        if identity.size != self.size:
+            raise DiskSizeError(
+                f"The disk {self.config.path} has {identity.size} bytes, but {self.size} are configured.",
+                "Bring back the file of the right size, or remove the VM and enable it anew with this one.",
+            )
+        self.mtime_ns = identity.mtime_ns
+        self.ctime_ns = identity.ctime_ns
+
+    # --- changes ----------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        batch: Sequence[Mutation],
+        slow_at: float,
+        now: Callable[[], float],
+        is_slow: Callable[[Disk], float],
+    ) -> list[Range]:
+        """Perform the changes in order, neighbours as one. Sets their errors; returns the ranges that failed.
+
+        When it is later than ``slow_at`` before a write, ``is_slow`` is called and says when to call it again.
+        """
+        self.unsynced = True
+        self.writes += len(batch)
+        failed: list[Range] = []
+        index, count = 0, len(batch)
+        while index < count:
+            first = batch[index]
+            index += 1
+            start = first.offset
+            end = start + first.length
+            payload = first.payload
+            begin = index
+            if payload is not None:
+                while index < count and batch[index].offset == end and batch[index].payload is not None:
+                    end += batch[index].length
+                    index += 1
+            self.bytes_written += end - start
+            if now() > slow_at:
+                slow_at = is_slow(self)
+            try:
+                if payload is None:
+                    self.zero(first, start, first.length)
+                elif index == begin:
+                    self.file.write(start, payload)
+                else:
+                    more = [mutation.payload for mutation in batch[begin:index] if mutation.payload is not None]
+                    self.file.write_many(start, [payload, *more])
+            except OSError as error:
+                failed.append((start, end - start))
+                for mutation in (first, *batch[begin:index]):
+                    mutation.error = errno_of(error)
+        return failed
+
+    def zero(self, mutation: Mutation, offset: int, length: int) -> None:
+        """Do (a part of) a change without payload. Raises OSError."""
+        if mutation.kind is CommandKind.ZEROES and mutation.no_hole:
+            self.file.write_zeroes(offset, length)
+        else:
+            # Whoever trims a disk reads zeroes from then on, here as at the replica (R19).
+            self.file.punch_hole(offset, length)
+
+    # --- content that has to be logged again ------------------------------------------------------------------------
+
+    def read_anew(self, ranges: Sequence[Range]) -> Iterator[tuple[list[bytes], list[Buffer], list[int]]]:
+        """The present content of ranges as entries for the log: entries, payloads, and payload bytes of each entry.
+
+        Holes become zero entries. One step reads at most READ_BYTES. Raises OSError where the disk can't be read.
+        """
+        entries: list[bytes] = []
+        payloads: list[Buffer] = []
+        sizes: list[int] = []
+        total = 0
+        for offset, length, hole in self._pieces(ranges):
+            kind = EntryKind.ZERO if hole else EntryKind.DATA
+            entries.append(encode_entry(self.index, kind, offset, length))
+            sizes.append(0 if hole else length)
+            if not hole:
+                data = self.file.read(offset, length)
+                if len(data) != length:
+                    raise OSError(errno.EIO, f"the file ends within {length} bytes at {offset}", self.config.path)
+                payloads.append(data)
+                total += length
+            if total >= READ_BYTES or len(entries) >= MAX_ENTRIES:
+                yield entries, payloads, sizes
+                entries, payloads, sizes, total = [], [], [], 0
+        if entries:
+            yield entries, payloads, sizes
+
+    def _pieces(self, ranges: Sequence[Range]) -> Iterator[tuple[int, int, bool]]:
+        """The ranges as extents, no data among them longer than an entry's payload may be."""
+        for start, length in ranges:
+            for extent in self.file.extents(start, length):
+                if extent.hole:
+                    yield extent.offset, extent.length, True
+                    continue
+                end = extent.offset + extent.length
+                for offset in range(extent.offset, end, MAX_PAYLOAD):
+                    yield offset, min(MAX_PAYLOAD, end - offset), False
+
+
+def join_ranges(ranges: Sequence[Range]) -> list[Range]:
+    """The same bytes as few ranges, in order."""
+    joined: list[Range] = []
+    for offset, length in sorted(ranges):
+        if joined and offset <= sum(joined[-1]):
+            start, before = joined[-1]
+            joined[-1] = start, max(before, offset + length - start)
+        else:
+            joined.append((offset, length))
+    return joined

@@ -1,0 +1,367 @@
+"""The tap's engine: performs changes of the disks in one order, logged before they are written (I2, R5, R6, R31).
+
+One thread; on the hot path nothing is awaited between a change's number and its place on the disk, so that the order of
+numbers, log, disks and cuts is one. No sockets: NBD and control are shells around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+
+from primary_agent.tap.batches import INLINE_ZEROES, entries_of, groups_of, without_slow_zeroes
+from primary_agent.tap.disks import Disk, Range
+from primary_agent.tap.locate import Place, locate_position, locate_segment
+from primary_agent.tap.log import Cut
+from primary_agent.tap.resume import resume
+from primary_agent.tap.start import Start, read_start
+from primary_agent.tap.tasks import SharedSync, Tasks, Turns
+from primary_agent.tap.tracker import Tracker
+from primary_agent.tap.watch import why
+from protocol.hrl import SealReason
+from protocol.position import Position
+from shared.errors import InvalidStateError, StorageError
+from shared.nbd.backend import Mutation, errno_of
+from shared.nbd.constants import Errno
+from shared.ports import Extent, Ports
+from shared.tap_config import STATE_NAME, TapConfig
+from shared.tap_control import LostReason
+
+STEP_MIN = 64 << 20
+STEP_MAX = 1 << 30
+STEP_SECONDS = 0.02
+"""A step that took less time is followed by one of twice the size."""
+QUIET_NS = 10_000_000
+"""A disk that was left alone for so long is looked at before it is written again."""
+SLOW_SECONDS = 0.1
+EXTENTS_MAX = 1 << 16
+"""Extents of one answer; what they do not cover counts as data."""
+LOCATE_SECONDS = 60.0
+CACHE_STEP = 4 << 20
+CACHE_MAX = 256 << 20
+
+
+class TapEngine:
+    """The disks of one VM and their log. ``folder`` is the tap's own; ``config`` what an agent wrote there."""
+
+    def __init__(self, folder: str, config: TapConfig, ports: Ports) -> None:
+        self.config = config
+        self.interval = config.interval_seconds
+        self.disks: list[Disk] = []
+        self.tasks = Tasks()
+        """``tasks.failure`` is done when an unexpected error makes going on impossible."""
+        self.writes = 0
+        self.last_write_time: float | None = None
+        self._folder = folder
+        self._ports = ports
+        self._clock = ports.clock
+        self._workers = ports.workers
+        self._turns = Turns(self.tasks)
+        self._syncs: list[SharedSync] = []
+        self._tracker: Tracker | None = None
+        self._start: Start | None = None
+        self._refusing = True
+        self._interval_changed = asyncio.Event()
+        self._interval_task: asyncio.Task[None] | None = None
+        self._begins = asyncio.Lock()
+
+    @property
+    def tracker(self) -> Tracker:
+        """The log's side; there is one from ``start`` on."""
+        assert self._tracker is not None, "the engine is not started"
+        return self._tracker
+
+    # --- start and stop ---------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open and lock the disks, recover the log, and be ready for changes.
+
+        Raises VmreplicaError where the tap has to refuse its work; see :func:`read_start`.
+        """
+        start = await self._workers.run(read_start, self._ports, self._folder, self.config)
+        tracker = Tracker(self._ports, self.tasks, self.config.vm_id, start.disks, start.files, start.state_file)
+        try:
+            await resume(self._ports, start, tracker, f"{self._folder}/{STATE_NAME}")
+        except BaseException:
+            start.close()
+            raise
+        self._start, self._tracker, self.disks = start, tracker, start.disks
+        self._syncs = [SharedSync(self.tasks, self._syncer(disk)) for disk in start.disks]
+        self._refusing = False
+        self._interval_task = self.tasks.spawn(self._cut_at_intervals())
+
+    def drain(self) -> None:
+        """Refuse further changes with ESHUTDOWN."""
+        self._refusing = True
+
+    async def stop(self) -> None:
+        """Finish what is under way, make everything durable, and record an orderly stop.
+
+        Where something can't be made durable the state stays as after a crash, and StorageError says why.
+        """
+        self.drain()
+        tracker, start = self.tracker, self._start
+        assert start is not None
+        await self._turns.settle()
+        if self._interval_task is not None:
+            self._interval_task.cancel()
+        errors = [error for sync in self._syncs if (error := await sync.run())]
+        await tracker.close()
+        await self.tasks.settle()
+        try:
+            await self._workers.run(tracker.close_files, not errors)
+        except OSError as error:
+            errors.append(f"the tap's state can't be written: {why(error)}")
+        finally:
+            for disk in self.disks:
+                disk.file.close()
+            start.lock.close()
+        if errors:
+            raise StorageError(f"Not everything is durable: {'; '.join(errors)}.", "Check the volumes named.")
+
+    # --- changes ----------------------------------------------------------------------------------------------------
+
+    def mutate(self, disk: Disk, batch: list[Mutation]) -> asyncio.Future[None] | None:
+        """Perform changes in order; see :class:`shared.nbd.backend.ExportBackend`. None: all is done.
+
+        The future, when cancelled before its turn came, stops changes that were not begun.
+        """
+        if self._refusing:
+            for mutation in batch:
+                mutation.error = Errno.ESHUTDOWN
+            return None
+        fua = False
+        zeroes = 0
+        for mutation in batch:
+            if mutation.fua:
+                fua = True
+            if mutation.payload is None:
+                zeroes += mutation.length
+        if zeroes:
+            batch = without_slow_zeroes(batch)
+        if self._turns.busy or zeroes > INLINE_ZEROES:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._turns.queue(lambda: self._perform_in_turn(disk, batch, done, fua=fua))
+            return done
+        self._perform(disk, batch)
+        if not fua:
+            return None
+        done = asyncio.get_running_loop().create_future()
+        self.tasks.spawn(self._answer_when_durable(disk, batch, done))
+        return done
+
+    def _perform(self, disk: Disk, batch: Sequence[Mutation]) -> None:
+        """Number, log and write a group of changes, without waiting for anything (R31)."""
+        slow_at = self._clock.monotonic() + SLOW_SECONDS
+        time_ns = self._log(disk, batch)
+        failed = disk.write(batch, slow_at, self._clock.monotonic, self._is_slow)
+        self._finish(disk, batch, time_ns, failed)
+
+    def _log(self, disk: Disk, batch: Sequence[Mutation]) -> int:
+        """Append a group to the log; its time, or 0 if it is not tracked."""
+        tracker = self.tracker
+        log = tracker.log
+        if log is None:
+            return 0
+        time_ns = log.stamp()
+        if time_ns - disk.done_ns > QUIET_NS:
+            tracker.watch.check_unchanged((disk,))
+            if tracker.log is None:
+                return 0
+        entries, payloads, sizes = entries_of(disk.index, batch)
+        try:
+            log.append(entries, payloads, sizes, time_ns)
+        except OSError as error:
+            tracker.lose_log(error)
+            return 0
+        return time_ns
+
+    def _is_slow(self, disk: Disk) -> float:
+        """A disk takes long: note that the next write is still ours, and when to note it again."""
+        if self.tracker.log is not None:
+            self.tracker.watch.about_to_write(disk)
+        return self._clock.monotonic() + SLOW_SECONDS
+
+    def _finish(self, disk: Disk, batch: Sequence[Mutation], time_ns: int, failed: Sequence[Range]) -> None:
+        """Count a group that is on the disk, and log anew what failed: the disk is the truth (R26)."""
+        self.writes += len(batch)
+        self.last_write_time = self._clock.wall()
+        tracker = self.tracker
+        if time_ns and tracker.log is not None:
+            for _ in tracker.log_anew(disk, failed, time_ns):
+                pass
+        if time_ns and tracker.log is not None:
+            tracker.watch.saw_through(disk, time_ns)
+            tracker.tell_progress()
+
+    async def _perform_in_turn(
+        self, disk: Disk, batch: Sequence[Mutation], done: asyncio.Future[None], *, fua: bool
+    ) -> None:
+        """Perform a batch that had to wait or is long: in groups, between which others than changes go on."""
+        for group in groups_of(batch):
+            if done.cancelled():
+                return
+            if group[0].payload is None and group[0].length > INLINE_ZEROES:
+                await self._zero_in_steps(disk, group[0])
+            else:
+                self._perform(disk, group)
+                await asyncio.sleep(0)
+        if fua:
+            self.tasks.spawn(self._answer_when_durable(disk, batch, done))
+        elif not done.done():
+            done.set_result(None)
+
+    async def _zero_in_steps(self, disk: Disk, mutation: Mutation) -> None:
+        """Log a long zeroing as one entry, then let workers do it piece by piece."""
+        time_ns = self._log(disk, (mutation,))
+        disk.stepping = True
+        disk.writes += 1
+        disk.bytes_written += mutation.length
+        offset, end, step = mutation.offset, mutation.offset + mutation.length, STEP_MIN
+        try:
+            while offset < end:
+                began_at = self._is_slow(disk) - SLOW_SECONDS
+                length = min(step, end - offset)
+                disk.unsynced = True
+                await self._workers.run(disk.zero, mutation, offset, length)
+                disk.unsynced = True
+                offset += length
+                if self._clock.monotonic() - began_at < STEP_SECONDS:
+                    step = min(2 * step, STEP_MAX)
+        except OSError as error:
+            mutation.error = errno_of(error)
+            if time_ns:
+                for _ in self.tracker.log_anew(disk, [(mutation.offset, mutation.length)], time_ns):
+                    await asyncio.sleep(0)
+        finally:
+            disk.stepping = False
+        self._finish(disk, (mutation,), time_ns, ())
+
+    # --- durability and cuts ----------------------------------------------------------------------------------------
+
+    async def flush(self, disk: Disk) -> int:
+        """Make everything durable that was completed before, on the disk and in the log (I4). 0 or an ``Errno``."""
+        log_synced = self.tracker.begin_sync()
+        disk_sync = self._syncs[disk.slot]
+        if disk.unsynced or disk_sync.running:
+            await asyncio.shield(disk_sync.begin())
+        if log_synced is not None:
+            # A log that can't be synced is no error of the guest's (I14): then tracking is lost.
+            await asyncio.shield(log_synced)
+        return Errno.EIO if disk.failed else Errno.NONE
+
+    async def _answer_when_durable(
+        self, disk: Disk, batch: Sequence[Mutation], done: asyncio.Future[None]
+    ) -> None:
+        error = await self.flush(disk)
+        for mutation in batch:
+            if error and mutation.fua and not mutation.error:
+                mutation.error = error
+        if not done.done():
+            done.set_result(None)
+
+    def _syncer(self, disk: Disk) -> Callable[[], Awaitable[str]]:
+        async def sync() -> str:
+            if not disk.failed:
+                disk.unsynced = False
+                try:
+                    await self._workers.run(disk.file.sync)
+                except OSError as error:
+                    # For good: pages that failed to reach the disk count as clean now (R17).
+                    disk.failed = f"{disk.config.path} can't be made durable: {why(error)}"
+                    self.tracker.lose(LostReason.DISK_FAILED, disk.failed)
+            return disk.failed
+
+        return sync
+
+    async def cut(self, reason: SealReason) -> Cut:
+        """Seal the current segment now; durable when this returns. Raises InvalidStateError if nothing is tracked."""
+        return await self.tracker.cut(reason)
+
+    def set_interval(self, seconds: float) -> None:
+        """The next cut is made ``seconds`` from now, and then every so many."""
+        self.interval = seconds
+        self._interval_changed.set()
+
+    async def _cut_at_intervals(self) -> None:
+        """The tap owns the interval: cuts go on while no agent runs (R44)."""
+        due = self._clock.monotonic() + self.interval
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, due - self._clock.monotonic())):
+                    await self._interval_changed.wait()
+                self._interval_changed.clear()
+                due = self._clock.monotonic() + self.interval
+                continue
+            except TimeoutError:
+                due = max(due, self._clock.monotonic() - self.interval) + self.interval
+            if self.tracker.wants_interval_cut():
+                try:
+                    await self.tracker.cut(SealReason.INTERVAL)
+                except InvalidStateError:
+                    # Tracking was lost over it, which is told to whoever listens.
+                    continue
+
+    # --- tracking ---------------------------------------------------------------------------------------------------
+
+    async def begin(self, epoch: bytes) -> None:
+        """Track in a fresh log of ``epoch``: what was changed before is on the disks when this returns (R6).
+
+        A no-op if that epoch is tracked. Raises InvalidStateError for an epoch that was used before, NoSpaceError or
+        StorageError where no log can be begun.
+        """
+
+        async def switch() -> None:
+            self.tracker.begin(epoch)
+
+        async with self._begins:
+            if await self.tracker.prepare_begin(epoch):
+                await self._turns.take(switch)
+                await self.tracker.finish_begin()
+
+    async def end_tracking(self) -> None:
+        """End tracking by order and drop the log."""
+        async with self._begins:
+            await self.tracker.end()
+
+    async def locate(self, epoch: bytes, segment: int, position: Position | None = None) -> Place:
+        """The place of ``position``, or of the start of ``segment``. Raises NotFoundError."""
+        files = self.tracker.files
+        log = [file for file in files.used if file.header.epoch == epoch]
+        holder = object()
+        if log:
+            files.lease(holder, log[0].sequence, LOCATE_SECONDS)
+        try:
+            if position is not None:
+                return await self._workers.run(locate_position, self._ports.files, log, position)
+            return await self._workers.run(locate_segment, self._ports.files, log, epoch, segment)
+        finally:
+            files.lease(holder, 0, 0)
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def read_cached(self, disk: Disk, offset: int, length: int) -> bytes | None:
+        """The bytes if they are in the page cache, else None."""
+        try:
+            return disk.file.read_cached(offset, length)
+        except OSError:
+            # Reading them in a worker finds the same, and may say so.
+            return None
+
+    async def read(self, disk: Disk, offset: int, length: int) -> bytes:
+        """Raises OSError."""
+        data = await self._workers.run(disk.file.read, offset, length)
+        if len(data) != length:
+            raise OSError(errno.EIO, "the file has become shorter", disk.config.path)
+        return data
+
+    async def extents(self, disk: Disk, offset: int, length: int) -> list[Extent]:
+        """Data and holes from ``offset`` on, perhaps not to the range's end. Raises OSError."""
+        return await self._workers.run(lambda: list(islice(disk.file.extents(offset, length), EXTENTS_MAX)))
+
+    async def cache(self, disk: Disk, offset: int, length: int) -> None:
+        """Read the range into the page cache, as far as that is reasonable. Raises OSError."""
+        for start in range(offset, offset + min(length, CACHE_MAX), CACHE_STEP):
+            await self._workers.run(disk.file.read, start, min(CACHE_STEP, offset + length - start))

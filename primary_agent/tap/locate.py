@@ -1,0 +1,82 @@
+"""Finds a position in the log's files: by their headers, then from record to record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from primary_agent.tap.log_files import LogFile
+from protocol.errors import LogError
+from protocol.hrl import FILE_HEADER_BYTES, RECORD_HEADER_BYTES, FileHeader, RecordKind, decode_record_header
+from protocol.position import Position
+from shared.errors import NotFoundError
+from shared.ports import FileSystem
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A byte of the log between two records, and the position there."""
+
+    file: int
+    offset: int
+    position: Position
+
+
+def locate_position(files: FileSystem, log: Sequence[LogFile], position: Position) -> Place:
+    """The place of ``position``, whose chain must be the one found there (R34). Blocks. Raises NotFoundError."""
+    wanted = (position.segment, position.entry)
+    candidates = [file for file in log if (file.header.segment, file.header.entry) <= wanted]
+    for log_file in reversed(candidates):
+        for place in _places(files, log_file):
+            if place.position == position:
+                return place
+            if (place.position.segment, place.position.entry) > wanted:
+                break
+        if (log_file.header.segment, log_file.header.entry) < wanted:
+            break
+    raise _not_found(f"position {position} with chain {position.chain.hex()}")
+
+
+def locate_segment(files: FileSystem, log: Sequence[LogFile], epoch: bytes, segment: int) -> Place:
+    """The place before the SEGMENT record of ``segment``. Blocks. Raises NotFoundError."""
+    candidates = [file for file in log if file.header.epoch == epoch and file.header.segment < segment]
+    if candidates:
+        before: Place | None = None
+        for place in _places(files, candidates[-1]):
+            if before is not None and place.position.segment == segment:
+                return before
+            before = place
+    raise _not_found(f"the start of segment {epoch.hex()[:8]}/{segment}")
+
+
+def _not_found(what: str) -> NotFoundError:
+    return NotFoundError(f"The log does not hold {what}.", "A resynchronization is required.")
+
+
+def _places(files: FileSystem, log_file: LogFile) -> list[Place]:
+    """The place before the first record of a file and behind each of its records, up to its end."""
+    header = log_file.header
+    places = [Place(header.sequence, FILE_HEADER_BYTES, _before(header))]
+    try:
+        file = files.open(log_file.path)
+    except FileNotFoundError:
+        return []
+    try:
+        offset = FILE_HEADER_BYTES
+        while offset < log_file.end:
+            record = decode_record_header(file.read(offset, RECORD_HEADER_BYTES), at=offset)
+            if record.kind is RecordKind.END_OF_FILE or record.epoch != header.epoch:
+                break
+            offset += record.length
+            position = Position(record.epoch, record.segment, record.next_entry, record.chain)
+            places.append(Place(header.sequence, offset, position))
+    except LogError:
+        # Whoever reads on from here verifies what it reads, and says what is damaged.
+        pass
+    finally:
+        file.close()
+    return places
+
+
+def _before(header: FileHeader) -> Position:
+    return Position(header.epoch, header.segment, header.entry, header.chain)

@@ -1,0 +1,261 @@
+"""What a start of the tap may conclude from state, witness, log and disks: go on, or why tracking is lost.
+
+Nothing here writes. ``docs/tap.md`` gives the reasoning; rules R16, R18, R26 and R27 are applied here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from primary_agent.tap.disks import Disk, Range, join_ranges
+from primary_agent.tap.locate import locate_segment
+from primary_agent.tap.log import Cut
+from primary_agent.tap.log_files import LogFile
+from primary_agent.tap.state import Loaded, Stamp, Status, TapState, Witness
+from protocol.bulk import LogRecord
+from protocol.chain import Cursor, body_of
+from protocol.errors import LogError
+from protocol.hrl import FILE_HEADER_BYTES, RecordKind, decode_entries
+from protocol.position import Position
+from shared.errors import NotFoundError
+from shared.hrl_files import EndKind, scan_file
+from shared.ports import FileIdentity, FileSystem
+from shared.tap_control import LostReason, Tracking
+
+WRITE_SLACK_NS = 250_000_000
+"""How long after the witnessed intention to write a disk its mtime may be set by that write: scheduling, no more."""
+
+
+class TrackingLost(Exception):
+    """The log can't be shown to name everything that changed: why, with the evidence."""
+
+    def __init__(self, reason: LostReason, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+
+
+@dataclass(slots=True)
+class Tail:
+    """The end of the log: the cursor there, and the last group of batches, which a crash leaves in doubt.
+
+    ``doubt`` maps disk index to the group's ranges; ``group_ns`` and ``newest_ns`` are the times of that group and of
+    the newest record, 0 where there is none. ``first_entry`` and ``segment_bytes`` (an estimate where it spans several
+    files) are those of the segment that is open.
+    """
+
+    file: LogFile
+    cursor: Cursor
+    ended: bool
+    group_ns: int = 0
+    newest_ns: int = 0
+    doubt: dict[int, list[Range]] = field(default_factory=dict)
+    sealed: Cut | None = None
+    first_entry: int = 0
+    segment_bytes: int = 0
+
+
+# --- the log -------------------------------------------------------------------------------------------------------
+
+
+class _Collector:
+    """Sees a file's records, and keeps the last group of batches and the last seal of it."""
+
+    def __init__(self, sizes: dict[int, int], sequence: int) -> None:
+        self.group_ns = 0
+        self.newest_ns = 0
+        self.groups = 0
+        self.ranges: list[tuple[int, int, int]] = []
+        self.sealed: Cut | None = None
+        self._sizes = sizes
+        self._sequence = sequence
+
+    def __call__(self, offset: int, record: LogRecord) -> None:
+        header = record.header
+        self.newest_ns = max(self.newest_ns, header.time_ns)
+        if header.kind is RecordKind.SEAL:
+            position = Position(header.epoch, header.segment, header.entry, header.chain)
+            self.sealed = Cut(position, self._sequence, offset + header.length, header.time_ns)
+        if header.kind is not RecordKind.BATCH:
+            return
+        if header.time_ns != self.group_ns:
+            self.group_ns = header.time_ns
+            self.groups += 1
+            self.ranges.clear()
+        table = decode_entries(header, body_of(record.record), self._sizes, at=offset)
+        self.ranges += table[["disk", "offset", "length"]].tolist()
+
+
+def read_tail(files: FileSystem, log: Sequence[LogFile], sizes: dict[int, int]) -> Tail:
+    """Verify the newest file of the log, and the ones before as far as the last group reaches.
+
+    Blocks. Raises TrackingLost for a log that is missing or damaged, and OSError.
+    """
+    if not log:
+        raise TrackingLost(LostReason.LOG_DAMAGED, "the log's files are missing")
+    tail: Tail | None = None
+    ranges: list[tuple[int, int, int]] = []
+    for log_file in reversed(log):
+        collector = _Collector(sizes, log_file.sequence)
+        file = files.open(log_file.path)
+        try:
+            result = scan_file(file, visit=collector, keep=False)
+        except LogError as error:
+            raise TrackingLost(LostReason.LOG_DAMAGED, f"{log_file.path}: {error.text}") from None
+        finally:
+            file.close()
+        ended = result.kind is EndKind.END_OF_FILE
+        if result.kind is EndKind.DAMAGED or (tail is not None and not ended):
+            text = f"{log_file.path} is damaged at offset {result.end}: {result.text or 'its end is missing'}"
+            raise TrackingLost(LostReason.LOG_DAMAGED, text)
+        if tail is None:
+            log_file.end = result.end
+            tail = Tail(log_file, result.cursor, ended)
+        if tail.cursor.inside is None:
+            tail.cursor.inside = result.cursor.inside
+        tail.newest_ns = max(tail.newest_ns, collector.newest_ns)
+        tail.sealed = tail.sealed or collector.sealed
+        if collector.groups:
+            if tail.group_ns and collector.group_ns != tail.group_ns:
+                break
+            tail.group_ns = collector.group_ns
+            ranges += collector.ranges
+        if collector.groups > 1:
+            break
+    assert tail is not None
+    if tail.cursor.inside:
+        tail.first_entry, tail.segment_bytes = _segment_start(files, log, tail)
+    for disk, offset, length in ranges:
+        tail.doubt.setdefault(disk, []).append((offset, length))
+    tail.doubt = {disk: join_ranges(doubt) for disk, doubt in sorted(tail.doubt.items())}
+    return tail
+
+
+def _segment_start(files: FileSystem, log: Sequence[LogFile], tail: Tail) -> tuple[int, int]:
+    """The first entry of the segment that is open at the log's end, and its bytes so far."""
+    try:
+        start = locate_segment(files, log, tail.cursor.epoch, tail.cursor.segment)
+    except NotFoundError as error:
+        raise TrackingLost(LostReason.LOG_DAMAGED, error.text) from None
+    size = sum(file.end - FILE_HEADER_BYTES for file in log if file.sequence >= start.file)
+    return start.position.entry, size - (start.offset - FILE_HEADER_BYTES)
+
+
+# --- the disks -----------------------------------------------------------------------------------------------------
+
+
+def unchanged_since(stamp: Stamp, identity: FileIdentity, *, same_boot: bool, times: bool) -> str:
+    """Evidence that the file is not the one, or not as it was, when it was stamped; empty if there is none.
+
+    Device numbers may differ after a boot; times are compared only where nothing was written since.
+    """
+    fields = [
+        ("inode", stamp.inode, identity.inode),
+        ("size", stamp.size, identity.size),
+        *([("device", stamp.device, identity.device)] if same_boot else []),
+        *([("mtime", stamp.mtime_ns, identity.mtime_ns)] if times else []),
+        *([("ctime", stamp.ctime_ns, identity.ctime_ns)] if times else []),
+    ]
+    return "; ".join(_difference(*field) for field in fields if field[1] != field[2])
+
+
+def _difference(name: str, old: int, new: int) -> str:
+    if name.endswith("time"):
+        return f"its {name} was {show_time(old)} and is {show_time(new)}"
+    return f"its {name} was {old} and is {new}"
+
+
+def show_time(time_ns: int) -> str:
+    """A time of a file with all its digits, in UTC."""
+    seconds, fraction = divmod(time_ns, 10**9)
+    try:
+        shown = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
+    except (OverflowError, ValueError):
+        return f"{time_ns} ns"
+    return f"{shown}.{fraction:09d}Z"
+
+
+def explained_by(witness: Witness | None, identity: FileIdentity, group_ns: int, touched: bool) -> str:
+    """Evidence that somebody else wrote a disk after the tap was killed (R27); empty if there is none.
+
+    Either the file is as it was after the last batch that the tap saw through, or the last group was about to write
+    to it (``touched``), and then its times must be those of that write.
+    """
+    if witness is None:
+        return "what was last known of it is damaged"
+    if (identity.mtime_ns, identity.ctime_ns) == (witness.mtime_ns, witness.ctime_ns):
+        return ""
+    latest = max(group_ns, witness.before_ns) + WRITE_SLACK_NS
+    in_doubt = touched and witness.done_ns < group_ns
+    if in_doubt and witness.mtime_ns <= identity.mtime_ns <= latest and identity.ctime_ns <= latest:
+        return ""
+    expected = f"at most {show_time(latest)}" if in_doubt else show_time(witness.mtime_ns)
+    if identity.mtime_ns == witness.mtime_ns:
+        expected = f"at most {show_time(latest)}" if in_doubt else show_time(witness.ctime_ns)
+        return f"its ctime is {show_time(identity.ctime_ns)}; the tap left it at {expected}"
+    return f"its mtime is {show_time(identity.mtime_ns)}; the tap left it at {expected}"
+
+
+# --- the verdict ---------------------------------------------------------------------------------------------------
+
+
+def check_state(loaded: Loaded, vm: bytes, boot_id: str, *, log_exists: bool) -> None:
+    """Whether the state may be relied upon. Raises TrackingLost.
+
+    Log files without a state are the rest of a tap that did run.
+    """
+    if loaded.damage:
+        raise TrackingLost(LostReason.STATE_DAMAGED, f"the state file's {loaded.damage}")
+    state = loaded.state
+    if state is None:
+        if log_exists:
+            raise TrackingLost(LostReason.STATE_DAMAGED, "the state file is missing, but there is a log")
+    elif state.vm != vm:
+        raise TrackingLost(LostReason.STATE_DAMAGED, f"the state file is that of VM {state.vm.hex()}")
+    elif state.tracking is Tracking.ON and state.status is Status.ACTIVE and state.boot_id != boot_id:
+        raise TrackingLost(LostReason.UNCLEAN_STOP, "the host stopped while the tap ran")
+
+
+def check_disks(
+    state: TapState, disks: Sequence[Disk], identities: Sequence[FileIdentity], boot_id: str
+) -> None:
+    """Compare the disks with the state's stamps. Raises TrackingLost naming disk, field, old and new value (I10)."""
+    stamps = {stamp.index: stamp for stamp in state.disks}
+    if sorted(stamps) != sorted(disk.index for disk in disks):
+        text = f"the VM had disks {sorted(stamps)} and has {sorted(disk.index for disk in disks)}"
+        raise TrackingLost(LostReason.DISK_CHANGED, text)
+    for disk, identity in zip(disks, identities, strict=True):
+        evidence = unchanged_since(
+            stamps[disk.index],
+            identity,
+            same_boot=state.boot_id == boot_id,
+            times=state.status is Status.CLEAN,
+        )
+        if evidence:
+            raise TrackingLost(LostReason.DISK_CHANGED, f"{disk.config.path} was changed: {evidence}")
+
+
+def check_log_end(state: TapState, tail: Tail) -> None:
+    """After an orderly stop the log ends where the state says. Raises TrackingLost."""
+    end, found = state.end, tail.cursor
+    if end is None or (end.file, end.offset, end.segment, end.entry, end.chain) != (
+        tail.file.sequence,
+        tail.file.end,
+        found.segment,
+        found.entry,
+        found.chain,
+    ):
+        text = f"the log ends at offset {tail.file.end} of {tail.file.path}, not where the tap left it"
+        raise TrackingLost(LostReason.LOG_DAMAGED, text)
+
+
+def check_witnesses(
+    tail: Tail, disks: Sequence[Disk], identities: Sequence[FileIdentity], witnesses: Sequence[Witness | None]
+) -> None:
+    """After a kill nobody else may have written (R27). Raises TrackingLost naming disk, old and new times (I10)."""
+    for disk, identity, witness in zip(disks, identities, witnesses, strict=True):
+        evidence = explained_by(witness, identity, tail.group_ns, disk.index in tail.doubt)
+        if evidence:
+            raise TrackingLost(LostReason.DISK_CHANGED, f"{disk.config.path} was changed: {evidence}")

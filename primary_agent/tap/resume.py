@@ -1,0 +1,52 @@
+"""The writing half of a start: takes the log up where it ended, as the reading half has judged it."""
+
+from __future__ import annotations
+
+from primary_agent.tap.start import Start
+from primary_agent.tap.tracker import Tracker
+from primary_agent.tap.watch import why
+from shared.errors import StorageError
+from shared.ports import Ports
+
+
+async def resume(ports: Ports, start: Start, tracker: Tracker, state_path: str) -> None:
+    """Make the tap's state ACTIVE, durably, and the log ready for the first change.
+
+    After an orderly stop the state comes first: what is logged then must not be taken for a foreign change of a log
+    that was left CLEAN. After a kill the state is ACTIVE, and the log is mended first; a second kill meanwhile finds
+    the same group in doubt as this start did. Raises StorageError where the state can't be written.
+    """
+    tracker.restore(start.state, start.loss)
+    if start.tail is not None and start.file is not None:
+        try:
+            tracker.resume(start.tail, start.file)
+            if not start.clean:
+                _mend(start, tracker)
+        except OSError as error:
+            tracker.lose_log(error)
+        for disk in start.disks:
+            tracker.watch.saw_through(disk, start.tail.newest_ns)
+        if not start.clean:
+            tracker.seal_recovered()
+    try:
+        await ports.workers.run(tracker.activate, state_path, start.fresh)
+    except OSError as error:
+        raise StorageError(f"{state_path} can't be written: {why(error)}.", "Check the tap's folder.") from error
+    if start.clean and tracker.log is not None:
+        try:
+            tracker.log.open_segment()
+        except OSError as error:
+            tracker.lose_log(error)
+    await tracker.sync.run()
+    tracker.tidy()
+
+
+def _mend(start: Start, tracker: Tracker) -> None:
+    """Log anew what the last group left in doubt (R26). Raises OSError where the log can't be written."""
+    tail = start.tail
+    assert tail is not None and tracker.log is not None
+    if not tail.cursor.inside:
+        tracker.log.open_segment()
+    for disk in start.disks:
+        for _ in tracker.log_anew(disk, tail.doubt.get(disk.index, ()), tail.group_ns):
+            pass

@@ -1,0 +1,414 @@
+"""Tracking: whether writes go to the log, its cuts, its durability, and how it is begun, ended and lost."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NoReturn, Protocol
+
+from primary_agent.tap.disks import Disk, Range
+from primary_agent.tap.log import Cut, LogFullError, LogWriter
+from primary_agent.tap.log_files import LogFiles
+from primary_agent.tap.recovery import Tail
+from primary_agent.tap.state import MAX_TEXT, LogEnd, Loss, Stamp, StateFile, Status, TapState
+from primary_agent.tap.supply import Supply
+from primary_agent.tap.tasks import SharedSync, Tasks
+from primary_agent.tap.watch import Watch, why
+from protocol.hrl import SealReason
+from shared.errors import InvalidStateError, StorageError
+from shared.ports import File, FileSystem, Ports
+from shared.tap_control import LostReason, Tracking
+
+STATE_RETRY_SECONDS = 5.0
+ENDING_SECONDS = 10.0
+"""How long a new beginning waits until the end before it is durable."""
+EMPTY_CUTS_MAX = 1000
+"""Unreleased sealed segments above which an interval does not seal another empty one."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Listener(Protocol):
+    """Who wants to know. Calls come on the event loop and must not block."""
+
+    def progressed(self) -> None:
+        """The log has grown, and its writes are on the disks."""
+
+    def sealed(self, cut: Cut) -> None:
+        """A cut is sealed and durable."""
+
+    def tracking_changed(self) -> None:
+        """Tracking was begun, ended or lost, durably."""
+
+
+class Tracker:
+    """The log's side of a tap. ``log`` is set exactly while tracking is on; ``disks`` are all of the VM's."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        tasks: Tasks,
+        vm: bytes,
+        disks: Sequence[Disk],
+        files: LogFiles,
+        state_file: StateFile,
+    ) -> None:
+        self.log: LogWriter | None = None
+        self.tracking = Tracking.OFF
+        self.epoch = b""
+        self.loss: Loss | None = None
+        self.newest_cut: Cut | None = None
+        """The newest cut that is sealed and durable."""
+        self.released_segment = 0
+        self.files = files
+        self.listeners: list[Listener] = []
+        self.sync = SharedSync(tasks, self._sync)
+        self._ports = ports
+        self._tasks = tasks
+        self.watch = Watch(ports.clock, state_file, self.lose)
+        self._supply = Supply(ports, tasks, files)
+        self._vm = vm
+        self._disks = disks
+        self._geometry = [disk.config.geometry for disk in disks]
+        self._state_file = state_file
+        self._first_file = files.next_sequence
+        self._unpublished: deque[Cut] = deque()
+        """Cuts whose seals are written but not durable yet, oldest first."""
+        self._ending: asyncio.Task[None] | None = None
+        self._former: LogWriter | None = None
+        """The log before a new epoch's, until that epoch is durable."""
+        self._closing = False
+
+    # --- start and stop ---------------------------------------------------------------------------------------------
+
+    def restore(self, state: TapState | None, loss: Loss | None) -> None:
+        """Take over what the state file says; ``loss`` is what this start found out."""
+        if state is not None:
+            self.tracking, self.epoch, self.loss = state.tracking, state.epoch, state.loss
+            self._first_file = state.first_file
+        if loss is not None:
+            self.tracking, self.loss = Tracking.LOST, loss
+        if self.tracking is not Tracking.ON:
+            self._first_file = self.files.next_sequence
+
+    def activate(self, path: str, *, twice: bool) -> None:
+        """Write the state of a running tap durably, into both slots if asked to. Blocks. Raises OSError.
+
+        ``path`` is the name that a new state file gets.
+        """
+        for _ in range(1 + twice):
+            self._state_file.write(self._state(Status.ACTIVE))
+        self._state_file.sync()
+        self._state_file.publish(self._ports.files, path)
+
+    def resume(self, tail: Tail, file: File) -> None:
+        """Go on with the log that ends in ``tail``. Raises OSError."""
+        log = LogWriter(self.files, self._ports.clock, self._vm, self._geometry, tail.cursor)
+        self.log = log
+        first_entry, segment_bytes = tail.first_entry, tail.segment_bytes
+        log.resume(file, tail.newest_ns, ended=tail.ended, first_entry=first_entry, segment_bytes=segment_bytes)
+        self.newest_cut = tail.sealed
+        self._supply.wanted = True
+        self._supply.replenish()
+
+    def seal_recovered(self) -> None:
+        """Seal the segment that a kill left open; published by the next sync."""
+        if self.log is not None:
+            try:
+                self._unpublished.append(self.log.cut(SealReason.RECOVERY))
+            except OSError as error:
+                self.lose_log(error)
+
+    def tidy(self) -> None:
+        """Remove the rest of a log that is not needed any more."""
+        if self.log is None:
+            self.files.drop()
+
+    async def close(self) -> None:
+        """Seal the log and make it durable, unless tracking is lost over it. The state stays ACTIVE."""
+        self._closing = True
+        self._supply.wanted = False
+        if self.log is not None:
+            try:
+                await self.cut(SealReason.SHUTDOWN, go_on=False)
+            except InvalidStateError:
+                # Lost in its last moment: then that is what the state says.
+                pass
+        if self._ending is not None:
+            await self._ending
+        await self.sync.settle()
+
+    def close_files(self, *, clean: bool) -> None:
+        """Close everything; ``clean`` writes the CLEAN state first. Blocks. Raises OSError."""
+        try:
+            if clean:
+                self._state_file.write(self._state(Status.CLEAN))
+                self._state_file.sync()
+        finally:
+            if self.log is not None:
+                self.log.close()
+            self.files.close()
+            self._state_file.close()
+
+    def _state(self, status: Status) -> TapState:
+        end = None
+        if status is Status.CLEAN and self.log is not None:
+            position = self.log.position
+            end = LogEnd(*self.log.place, position.segment, position.entry, position.chain)
+        return TapState(
+            vm=self._vm,
+            status=status,
+            boot_id=self._ports.clock.boot_id(),
+            tracking=self.tracking,
+            epoch=self.epoch,
+            first_file=self._first_file,
+            loss=self.loss,
+            disks=[Stamp.of(disk.index, disk.file.identity()) for disk in self._disks],
+            end=end,
+        )
+
+    # --- what is written --------------------------------------------------------------------------------------------
+
+    def log_anew(self, disk: Disk, ranges: Sequence[Range], time_ns: int) -> Iterator[None]:
+        """Log what the disk now holds in ranges that are in doubt, as a part of their group (R26).
+
+        To be iterated to its end; each step reads and logs a few MiB. Loses tracking where that is not possible.
+        """
+        try:
+            for entries, payloads, sizes in disk.read_anew(ranges):
+                if self.log is None:
+                    return
+                try:
+                    self.log.append(entries, payloads, sizes, time_ns)
+                except OSError as error:
+                    self.lose_log(error)
+                    return
+                yield
+        except OSError as error:
+            text = f"{disk.config.path} can't be read where its content is in doubt: {why(error)}"
+            self.lose(LostReason.DISK_FAILED, text)
+
+    # --- cuts -------------------------------------------------------------------------------------------------------
+
+    async def cut(self, reason: SealReason, *, go_on: bool = True) -> Cut:
+        """Seal the current segment at this very moment (R5); durable when this returns (R34).
+
+        Raises InvalidStateError while nothing is tracked, or if tracking is lost meanwhile.
+        """
+        self.watch.check_unchanged(self._disks)
+        log = self.log
+        if log is None:
+            self._not_tracking()
+        try:
+            cut = log.cut(reason, go_on=go_on)
+        except OSError as error:
+            self.lose_log(error)
+            self._not_tracking()
+        self._unpublished.append(cut)
+        await self.sync.run()
+        if self.log is not log:
+            self._not_tracking()
+        return cut
+
+    def _not_tracking(self) -> NoReturn:
+        text = f"Tracking was lost: {self.loss.text}." if self.loss else "The tap does not track the writes."
+        raise InvalidStateError(text, "Resynchronize the VM.", code="not_tracking")
+
+    def wants_interval_cut(self) -> bool:
+        """Whether the end of an interval should seal the segment: an empty one only so many times."""
+        if self.log is None:
+            return False
+        return not self.log.segment_is_empty or self.log.segment - self.released_segment <= EMPTY_CUTS_MAX
+
+    def begin_sync(self) -> asyncio.Future[str] | None:
+        """Start to make durable what is logged now; None where that is done already. To be shielded."""
+        if self.log is None or (self.log.is_synced and not self.sync.running):
+            return None
+        return self.sync.begin()
+
+    async def _sync(self) -> str:
+        """Make durable what is in the log now, and publish the cuts in it."""
+        log = self.log
+        if log is None:
+            return ""
+        folder = self.files.folder if log.folder_unsynced else ""
+        synced, cuts = log.begin_sync(), len(self._unpublished)
+        try:
+            await self._ports.workers.run(_sync_files, self._ports.files, synced, folder)
+        except OSError as error:
+            if log is self.log:
+                # It is never tried again: pages that failed to reach the disk count as clean now (R17).
+                self.lose(LostReason.LOG_FAILED, f"the log can't be made durable: {why(error)}")
+            return why(error)
+        if log is self.log:
+            log.end_sync(synced)
+            for _ in range(cuts):
+                self.newest_cut = self._unpublished.popleft()
+                for listener in self.listeners:
+                    listener.sealed(self.newest_cut)
+        return ""
+
+    def release(self, epoch: bytes, segment: int) -> None:
+        """The replica has everything up to this segment durably (I5). Raises InvalidStateError where it can't."""
+        if self.log is None or epoch != self.epoch:
+            self._not_tracking()
+        newest = self.newest_cut.position.segment if self.newest_cut else 0
+        if segment > newest:
+            text = f"Segment {segment} can't be released: the newest durable cut is {newest}."
+            raise InvalidStateError(text, "Release what was acknowledged only.", code="not_sealed")
+        self.released_segment = max(self.released_segment, segment)
+        self.files.release(self.released_segment)
+
+    # --- begin, end, loss -------------------------------------------------------------------------------------------
+
+    async def prepare_begin(self, epoch: bytes) -> bool:
+        """Do what has to wait before ``begin``; False where that epoch is tracked already.
+
+        Raises InvalidStateError for an epoch that was used, NoSpaceError or StorageError where no log can be begun.
+        """
+        if epoch == self.epoch:
+            if self.tracking is Tracking.ON:
+                return False
+            text = f"Tracking in epoch {epoch.hex()} has ended or was lost and can't be taken up again."
+            raise InvalidStateError(text, "Begin a new epoch.", code="epoch_used")
+        if self._ending is not None:
+            await asyncio.wait({self._ending}, timeout=ENDING_SECONDS)
+            if not self._ending.done():
+                text = "The tap can't write its state, so that no tracking can be begun."
+                raise StorageError(text, "Check the volume of the tap's folder.")
+        await self._supply.first()
+        return True
+
+    def begin(self, epoch: bytes) -> None:
+        """From this moment on track in a fresh log of ``epoch``; no change of a disk may be under way (R6).
+
+        Raises StorageError, and tracking is lost, where the log can't be begun.
+        """
+        self._former, self.log = self.log, None
+        self._forget_cuts()
+        self.tracking, self.epoch, self.loss = Tracking.ON, epoch, None
+        self._first_file = self.files.next_sequence
+        try:
+            self._state_file.write(self._state(Status.ACTIVE))
+            for disk in self._disks:
+                self.watch.saw_through(disk, 0)
+            log = LogWriter.begin(self.files, self._ports.clock, self._vm, self._geometry, epoch)
+        except OSError as error:
+            self.lose(LostReason.BEGIN_FAILED, f"the log could not be begun: {why(error)}")
+            raise StorageError(f"Tracking could not be begun: {why(error)}.", "Check the log's volume.") from error
+        if self.tracking is not Tracking.ON:
+            log.close()
+            self._not_tracking()
+        self.log = log
+        self._supply.wanted = True
+
+    async def finish_begin(self) -> None:
+        """Make the beginning durable, and only then let go of the log before.
+
+        Raises InvalidStateError if tracking is lost meanwhile.
+        """
+        log = self.log
+        try:
+            await self._ports.workers.run(self._state_file.sync)
+        except OSError as error:
+            self.lose(LostReason.STATE_FAILED, f"the state file can't be made durable: {why(error)}")
+        await self.sync.settle()
+        self._close_former()
+        if self.log is not log or log is None:
+            self._not_tracking()
+        self.files.release_before(self._first_file)
+        self._supply.replenish()
+        self._tell_tracking()
+
+    def _close_former(self) -> None:
+        if self._former is not None:
+            self._former.close()
+            self._former = None
+
+    async def end(self) -> None:
+        """End tracking by order and drop the log; durable when this returns."""
+        if self.tracking is Tracking.OFF:
+            return
+        self._end(Tracking.OFF, None)
+        if self._ending is not None:
+            await self._ending
+
+    def lose_log(self, error: OSError) -> None:
+        """The log could not be written."""
+        if isinstance(error, LogFullError):
+            self.lose(LostReason.LOG_FULL, str(error))
+        elif error.errno in NO_SPACE:
+            self.lose(LostReason.LOG_FULL, f"the volume of the log is full: {why(error)}")
+        else:
+            self.lose(LostReason.LOG_FAILED, f"the log can't be written: {why(error)}")
+
+    def lose(self, reason: LostReason, text: str) -> None:
+        """The log does not name everything that changes any more.
+
+        The state says so before this returns, as far as a killed process goes; a host that stops while the tap runs
+        loses tracking anyway. The guest goes on (I14).
+        """
+        if self.tracking is Tracking.ON:
+            self._end(Tracking.LOST, Loss(reason, text[:MAX_TEXT], self._ports.clock.wall()))
+
+    def _end(self, tracking: Tracking, loss: Loss | None) -> None:
+        log, self.log = self.log, None
+        self.tracking, self.loss = tracking, loss
+        self._first_file = self.files.next_sequence
+        self._supply.wanted = False
+        self._forget_cuts()
+        try:
+            self._state_file.write(self._state(Status.ACTIVE))
+        except OSError:
+            written = False
+        else:
+            written = True
+        self._ending = self._tasks.spawn(self._finish_end(self._ending, log, written=written))
+
+    async def _finish_end(
+        self, before: asyncio.Task[None] | None, log: LogWriter | None, *, written: bool
+    ) -> None:
+        """Make the end durable; only then may the log's files go."""
+        if before is not None:
+            await before
+        while True:
+            try:
+                if not written:
+                    self._state_file.write(self._state(Status.ACTIVE))
+                await self._ports.workers.run(self._state_file.sync)
+                break
+            except OSError:
+                # What failed to be synced has to be written again, or syncing it would prove nothing.
+                written = False
+            if self._closing:
+                return
+            await asyncio.sleep(STATE_RETRY_SECONDS)
+        await self.sync.settle()
+        if log is not None:
+            log.close()
+        self._close_former()
+        if self.log is None:
+            self.files.drop()
+        self._tell_tracking()
+
+    def _forget_cuts(self) -> None:
+        self._unpublished.clear()
+        self.newest_cut = None
+        self.released_segment = 0
+
+    def tell_progress(self) -> None:
+        """The log has grown, and its writes are on the disks."""
+        for listener in self.listeners:
+            listener.progressed()
+
+    def _tell_tracking(self) -> None:
+        for listener in self.listeners:
+            listener.tracking_changed()
+
+
+def _sync_files(files: FileSystem, opened: Sequence[File], folder: str) -> None:
+    for file in opened:
+        file.sync()
+    if folder:
+        files.sync_folder(folder)

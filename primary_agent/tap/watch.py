@@ -1,0 +1,72 @@
+"""Watches the disks' files: remembers how each batch left them, and notices when somebody else wrote (I10, R27)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from primary_agent.tap.disks import Disk
+from primary_agent.tap.recovery import show_time
+from primary_agent.tap.state import StateFile
+from shared.ports import Clock
+from shared.tap_control import LostReason
+
+Lose = Callable[[LostReason, str], None]
+
+
+class Watch:
+    """Keeps the witness of each disk. ``lose`` is told what makes the log unfit to name all changes."""
+
+    def __init__(self, clock: Clock, state_file: StateFile, lose: Lose) -> None:
+        self._clock = clock
+        self._state_file = state_file
+        self._lose = lose
+
+    def about_to_write(self, disk: Disk) -> None:
+        """Note the time, so that what a slow write leaves behind can be told from somebody else's write."""
+        self._write(disk, int(self._clock.wall() * 1e9))
+
+    def saw_through(self, disk: Disk, time_ns: int) -> None:
+        """The group of that time is wholly on the disk: remember the file's times as it left them."""
+        try:
+            identity = disk.file.identity()
+        except OSError as error:
+            self._lose(LostReason.DISK_FAILED, f"{disk.config.path} can't be looked at: {why(error)}")
+            return
+        disk.done_ns, disk.mtime_ns, disk.ctime_ns = time_ns, identity.mtime_ns, identity.ctime_ns
+        self._write(disk, time_ns)
+
+    def _write(self, disk: Disk, before_ns: int) -> None:
+        try:
+            self._state_file.witness(disk.slot, disk.done_ns, before_ns, disk.mtime_ns, disk.ctime_ns)
+        except OSError as error:
+            self._lose(LostReason.STATE_FAILED, f"the state file can't be written: {why(error)}")
+
+    def check_unchanged(self, disks: Iterable[Disk]) -> None:
+        """Lose tracking if somebody else wrote one of the disks while they were ours.
+
+        A change of the file's owner or mode, say, changes only its ctime, and is taken note of.
+        """
+        for disk in disks:
+            if disk.stepping:
+                continue
+            try:
+                identity = disk.file.identity()
+            except OSError as error:
+                self._lose(LostReason.DISK_FAILED, f"{disk.config.path} can't be looked at: {why(error)}")
+                continue
+            changed = ""
+            if identity.size != disk.size:
+                changed = f"its size was {disk.size} and is {identity.size}"
+            elif identity.mtime_ns != disk.mtime_ns:
+                changed = f"its mtime was {show_time(disk.mtime_ns)} and is {show_time(identity.mtime_ns)}"
+            elif identity.ctime_ns != disk.ctime_ns:
+                disk.ctime_ns = identity.ctime_ns
+                self._write(disk, disk.done_ns)
+            if changed:
+                text = f"{disk.config.path} was changed under the tap: {changed}"
+                self._lose(LostReason.DISK_CHANGED, text)
+
+
+def why(error: OSError) -> str:
+    """The operating system's reason, for a sentence."""
+    return error.strerror or str(error)
