@@ -258,17 +258,13 @@ def _some(count: int) -> int:
 class RealFileSystem:
     """The files of this host (shared.ports.FileSystem)."""
 
-    def open(
-        self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False
-    ) -> RealFile:
+    def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> RealFile:
         flags = os.O_RDWR if write else os.O_RDONLY
         if create:
             flags |= os.O_CREAT | (os.O_EXCL if exclusive else 0)
         try:
             # Without O_NONBLOCK the opening of a FIFO would wait for its other end.
-            descriptor = os.open(
-                path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, FILE_MODE
-            )
+            descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, FILE_MODE)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 _require_regular(path, os.lstat(path).st_mode)

@@ -1,0 +1,338 @@
+"""The real network: TCP with or without TLS, and unix sockets, as links."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from shared.errors import ForbiddenError, InvalidStateError, UnreachableError, UsageError
+from shared.ports import Address, Link, Peer
+from shared.ports.links import StreamLink
+from shared.ports.unix_sockets import bind_unix, connect_unix, credentials, same_file
+
+if TYPE_CHECKING:
+    from shared.ports.tls import TlsContexts, TlsIdentity
+
+HANDSHAKE_SECONDS = 5.0
+HALF_OPEN_MAX = 64
+"""Connections of all listeners that have not finished their TLS handshake, or still hear why it failed."""
+BACKLOG = 256
+ACCEPT_PAUSE_SECONDS = 0.1
+"""How long no connection is accepted after the host ran out of descriptors or memory."""
+REPORT_SECONDS = 1.0
+"""Refused handshakes are logged at most once in this time, with the number of those left out."""
+
+_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# What accept(2) reports of a connection that died in the queue.
+_DEAD_ON_ARRIVAL = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+    }
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class RealNetwork:
+    """Streams of this host (shared.ports.Network).
+
+    ``refused`` is called with the peer's address and the reason for every connection that failed its TLS
+    handshake; without it such refusals are logged.
+    """
+
+    def __init__(
+        self,
+        tls: TlsIdentity | None = None,
+        *,
+        half_open_max: int = HALF_OPEN_MAX,
+        handshake_seconds: float = HANDSHAKE_SECONDS,
+        refused: Callable[[str, Exception], None] | None = None,
+    ) -> None:
+        """Raises UsageError where the identity's files can't be used."""
+        self._identity = tls
+        self._contexts: TlsContexts | None = None
+        self._half_open_max = half_open_max
+        self.handshake_seconds = handshake_seconds
+        self._refused = refused or self._log_refusal
+        self._half_open: dict[StreamLink, str] = {}
+        self._reported = float("-inf")
+        self._unreported = 0
+        self.reload_tls()
+
+    def reload_tls(self) -> None:
+        """Read the identity's files again; new connections use them, established ones go on untouched.
+
+        Raises UsageError where they can't be used; then everything stays as it was.
+        """
+        if self._identity is not None:
+            # Who needs no TLS, such as the tap, need not load all that belongs to it.
+            from shared.ports.tls import load_contexts  # noqa: PLC0415
+
+            self._contexts = load_contexts(self._identity)
+
+    def contexts(self, address: Address) -> TlsContexts | None:
+        """What a connection with ``address`` needs for TLS, or None where it is to have none."""
+        if not address.tls:
+            return None
+        if self._contexts is None:
+            raise UsageError(f"{address} needs TLS, but no certificate is configured.", "Set ca, certificate and key.")
+        return self._contexts
+
+    # --- connecting ---
+
+    async def connect(self, address: Address, *, timeout: float) -> Link:
+        try:
+            async with asyncio.timeout(timeout):
+                if address.unix_path:
+                    return await self._connect_unix(address.unix_path)
+                return await self._connect_tcp(address, self.contexts(address))
+        except TimeoutError as error:
+            raise UnreachableError(
+                f"{address} does not answer within {timeout:g} s.",
+                "Check that it runs, and the network and firewalls between.",
+            ) from error
+
+    async def _connect_unix(self, path: str) -> Link:
+        connection = await connect_unix(path)
+        link = StreamLink(credentials(connection, path))
+        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=connection)
+        return link
+
+    async def _connect_tcp(self, address: Address, contexts: TlsContexts | None) -> Link:
+        link = self._make_link(address, contexts)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.create_connection(lambda: link, address.host, address.port)
+        except socket.gaierror as error:
+            raise UnreachableError(
+                f"The host name {address.host} can't be resolved: {error.strerror}.",
+                "Check the name, DNS and /etc/hosts.",
+            ) from error
+        except OSError as error:
+            raise UnreachableError(
+                f"{address} can't be reached: {_reason(error)}.",
+                "Check that the agent runs there, the port, and firewalls between.",
+            ) from error
+        if contexts is not None:
+            await self._secure(link, f"{address}")
+        return link
+
+    def _make_link(self, address: Address, contexts: TlsContexts | None) -> StreamLink:
+        if contexts is None:
+            return StreamLink(Peer(address=str(address)))
+        from shared.ports.tls import check_own_validity  # noqa: PLC0415
+        from shared.ports.tls_links import TlsLink  # noqa: PLC0415
+
+        check_own_validity(contexts)
+        return TlsLink(str(address), contexts, server_name=address.host)
+
+    async def _secure(self, link: StreamLink, address: str) -> None:
+        """Wait for the handshake; a link that fails it is gone."""
+        from shared.ports.tls_links import TlsLink  # noqa: PLC0415
+
+        assert isinstance(link, TlsLink)
+        try:
+            async with asyncio.timeout(self.handshake_seconds):
+                await link.secured()
+        except TimeoutError as error:
+            link.abort()
+            raise UnreachableError(
+                f"{address} did not finish the TLS handshake within {self.handshake_seconds:g} s."
+            ) from error
+        except asyncio.CancelledError:
+            link.abort()
+            raise
+
+    # --- listening ---
+
+    async def listen(self, address: Address, accept: Callable[[Link], None]) -> RealListener:
+        self.contexts(address)
+        if address.unix_path:
+            sockets = [await bind_unix(address)]
+        else:
+            sockets = await _bind_tcp(address)
+            address = replace(address, port=sockets[0].getsockname()[1])
+        return RealListener(self, address, sockets, accept)
+
+    async def establish(self, connection: socket.socket, address: Address) -> StreamLink:
+        """Turn an accepted socket into a link; raises what ``connect`` raises, and OSError."""
+        loop = asyncio.get_running_loop()
+        if address.unix_path:
+            link = StreamLink(credentials(connection, address.unix_path))
+            await loop.connect_accepted_socket(lambda: link, connection)
+            return link
+        host, port = connection.getpeername()[:2]
+        contexts = self.contexts(address)
+        if contexts is None:
+            link = StreamLink(Peer(address=f"{host}:{port}"))
+            await loop.connect_accepted_socket(lambda: link, connection)
+            return link
+        from shared.ports.tls_links import TlsLink  # noqa: PLC0415
+
+        link = TlsLink(f"{host}:{port}", contexts, gone=self._forget)
+        self._make_room()
+        self._half_open[link] = host
+        await loop.connect_accepted_socket(lambda: link, connection)
+        try:
+            await self._secure(link, link.peer.address)
+        except (ForbiddenError, UnreachableError) as error:
+            self._refused(link.peer.address, error)
+            raise
+        self._forget(link)
+        return link
+
+    def _make_room(self) -> None:
+        """End the oldest half-open connection of the host that has most, so that a flood hits itself."""
+        if len(self._half_open) >= self._half_open_max:
+            busiest, _ = Counter(self._half_open.values()).most_common(1)[0]
+            oldest = next(link for link, host in self._half_open.items() if host == busiest)
+            self._forget(oldest)
+            oldest.abort()
+
+    def _forget(self, link: StreamLink) -> None:
+        self._half_open.pop(link, None)
+
+    def _log_refusal(self, address: str, error: Exception) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._reported < REPORT_SECONDS:
+            self._unreported += 1
+            return
+        _log.warning("connection refused", peer=address, reason=str(error), left_out=self._unreported)
+        self._reported, self._unreported = now, 0
+
+
+class RealListener:
+    """One listening address (shared.ports.Listener) and the tasks that accept its connections."""
+
+    def __init__(
+        self,
+        network: RealNetwork,
+        address: Address,
+        sockets: list[socket.socket],
+        accept: Callable[[Link], None],
+    ) -> None:
+        self.address = address
+        self._network = network
+        self._sockets = sockets
+        self._accept = accept
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._identity = (0, 0)
+        if address.unix_path:
+            state = os.lstat(address.unix_path)
+            self._identity = (state.st_dev, state.st_ino)
+        for listening in sockets:
+            self._spawn(self._accept_all(listening))
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for listening in self._sockets:
+            listening.close()
+        if self.address.unix_path and same_file(self.address.unix_path, self._identity):
+            with contextlib.suppress(OSError):
+                os.unlink(self.address.unix_path)
+        self._identity = (0, 0)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler(
+                {"message": f"listening on {self.address} failed", "exception": error, "task": task}
+            )
+
+    async def _accept_all(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(listening)
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+                elif error.errno not in _DEAD_ON_ARRIVAL:
+                    raise
+                continue
+            self._spawn(self._admit(connection))
+
+    async def _admit(self, connection: socket.socket) -> None:
+        try:
+            link = await self._network.establish(connection, self.address)
+        except (ForbiddenError, UnreachableError):
+            return
+        except OSError:
+            # The peer is gone already.
+            connection.close()
+            return
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+        try:
+            self._accept(link)
+        except Exception:
+            link.abort()
+            raise
+
+
+async def _bind_tcp(address: Address) -> list[socket.socket]:
+    """Listening sockets for every address that the host name stands for, all with one port."""
+    loop = asyncio.get_running_loop()
+    sockets: list[socket.socket] = []
+    port = address.port
+    try:
+        found = await loop.getaddrinfo(address.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, where in dict.fromkeys(found):
+            try:
+                listening = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+            except OSError as error:
+                # A kernel without IPv6 still resolves the wildcard to both.
+                if error.errno == errno.EAFNOSUPPORT and not address.host and len(found) > 1:
+                    continue
+                raise
+            sockets.append(listening)
+            listening.setblocking(False)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind((where[0], port, *where[2:]))
+            listening.listen(BACKLOG)
+            port = listening.getsockname()[1]
+    except OSError as error:
+        for listening in sockets:
+            listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise InvalidStateError(
+                f"Another process listens on {address}.", "Stop it, or configure another port."
+            ) from error
+        raise UsageError(
+            f"It is not possible to listen on {address}: {_reason(error)}.",
+            "Configure an address of this host and a port that is allowed.",
+        ) from error
+    return sockets
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

@@ -1,0 +1,173 @@
+"""Unix sockets: a listening one that replaces only a dead one and is never open to more than it should be.
+
+Also who is at the other end of a connection, as the kernel noted it when the connection was made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import grp
+import os
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator
+
+from shared.errors import ForbiddenError, InvalidStateError, UnreachableError, UsageError
+from shared.ports import Address, Peer
+
+PATH_MAX = 107
+BACKLOG = 128
+RETRY_SECONDS = 0.02
+FOLDER_LOCK_TRIES = 250
+GROUPS_MAX = 256
+"""Supplementary groups read of a peer; a process with more counts as having none."""
+
+_SO_PEERGROUPS = 59
+_UCRED = struct.Struct("iII")
+_CLOSED_TO_ALL = 0o177
+
+
+def credentials(connection: socket.socket, path: str) -> Peer:
+    """User, group, process and supplementary groups of the process that connected."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(raw)
+    try:
+        groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * GROUPS_MAX)
+    except OSError:
+        groups = b""
+    return Peer(
+        address=path,
+        uid=uid,
+        gid=gid,
+        pid=pid,
+        groups=tuple(group for (group,) in struct.iter_unpack("=I", groups)),
+    )
+
+
+async def connect_unix(path: str) -> socket.socket:
+    """A connected socket. Raises UnreachableError where nobody answers, ForbiddenError where we may not ask."""
+    _check_length(path)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.setblocking(False)
+    try:
+        while True:
+            try:
+                connection.connect(path)
+                return connection
+            except BlockingIOError:
+                # The queue of the listening socket is full; the kernel does not tell when it is no longer.
+                await asyncio.sleep(RETRY_SECONDS)
+    except OSError as error:
+        connection.close()
+        if isinstance(error, PermissionError):
+            raise ForbiddenError(
+                f"You may not use the socket {path}.", "Become root, or join the group that owns it."
+            ) from error
+        raise UnreachableError(
+            f"Nobody answers at {path}: {error.strerror}.", "Is the service that owns it running?"
+        ) from error
+    except BaseException:
+        connection.close()
+        raise
+
+
+async def bind_unix(address: Address) -> socket.socket:
+    """A bound and listening socket with the address's mode and group.
+
+    A socket that nobody serves any more is replaced. Raises UsageError for a path that is something else or
+    is not usable, and InvalidStateError where another process serves it.
+    """
+    path = address.unix_path
+    _check_length(path)
+    try:
+        async with _folder_lock(path):
+            _remove_stale(path)
+            return _bind(address)
+    except OSError as error:
+        raise UsageError(
+            f"The socket {path} can't be made: {error.strerror}.", "Make its folder, and let us write there."
+        ) from error
+
+
+def _bind(address: Address) -> socket.socket:
+    path = address.unix_path
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listening.setblocking(False)
+        before = os.umask(_CLOSED_TO_ALL)
+        try:
+            listening.bind(path)
+        finally:
+            os.umask(before)
+        if address.group:
+            os.chown(path, -1, _group(address.group), follow_symlinks=False)
+        os.chmod(path, address.mode)
+        # Nobody can connect before this.
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _group(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise UsageError(f"There is no group {name} to own a socket.", f"Make it with: groupadd {name}") from None
+
+
+def _check_length(path: str) -> None:
+    length = len(os.fsencode(path))
+    if not 0 < length <= PATH_MAX:
+        raise UsageError(f"The path of the socket {path} has {length} bytes.", f"At most {PATH_MAX} are possible.")
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{path} exists and is no socket.", "Remove it, or configure another path.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass
+    raise InvalidStateError(f"Another process serves the socket {path}.", "Stop it, or configure another path.")
+
+
+def same_file(path: str, identity: tuple[int, int]) -> bool:
+    """Whether the path still leads to the file with this device and inode."""
+    try:
+        state = os.lstat(path)
+    except OSError:
+        return False
+    return (state.st_dev, state.st_ino) == identity
+
+
+@contextlib.asynccontextmanager
+async def _folder_lock(path: str) -> AsyncIterator[None]:
+    """Between two that start at once, the second must not take the first one's fresh socket for a dead one."""
+    folder = os.path.dirname(path) or "."
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _ in range(FOLDER_LOCK_TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(RETRY_SECONDS)
+        else:
+            raise InvalidStateError(f"Another process keeps the folder {folder} locked.", "Find and stop it.")
+        yield
+    finally:
+        os.close(descriptor)
