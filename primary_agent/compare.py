@@ -15,12 +15,19 @@ import numpy as np
 from protocol.bulk import Manifest, encode_blocks, encode_blocks_entry
 from protocol.compression import compress
 from protocol.errors import ProtocolError
+from protocol.frames import MAX_MANIFEST_BLOCKS
 from protocol.hrl import MAX_ENTRIES, MAX_PAYLOAD
+from protocol.messages import BLOCK_SIZE, Run
 from shared.errors import StorageError
 from shared.ports import Buffer, File
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+RANGE_BYTES = 64 << 20
+"""Length of the ranges that are compared one by one."""
+assert RANGE_BYTES // BLOCK_SIZE <= MAX_MANIFEST_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,3 +176,27 @@ def unreadable(path: str, disk: int, offset: int, length: int, reason: str) -> S
         "Repair or replace the disk, then run `vmreplica resume VM`. The resynchronization goes on where it stopped.",
         code="block_unreadable",
     )
+
+
+def ranges_to_compare(size: int, settled: list[Run]) -> Iterator[tuple[int, int]]:
+    """Offset and length of the ranges of a disk of ``size`` bytes that are not yet settled, in order.
+
+    Settled ranges are those of an earlier session, so they begin and end at multiples of the block size or at the
+    disk's end; others are compared again rather than trusted.
+    """
+    at = 0
+    for run in sorted(settled, key=lambda run: run.offset):
+        end = run.offset + run.length
+        if end > size or run.offset % BLOCK_SIZE or (end % BLOCK_SIZE and end != size):
+            continue
+        if run.offset > at:
+            yield from _cut_up(at, run.offset)
+        at = max(at, end)
+    yield from _cut_up(at, size)
+
+
+def _cut_up(start: int, end: int) -> Iterator[tuple[int, int]]:
+    while start < end:
+        length = min(RANGE_BYTES, end - start)
+        yield start, length
+        start += length

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from shared.disks.hashing import HASH_NAME, RangeHasher
 
-from primary_agent.compare import BlocksReader, differing_spans, unreadable
+from primary_agent.compare import BlocksReader, differing_spans, ranges_to_compare, unreadable
 from primary_agent.dialing import Dialled, dial, expect, name_of, open_body
 from primary_agent.progress import COMMITTING, COMPARING, STARTING, TRACKED_WRITES, ResyncProgress
 from primary_agent.record import ResyncRecord
@@ -27,7 +27,6 @@ from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import Connection, TapLink
 from protocol.bulk import Bulk, Manifest, block_count, decode_manifest
 from protocol.errors import ProtocolError
-from protocol.frames import MAX_MANIFEST_BLOCKS
 from protocol.hrl import Geometry
 from protocol.messages import (
     BLOCK_SIZE,
@@ -53,12 +52,10 @@ from shared.rates import duration_text, size_text
 from shared.tap_control import Tracking
 from shared.tasks import Signal, all_of, together
 
-RANGE_BYTES = 64 << 20
 RANGES_AT_ONCE = 4
 """Ranges of which manifests are asked for, hashed and compared at the same time."""
 UNSETTLED_RANGES = 32
 """Ranges whose blocks were sent and that the replica has not yet made durable."""
-assert RANGE_BYTES // BLOCK_SIZE <= MAX_MANIFEST_BLOCKS
 
 
 class TrackingLost(VmreplicaError):
@@ -341,27 +338,3 @@ class ResyncDriver:
 
     async def _note(self, number: EventId, text: str, data: dict[str, Any]) -> None:
         await self._replication.note(self._replication.event(number, text, data=data))
-
-
-def ranges_to_compare(size: int, settled: list[Run]) -> Iterator[tuple[int, int]]:
-    """Offset and length of the ranges of a disk of ``size`` bytes that are not yet settled, in order.
-
-    Settled ranges are those of an earlier session, so they begin and end at multiples of the block size or at the
-    disk's end; others are compared again rather than trusted.
-    """
-    at = 0
-    for run in sorted(settled, key=lambda run: run.offset):
-        end = run.offset + run.length
-        if end > size or run.offset % BLOCK_SIZE or (end % BLOCK_SIZE and end != size):
-            continue
-        if run.offset > at:
-            yield from _cut_up(at, run.offset)
-        at = max(at, end)
-    yield from _cut_up(at, size)
-
-
-def _cut_up(start: int, end: int) -> Iterator[tuple[int, int]]:
-    while start < end:
-        length = min(RANGE_BYTES, end - start)
-        yield start, length
-        start += length
