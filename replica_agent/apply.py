@@ -22,6 +22,7 @@ from replica_agent.spool import SealedSegment, Spool
 from shared.errors import NoSpaceError, StorageError
 from shared.events import EventId
 from shared.ports import Ports
+from shared.stats import ReplicationStatistics
 from shared.status import Cause
 from shared.tasks import Signal
 
@@ -92,6 +93,7 @@ class Applier:
     progress: ApplyProgress = field(default_factory=ApplyProgress)
     problem: Cause | None = None
     """Why nothing is applied at the moment although there is something to apply; it is tried again."""
+    statistics: ReplicationStatistics | None = None
 
     # --- what there is to do -----------------------------------------------------------------------------------------
 
@@ -181,6 +183,9 @@ class Applier:
             draft.replication.boot_id = self.ports.clock.boot_id()
             if group.merge is not None:
                 draft.resync = None
+            if self.statistics is not None:
+                self.statistics.applied(draft.now)
+                draft.statistics = self.statistics.plain()
         self._expose(group)
         await finish(self.ports.workers.run(self._give_back, group))
 

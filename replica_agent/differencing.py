@@ -8,7 +8,6 @@ durable. All methods block and belong into a worker, one call at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from protocol.bulk import Blocks
 from protocol.chain import Cursor
@@ -25,24 +24,16 @@ from protocol.hrl import (
     encode_settled_body,
 )
 from protocol.hrl import RECORD_HEADER_BYTES as HEADER
-from protocol.position import Position
 from replica_agent.changes import gather
 from replica_agent.ranges import RangeSet
-from replica_agent.space import no_space, space_error
+from replica_agent.replay import Source
+from replica_agent.space import require_room, space_error
 from replica_agent.spool import SyncFailedError
 from replica_agent.walk import LogWalk, check_file
 from shared.ports import Buffer, Clock, File, FileSystem
 
 GROW_BYTES = 16 << 20
 """Space is taken ahead in steps of so many bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """How far a differencing file reached when its resync committed."""
-
-    position: Position
-    length: int
 
 
 class DifferencingFile:
@@ -66,7 +57,8 @@ class DifferencingFile:
         self._vm = vm
         self._sizes = sizes
         self._reserve = reserve
-        self._cursor = start_of_differences(vm, epoch)
+        self._start = start_of_differences(vm, epoch)
+        self._cursor = self._start.copy()
         self._offset = FILE_HEADER_BYTES
         self._space = 0
         self._file: File | None = None
@@ -76,8 +68,9 @@ class DifferencingFile:
         return self.path.rpartition("/")[0]
 
     @property
-    def extent(self) -> Extent:
-        return Extent(self._cursor.position, self._offset)
+    def source(self) -> Source:
+        """The file as it stands now, to be replayed."""
+        return Source(self.path, self._start, self._cursor.position, self._offset)
 
     @property
     def settled_bytes(self) -> int:
@@ -163,16 +156,17 @@ class DifferencingFile:
         for settled in ranges:
             self._mark(settled)
 
+    def require_room(self, needed: int) -> int:
+        """The bytes that may be used on the volume, at least ``needed``. Raises NoSpaceError."""
+        return require_room(self._files, self.folder, needed, self._reserve)
+
     def _append(self, pieces: Sequence[Buffer], *, at: int | None = None) -> None:
         assert self._file is not None
         offset = self._offset if at is None else at
         end = offset + sum(map(len, pieces))
         needed = end - self._space
         if needed > 0:
-            free = self._files.free_space(self.folder) - self._reserve
-            if free < needed:
-                raise no_space(self.folder, needed - free)
-            ahead = min(max(needed, GROW_BYTES), free)
+            ahead = min(max(needed, GROW_BYTES), self.require_room(needed))
             try:
                 self._file.allocate(self._space, ahead)
             except OSError as error:

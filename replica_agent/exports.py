@@ -25,7 +25,7 @@ EXPORTS_MAX = 4
 SPILL_MIN = 64 << 20
 SPILL_FRACTION = 0.2
 """The spill's default limit: this part of the disks, but no less than the minimum."""
-HIDDEN_EPOCH_DIGITS = 8
+SHORT_EPOCH_DIGITS = 8
 
 
 class FrozenDisk:
@@ -142,7 +142,7 @@ class Exports:
             cut = describe(applied.position)
             point = await finish(self._ports.workers.run(self._freeze, identity))
             self._applier.disks.watchers = (*self._applier.disks.watchers, point)
-        epoch = cut.epoch[:HIDDEN_EPOCH_DIGITS]
+        epoch = cut.epoch[:SHORT_EPOCH_DIGITS]
         disks = [
             FrozenDisk(self._ports, point, disk.index, disk.size, f"{self._name} at cut {epoch}/{cut.segment}")
             for disk in self._applier.disks.geometry

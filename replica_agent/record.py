@@ -125,7 +125,12 @@ class ReplicationRecord(Record):
 
 
 class ResyncRecord(Record):
-    """The open resync or initial replication; ``end`` is set by its commit, from which on it completes by itself."""
+    """The open resync or initial replication.
+
+    ``in_place``: its blocks go straight to the disks, since there is no point to protect. ``end`` is set by its commit,
+    from which on it completes by itself; ``differences_end`` and ``differences_length`` then say how far its
+    differencing file reaches, so that one that lost its tail is never merged.
+    """
 
     id: Id16
     kind: ResyncKind
@@ -134,7 +139,10 @@ class ResyncRecord(Record):
     parent_segment: Count
     round: Count
     started_time: float
+    in_place: bool
     end: PositionRecord | None = None
+    differences_end: PositionRecord | None = None
+    differences_length: Count = 0
 
 
 class PromotionRecord(Record):

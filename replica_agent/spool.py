@@ -30,7 +30,7 @@ from protocol.position import Position
 from replica_agent.changes import gather
 from replica_agent.layout import Layout, read_segment
 from replica_agent.pool import SpoolPool
-from replica_agent.space import no_space, space_error
+from replica_agent.space import require_room, space_error
 from replica_agent.walk import find_valid
 from shared.errors import StorageError
 from shared.hrl_files import find_later
@@ -130,13 +130,11 @@ class Spool:
         names = self._files.list(self._layout.spool)
         numbers = sorted(place[1] for name in names if (place := read_segment(name)) and place[0] == self.epoch)
         for number in numbers:
-            if number > self._received.segment:
-                if self._open is None and number == self._received.segment + 1 and self._load_segment(number):
-                    continue
-                if self._open is not None:
-                    self.damaged.append(
-                        f"segment {number} has no whole segment {self._open.start.segment + 1} before it"
-                    )
+            expected = self._received.segment + 1
+            if number == expected and self._open is None and self._load_segment(number):
+                continue
+            if number > expected or (number == expected and self._open is not None):
+                self.damaged.append(f"segment {number} is here, but segment {expected} before it is not whole")
             self._pool.put(self._layout.segment(self.epoch, number))
         # What was never synced is only now found to be received, and must be durable before anybody is told.
         self._files.sync_folder(self._layout.spool)
@@ -287,12 +285,9 @@ class Spool:
             return
         needed = end - opened.space
         ahead = max(needed, min(max(opened.space, GROW_FIRST), GROW_LAST))
-        free = self._files.free_space(self._layout.folder) - self._reserve
-        if free < ahead:
+        if self._files.free_space(self._layout.folder) - self._reserve < ahead:
             self._pool.empty()
-            free = self._files.free_space(self._layout.folder) - self._reserve
-        if free < needed:
-            raise no_space(self._layout.folder, needed - free)
+        free = require_room(self._files, self._layout.folder, needed, self._reserve)
         try:
             opened.file.allocate(opened.space, min(ahead, free))
         except OSError as error:

@@ -1,0 +1,235 @@
+"""The steps of a resync or initial replication at the replica: begin, cancel, commit.
+
+Each is one durable transaction with its files made before and deleted after it, so that a crash between any two steps
+leaves either the state before or the state after, and files that the next start removes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.errors import ProtocolError
+from protocol.messages import ResyncBegin, ResyncKind, ResyncReady
+from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
+from replica_agent.apply import Merge
+from replica_agent.finishing import finish
+from replica_agent.ledger import Draft
+from replica_agent.parts import VmParts
+from replica_agent.record import PositionRecord, ResyncRecord, lineage_records
+from replica_agent.replay import Replay, Source
+from replica_agent.resync import OpenResync, judge_begin
+from replica_agent.space import require_room, space_error
+from replica_agent.spool import Spool
+from shared.events import EventId
+from shared.states import ReplicaEvent
+
+BEGIN_BYTES = 1 << 20
+"""A resync does not begin with less room than this beside the reserve."""
+
+
+@dataclass(slots=True)
+class Baseline:
+    """Makes baselines of one VM."""
+
+    parts: VmParts
+
+    # --- begin -----------------------------------------------------------------------------------------------------
+
+    async def begin(self, body: ResyncBegin) -> ResyncReady:
+        """Begin, or go on with, a resync; everything received of the present epoch is applied first (I5).
+
+        Raises ProtocolError, NoSpaceError, OSError; nothing was changed then.
+        """
+        judge_begin(body)
+        await self.parts.applier.caught_up()
+        return await finish(self._begin(body))
+
+    async def _begin(self, body: ResyncBegin) -> ResyncReady:
+        parts = self.parts
+        async with parts.order:
+            self._judge(body)
+            resync = parts.resync
+            if resync is None or not resync.is_continued_by(body):
+                resync = await self._start(body)
+            await finish(parts.ports.workers.run(self._check_room))
+            ready = resync.enter(body)
+        parts.changed.notify()
+        return ready
+
+    def _judge(self, body: ResyncBegin) -> None:
+        record = self.parts.ledger.replication
+        if not self.parts.applier.idle:
+            raise ProtocolError("the log that was received before is still being applied", code="busy")
+        if self.parts.ledger.promotion is not None:
+            raise ProtocolError("the VM was failed over here", code="fenced")
+        if body.epoch in (NO_EPOCH, record.epoch) or knows(record.ancestors, body.epoch):
+            raise ProtocolError(f"epoch {body.epoch.hex()} was begun before", code="state")
+        if body.kind is ResyncKind.INITIAL and record.epoch != NO_EPOCH:
+            raise ProtocolError(
+                "an initial replication would overwrite the recovery point that this replica holds", code="state"
+            )
+
+    def _check_room(self) -> None:
+        require_room(self.parts.ports.files, self.parts.layout.folder, BEGIN_BYTES, self.parts.surroundings.reserve)
+
+    async def _start(self, body: ResyncBegin) -> OpenResync:
+        """A fresh resync in place of whatever was open. Its file is durable before the store names it."""
+        parts = self.parts
+        record = parts.ledger.replication
+        fresh = ResyncRecord(
+            id=body.id,
+            kind=body.kind,
+            epoch=body.epoch,
+            parent=body.parent,
+            parent_segment=body.parent_segment,
+            round=body.round,
+            started_time=parts.ports.clock.wall(),
+            in_place=record.epoch == NO_EPOCH,
+        )
+        opened = OpenResync(
+            ports=parts.ports,
+            record=fresh,
+            disks=parts.disks,
+            differences=parts.differencing_file(body.id, body.epoch),
+            tracked=parts.spool_from(parts.start_of(body.epoch)),
+            in_place=fresh.in_place,
+            reread=record.reread,
+        )
+        await finish(parts.ports.workers.run(self._prepare, opened))
+        async with parts.ledger.transaction() as draft:
+            draft.resync = fresh
+            initial = record.epoch == NO_EPOCH
+            draft.step(ReplicaEvent.INITIAL_STARTED if initial else ReplicaEvent.RESYNC_STARTED)
+            draft.event(
+                EventId.RESYNC_STARTED,
+                f"{'Initial replication' if initial else 'Resynchronization'} {body.id.hex()} began.",
+                epoch=body.epoch.hex(),
+            )
+        former, parts.resync = parts.resync, opened
+        await finish(parts.ports.workers.run(self._clear, former))
+        return opened
+
+    def _prepare(self, opened: OpenResync) -> None:
+        """Blocks."""
+        opened.disks.open()
+        # Left over from a begin that a crash interrupted.
+        opened.tracked.drop()
+        try:
+            opened.differences.create()
+        except OSError as error:
+            opened.differences.close()
+            raise space_error(error, self.parts.layout.folder, BEGIN_BYTES) from error
+
+    def _clear(self, former: OpenResync | None) -> None:
+        """What the new resync makes useless: the one before, and the partial segment of the present epoch. Blocks."""
+        if former is not None:
+            former.drop()
+        spool = self.parts.applier.spool
+        if spool is not None:
+            spool.drop()
+            self.parts.applier.spool = self._idle_spool()
+
+    def _idle_spool(self) -> Spool | None:
+        applied = self.parts.ledger.replication.applied
+        return self.parts.spool_from(applied.position) if applied is not None else None
+
+    # --- cancel ----------------------------------------------------------------------------------------------------
+
+    async def cancel(self, identity: bytes, cause: str) -> None:
+        """Drop the open resync if it is that one. Raises ProtocolError after its commit."""
+        parts = self.parts
+        async with parts.order:
+            record = parts.ledger.resync
+            if record is None or record.id != identity:
+                return
+            if record.end is not None:
+                raise ProtocolError("the resynchronization is committed and can't be cancelled", code="state")
+            await self.drop(cause)
+
+    async def drop(self, cause: str, *, reread: bool = False) -> None:
+        """Drop the open resync; ``order`` is held. Disks and points are as they were (I7).
+
+        ``reread``: what was written in place can't be trusted to be what is read back.
+        """
+        parts = self.parts
+        opened = parts.resync
+        async with parts.ledger.transaction() as draft:
+            self.drop_in(draft, cause)
+            draft.replication.reread = draft.replication.reread or reread
+        parts.resync = None
+        if opened is not None:
+            await finish(parts.ports.workers.run(opened.drop))
+        parts.changed.notify()
+
+    def drop_in(self, draft: Draft, cause: str) -> None:
+        """The part of a transaction that drops the open resync."""
+        if draft.resync is None or draft.resync.end is not None:
+            return
+        initial = draft.replication.epoch == NO_EPOCH
+        draft.resync = None
+        draft.step(ReplicaEvent.INITIAL_DROPPED if initial else ReplicaEvent.RESYNC_DROPPED, cause)
+
+    # --- commit ----------------------------------------------------------------------------------------------------
+
+    async def commit(self, identity: bytes, number: int, end: Position) -> None:
+        """Make the resync the baseline, durably; the merge follows by itself.
+
+        Raises ProtocolError where anything is missing, NoSpaceError where the merge would not have room (R39).
+        """
+        parts = self.parts
+        async with parts.order:
+            opened = parts.resync
+            if opened is None or (opened.record.id, opened.record.round) != (identity, number):
+                raise ProtocolError("COMMIT of a resynchronization that is not open", code="stale")
+            opened.judge_commit(end)
+            merge = Merge(opened.sources(), end)
+            tracked = [Source.of(s) for s in opened.tracked.segments if s.number <= end.segment]
+            await self._reserve([*merge.sources, *tracked])
+            await self._commit(opened, merge)
+        parts.applier.changed.notify()
+        parts.changed.notify()
+
+    async def _reserve(self, sources: list[Source]) -> None:
+        """Take the room that the merge needs; the disks' content stays as it is (R39)."""
+        parts = self.parts
+        replay = Replay(parts.ports.files, parts.vm, parts.disks)
+        async with parts.ledger.transaction() as draft:
+            # Taking room changes the files' times, which then prove nothing any more.
+            draft.replication.identities = None
+        try:
+            await finish(parts.ports.workers.run(replay.reserve, sources))
+        except OSError as error:
+            missing = sum(source.length for source in sources)
+            raise space_error(error, parts.layout.folder, missing) from error
+
+    async def _commit(self, opened: OpenResync, merge: Merge) -> None:
+        parts, record = self.parts, opened.record
+        async with parts.ledger.transaction() as draft:
+            replication = draft.replication
+            initial = replication.epoch == NO_EPOCH
+            step = Ancestor(record.epoch, record.parent, record.parent_segment)
+            replication.lineage = lineage_records(extend(replication.ancestors, step))
+            replication.epoch = record.epoch
+            replication.applying = PositionRecord.of(merge.end)
+            replication.suspect = None
+            replication.reread = False
+            replication.causes = []
+            source = opened.differences.source
+            assert draft.resync is not None
+            draft.resync.end = PositionRecord.of(merge.end)
+            draft.resync.differences_end = PositionRecord.of(source.end)
+            draft.resync.differences_length = source.length
+            draft.step(ReplicaEvent.INITIAL_COMPLETED if initial else ReplicaEvent.RESYNC_COMPLETED)
+            draft.event(
+                EventId.BASELINE_COMMITTED,
+                f"{'Initial replication' if initial else 'Resynchronization'} {record.id.hex()} committed: "
+                f"the baseline is {merge.end}.",
+                epoch=record.epoch.hex(),
+                segment=merge.end.segment,
+                settled_bytes=opened.differences.settled_bytes,
+                received_bytes=opened.received_bytes,
+            )
+        parts.resync = None
+        parts.applier.merge = merge
+        parts.applier.spool = opened.tracked
+        await finish(parts.ports.workers.run(opened.differences.close))

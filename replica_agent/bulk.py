@@ -1,0 +1,99 @@
+"""A bulk connection: manifests out, differing blocks in, while a resync compares; belongs to a control connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from protocol.bulk import Bulk
+from protocol.errors import ProtocolError
+from protocol.hrl import Settled
+from protocol.messages import ManifestRequest, MessageType, RangeDone, RangeSettled, Run
+from replica_agent.baseline import Baseline
+from replica_agent.control import Control
+from replica_agent.finishing import finish
+from replica_agent.intake import Intake
+from replica_agent.parts import VmParts
+from replica_agent.resync import MAX_PENDING_RANGES, OpenResync
+from replica_agent.spool import SyncFailedError
+from shared.channel import Channel
+from shared.ports import Buffer
+from shared.tasks import together
+
+TAKE_BYTES = 4 << 20
+HASHERS = 2
+"""Ranges that are hashed at the same time."""
+
+
+class BulkConnection:
+    """Serves one bulk connection from its OPENED to its end."""
+
+    def __init__(self, parts: VmParts, baseline: Baseline, control: Control, channel: Channel) -> None:
+        self.channel = channel
+        self.ended = asyncio.Event()
+        """Set when nothing of this connection runs any more."""
+        self._parts = parts
+        self._baseline = baseline
+        self._control = control
+        self._blocks: Intake[Bulk | RangeDone] = Intake()
+        self._requests: asyncio.Queue[ManifestRequest] = asyncio.Queue(MAX_PENDING_RANGES)
+
+    async def run(self) -> None:
+        """Serve until the connection ends; raises what ended it."""
+        if self._parts.resync is not None:
+            # What an earlier connection asked for and did not finish is asked for again.
+            self._parts.resync.pending.clear()
+        await together(self._receive(), self._store(), *(self._answer() for _ in range(HASHERS)))
+
+    def belongs_to(self, control: Control) -> bool:
+        return self._control is control
+
+    def _resync(self) -> OpenResync:
+        resync = self._parts.resync
+        if resync is None or not self._control.resyncing:
+            raise ProtocolError("blocks or manifests without a resynchronization that was begun", code="state")
+        return resync
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self.channel.receive()
+            match message:
+                case ManifestRequest():
+                    self._resync().accept(message)
+                    await self._requests.put(message)
+                case Bulk(type=MessageType.BLOCKS):
+                    await self._blocks.put(message, len(message.payload))
+                case RangeDone():
+                    await self._blocks.put(message, 0)
+                case _:
+                    raise ProtocolError(f"{type(message).__name__} is not expected here", code="state")
+
+    async def _answer(self) -> None:
+        while True:
+            request = await self._requests.get()
+            pieces: Sequence[Buffer] = await finish(self._parts.ports.workers.run(self._resync().manifest, request))
+            self.channel.send_bulk(MessageType.MANIFEST, pieces)
+            await self.channel.drain()
+
+    async def _store(self) -> None:
+        while True:
+            items = await self._blocks.take(TAKE_BYTES)
+            try:
+                async with self._parts.order:
+                    resync = self._resync()
+                    settled = await finish(self._parts.ports.workers.run(resync.take, items))
+            except SyncFailedError as error:
+                await finish(self._sync_failed(resync, error))
+                raise
+            if settled:
+                self._tell(resync, settled)
+            self._parts.changed.notify()
+
+    def _tell(self, resync: OpenResync, settled: list[Settled]) -> None:
+        runs = [Run(disk=run.disk, offset=run.offset, length=run.length) for run in settled]
+        self.channel.send(RangeSettled(id=resync.record.id, round=resync.record.round, ranges=runs))
+
+    async def _sync_failed(self, resync: OpenResync, error: SyncFailedError) -> None:
+        """Nothing that was received of the resync can be relied on (R17)."""
+        async with self._parts.order:
+            await self._baseline.drop(error.text, reread=resync.in_place)

@@ -1,0 +1,120 @@
+"""What the rooms of one VM at the replica have in common, and the settings that all VMs share."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from protocol.compression import CAPABILITY as ZSTD
+from protocol.hrl import chain_seed
+from protocol.position import Position
+from protocol.session import Identity
+from replica_agent.apply import Applier
+from replica_agent.differencing import DifferencingFile
+from replica_agent.disks import BaseDisks
+from replica_agent.layout import Layout
+from replica_agent.ledger import Ledger
+from replica_agent.pool import SpoolPool
+from replica_agent.resync import OpenResync
+from replica_agent.spool import Spool
+from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
+from shared.ports import Ports
+from shared.tasks import Signal
+
+RESERVE_BYTES = 64 << 20
+SPOOL_LIMIT_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all VMs of a replica agent share. Sizes in bytes, times in seconds.
+
+    ``reserve`` is kept free on every volume, so that what was acknowledged can always be applied. A VM's spool above
+    ``spool_limit`` makes its primary wait. ``export_limit`` bounds what one export may keep (0: by the disks' size).
+    """
+
+    ports: Ports
+    host: str
+    software: str
+    runtime_folder: str
+    reserve: int = RESERVE_BYTES
+    spool_limit: int = SPOOL_LIMIT_BYTES
+    export_limit: int = 0
+    heartbeat: float = HEARTBEAT_SECONDS
+    dead_after: float = DEAD_AFTER_SECONDS
+    compress: bool = True
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.software, self.host, self.heartbeat, (ZSTD,) if self.compress else ())
+
+
+@dataclass(slots=True)
+class VmParts:
+    """One VM's state and files.
+
+    ``order`` is held by whatever changes what the VM is: steps of a resync, promotion, verbs.
+    """
+
+    surroundings: Surroundings
+    ledger: Ledger
+    layout: Layout
+    disks: BaseDisks
+    pool: SpoolPool
+    applier: Applier
+    resync: OpenResync | None = None
+    """The resync that has begun and not committed."""
+    order: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changed: Signal = field(default_factory=Signal)
+    """Notified when anything that a status shows may have changed."""
+
+    @property
+    def ports(self) -> Ports:
+        return self.surroundings.ports
+
+    @property
+    def vm(self) -> bytes:
+        return self.ledger.vm.vm
+
+    @property
+    def uuid(self) -> str:
+        """The VM's UUID as people write it."""
+        return str(UUID(bytes=self.vm))
+
+    def spool_from(self, start: Position) -> Spool:
+        """The spool of ``start``'s epoch from there on; nothing is read yet."""
+        return Spool(
+            self.ports.files,
+            self.layout,
+            self.vm,
+            self.disks.geometry,
+            start,
+            self.pool,
+            reserve=self.surroundings.reserve,
+        )
+
+    def start_of(self, epoch: bytes) -> Position:
+        """The position before the first record of an epoch's log."""
+        return Position(epoch, 0, 0, chain_seed(self.vm, epoch))
+
+    def differencing_file(self, identity: bytes, epoch: bytes) -> DifferencingFile:
+        """The differencing file of a resync; nothing is read or made yet."""
+        return DifferencingFile(
+            self.ports.files,
+            self.ports.clock,
+            self.layout.resync(identity),
+            self.vm,
+            epoch,
+            self.disks.sizes,
+            reserve=self.surroundings.reserve,
+        )
+
+
+def assemble(surroundings: Surroundings, folder: str, ledger: Ledger) -> VmParts:
+    """The parts of a VM whose state is ``ledger``; no file is touched."""
+    ports, layout = surroundings.ports, Layout(folder)
+    disks = BaseDisks(ports.files, layout, ledger.vm.geometry)
+    pool = SpoolPool(ports.files, layout)
+    applier = Applier(ports, ledger, disks, layout, surroundings.reserve)
+    return VmParts(surroundings, ledger, layout, disks, pool, applier)

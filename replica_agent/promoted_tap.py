@@ -1,0 +1,183 @@
+"""The tap that serves a promoted VM's disks on this host: configured, started, and kept running.
+
+It is a process of its own that outlives this agent (R42). From the moment it is configured only it opens the disks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from replica_agent.exports import export_name
+from replica_agent.finishing import finish
+from replica_agent.parts import VmParts
+from shared.errors import UnreachableError, VmreplicaError
+from shared.ports import FileSystem
+from shared.status import TapStatus as TapView
+from shared.tap_config import ERROR_NAME, TapConfig, TapDisk, save_config
+from shared.tap_control import TapClient, TapStatus
+from shared.tasks import Signal
+
+CONNECT_SECONDS = 2.0
+START_SECONDS = 30.0
+START_POLL_SECONDS = 0.05
+RETRY_SECONDS = 2.0
+REFRESH_SECONDS = 5.0
+
+
+class PromotedTap:
+    """The tap of one promoted VM. ``epoch`` is the one that the promotion began."""
+
+    def __init__(self, parts: VmParts, vm_name: str, vm_uuid: str, epoch: bytes) -> None:
+        self.status: TapStatus | None = None
+        """As it was told last; None while the tap does not answer."""
+        self.error = ""
+        self.changed = Signal()
+        self._parts = parts
+        self._folder = parts.layout.tap
+        self._sockets = f"{parts.surroundings.runtime_folder}/{vm_uuid}"
+        self._name = vm_name
+        self._uuid = vm_uuid
+        self._epoch = epoch
+
+    @property
+    def config(self) -> TapConfig:
+        parts = self._parts
+        return TapConfig(
+            vm=self._uuid,
+            name=self._name,
+            disks=[
+                TapDisk(
+                    index=disk.index,
+                    uuid=disk.uuid.hex(),
+                    path=parts.disks.path(disk.index),
+                    size=disk.size,
+                    export=export_name(disk.index),
+                )
+                for disk in parts.disks.geometry
+            ],
+            nbd_socket=f"{self._sockets}/nbd.sock",
+            control_socket=f"{self._sockets}/control.sock",
+            log_folder=f"{self._folder}/log",
+        )
+
+    def configure(self) -> None:
+        """Write its configuration, durably. Blocks."""
+        files = self._parts.ports.files
+        files.make_folder(self._sockets)
+        files.make_folder(self._folder)
+        save_config(files, self._folder, self.config)
+        files.sync_folder(self._parts.layout.folder)
+
+    async def run(self) -> None:
+        """Keep the tap running and tracking, until cancelled."""
+        while True:
+            try:
+                client = await self._reach()
+                try:
+                    await self._follow(client)
+                finally:
+                    client.close()
+            except (VmreplicaError, OSError) as error:
+                self.error = str(error)
+            self.status = None
+            self.changed.notify()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _follow(self, client: TapClient) -> None:
+        while True:
+            self.status = await client.status()
+            self.error = ""
+            if self.status.epoch != self._epoch.hex():
+                await self._begin(client)
+            self.changed.notify()
+            await asyncio.wait({client.rpc.closed}, timeout=REFRESH_SECONDS)
+            if client.rpc.closed.done():
+                raise UnreachableError(f"The tap of {self._name} ended.", "It is being started again.")
+
+    async def _begin(self, client: TapClient) -> None:
+        """Track in the promotion's epoch. Where that fails the disks are served all the same (I14)."""
+        try:
+            self.status = await client.begin(self._epoch)
+        except UnreachableError:
+            raise
+        except VmreplicaError as error:
+            self.error = str(error)
+
+    async def _reach(self) -> TapClient:
+        """A client of the running tap; starts the tap if nobody answers."""
+        try:
+            return await self._dial()
+        except UnreachableError:
+            workers = self._parts.ports.workers
+            await finish(workers.run(self._parts.ports.files.remove, f"{self._folder}/{ERROR_NAME}"))
+            await self._parts.ports.taps.start(self._folder)
+        deadline = self._parts.ports.clock.monotonic() + START_SECONDS
+        while True:
+            try:
+                return await self._dial()
+            except UnreachableError:
+                reason = await finish(workers.run(start_error, self._parts.ports.files, self._folder))
+                if reason is not None:
+                    raise reason from None
+                if self._parts.ports.clock.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(START_POLL_SECONDS)
+
+    async def _dial(self) -> TapClient:
+        return await TapClient.connect(
+            self._parts.ports.network, f"{self._sockets}/control.sock", timeout=CONNECT_SECONDS
+        )
+
+    async def stop_tap(self) -> None:
+        """Stop the tap process in order. Raises VmreplicaError; a tap that does not run is no error."""
+        try:
+            client = await self._dial()
+        except UnreachableError:
+            return
+        try:
+            await client.stop()
+        finally:
+            client.close()
+
+    @property
+    def uris(self) -> list[str]:
+        """Where the disks are served; empty while the tap does not answer."""
+        return [disk.uri for disk in self.status.disks] if self.status is not None else []
+
+    def view(self) -> TapView:
+        """For the VM's status."""
+        status = self.status
+        if status is None:
+            return TapView(error=self.error)
+        return TapView(
+            running=True,
+            pid=status.pid,
+            tracking=status.tracking.value,
+            lost_reason=status.lost.reason.value if status.lost is not None else "",
+            lost_text=status.lost.text if status.lost is not None else "",
+            uris=self.uris,
+            clients=sum(disk.clients for disk in status.disks),
+            log_used_bytes=status.log.used,
+            log_limit_bytes=status.log.limit,
+            writes=status.writes,
+            bytes_written=status.bytes_written,
+            last_write_time=status.last_write_time,
+            error=self.error,
+        )
+
+
+def start_error(files: FileSystem, folder: str) -> VmreplicaError | None:
+    """What a tap wrote down when it could not start. Blocks."""
+    try:
+        file = files.open(f"{folder}/{ERROR_NAME}")
+    except OSError:
+        return None
+    try:
+        told = msgspec.json.decode(file.read(0, 1 << 16), type=dict[str, str])
+    except (OSError, msgspec.DecodeError):
+        return None
+    finally:
+        file.close()
+    return VmreplicaError(told.get("text", ""), told.get("remedy", ""), code=told.get("code", "tap"))

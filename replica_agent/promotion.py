@@ -1,0 +1,150 @@
+"""Failover to this host: the promotion is durable before anything else is done for it, and finishes after any crash.
+
+The order (R14): the primary's session has ended and no other can begin; the cut is the newest that was acknowledged, or
+later; epoch and role are durable, which fences the old primary; then everything up to the cut is applied; then the
+disks are handed, durably, to a tap, and only the tap opens them from there on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from protocol.messages import ErrorCode
+from protocol.position import NO_EPOCH, Ancestor, Position, extend
+from replica_agent.baseline import Baseline
+from replica_agent.finishing import finish
+from replica_agent.parts import VmParts
+from replica_agent.promoted_tap import PromotedTap
+from replica_agent.record import PromotionRecord, lineage_records
+from replica_agent.refusals import Refusal
+from shared.errors import InvalidStateError
+from shared.events import EventId
+from shared.states import ReplicaEvent
+
+
+@dataclass(slots=True)
+class Promotion:
+    """Promotes one VM. ``end_sessions`` ends what primaries have open and returns when nothing of it runs any more."""
+
+    parts: VmParts
+    baseline: Baseline
+    end_sessions: Callable[[], Awaitable[None]]
+    end_exports: Callable[[], Awaitable[None]]
+    tap: PromotedTap | None = None
+
+    async def decide(self) -> None:
+        """Make the promotion durable; a VM that is promoted already stays so.
+
+        Raises InvalidStateError where there is no whole point to promote; nothing was changed then.
+        """
+        parts = self.parts
+        if parts.ledger.promotion is not None:
+            return
+        self._judge()
+        await self.end_sessions()
+        async with parts.order:
+            self._judge()
+            cut = self._newest_cut()
+            await self._commit(cut)
+        parts.applier.changed.notify()
+        parts.changed.notify()
+
+    def _judge(self) -> None:
+        record, name = self.parts.ledger.replication, self.parts.ledger.vm.name
+        if record.epoch == NO_EPOCH:
+            raise InvalidStateError(
+                f"{name} has no recovery point: its initial replication has not been completed.",
+                "Only a VM whose initial replication is complete can be failed over.",
+            )
+        if record.suspect is not None:
+            raise InvalidStateError(
+                f"The disks of {name} are not trusted to be a whole point: {record.suspect.text}",
+                record.suspect.remedy,
+            )
+
+    def _newest_cut(self) -> Position:
+        """The newest cut that is wholly here: never older than what was acknowledged."""
+        spool = self.parts.applier.spool
+        assert spool is not None
+        applied = self.parts.ledger.replication.applied
+        return spool.segments[-1].end if spool.segments or applied is None else applied.position
+
+    async def _commit(self, cut: Position) -> None:
+        parts = self.parts
+        opened, parts.resync = parts.resync, None
+        epoch = parts.ports.random.bytes(16)
+        async with parts.ledger.transaction() as draft:
+            # Past its commit a resync can't be dropped: its merge is part of what is applied now (R40).
+            if draft.resync is not None and draft.resync.end is None:
+                draft.resync = None
+            draft.promotion = PromotionRecord(
+                epoch=epoch,
+                parent=cut.epoch,
+                parent_segment=cut.segment,
+                entry=cut.entry,
+                time=draft.now,
+                host=parts.surroundings.host,
+            )
+            record = draft.replication
+            step = Ancestor(epoch, cut.epoch, cut.segment)
+            record.lineage = lineage_records(extend(record.ancestors, step))
+            record.epoch = epoch
+            draft.step(ReplicaEvent.PROMOTED, "failover")
+            draft.event(
+                EventId.PROMOTED,
+                f"{draft.vm.name} was failed over to {parts.surroundings.host} at cut {cut}: "
+                f"epoch {epoch.hex()} begins.",
+                epoch=epoch.hex(),
+                parent=cut.epoch.hex(),
+                parent_segment=cut.segment,
+            )
+        if opened is not None:
+            await finish(parts.ports.workers.run(opened.drop))
+
+    async def complete(self) -> None:
+        """Bring a durable promotion to its end: apply, hand over, serve. Runs until cancelled."""
+        parts = self.parts
+        record = parts.ledger.promotion
+        assert record is not None
+        if not record.serving:
+            await self._apply(record)
+            await self.end_exports()
+        self.tap = PromotedTap(parts, parts.ledger.vm.name, parts.uuid, record.epoch)
+        if not record.serving:
+            await finish(parts.ports.workers.run(self._hand_over, self.tap))
+            async with parts.ledger.transaction() as draft:
+                assert draft.promotion is not None
+                draft.promotion.serving = True
+                draft.event(EventId.TAP, f"The disks of {draft.vm.name} are handed to a tap on this host.")
+        parts.changed.notify()
+        await self.tap.run()
+
+    async def _apply(self, record: PromotionRecord) -> None:
+        """Wait until the disks are at the promoted cut."""
+        applier = self.parts.applier
+        while True:
+            applied = self.parts.ledger.replication.applied
+            here = applied is not None and (applied.epoch, applied.segment) == (record.parent, record.parent_segment)
+            if here and applier.whole:
+                return
+            await applier.changed.wait()
+
+    def _hand_over(self, tap: PromotedTap) -> None:
+        """Blocks."""
+        if self.parts.applier.spool is not None:
+            self.parts.applier.spool.close()
+        self.parts.disks.close()
+        tap.configure()
+
+
+def fenced(record: PromotionRecord, name: str) -> Refusal:
+    """What a primary is told that comes back after the failover (I8)."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.time))
+    return Refusal(
+        ErrorCode.FENCED,
+        f"{name} was failed over to {record.host} on {when}: epoch {record.epoch.hex()} began there after cut "
+        f"{record.parent_segment} of epoch {record.parent.hex()}.",
+        "Do not run the VM on its old host. To replicate from there again, remove the VM at the replica first.",
+    )

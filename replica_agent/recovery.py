@@ -1,0 +1,179 @@
+"""What the start of a VM finds in its folder, whatever the last run left: nothing is guessed, nothing is served early.
+
+The state in the store decides; files are brought in line with it. A tail that a crash tore is cut; a file that the
+state needs and that is missing or damaged makes the disks suspect, durably, and a resync is required.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocol.errors import LogError
+from protocol.position import Position
+from replica_agent.apply import Merge
+from replica_agent.baseline import Baseline
+from replica_agent.differencing import start_of_differences
+from replica_agent.disks import foreign_changes
+from replica_agent.finishing import finish
+from replica_agent.layout import read_resync, read_segment
+from replica_agent.parts import VmParts
+from replica_agent.record import ResyncRecord
+from replica_agent.replay import Source
+from replica_agent.resync import OpenResync
+from replica_agent.spool import Spool
+from shared.events import EventId
+from shared.status import Cause
+
+
+@dataclass(slots=True)
+class _Found:
+    """What reading the folder brought to light."""
+
+    spool: Spool | None = None
+    merge: Merge | None = None
+    resync: OpenResync | None = None
+    unusable: str = ""
+    """Why the open resync can't go on."""
+    foreign: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+async def recover(parts: VmParts) -> None:
+    """Open the disks and take over spool, differencing file and pool. Raises VmreplicaError: the VM can't run.
+
+    Not for a VM whose disks were handed to a tap.
+    """
+    found = await finish(parts.ports.workers.run(_read, parts))
+    parts.applier.spool = found.spool
+    parts.applier.merge = found.merge
+    parts.resync = found.resync
+    if found.unusable:
+        await Baseline(parts).drop(found.unusable)
+    await _judge(parts, found)
+
+
+def _read(parts: VmParts) -> _Found:
+    """Blocks."""
+    found = _Found()
+    files, layout = parts.ports.files, parts.layout
+    files.make_folder(layout.spool)
+    parts.disks.open()
+    for name in files.list(layout.folder):
+        if name.endswith(".spill"):
+            files.remove(f"{layout.folder}/{name}")
+    parts.pool.load()
+    record = parts.ledger.resync
+    if record is not None and record.end is not None:
+        found.merge = _merge(parts, record)
+        found.spool = parts.spool_from(parts.start_of(record.epoch))
+    elif (applied := parts.ledger.replication.applied) is not None:
+        found.spool = parts.spool_from(applied.position)
+    if record is not None and record.end is None:
+        _read_resync(parts, record, found)
+    if found.spool is not None:
+        found.spool.load()
+        found.damaged = found.spool.damaged
+    _remove_strangers(parts, found)
+    replication = parts.ledger.replication
+    if replication.applying is None and replication.identities is not None:
+        found.foreign = foreign_changes(
+            replication.identities,
+            parts.disks.identities(),
+            same_boot=replication.boot_id == parts.ports.clock.boot_id(),
+        )
+    return found
+
+
+def _merge(parts: VmParts, record: ResyncRecord) -> Merge:
+    """The merge of a committed resync."""
+    assert record.end is not None
+    sources: tuple[Source, ...] = ()
+    if not record.in_place:
+        assert record.differences_end is not None
+        start = start_of_differences(parts.vm, record.epoch)
+        path = parts.layout.resync(record.id)
+        sources = (Source(path, start, record.differences_end.position, record.differences_length),)
+    return Merge(sources, record.end.position)
+
+
+def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
+    """Take over the resync that has begun and not committed."""
+    opened = OpenResync(
+        ports=parts.ports,
+        record=record,
+        disks=parts.disks,
+        differences=parts.differencing_file(record.id, record.epoch),
+        tracked=parts.spool_from(parts.start_of(record.epoch)),
+        in_place=record.in_place,
+        reread=parts.ledger.replication.reread,
+    )
+    found.resync = opened
+    try:
+        opened.differences.load()
+        opened.tracked.load()
+    except (OSError, LogError) as error:
+        opened.close()
+        found.unusable = f"What was received of it can't be used any more: {error}"
+
+
+def _remove_strangers(parts: VmParts, found: _Found) -> None:
+    """Files that no state names: those of dropped or replaced resyncs."""
+    files, layout = parts.ports.files, parts.layout
+    epochs = {spool.epoch for spool in (found.spool, found.resync and found.resync.tracked) if spool}
+    for name in files.list(layout.spool):
+        place = read_segment(name)
+        if place is not None and place[0] not in epochs:
+            parts.pool.put(f"{layout.spool}/{name}")
+    record = parts.ledger.resync
+    for name in files.list(layout.resyncs):
+        identity = read_resync(name)
+        if identity is not None and (record is None or identity != record.id):
+            files.remove(f"{layout.resyncs}/{name}")
+
+
+async def _judge(parts: VmParts, found: _Found) -> None:
+    """Put on record what can't be trusted."""
+    replication = parts.ledger.replication
+    now = parts.ports.clock.wall()
+    applying = replication.applying
+    if replication.suspect is None and applying is not None and not _reaches(found.spool, applying.position):
+        received = found.spool.received if found.spool is not None else None
+        cause = Cause(
+            code="spool_damaged",
+            text=f"The disks are between two points, and the log that leads to {applying.position} is not whole here.",
+            time=now,
+            remedy="Resynchronize at the primary.",
+            evidence={"received": str(received), "damaged": found.damaged},
+        )
+        async with parts.ledger.transaction() as draft:
+            draft.event(EventId.DAMAGED, cause.text, cause=cause.code, **cause.evidence)
+            draft.require_resync(cause, suspect=True)
+    elif found.foreign:
+        cause = Cause(
+            code="disk_changed",
+            text="Somebody else changed the replica's disks: " + "; ".join(found.foreign) + ".",
+            time=now,
+            remedy="Find out who; then resynchronize at the primary.",
+            evidence={"disks": found.foreign},
+        )
+        async with parts.ledger.transaction() as draft:
+            draft.event(EventId.DAMAGED, cause.text, cause=cause.code)
+            draft.require_resync(cause, suspect=True)
+    elif found.damaged:
+        cause = Cause(
+            code="spool_damaged",
+            text="What was received is damaged: " + "; ".join(found.damaged) + ".",
+            time=now,
+            remedy="Check the volume; then resynchronize at the primary.",
+            evidence={"files": found.damaged},
+        )
+        async with parts.ledger.transaction() as draft:
+            draft.event(EventId.DAMAGED, cause.text, cause=cause.code)
+            draft.require_resync(cause)
+
+
+def _reaches(spool: Spool | None, position: Position) -> bool:
+    """Whether what was received leads to the cut ``position``."""
+    if spool is None or spool.epoch != position.epoch:
+        return False
+    return any(segment.end == position for segment in spool.segments)

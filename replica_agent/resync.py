@@ -1,0 +1,278 @@
+"""The open resync (or initial replication) at the replica: what it has received, and what is settled.
+
+Until its commit nothing of it touches the newest point: blocks go to the differencing file, the log of its epoch to a
+spool that nobody applies (R8). Only an initial replication writes blocks in place, since there is no point to protect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from shared.disks.hashing import HASH_NAME, RangeHasher
+
+from protocol.bulk import Blocks, Bulk, Manifest, block_count, decode_blocks, encode_manifest
+from protocol.entries import EntryKind
+from protocol.errors import ProtocolError
+from protocol.frames import MAX_MANIFEST_BLOCKS
+from protocol.hrl import Settled
+from protocol.messages import (
+    MAX_SETTLED_RUNS,
+    ManifestRequest,
+    RangeDone,
+    ResyncBegin,
+    ResyncReady,
+    ResyncState,
+    Run,
+)
+from protocol.position import Position
+from replica_agent.changes import Changes, plan_writes
+from replica_agent.differencing import DifferencingFile
+from replica_agent.disks import BaseDisks
+from replica_agent.record import ResyncRecord
+from replica_agent.replay import Source
+from replica_agent.spool import Spool, SyncFailedError
+from shared.ports import Buffer, Ports
+
+MAX_PENDING_RANGES = 256
+"""Ranges whose manifest was asked for and that are not done; a sound primary has far fewer."""
+BLOCK_SIZES = (4096, 16 << 20)
+"""The smallest and the largest block size that a primary may choose, in bytes; it must be a power of two."""
+KEY_BYTES = 32
+
+
+@dataclass(slots=True)
+class Key:
+    """The hash key of the session that the resync goes on in (I15)."""
+
+    id: bytes
+    hasher: RangeHasher
+    block_size: int
+
+
+@dataclass(slots=True)
+class OpenResync:
+    """A resync that has begun and not committed. Methods that block belong into a worker, one at a time."""
+
+    ports: Ports
+    record: ResyncRecord
+    disks: BaseDisks
+    differences: DifferencingFile
+    tracked: Spool
+    in_place: bool
+    reread: bool
+    """What can be read of the disks is not to be trusted: every block is told to differ."""
+    key: Key | None = None
+    pending: dict[tuple[int, int, int], bool] = field(default_factory=dict)
+    """The ranges (disk, offset, length) whose manifest was asked for in this session and that are not done; True once
+    the manifest was sent.
+    """
+    received_bytes: int = 0
+
+    @property
+    def state(self) -> ResyncState:
+        record = self.record
+        return ResyncState(
+            id=record.id,
+            kind=record.kind,
+            epoch=record.epoch,
+            round=record.round,
+            settled_bytes=self.differences.settled_bytes,
+        )
+
+    def is_continued_by(self, body: ResyncBegin) -> bool:
+        record = self.record
+        return (record.id, record.epoch, record.round) == (body.id, body.epoch, body.round)
+
+    # --- a session -------------------------------------------------------------------------------------------------
+
+    def enter(self, body: ResyncBegin) -> ResyncReady:
+        """Go on in a session with the key that it brought."""
+        self.key = Key(body.key_id, RangeHasher(body.key, body.block_size), body.block_size)
+        self.pending.clear()
+        runs = [
+            Run(disk=index, offset=start, length=end - start)
+            for index, ranges in self.differences.settled.items()
+            for start, end in ranges
+        ]
+        return ResyncReady(id=body.id, round=body.round, key_id=body.key_id, settled=runs[:MAX_SETTLED_RUNS])
+
+    def leave(self) -> None:
+        """The session ended: its key is void."""
+        self.key = None
+        self.pending.clear()
+
+    # --- manifests -------------------------------------------------------------------------------------------------
+
+    def accept(self, request: ManifestRequest) -> None:
+        """Judge a request, and expect its range's blocks from now on (R23). Raises ProtocolError."""
+        key = self._require_key(request.id, request.round)
+        if request.key_id != key.id:
+            raise ProtocolError("MANIFEST_REQUEST with another key than this session's", code="stale")
+        self._judge_range(request.disk, request.offset, request.length, key.block_size)
+        if block_count(request.length, key.block_size) > MAX_MANIFEST_BLOCKS:
+            raise ProtocolError(f"MANIFEST_REQUEST for more than {MAX_MANIFEST_BLOCKS} blocks")
+        if len(self.pending) >= MAX_PENDING_RANGES:
+            raise ProtocolError(f"more than {MAX_PENDING_RANGES} ranges are asked for and not done")
+        self.pending[request.disk, request.offset, request.length] = False
+
+    def answered(self, request: ManifestRequest) -> None:
+        """The manifest of the range was sent."""
+        place = (request.disk, request.offset, request.length)
+        if place in self.pending:
+            self.pending[place] = True
+
+    def manifest(self, request: ManifestRequest) -> list[Buffer]:
+        """Hash the range of the newest point. Blocks. A block that can't be read is told to differ (R24).
+
+        Its remedy is the block itself, which then is sent and written.
+        """
+        key = self.key
+        if key is None:
+            raise ProtocolError("MANIFEST_REQUEST outside a resynchronization", code="state")
+        file = self.disks.file(request.disk)
+        try:
+            if self.reread:
+                raise OSError("the disk is not trusted")
+            holes, tags = key.hasher.hash_range(file, request.offset, request.length)
+        except OSError:
+            count = block_count(request.length, key.block_size)
+            holes = np.zeros(count, bool)
+            tags = np.frombuffer(self.ports.random.bytes(16 * count), np.uint8).reshape(count, 16)
+        return encode_manifest(
+            Manifest(
+                request.id,
+                request.key_id,
+                request.round,
+                request.disk,
+                key.block_size,
+                request.offset,
+                request.length,
+                holes,
+                tags,
+            )
+        )
+
+    def _judge_range(self, disk: int, offset: int, length: int, block_size: int) -> None:
+        size = self.disks.sizes.get(disk)
+        if size is None:
+            raise ProtocolError(f"disk {disk} is asked for, which the VM does not have")
+        end = offset + length
+        if length == 0 or offset % block_size or end > size or (end % block_size and end != size):
+            raise ProtocolError(
+                f"a range of {length} bytes at {offset} of disk {disk} ({size} bytes) is no run of blocks"
+            )
+
+    # --- blocks ----------------------------------------------------------------------------------------------------
+
+    def take(self, items: Sequence[Bulk | RangeDone]) -> list[Settled]:
+        """Store blocks in order; returns the ranges that became settled, durably. Blocks.
+
+        Raises ProtocolError, NoSpaceError, SyncFailedError or OSError; what was settled before stays so.
+        """
+        done: list[Settled] = []
+        for item in items:
+            if isinstance(item, RangeDone):
+                done.append(self._done(item))
+            else:
+                self._store(decode_blocks(item.content(), self.disks.sizes))
+        if done:
+            if self.in_place:
+                self._sync_disks()
+            self.differences.settle(done)
+            for settled in done:
+                self.pending.pop((settled.disk, settled.offset, settled.length), None)
+        return done
+
+    def _done(self, item: RangeDone) -> Settled:
+        self._require_key(item.id, item.round)
+        if not self.pending.get((item.disk, item.offset, item.length), False):
+            raise ProtocolError(
+                f"RANGE_DONE for {item.length} bytes at {item.offset} of disk {item.disk}, which was not compared"
+            )
+        return Settled(item.disk, item.offset, item.length)
+
+    def _store(self, blocks: Blocks) -> None:
+        self._require_key(blocks.id, blocks.round)
+        self._judge_blocks(blocks)
+        self.received_bytes += int(blocks.table["length"].sum())
+        if not self.in_place:
+            self.differences.append(blocks)
+            return
+        payload = blocks.table["payload"].astype(np.int64)
+        self.differences.require_room(int(payload.sum()))
+        changes = Changes(blocks.table, np.cumsum(payload) - payload, blocks.payload)
+        self.disks.write(plan_writes(changes))
+
+    def _judge_blocks(self, blocks: Blocks) -> None:
+        """Every block lies in a range that is being compared. Raises ProtocolError."""
+        table = blocks.table
+        starts = table["offset"].astype(np.int64)
+        ends = starts + table["length"].astype(np.int64)
+        allowed = np.zeros(len(table), bool)
+        for disk, offset, length in list(self.pending):
+            allowed |= (table["disk"] == disk) & (starts >= offset) & (ends <= offset + length)
+        if not allowed.all():
+            first = int(np.flatnonzero(~allowed)[0])
+            raise ProtocolError(
+                f"BLOCKS with {ends[first] - starts[first]} bytes at {starts[first]} of disk {table['disk'][first]}, "
+                "which is not being compared"
+            )
+        if (table["kind"] == EntryKind.DISCARD).any():
+            raise ProtocolError("BLOCKS with a discard")
+
+    def _sync_disks(self) -> None:
+        try:
+            self.disks.sync()
+        except OSError as error:
+            raise SyncFailedError(
+                f"Syncing the disks failed: {error.strerror}. What was received of them is void.",
+                "Check the volume; the initial replication starts anew.",
+            ) from error
+
+    def _require_key(self, identity: bytes, number: int) -> Key:
+        if self.key is None:
+            raise ProtocolError("a message of a resynchronization that was not begun in this session", code="state")
+        if (identity, number) != (self.record.id, self.record.round):
+            raise ProtocolError("a message of another resynchronization or round", code="stale")
+        return self.key
+
+    # --- commit ----------------------------------------------------------------------------------------------------
+
+    def judge_commit(self, end: Position) -> None:
+        """Whether everything up to ``end`` is here, durably (I7). Raises ProtocolError with what is missing."""
+        if end.epoch != self.record.epoch:
+            raise ProtocolError("COMMIT with an end in another epoch", code="chain")
+        if not self.differences.is_settled():
+            total = sum(self.disks.sizes.values())
+            raise ProtocolError(
+                f"COMMIT although {self.differences.settled_bytes} of {total} bytes are settled", code="state"
+            )
+        if all(segment.end != end for segment in self.tracked.segments):
+            raise ProtocolError(f"COMMIT to {end}, but {self.tracked.received} is received", code="gap")
+
+    def sources(self) -> tuple[Source, ...]:
+        """What is merged before the tracked segments."""
+        return () if self.in_place else (self.differences.source,)
+
+    def close(self) -> None:
+        """Close all files. Blocks."""
+        self.differences.close()
+        self.tracked.close()
+
+    def drop(self) -> None:
+        """Delete everything that was received (I7). Blocks."""
+        self.differences.remove()
+        self.tracked.drop()
+
+
+def judge_begin(body: ResyncBegin) -> None:
+    """What can be said of a RESYNC_BEGIN by itself. Raises ProtocolError."""
+    low, high = BLOCK_SIZES
+    if body.hash != HASH_NAME:
+        raise ProtocolError(f"RESYNC_BEGIN with the hash {body.hash!r}; this side has {HASH_NAME!r}", code="version")
+    if not low <= body.block_size <= high or body.block_size & (body.block_size - 1):
+        raise ProtocolError(f"RESYNC_BEGIN with blocks of {body.block_size} bytes")
+    if len(body.key) != KEY_BYTES:
+        raise ProtocolError(f"RESYNC_BEGIN with a key of {len(body.key)} bytes; it must have {KEY_BYTES}")

@@ -1,0 +1,321 @@
+"""One VM at the replica: its files and tasks, and the connections that its primary has open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from protocol.messages import ErrorCode, Open, Opened, WireDisk, WirePosition, wire_lineage
+from protocol.position import NO_EPOCH, Position
+from replica_agent.baseline import Baseline
+from replica_agent.bulk import BulkConnection
+from replica_agent.control import Control
+from replica_agent.exports import Exports
+from replica_agent.finishing import finish
+from replica_agent.ledger import Ledger
+from replica_agent.parts import Surroundings, VmParts, assemble
+from replica_agent.promotion import Promotion, fenced
+from replica_agent.recovery import recover
+from replica_agent.refusals import Refusal
+from shared.channel import Channel
+from shared.errors import VmreplicaError
+from shared.events import EventId
+from shared.planning import compare_geometry
+from shared.states import ReplicationState
+from shared.stats import ReplicationStatistics
+from shared.status import Cause, CutStatus
+
+HOUSEKEEPING_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class ReplicaVm:
+    """One VM. ``failure`` says why it can't run at all; then it answers nothing but that."""
+
+    def __init__(self, surroundings: Surroundings, folder: str, ledger: Ledger) -> None:
+        self.parts: VmParts = assemble(surroundings, folder, ledger)
+        self.baseline = Baseline(self.parts)
+        parts = self.parts
+        self.exports = Exports(
+            surroundings.ports,
+            parts.applier,
+            parts.layout,
+            f"{surroundings.runtime_folder}/{parts.uuid}",
+            reserve=surroundings.reserve,
+            limit=surroundings.export_limit,
+        )
+        self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self.exports.stop)
+        self.statistics = ReplicationStatistics(ledger.statistics, surroundings.ports.clock.wall())
+        parts.applier.statistics = self.statistics
+        self.failure: Cause | None = None
+        self.trouble: Cause | None = None
+        """Why the last session ended, where only an administrator, or time, can help; None once one goes well."""
+        self.control: Control | None = None
+        self.bulk: BulkConnection | None = None
+        self.peer = ""
+        """Fingerprint of the certificate of the primary that is connected."""
+        self._serving: dict[Control, asyncio.Task[Any]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.parts.ledger
+
+    @property
+    def name(self) -> str:
+        return self.ledger.vm.name
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bring files and state in line, and go on where the last run stopped. Never raises for this VM's trouble."""
+        promotion = self.ledger.promotion
+        try:
+            if promotion is None or not promotion.serving:
+                await recover(self.parts)
+        except (VmreplicaError, OSError) as error:
+            await self.fail(error)
+            return
+        applied = self.ledger.replication.applied
+        if self.parts.applier.whole and applied is not None:
+            for callback in list(self.parts.applier.exposed):
+                callback(applied.position)
+        self._spawn(self.parts.applier.run())
+        self._spawn(self._keep_house())
+        if promotion is not None:
+            self._spawn(self.promotion.complete())
+
+    async def stop(self) -> None:
+        """End connections, tasks and exports, and close the files."""
+        self._closing = True
+        await self.end_sessions(Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again."))
+        for task in list(self._tasks):
+            task.cancel()
+        await settle(self._tasks)
+        await self.exports.stop()
+        await finish(self.parts.ports.workers.run(self._close))
+        await self.ledger.store.close()
+
+    def _close(self) -> None:
+        """Blocks."""
+        parts = self.parts
+        if parts.applier.spool is not None:
+            parts.applier.spool.close()
+        if parts.resync is not None:
+            parts.resync.close()
+        parts.disks.close()
+
+    async def fail(self, error: Exception) -> None:
+        """This VM can't go on; the others do."""
+        text = error.text if isinstance(error, VmreplicaError) else f"{type(error).__name__}: {error}"
+        remedy = error.remedy if isinstance(error, VmreplicaError) else ""
+        code = error.code if isinstance(error, VmreplicaError) else "internal"
+        remedy = remedy or f"See the agent's log; then run `vmreplica resume {self.name}`."
+        self.failure = Cause(code=code, text=text, time=self.parts.ports.clock.wall(), remedy=remedy)
+        self.parts.changed.notify()
+        await self.ledger.note(EventId.DAMAGED, text, cause=code)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` as a task of this VM; an error that it ends with is this VM's failure."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:
+                log.exception("a task of a VM failed", vm=self.name)
+                await self.fail(error)
+                await self.end_sessions(self._refusal_of_failure())
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            await self.exports.tell_failures()
+
+    # --- connections -----------------------------------------------------------------------------------------------
+
+    def judge(self, body: Open) -> None:
+        """Whether a connection may be opened now. Raises Refusal or InvalidStateError."""
+        if self.failure is not None:
+            raise self._refusal_of_failure()
+        if self.ledger.promotion is not None:
+            raise fenced(self.ledger.promotion, self.name)
+        if self._closing:
+            raise Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again.")
+        if self.ledger.replication.state is ReplicationState.SUSPENDED:
+            raise Refusal(
+                ErrorCode.BUSY,
+                f"Replication of {self.name} is suspended at the replica.",
+                f"Run `vmreplica resume {self.name}` there.",
+            )
+        mismatch = compare_geometry(tuple(disk.geometry() for disk in body.disks), self.ledger.vm.geometry)
+        if mismatch:
+            raise Refusal(
+                ErrorCode.GEOMETRY,
+                f"The disks of {self.name} differ: {mismatch}.",
+                "Bring the disks to the same sizes, or remove the VM at the replica and start anew.",
+            )
+
+    def _refusal_of_failure(self) -> Refusal:
+        assert self.failure is not None
+        code = ErrorCode.DAMAGED if self.failure.code == "store_damaged" else ErrorCode.STORAGE
+        return Refusal(code, f"{self.name}: {self.failure.text}", self.failure.remedy)
+
+    async def serve_control(self, channel: Channel, body: Open) -> None:
+        """Serve a control connection: the one before is ended, and nothing of it runs any more, before (R13)."""
+        self.judge(body)
+        self._judge_peer(channel)
+        control = Control(self.parts, self.baseline, channel, self.statistics)
+        before = list(self._serving)
+        self.control = control
+        self.peer = channel.peer.fingerprint
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving[control] = task
+        try:
+            await self._end_all(before, Refusal(ErrorCode.STALE, "A newer connection of the same VM took over."))
+            # Much may have happened while the older connections ended.
+            self.judge(body)
+            await self._meet(channel, body)
+            channel.send(self.opened())
+            self.trouble = None
+            self.parts.changed.notify()
+            await control.run()
+        finally:
+            await finish(self._left(control))
+
+    async def _left(self, control: Control) -> None:
+        """Everything that belongs to the connection has to end before the next one is served."""
+        if self.bulk is not None and self.bulk.belongs_to(control):
+            self.bulk.channel.abort("its control connection ended")
+            await self.bulk.ended.wait()
+        control.ended.set()
+        del self._serving[control]
+        if self.control is control:
+            self.control = None
+        self.parts.changed.notify()
+
+    def _judge_peer(self, channel: Channel) -> None:
+        """Two primaries of one VM: the second is refused while the first is well."""
+        control = self.control
+        if control is not None and self.peer != channel.peer.fingerprint and control.channel.healthy():
+            raise Refusal(
+                ErrorCode.BUSY,
+                f"{self.name} is being replicated by another primary, {control.channel.peer.address}.",
+                "Only one host may run the VM: stop it on the other one.",
+            )
+
+    async def _meet(self, channel: Channel, body: Open) -> None:
+        """Remember what the primary calls itself and the VM."""
+        hello = channel.session.peer
+        host = hello.host if hello is not None else ""
+        record, vm = self.ledger.replication, self.ledger.vm
+        if (record.peer_host, record.interval_seconds, vm.name) != (host, body.interval_seconds, body.name):
+            async with self.ledger.transaction() as draft:
+                draft.vm.name = body.name
+                draft.replication.peer_host = host
+                draft.replication.interval_seconds = body.interval_seconds
+
+    async def serve_bulk(self, channel: Channel, body: Open) -> None:
+        """Serve the bulk connection of the present control connection."""
+        self.judge(body)
+        control = self.control
+        if control is None or control.channel.closed or body.control_token != control.token:
+            raise Refusal(ErrorCode.STALE, "The control connection that this one belongs to has ended.")
+        if channel.peer.fingerprint != control.channel.peer.fingerprint:
+            raise Refusal(ErrorCode.STALE, "The control connection that this one belongs to has ended.")
+        before = self.bulk
+        bulk = self.bulk = BulkConnection(self.parts, self.baseline, control, channel)
+        try:
+            if before is not None:
+                before.channel.refuse(ErrorCode.STALE, "A newer bulk connection took over.")
+                await before.ended.wait()
+            channel.send(self.opened())
+            await bulk.run()
+        finally:
+            bulk.ended.set()
+            if self.bulk is bulk:
+                self.bulk = None
+
+    def opened(self) -> Opened:
+        """What the primary is told of this VM."""
+        record = self.ledger.replication
+        resync, spool = self.parts.resync, self.parts.applier.spool
+        received = spool.position if spool is not None else None
+        if resync is not None and resync.tracked.position.segment > 0:
+            received = resync.tracked.position
+        applied = record.applied.position if record.applied is not None else None
+        return Opened(
+            state=record.state.title,
+            promoted=False,
+            epoch=record.epoch,
+            lineage=wire_lineage(record.ancestors),
+            disks=[WireDisk.of(disk) for disk in self.ledger.vm.geometry],
+            received=WirePosition.of(received) if received is not None else None,
+            applied=WirePosition.of(applied) if applied is not None else None,
+            resync=resync.state if resync is not None else None,
+        )
+
+    async def end_sessions(self, reason: Refusal) -> None:
+        """End the primary's connections with this answer; returns when nothing of them runs any more."""
+        await self._end_all(list(self._serving), reason)
+
+    async def _end_all(self, controls: list[Control], reason: Refusal) -> None:
+        for control in controls:
+            control.channel.refuse(reason.code, reason.text, reason.remedy)
+            self._serving[control].cancel()
+        for control in controls:
+            await control.ended.wait()
+
+    async def _end_sessions_for_failover(self) -> None:
+        await self.end_sessions(
+            Refusal(ErrorCode.BUSY, f"{self.name} is being failed over.", "Look at its status on the replica.")
+        )
+
+    # --- what simulation and verbs ask -----------------------------------------------------------------------------
+
+    def on_exposed(self, callback: Callable[[Position], None]) -> None:
+        """Call ``callback`` synchronously whenever the disks are exactly at a new point, and at the start."""
+        self.parts.applier.exposed.append(callback)
+
+    def point(self) -> Position | None:
+        """The point that the disks are at exactly; None while they are between two, or not to be trusted."""
+        applied = self.ledger.replication.applied
+        return applied.position if applied is not None and self.parts.applier.whole else None
+
+    def read_point(self, disk: int, offset: int, length: int) -> bytes:
+        """A range of the newest point. Blocks; only while :meth:`point` is not None and without awaiting since."""
+        return self.parts.disks.read(disk, offset, length)
+
+    def describe(self, position: Position) -> CutStatus:
+        """A cut for people. Its time is known where it is the applied one or still in the spool."""
+        record, spool = self.ledger.replication, self.parts.applier.spool
+        time = None
+        if record.applied is not None and record.applied.position == position:
+            time = record.applied_time
+        for segment in spool.segments if spool is not None else []:
+            if segment.end == position:
+                time = segment.time_ns / 1e9
+        return CutStatus(epoch=position.epoch.hex(), segment=position.segment, entry=position.entry, time=time)
+
+    @property
+    def has_baseline(self) -> bool:
+        return self.ledger.replication.epoch != NO_EPOCH
+
+
+async def settle(tasks: set[asyncio.Task[None]]) -> None:
+    """Wait until cancelled tasks have ended; raises what one ended with, if that was not its cancellation."""
+    while tasks:
+        done, _ = await asyncio.wait(tasks)
+        for task in done:
+            if not task.cancelled():
+                task.result()
+        tasks.difference_update(done)
