@@ -19,18 +19,16 @@ from shared.status import VmStatus
 if TYPE_CHECKING:
     from rich.live import Live
 
-LIVE_SECONDS = 0.5
-"""Between two looks at the agent for a live view."""
-PLAIN_SECONDS = 1.0
+WORK_SECONDS = 0.5
+"""Between two looks at work under way."""
+STATUS_SECONDS = 1.0
+"""Between two looks at a status that is kept on the screen."""
 ABSENT_SECONDS_MAX = 60.0
 """How long an agent may be away, to be restarted, before following it ends."""
 
 
 class Display(Protocol):
     """Where progress is shown."""
-
-    interval: float
-    """Seconds between two looks."""
 
     def show(self, vm: VmStatus) -> None:
         """Show the VM's progress."""
@@ -41,8 +39,6 @@ class Display(Protocol):
 
 class LiveDisplay:
     """Redraws a block of lines in place."""
-
-    interval = LIVE_SECONDS
 
     def __init__(self, console: Console) -> None:
         from rich.console import Console as RichConsole
@@ -76,8 +72,6 @@ class LiveDisplay:
 
 class PlainDisplay(AbstractContextManager["PlainDisplay"]):
     """Prints a line now and then."""
-
-    interval = PLAIN_SECONDS
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -168,7 +162,7 @@ def _follow(poller: Poller, display: Display) -> VmStatus:
             display.show(vm)
         else:
             return vm
-        time.sleep(display.interval)
+        time.sleep(WORK_SECONDS)
 
 
 def call_while_showing(
@@ -182,7 +176,7 @@ def call_while_showing(
     try:
         while True:
             try:
-                return connection.wait(identity, method, LIVE_SECONDS)
+                return connection.wait(identity, method, WORK_SECONDS)
             except NoAnswerYetError:
                 vm = poller.poll()
             if vm is not None and vm.progress is not None:
@@ -209,10 +203,10 @@ def keep_showing(console: Console, lines: Callable[[], list[str]], summary: Call
                 if fresh != said:
                     console.print(line for line in fresh if line not in said)
                     said = fresh
-                time.sleep(PLAIN_SECONDS * 2)
+                time.sleep(STATUS_SECONDS)
         with LiveDisplay(console) as display:
             while True:
                 display.show_lines(lines())
-                time.sleep(PLAIN_SECONDS)
+                time.sleep(STATUS_SECONDS)
     except KeyboardInterrupt:
         return SUCCESS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 import msgspec
@@ -20,6 +21,9 @@ from shared.status import VmStatus
 
 ENABLE_SECONDS = 120.0
 """How long enabling may take: the tap is started and its log preallocated."""
+LINK_SECONDS = 10.0
+"""How long a session that is being opened is waited for before a compare is asked for."""
+LINK_POLL_SECONDS = 0.2
 
 
 def enable(options: argparse.Namespace, context: Context) -> int:
@@ -62,6 +66,7 @@ def initial(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "primary")
+        _await_link(found)
         found.call(admin.INITIAL)
         return _follow(found, options, context)
 
@@ -106,6 +111,7 @@ def resume(options: argparse.Namespace, context: Context) -> int:
                 vm.name,
                 options.yes,
             )
+        _await_link(found)
         found.call(admin.RESUME, resynchronize=True)
         return _follow(found, options, context)
 
@@ -164,6 +170,15 @@ def _named(agent: Agent, name: str) -> VmStatus:
         if vm.name == name:
             return vm
     raise NotFoundError(f"The primary agent took {name}, but does not list it.", "See the agent's log.")
+
+
+def _await_link(found: Found) -> None:
+    """Give a session that is just being opened the moment it needs: a compare is refused without one."""
+    end = time.monotonic() + LINK_SECONDS
+    link = found.vm.link
+    while not link.healthy and not link.last_error and time.monotonic() < end:
+        time.sleep(LINK_POLL_SECONDS)
+        link = found.refresh().link
 
 
 def _follow(found: Found, options: argparse.Namespace, context: Context) -> int:

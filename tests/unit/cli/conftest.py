@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -62,6 +63,8 @@ class CannedAgent:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.asked = 0
         """How often the status was asked for."""
+        self.extra: dict[str, Any] = {}
+        """Fields that an agent of another version adds to its status."""
         self.on_status: Callable[[int], None] = lambda asked: None
         """Called before each answer with the status, so that work can go on."""
         self._ready = threading.Event()
@@ -69,6 +72,10 @@ class CannedAgent:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         assert self._ready.wait(WAIT)
+
+    def set_vm(self, vm: VmStatus) -> None:
+        """Tell this VM from now on."""
+        self.status.vms = [vm]
 
     def stop(self) -> None:
         if self._thread.is_alive():
@@ -90,7 +97,12 @@ class CannedAgent:
         await server.start()
         self._ready.set()
         await self._stopping.wait()
+        clients = server.clients
         await server.close()
+        for client in clients:
+            # The loop ends now, and would leave open what lingers for the other side's sake.
+            client.abort()
+        await asyncio.sleep(0)
 
     def _method(self, name: str) -> Callable[[Any, Client], Any]:
         async def method(params: Params, client: Client) -> Any:
@@ -112,7 +124,7 @@ class CannedAgent:
     def _tell(self, vm: str | None) -> dict[str, Any]:
         self.asked += 1
         self.on_status(self.asked)
-        plain = to_plain(self.status)
+        plain = to_plain(self.status) | self.extra
         if vm is not None:
             plain["vms"] = [each for each in plain["vms"] if vm in (each["uuid"], each["name"])]
             if not plain["vms"]:
@@ -225,6 +237,10 @@ class Terminal:
                 assert left > 0, f"{text!r} was not shown: {self.shown!r}"
                 assert not self._closed.is_set(), f"ended without showing {text!r}: {self.shown!r}"
                 self._news.wait(left)
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())

@@ -1,0 +1,388 @@
+"""Verbs that change something, as processes before agents that answer as they were told."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from shared.admin import verbs as admin
+from shared.errors import InvalidStateError, NoSpaceError
+from shared.status import Cause, LinkStatus, ProgressStatus, VmStatus, to_plain
+from tests.unit.cli.conftest import WAIT, CannedAgent, Command
+from tests.unit.cli.samples import NOW, URI, UUID, agent, cut, healthy, replica
+
+GIB = 1 << 30
+
+
+def copying(done: int, kind: str = "initial", **changes: Any) -> VmStatus:
+    """A VM of which ``done`` percent are copied."""
+    progress = ProgressStatus(kind=kind, phase="comparing", total_bytes=100 * GIB, done_bytes=done * GIB)
+    state, code = ("InitialReplicationInProgress", 2) if kind == "initial" else ("Resynchronizing", 11)
+    return healthy(**{"state": state, "state_code": code, "progress": progress, "protected": False, **changes})
+
+
+def ready() -> VmStatus:
+    return healthy(state="ReadyForInitialReplication", state_code=1, health="Warning", protected=False)
+
+
+def working(canned: CannedAgent, *steps: VmStatus) -> None:
+    """Take one step at each look at the status, beginning when work is asked for."""
+    remaining = list(steps)
+
+    def go_on(asked: int) -> None:
+        if remaining and any(name in (admin.INITIAL, admin.RESUME) for name, _ in canned.calls):
+            canned.set_vm(remaining.pop(0))
+
+    canned.on_status = go_on
+
+
+# --- enable, set, suspend, resume, remove
+
+
+def test_enable_passes_everything_on_and_tells_how_to_attach(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    ran = vmreplica(
+        "enable", "web", "--disk", "web.raw,export=root", "--disk", "/images/data.raw", "--replica", "beta:7443",
+        "--interval", "30s", "--log-limit", "10GiB", "--uuid", UUID,
+    )  # fmt: skip
+    assert (ran.code, ran.err) == (0, "")
+    [(method, params)] = canned.calls
+    assert method == admin.ENABLE
+    assert params == {
+        "name": "web",
+        "disks": [
+            {"path": f"{vmreplica.folder}/web.raw", "export": "root"},
+            {"path": "/images/data.raw", "export": ""},
+        ],
+        "replica": "beta:7443",
+        "interval_seconds": 30.0,
+        "log_limit_bytes": 10 << 30,
+        "uuid": UUID,
+    }
+    assert ran.lines[0] == "web is enabled: a cut every 30 s, to beta:7443."
+    assert f"  {URI}" in ran.lines
+    assert any("-blockdev driver=nbd,node-name=replicated0," in line for line in ran.lines)
+    assert "<host transport='unix'" in ran.out
+    assert ran.lines[-1].endswith("vmreplica initial web")
+
+
+def test_enable_as_json_is_the_status_of_the_vm(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    ran = vmreplica("enable", "web", "--disk", "/a", "--replica", "beta", "--json")
+    assert json.loads(ran.out) == to_plain(healthy())
+    [(_, params)] = canned.calls
+    assert (params["interval_seconds"], params["log_limit_bytes"], params["uuid"]) == (300.0, None, None)
+
+
+def test_error_of_the_agent_is_two_lines_and_its_exit_code(vmreplica: Command) -> None:
+    full = NoSpaceError("/var has no room for the log: 3 GiB are missing.", "Free some.")
+    vmreplica.agent().answers[admin.ENABLE] = full
+    ran = vmreplica("enable", "web", "--disk", "/a", "--replica", "beta")
+    assert (ran.code, ran.out) == (9, "")
+    assert ran.err.splitlines() == ["vmreplica: /var has no room for the log: 3 GiB are missing.", "  Free some."]
+
+
+def test_verb_of_the_primary_needs_its_agent(vmreplica: Command) -> None:
+    vmreplica.agent("replica", [replica()])
+    ran = vmreplica("enable", "web", "--disk", "/a", "--replica", "beta")
+    assert ran.code == 5
+    assert "This needs the primary agent, and here only the replica agent answers." in ran.err
+
+
+def test_set(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    ran = vmreplica("set", "web", "interval=1m", "log-limit=1GiB")
+    assert ran.code == 0
+    settings = {"interval_seconds": 60.0, "log_limit_bytes": 1 << 30}
+    assert canned.calls == [(admin.SET, {"vm": UUID, "settings": settings})]
+    assert ran.lines[0] == "web  primary"
+
+
+def test_suspend_goes_to_the_primary_unless_told_otherwise(vmreplica: Command) -> None:
+    primary = vmreplica.agent()
+    other = vmreplica.agent("replica", [replica()])
+    ran = vmreplica("suspend", "web")
+    assert ran.lines == ["web: Replicating. Protected: the replica at beta holds everything up to 2.1 s ago."]
+    assert (len(primary.calls), len(other.calls)) == (1, 0)
+    assert vmreplica("suspend", "web", "--role", "replica").code == 0
+    assert (len(primary.calls), len(other.calls)) == (1, 1)
+
+
+def test_resume(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    assert vmreplica("resume", "web").code == 0
+    assert canned.calls == [(admin.RESUME, {"vm": UUID, "resynchronize": False})]
+
+
+def test_remove_asks_and_is_not_guessed(vmreplica: Command) -> None:
+    primary = vmreplica.agent()
+    ran = vmreplica("remove", "web")
+    assert ran.code == 2
+    assert "shut it down first" in ran.err
+    assert "add --yes" in ran.err
+    assert primary.calls == []
+    assert vmreplica("remove", "web", "--yes").lines == ["web is no longer replicated from this host."]
+    assert primary.calls == [(admin.REMOVE, {"vm": UUID, "yes": True})]
+
+    other = vmreplica.agent("replica", [replica()])
+    ambiguous = vmreplica("remove", "web", "--yes")
+    assert ambiguous.code == 2
+    assert "--role primary or --role replica" in ambiguous.err
+    assert vmreplica("remove", "web", "--role", "replica", "--yes").code == 0
+    assert other.calls == [(admin.REMOVE, {"vm": UUID, "yes": True})]
+
+
+@pytest.mark.parametrize("typed, code, calls", [("web\n", 0, 1), ("yes\n", 2, 0), ("\n", 2, 0)])
+def test_question_is_answered_with_the_name(vmreplica: Command, typed: str, code: int, calls: int) -> None:
+    canned = vmreplica.agent()
+    terminal = vmreplica.terminal("remove", "web")
+    try:
+        terminal.wait_for("Type web to go on: ")
+        terminal.type(typed)
+        assert terminal.end() == code
+    finally:
+        terminal.close()
+    assert len(canned.calls) == calls
+
+
+# --- long work
+
+
+def test_initial_is_followed_to_its_end(vmreplica: Command) -> None:
+    canned = vmreplica.agent(vms=[ready()])
+    working(canned, copying(0), copying(60), healthy())
+    ran = vmreplica("initial", "web")
+    assert (ran.code, ran.err) == (0, "")
+    assert canned.calls == [(admin.INITIAL, {"vm": UUID})]
+    assert ran.lines[0] == "web: initial replication, comparing, 0 % (0 B of 100.0 GiB)"
+    assert ran.lines[-1] == "Protected: the replica at beta holds everything up to 2.1 s ago."
+
+
+def test_session_that_is_being_opened_is_waited_for(vmreplica: Command) -> None:
+    canned = vmreplica.agent(vms=[healthy(state_code=1, link=LinkStatus())])
+    steps = [canned.status.vms[0], healthy(state_code=1)]
+
+    def connect(asked: int) -> None:
+        # The first look is for the name.
+        if asked > 2:
+            canned.set_vm(steps[1])
+
+    canned.on_status = connect
+    connected: list[bool] = []
+    canned.answers[admin.INITIAL] = lambda params: connected.append(canned.status.vms[0].link.healthy)
+    assert vmreplica("initial", "web", "--no-wait").code == 0
+    assert connected == [True]
+
+
+def test_link_that_is_broken_is_not_waited_for(vmreplica: Command) -> None:
+    refusal = InvalidStateError("Connectivity is not healthy.", "Look at test-connection.")
+    canned = vmreplica.agent(vms=[healthy(state_code=1, link=LinkStatus(last_error="refused", attempts=1))])
+    canned.answers[admin.INITIAL] = refusal
+    ran = vmreplica("initial", "web")
+    assert (ran.code, ran.err.splitlines()[0]) == (4, "vmreplica: Connectivity is not healthy.")
+
+
+def test_work_that_ends_badly_says_why(vmreplica: Command) -> None:
+    canned = vmreplica.agent(vms=[ready()])
+    problem = Cause(code="geometry", text="Disk 0 has another size there.", time=NOW, remedy="Resize it.")
+    working(canned, copying(10), copying(10, problem=problem, reasons=[problem.text], remedy=problem.remedy))
+    ran = vmreplica("initial", "web")
+    assert ran.code == 1
+    assert ran.err.splitlines() == ["vmreplica: Disk 0 has another size there.", "  Resize it."]
+
+
+def test_work_is_left_with_ctrl_c_and_joined_again(vmreplica: Command) -> None:
+    canned = vmreplica.agent(vms=[ready()])
+    working(canned, copying(10))
+    started = vmreplica.start("initial", "web")
+    assert started.stdout is not None
+    assert started.stdout.readline().startswith("web: initial replication")
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=WAIT)
+    assert (started.returncode, err) == (130, "")
+    assert out.splitlines()[-1] == "The work goes on. To see it again: vmreplica status web --watch"
+
+    rejoined = vmreplica.start("status", "web", "--watch")
+    assert rejoined.stdout is not None
+    assert rejoined.stdout.readline().startswith("web: initial replication, comparing, 10 %")
+    canned.set_vm(healthy())
+    out, err = rejoined.communicate(timeout=WAIT)
+    assert (rejoined.returncode, err) == (0, "")
+    assert out.splitlines()[-1].startswith("Protected")
+
+
+def test_live_view_on_a_terminal(vmreplica: Command) -> None:
+    canned = vmreplica.agent(vms=[ready()])
+    working(canned, copying(10))
+    terminal = vmreplica.terminal("initial", "web", COLUMNS="90")
+    try:
+        terminal.wait_for("[███░")
+        terminal.wait_for("10.0 %")
+        canned.set_vm(copying(50))
+        terminal.wait_for("50.0 %")
+        canned.set_vm(healthy())
+        assert terminal.end() == 0
+        assert "Protected: the replica at beta" in terminal.shown
+    finally:
+        terminal.close()
+
+
+def test_agent_that_is_restarted_meanwhile_is_found_again(vmreplica: Command) -> None:
+    canned = vmreplica.agent(vms=[copying(10)])
+    started = vmreplica.start("status", "web", "--watch")
+    assert started.stdout is not None
+    started.stdout.readline()
+    canned.stop()
+    assert started.stdout.readline() == "The agent does not answer; trying again.\n"
+    vmreplica.agent(vms=[healthy()])
+    out, _ = started.communicate(timeout=WAIT)
+    assert started.returncode == 0
+    assert out.startswith("Protected")
+
+
+def test_resync_of_a_healthy_vm_asks(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    ran = vmreplica("resume", "web", "--resynchronize")
+    assert ran.code == 2
+    assert "replicates without trouble" in ran.err
+    assert canned.calls == []
+    working(canned, copying(50, "resync"), healthy())
+    ran = vmreplica("resume", "web", "--resynchronize", "--yes")
+    assert ran.code == 0
+    assert ran.lines[0].startswith("web: resynchronization, comparing, 50 %")
+    assert canned.calls == [(admin.RESUME, {"vm": UUID, "resynchronize": True})]
+
+
+def test_resync_that_is_required_does_not_ask(vmreplica: Command) -> None:
+    canned = vmreplica.agent(vms=[healthy(state="WaitingForStartResynchronize", state_code=10, health="Critical")])
+    working(canned, healthy())
+    assert vmreplica("resume", "web", "--resynchronize").code == 0
+
+
+def test_work_that_is_not_waited_for(vmreplica: Command) -> None:
+    vmreplica.agent(vms=[ready()])
+    ran = vmreplica("initial", "web", "--no-wait")
+    assert ran.lines == ["Started. To see it: vmreplica status web --watch"]
+
+
+# --- the replica's verbs
+
+
+def test_export_and_unexport(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica()])
+    canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
+    ran = vmreplica("export", "web")
+    assert ran.lines == [
+        "web as of cut 15, 2030-03-17 17:45:39, read-only:",
+        "  nbd+unix:///disk0?socket=/run/e1",
+        "It stays as it is while replication goes on. To end it: vmreplica unexport web 1",
+    ]
+    assert json.loads(vmreplica("export", "web", "--json").out)["uris"] == ["nbd+unix:///disk0?socket=/run/e1"]
+    canned.calls.clear()
+    assert vmreplica("unexport", "web").lines == ["Ended: 1"]
+    assert canned.calls == [(admin.UNEXPORT, {"vm": UUID, "id": "1"})]
+    ran = vmreplica("unexport", "web", "7")
+    assert (ran.code, ran.err.splitlines()) == (3, ["vmreplica: web has no export 7.", "  Its exports: 1."])
+
+
+def test_failover_shows_progress_and_ends_with_the_disks(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica()])
+    released = threading.Event()
+
+    def promote(params: dict[str, Any]) -> None:
+        progress = ProgressStatus(kind="promotion", phase="applying", total_bytes=100, done_bytes=30)
+        canned.set_vm(replica(progress=progress))
+        assert released.wait(WAIT)
+        canned.set_vm(replica(state="FailedOverWaitingCompletion", state_code=6, uris=[URI], applied_cut=cut(16, 31.0)))
+
+    canned.answers[admin.FAILOVER] = promote
+    started = vmreplica.start("failover", "web", "--yes")
+    assert started.stdout is not None
+    assert started.stdout.readline() == "web: failover, applying, 30 % (30 B of 100 B)\n"
+    released.set()
+    out, err = started.communicate(timeout=WAIT)
+    assert (started.returncode, err) == (0, "")
+    assert out.splitlines()[0] == (
+        "web is failed over to this host as of 2030-03-17 17:46:09; its old primary can no longer write."
+    )
+    assert f"  {URI}" in out.splitlines()
+    assert canned.calls == [(admin.FAILOVER, {"vm": UUID})]
+
+
+def test_failover_asks_and_tells_what_is_lost(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica()])
+    ran = vmreplica("failover", "web")
+    assert ran.code == 2
+    assert "becomes its disks, 2.1 s old; what was written after it is lost." in ran.err
+    assert "The primary agent on alpha is connected right now." in ran.err
+    assert canned.calls == []
+
+
+def test_verb_on_the_wrong_host_names_the_right_one(vmreplica: Command) -> None:
+    vmreplica.agent()
+    ran = vmreplica("failover", "web", "--yes")
+    assert ran.code == 2
+    assert ran.err.splitlines() == [
+        "vmreplica: web is on this host as primary; this is for its replica.",
+        "  Run it on the other host beta.",
+    ]
+
+
+def test_name_that_one_agent_has_twice_needs_the_uuid(vmreplica: Command) -> None:
+    twin = "00000000-0000-4000-8000-00000000000f"
+    canned = vmreplica.agent("replica", [replica(), replica(uuid=twin)])
+    ran = vmreplica("export", "web")
+    assert ran.code == 2
+    assert f"Name it by UUID: {UUID}, {twin}." in ran.err
+    canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
+    assert vmreplica("export", twin).code == 0
+    assert canned.calls == [(admin.EXPORT, {"vm": twin})]
+
+
+# --- test-connection
+
+
+STEPS = [
+    {"name": "resolve", "ok": True, "text": "beta is 10.0.0.2"},
+    {"name": "tls", "ok": False, "text": "The certificate of beta has expired.", "remedy": "Issue another."},
+]
+
+
+def test_connection_is_reported_step_by_step(vmreplica: Command) -> None:
+    canned = vmreplica.agent(vms=[])
+    canned.answers[admin.TEST_CONNECTION] = {"ok": False, "steps": STEPS}
+    ran = vmreplica("test-connection", "beta")
+    assert ran.code == 5
+    assert ran.lines == [
+        "ok      resolve        beta is 10.0.0.2",
+        "FAILED  tls            The certificate of beta has expired.",
+    ]
+    assert ran.err.splitlines() == [
+        "vmreplica: beta can't be used as a replica: The certificate of beta has expired.",
+        "  Issue another.",
+    ]
+    failed = vmreplica("test-connection", "beta", "--json")
+    assert (failed.code, json.loads(failed.out)["steps"]) == (5, STEPS)
+
+    canned.answers[admin.TEST_CONNECTION] = {"ok": True, "steps": STEPS[:1]}
+    ran = vmreplica("test-connection", "beta:7443")
+    assert (ran.code, ran.lines[-1]) == (0, "beta:7443 takes replication from this host.")
+    assert canned.calls[-1] == (admin.TEST_CONNECTION, {"replica": "beta:7443"})
+
+
+def test_agent_that_does_not_answer_in_time(vmreplica: Command) -> None:
+    canned = vmreplica.agent(vms=[])
+    released = threading.Event()
+    canned.answers[admin.TEST_CONNECTION] = lambda params: released.wait(WAIT)
+    ran = vmreplica("test-connection", "beta", "--timeout", "0.2s")
+    released.set()
+    assert ran.code == 5
+    assert "did not answer test_connection within 0.2 seconds" in ran.err
+
+
+def test_sample_of_an_agent_is_as_agents_tell_it() -> None:
+    assert to_plain(agent())["vms"][0]["role"] == "primary"
