@@ -14,6 +14,8 @@ from shared.tap_config import TapDisk
 READ_BYTES = 4 * MAX_PAYLOAD
 """How much of a range in doubt is read and logged at a time."""
 
+_ZEROES = bytes(MAX_PAYLOAD)
+
 Range = tuple[int, int]
 """Offset and length in bytes."""
 
@@ -134,25 +136,28 @@ class Disk:
     def read_anew(self, ranges: Sequence[Range]) -> Iterator[tuple[list[bytes], list[Buffer], list[int]]]:
         """The present content of ranges as entries for the log: entries, payloads, and payload bytes of each entry.
 
-        Holes become zero entries. One step reads at most READ_BYTES. Raises OSError where the disk can't be read.
+        Holes and zeroes become zero entries. One step reads about READ_BYTES. Raises OSError where the disk can't be
+        read.
         """
         entries: list[bytes] = []
         payloads: list[Buffer] = []
         sizes: list[int] = []
-        total = 0
+        read = 0
         for offset, length, hole in self._pieces(ranges):
-            kind = EntryKind.ZERO if hole else EntryKind.DATA
-            entries.append(encode_entry(self.index, kind, offset, length))
-            sizes.append(0 if hole else length)
-            if not hole:
-                data = self.file.read(offset, length)
-                if len(data) != length:
-                    raise OSError(errno.EIO, f"the file ends within {length} bytes at {offset}", self.config.path)
+            data = b"" if hole else self.file.read(offset, length)
+            if not hole and len(data) != length:
+                raise OSError(errno.EIO, f"the file ends within {length} bytes at {offset}", self.config.path)
+            read += len(data)
+            if hole or data == _ZEROES[:length]:
+                entries.append(encode_entry(self.index, EntryKind.ZERO, offset, length))
+                sizes.append(0)
+            else:
+                entries.append(encode_entry(self.index, EntryKind.DATA, offset, length))
+                sizes.append(length)
                 payloads.append(data)
-                total += length
-            if total >= READ_BYTES or len(entries) >= MAX_ENTRIES:
+            if read >= READ_BYTES or len(entries) >= MAX_ENTRIES:
                 yield entries, payloads, sizes
-                entries, payloads, sizes, total = [], [], [], 0
+                entries, payloads, sizes, read = [], [], [], 0
         if entries:
             yield entries, payloads, sizes
 

@@ -15,6 +15,7 @@ from primary_agent.tap.batches import INLINE_ZEROES, entries_of, groups_of, with
 from primary_agent.tap.disks import Disk, Range
 from primary_agent.tap.locate import Place, locate_position, locate_segment
 from primary_agent.tap.log import Cut
+from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.resume import resume
 from primary_agent.tap.start import Start, read_start
 from primary_agent.tap.tasks import SharedSync, Tasks, Turns
@@ -22,10 +23,10 @@ from primary_agent.tap.tracker import Tracker
 from primary_agent.tap.watch import why
 from protocol.hrl import SealReason
 from protocol.position import Position
-from shared.errors import InvalidStateError, StorageError
+from shared.errors import InvalidStateError, StorageError, UsageError
 from shared.nbd.backend import Mutation, errno_of
 from shared.nbd.constants import Errno
-from shared.ports import Extent, Ports
+from shared.ports import Extent
 from shared.tap_config import STATE_NAME, TapConfig
 from shared.tap_control import LostReason
 
@@ -46,13 +47,12 @@ CACHE_MAX = 256 << 20
 class TapEngine:
     """The disks of one VM and their log. ``folder`` is the tap's own; ``config`` what an agent wrote there."""
 
-    def __init__(self, folder: str, config: TapConfig, ports: Ports) -> None:
+    def __init__(self, folder: str, config: TapConfig, ports: TapPorts) -> None:
         self.config = config
         self.interval = config.interval_seconds
         self.disks: list[Disk] = []
         self.tasks = Tasks()
         """``tasks.failure`` is done when an unexpected error makes going on impossible."""
-        self.writes = 0
         self.last_write_time: float | None = None
         self._folder = folder
         self._ports = ports
@@ -185,8 +185,7 @@ class TapEngine:
         return self._clock.monotonic() + SLOW_SECONDS
 
     def _finish(self, disk: Disk, batch: Sequence[Mutation], time_ns: int, failed: Sequence[Range]) -> None:
-        """Count a group that is on the disk, and log anew what failed: the disk is the truth (R26)."""
-        self.writes += len(batch)
+        """A group is on the disk: log anew what failed, for the disk is the truth (R26), and tell of the progress."""
         self.last_write_time = self._clock.wall()
         tracker = self.tracker
         if time_ns and tracker.log is not None:
@@ -326,8 +325,17 @@ class TapEngine:
         async with self._begins:
             await self.tracker.end()
 
+    def set_log_limit(self, limit: int) -> None:
+        """The bytes that log files may take. Raises UsageError for less than two files."""
+        files = self.tracker.files
+        if limit < 2 * files.file_bytes:
+            text = f"A log limit of {limit} bytes is less than two log files of {files.file_bytes}."
+            raise UsageError(text, "Choose a larger limit.")
+        files.limit = limit
+        files.changed()
+
     async def locate(self, epoch: bytes, segment: int, position: Position | None = None) -> Place:
-        """The place of ``position``, or of the start of ``segment``. Raises NotFoundError."""
+        """The place of ``position``, or of the start of ``segment``. Raises NotFoundError or StorageError."""
         files = self.tracker.files
         log = [file for file in files.used if file.header.epoch == epoch]
         holder = object()
@@ -337,6 +345,8 @@ class TapEngine:
             if position is not None:
                 return await self._workers.run(locate_position, self._ports.files, log, position)
             return await self._workers.run(locate_segment, self._ports.files, log, epoch, segment)
+        except OSError as error:
+            raise StorageError(f"The log can't be read: {why(error)}.", "Check the log's volume.") from error
         finally:
             files.lease(holder, 0, 0)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.start import Start
 from primary_agent.tap.tracker import Tracker
 from primary_agent.tap.watch import why
 from shared.errors import StorageError
-from shared.ports import Ports
 
 
-async def resume(ports: Ports, start: Start, tracker: Tracker, state_path: str) -> None:
+async def resume(ports: TapPorts, start: Start, tracker: Tracker, state_path: str) -> None:
     """Make the tap's state ACTIVE, durably, and the log ready for the first change.
 
     After an orderly stop the state comes first: what is logged then must not be taken for a foreign change of a log

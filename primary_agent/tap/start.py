@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from primary_agent.tap.disks import Disk
 from primary_agent.tap.log_files import LogFile, LogFiles, prepare
+from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.recovery import (
     Tail,
     TrackingLost,
@@ -20,7 +21,7 @@ from primary_agent.tap.supply import no_room
 from primary_agent.tap.watch import why
 from shared.errors import DiskInUseError, StorageError
 from shared.hrl_files import log_file_sequence
-from shared.ports import File, FileSystem, Ports
+from shared.ports import File, FileSystem
 from shared.tap_config import LOCK_NAME, STATE_NAME, TapConfig
 from shared.tap_control import LostReason, Tracking
 
@@ -55,7 +56,7 @@ class Start:
         self.lock.close()
 
 
-def read_start(ports: Ports, folder: str, config: TapConfig) -> Start:
+def read_start(ports: TapPorts, folder: str, config: TapConfig) -> Start:
     """Everything of a start that comes before the first change. Blocks.
 
     Raises VmreplicaError where the tap has to refuse its work: a disk or the folder is in use, missing, of the wrong
@@ -115,7 +116,7 @@ def lock_folder(files: FileSystem, folder: str) -> File:
     return file
 
 
-def _judge(ports: Ports, config: TapConfig, start: Start, loaded: Loaded) -> None:
+def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> None:
     """Fill in what state and log say. Raises StorageError only where a first start finds no room."""
     state = start.state = loaded.state
     tracked = state is not None and state.tracking is Tracking.ON
@@ -152,7 +153,7 @@ def _proof_of_room(files: FileSystem, log_files: LogFiles) -> File:
     return prepare(files, plan)
 
 
-def _take_up(ports: Ports, start: Start, state: TapState, log: list[LogFile]) -> None:
+def _take_up(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -> None:
     """Find the log's end, and judge whether it names all that changed. Raises TrackingLost or OSError."""
     identities = [disk.file.identity() for disk in start.disks]
     check_disks(state, start.disks, identities, ports.clock.boot_id())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from primary_agent.tap.log_files import LogFiles, Preparation, prepare
+from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.tasks import Tasks
 from shared.errors import NoSpaceError, StorageError
-from shared.ports import FileSystem, Ports
+from shared.ports import FileSystem
 
 
 class Supply:
     """Serves one tap's log files. Only while ``wanted`` are files made ready."""
 
-    def __init__(self, ports: Ports, tasks: Tasks, files: LogFiles) -> None:
+    def __init__(self, ports: TapPorts, tasks: Tasks, files: LogFiles) -> None:
         self.wanted = False
         self._ports = ports
         self._tasks = tasks

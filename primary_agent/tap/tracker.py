@@ -11,6 +11,7 @@ from typing import NoReturn, Protocol
 from primary_agent.tap.disks import Disk, Range
 from primary_agent.tap.log import Cut, LogFullError, LogWriter
 from primary_agent.tap.log_files import LogFiles
+from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.recovery import Tail
 from primary_agent.tap.state import MAX_TEXT, LogEnd, Loss, Stamp, StateFile, Status, TapState
 from primary_agent.tap.supply import Supply
@@ -18,7 +19,7 @@ from primary_agent.tap.tasks import SharedSync, Tasks
 from primary_agent.tap.watch import Watch, why
 from protocol.hrl import SealReason
 from shared.errors import InvalidStateError, StorageError
-from shared.ports import File, FileSystem, Ports
+from shared.ports import File, FileSystem
 from shared.tap_control import LostReason, Tracking
 
 STATE_RETRY_SECONDS = 5.0
@@ -47,7 +48,7 @@ class Tracker:
 
     def __init__(
         self,
-        ports: Ports,
+        ports: TapPorts,
         tasks: Tasks,
         vm: bytes,
         disks: Sequence[Disk],
@@ -92,7 +93,7 @@ class Tracker:
         if self.tracking is not Tracking.ON:
             self._first_file = self.files.next_sequence
 
-    def activate(self, path: str, *, twice: bool) -> None:
+    def activate(self, path: str, twice: bool) -> None:
         """Write the state of a running tap durably, into both slots if asked to. Blocks. Raises OSError.
 
         ``path`` is the name that a new state file gets.
@@ -139,7 +140,7 @@ class Tracker:
             await self._ending
         await self.sync.settle()
 
-    def close_files(self, *, clean: bool) -> None:
+    def close_files(self, clean: bool) -> None:
         """Close everything; ``clean`` writes the CLEAN state first. Blocks. Raises OSError."""
         try:
             if clean:
@@ -210,6 +211,14 @@ class Tracker:
         if self.log is not log:
             self._not_tracking()
         return cut
+
+    @property
+    def first_segment(self) -> int:
+        """The oldest segment that is wholly kept; 0 while nothing is tracked."""
+        if self.log is None:
+            return 0
+        # The oldest file may begin in the middle of the segment that its header names.
+        return max(self.released_segment, self.files.used[0].header.segment) + 1
 
     def _not_tracking(self) -> NoReturn:
         text = f"Tracking was lost: {self.loss.text}." if self.loss else "The tap does not track the writes."

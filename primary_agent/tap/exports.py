@@ -1,0 +1,58 @@
+"""The tap's disks as NBD exports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from primary_agent.tap.disks import Disk
+from primary_agent.tap.engine import TapEngine
+from shared.nbd.backend import ExportBackend, Mutation
+from shared.ports import Extent
+
+
+class DiskExport:
+    """One disk, for the NBD server (shared.nbd.backend.ExportBackend)."""
+
+    def __init__(self, engine: TapEngine, disk: Disk) -> None:
+        self.name = disk.config.export
+        self.size = disk.size
+        self.read_only = False
+        self.description = f"{engine.config.name}: disk {disk.index}"
+        self._engine = engine
+        self._disk = disk
+
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        return self._engine.read_cached(self._disk, offset, length)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await self._engine.read(self._disk, offset, length)
+
+    def mutate(self, batch: list[Mutation]) -> asyncio.Future[None] | None:
+        return self._engine.mutate(self._disk, batch)
+
+    async def flush(self) -> int:
+        return await self._engine.flush(self._disk)
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        return await self._engine.extents(self._disk, offset, length)
+
+    async def cache(self, offset: int, length: int) -> None:
+        await self._engine.cache(self._disk, offset, length)
+
+
+class DiskDirectory:
+    """All disks of the VM; "" finds the only one (shared.nbd.backend.ExportDirectory)."""
+
+    def __init__(self, engine: TapEngine) -> None:
+        self._exports: dict[str, ExportBackend] = {
+            disk.config.export: DiskExport(engine, disk) for disk in engine.disks
+        }
+
+    def find(self, name: str) -> ExportBackend | None:
+        if name == "" and len(self._exports) == 1:
+            return next(iter(self._exports.values()))
+        return self._exports.get(name)
+
+    def names(self) -> list[tuple[str, str]]:
+        return [(name, export.description) for name, export in self._exports.items()]

@@ -1,0 +1,79 @@
+"""vmreplica-tap: the process in a VM's I/O path, one for each VM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import signal
+import sys
+from importlib import metadata
+
+import structlog
+import uvloop
+
+from primary_agent.tap.ports import OwnPorts
+from primary_agent.tap.process import Identity, TapFailedError, TapProcess
+from shared.admin.access import Access
+from shared.errors import VmreplicaError
+from shared.ports.clock import RealClock
+from shared.ports.files import RealFileSystem
+from shared.ports.network import RealNetwork
+from shared.ports.rng import SystemRandom
+from shared.ports.workers import ThreadWorkers
+
+WORKERS = 8
+"""Threads for cold reads and syncs."""
+COLLECT_AFTER = 50_000
+"""Objects made beyond those freed before the collector looks for cycles: a pause is a guest's latency."""
+
+
+def main() -> int:
+    """Run a tap until SIGTERM or SIGINT; the exit code is that of the error (shared.errors)."""
+    parser = argparse.ArgumentParser(
+        prog="vmreplica-tap",
+        description="Serves a VM's disks over NBD and logs every write. Started by an agent, which prepares FOLDER.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="the tap's folder, with tap.json in it")
+    folder = os.path.abspath(parser.parse_args().folder)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, 20, 100)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(folder))
+    except VmreplicaError as error:
+        print(f"vmreplica-tap: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+async def _run(folder: str) -> None:
+    workers = ThreadWorkers(WORKERS)
+    ports = OwnPorts(RealClock(), SystemRandom(), workers, RealFileSystem(), RealNetwork())
+    identity = Identity(os.getpid(), metadata.version("vmreplica"))
+    process = TapProcess(folder, ports, identity, authorize=Access(os.getuid()))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, process.stop.set)
+    try:
+        await process.run()
+    except TapFailedError as error:
+        print(f"vmreplica-tap: {error}", file=sys.stderr, flush=True)
+        # A worker may be stuck in a system call, and must not keep the process, and so the disks' locks, alive.
+        os._exit(error.exit_code)
+    finally:
+        await workers.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
