@@ -140,18 +140,20 @@ class PrimaryVm:
 
     async def _refresh_tap(self, older_than: float) -> None:
         connection = self.parts.tap.connection
+        if connection is None:
+            return
         try:
             await self.parts.tap.refresh(older_than=older_than)
         except VmreplicaError as error:
+            # It is connected anew, or started where it is gone.
             log.info("the tap did not tell its status", vm=self.name, reason=str(error))
-            if connection is not None:
-                connection.client.close()
+            connection.client.close()
 
     # --- orders ----------------------------------------------------------------------------------------------------
 
     async def status(self, *, fresh: bool = True) -> VmStatus:
         """The VM's status; ``fresh`` asks the tap first."""
-        if fresh and self.parts.tap.connection is not None and self.failure is None:
+        if fresh and self.failure is None:
             await self._refresh_tap(0.5)
         return status_of(self.parts, self.folder, self.failure)
 

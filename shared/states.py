@@ -182,3 +182,39 @@ def replica_transition(state: ReplicationState, event: ReplicaEvent) -> Replicat
     transition.
     """
     return _follow(REPLICA_TRANSITIONS, state, event)
+
+
+def tables_page() -> str:
+    """The page ``docs/states.md``: states, numbers and both tables, in Markdown."""
+    reached = set(PRIMARY_TRANSITIONS.values()) | set(REPLICA_TRANSITIONS.values())
+    lines = [
+        "# States of replication",
+        "",
+        "Drawn from `shared/states.py` by `scripts/draw-states`; a test keeps the two equal. Names and numbers are",
+        "Hyper-V Replica's and never change. States marked – have their number, but nothing leads to them yet.",
+        "",
+        "| number | state | reached |",
+        "|---|---|---|",
+        *(f"| {state.value} | {state.title} | {'yes' if state in reached else '–'} |" for state in ReplicationState),
+        "",
+        "A transition that a table does not name is refused with event 32546 and changes nothing. `replication",
+        "removed` leads from every state to Disabled and is left out below.",
+        "",
+        "## At the primary",
+        "",
+        *_table_lines(PRIMARY_TRANSITIONS),
+        "",
+        "## At the replica",
+        "",
+        *_table_lines(REPLICA_TRANSITIONS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table_lines(table: dict[tuple[ReplicationState, E], ReplicationState]) -> list[str]:
+    rows = [
+        f"| {before.title} | {event.value} | {after.title} |"
+        for (before, event), after in sorted(table.items(), key=lambda item: item[0][0])
+        if event.name != "REMOVED"
+    ]
+    return ["| state | event | state after |", "|---|---|---|", *rows]

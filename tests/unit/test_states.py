@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from shared.states import (
     ReplicationState,
     primary_transition,
     replica_transition,
+    tables_page,
 )
 
 HYPER_V_NUMBERS = {
@@ -101,3 +103,8 @@ def test_a_failed_over_primary_goes_on_only_through_its_administrator() -> None:
         PrimaryEvent.RETRIED: ReplicationState.WAITING_FOR_START_RESYNCHRONIZE,
         PrimaryEvent.REMOVED: ReplicationState.DISABLED,
     }
+
+
+def test_the_page_of_states_is_drawn_from_the_tables() -> None:
+    page = Path(__file__).parents[2] / "docs" / "states.md"
+    assert page.read_text(encoding="utf-8") == tables_page(), "run scripts/draw-states"
