@@ -21,13 +21,19 @@ from replica_agent.record import (
     load_vm,
     plain,
 )
-from shared.errors import InvalidStateError
+from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId, make_event
 from shared.ports import Clock, Store
 from shared.states import ReplicaEvent, ReplicationState, replica_transition
 from shared.status import Cause
 
 MAX_CAUSES = 16
+
+
+class LedgerError(VmreplicaError):
+    """The store could not commit: what it holds now is known only when it is read anew."""
+
+    code = "state_not_written"
 
 
 @dataclass(slots=True)
@@ -134,7 +140,12 @@ class Ledger:
         if draft.statistics != self.statistics:
             changes["statistics"] = draft.statistics
         if changes or draft.events:
-            await self.store.commit(changes, draft.events)
+            try:
+                await self.store.commit(changes, draft.events)
+            except (VmreplicaError, OSError) as error:
+                raise LedgerError(
+                    f"The state of {self.vm.name} can't be written: {error}", "Check its volume; it is tried again."
+                ) from error
         self.vm, self.replication = draft.vm, draft.replication
         self.resync, self.promotion = draft.resync, draft.promotion
         self.statistics = draft.statistics

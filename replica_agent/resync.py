@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from shared.disks.hashing import HASH_NAME, RangeHasher
 
 from protocol.bulk import Blocks, Bulk, Manifest, block_count, decode_blocks, encode_manifest
 from protocol.entries import EntryKind
@@ -33,13 +32,13 @@ from replica_agent.disks import BaseDisks
 from replica_agent.record import ResyncRecord
 from replica_agent.replay import Source
 from replica_agent.spool import Spool, SyncFailedError
+from shared.disks.hashing import HASH_NAME, KEY_BYTES, RangeHasher
 from shared.ports import Buffer, Ports
 
 MAX_PENDING_RANGES = 256
 """Ranges whose manifest was asked for and that are not done; a sound primary has far fewer."""
 BLOCK_SIZES = (4096, 16 << 20)
 """The smallest and the largest block size that a primary may choose, in bytes; it must be a power of two."""
-KEY_BYTES = 32
 
 
 @dataclass(slots=True)
@@ -69,6 +68,8 @@ class OpenResync:
     the manifest was sent.
     """
     received_bytes: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    """Ranges that could not be read, not yet told to anybody."""
 
     @property
     def state(self) -> ResyncState:
@@ -124,9 +125,8 @@ class OpenResync:
             self.pending[place] = True
 
     def manifest(self, request: ManifestRequest) -> list[Buffer]:
-        """Hash the range of the newest point. Blocks. A block that can't be read is told to differ (R24).
-
-        Its remedy is the block itself, which then is sent and written.
+        """Hash the range of the newest point. Blocks. A range that can't be read is told to differ (R24): it is sent
+        and written anew, which is what a disk with a bad sector needs.
         """
         key = self.key
         if key is None:
@@ -136,7 +136,9 @@ class OpenResync:
             if self.reread:
                 raise OSError("the disk is not trusted")
             holes, tags = key.hasher.hash_range(file, request.offset, request.length)
-        except OSError:
+        except OSError as error:
+            if not self.reread:
+                self.unreadable.append(f"{request.length} bytes at {request.offset} of disk {request.disk}: {error}")
             count = block_count(request.length, key.block_size)
             holes = np.zeros(count, bool)
             tags = np.frombuffer(self.ports.random.bytes(16 * count), np.uint8).reshape(count, 16)

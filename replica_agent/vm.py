@@ -21,14 +21,16 @@ from replica_agent.promotion import Promotion, fenced
 from replica_agent.recovery import recover
 from replica_agent.refusals import Refusal
 from shared.channel import Channel
-from shared.errors import VmreplicaError
+from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
 from shared.planning import compare_geometry
-from shared.states import ReplicationState
+from shared.states import ReplicaEvent, ReplicationState
 from shared.stats import ReplicationStatistics
 from shared.status import Cause, CutStatus
 
 HOUSEKEEPING_SECONDS = 5.0
+FAILOVER_WAIT_SECONDS = 20.0
+"""How long ``failover`` waits for the disks to be served before it answers; it goes on by itself."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,12 +54,15 @@ class ReplicaVm:
         self.statistics = ReplicationStatistics(ledger.statistics, surroundings.ports.clock.wall())
         parts.applier.statistics = self.statistics
         self.failure: Cause | None = None
+        self.on_failure: Callable[[ReplicaVm], None] | None = None
         self.trouble: Cause | None = None
         """Why the last session ended, where only an administrator, or time, can help; None once one goes well."""
         self.control: Control | None = None
         self.bulk: BulkConnection | None = None
         self.peer = ""
         """Fingerprint of the certificate of the primary that is connected."""
+        self.connected_time: float | None = None
+        """Since when there is a session, or none; seconds since the Unix epoch."""
         self._serving: dict[Control, asyncio.Task[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -91,7 +96,12 @@ class ReplicaVm:
             self._spawn(self.promotion.complete())
 
     async def stop(self) -> None:
-        """End connections, tasks and exports, and close the files."""
+        """End connections, tasks and exports, and close files and store."""
+        await self.end()
+        await self.ledger.store.close()
+
+    async def end(self) -> None:
+        """Like :meth:`stop`, but the store stays open."""
         self._closing = True
         await self.end_sessions(Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again."))
         for task in list(self._tasks):
@@ -99,7 +109,6 @@ class ReplicaVm:
         await settle(self._tasks)
         await self.exports.stop()
         await finish(self.parts.ports.workers.run(self._close))
-        await self.ledger.store.close()
 
     def _close(self) -> None:
         """Blocks."""
@@ -111,14 +120,19 @@ class ReplicaVm:
         parts.disks.close()
 
     async def fail(self, error: Exception) -> None:
-        """This VM can't go on; the others do."""
+        """This VM can't go on before it was started anew; the others do."""
         text = error.text if isinstance(error, VmreplicaError) else f"{type(error).__name__}: {error}"
         remedy = error.remedy if isinstance(error, VmreplicaError) else ""
         code = error.code if isinstance(error, VmreplicaError) else "internal"
         remedy = remedy or f"See the agent's log; then run `vmreplica resume {self.name}`."
         self.failure = Cause(code=code, text=text, time=self.parts.ports.clock.wall(), remedy=remedy)
         self.parts.changed.notify()
-        await self.ledger.note(EventId.DAMAGED, text, cause=code)
+        if self.on_failure is not None:
+            self.on_failure(self)
+        try:
+            await self.ledger.note(EventId.DAMAGED, text, cause=code)
+        except (VmreplicaError, OSError):
+            log.exception("the failure of a VM can't be recorded", vm=self.name, failure=text)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` as a task of this VM; an error that it ends with is this VM's failure."""
@@ -187,6 +201,7 @@ class ReplicaVm:
             await self._meet(channel, body)
             channel.send(self.opened())
             self.trouble = None
+            self.connected_time = self.parts.ports.clock.wall()
             self.parts.changed.notify()
             await control.run()
         finally:
@@ -279,6 +294,53 @@ class ReplicaVm:
         await self.end_sessions(
             Refusal(ErrorCode.BUSY, f"{self.name} is being failed over.", "Look at its status on the replica.")
         )
+
+    def note_trouble(self, told: Refusal) -> None:
+        """A session ended for a reason that a reconnect alone does not heal: shown until one goes well."""
+        quiet = (ErrorCode.BUSY, ErrorCode.STALE, ErrorCode.SHUTDOWN, ErrorCode.FENCED)
+        if told.code not in quiet:
+            now = self.parts.ports.clock.wall()
+            self.trouble = Cause(code=told.code, text=told.text, time=now, remedy=told.remedy)
+            self.statistics.failed(now)
+            self.parts.changed.notify()
+
+    # --- orders ----------------------------------------------------------------------------------------------------
+
+    async def suspend(self) -> None:
+        """Receive nothing until resumed; what was received is still applied. Raises InvalidStateError."""
+        async with self.parts.order, self.ledger.transaction() as draft:
+            draft.step(ReplicaEvent.SUSPENDED, "suspended by the administrator")
+        await self.end_sessions(
+            Refusal(
+                ErrorCode.BUSY,
+                f"Replication of {self.name} was suspended at the replica.",
+                f"Run `vmreplica resume {self.name}` there.",
+            )
+        )
+
+    async def resume(self) -> None:
+        """Go on after a suspension. Raises InvalidStateError."""
+        async with self.parts.order, self.ledger.transaction() as draft:
+            draft.step(ReplicaEvent.RESUMED, "resumed by the administrator")
+
+    async def failover(self) -> None:
+        """Promote the newest cut and serve it. Returns when that is durable and, if it takes no long, complete."""
+        if self.failure is not None:
+            raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
+        begun = self.ledger.promotion is not None
+        await self.promotion.decide()
+        if not begun:
+            self._spawn(self.promotion.complete())
+        await self._await_service(FAILOVER_WAIT_SECONDS)
+
+    async def _await_service(self, seconds: float) -> None:
+        """Wait until the promoted disks are served, but no longer than this."""
+        deadline = self.parts.ports.clock.monotonic() + seconds
+        while (left := deadline - self.parts.ports.clock.monotonic()) > 0:
+            tap = self.promotion.tap
+            if tap is not None and tap.status is not None:
+                return
+            await (tap.changed if tap is not None else self.parts.changed).wait_for(left)
 
     # --- what simulation and verbs ask -----------------------------------------------------------------------------
 

@@ -1,0 +1,91 @@
+"""The replica agent's admin methods: parameters in, the agent's and its VMs' answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from replica_agent.agent import ReplicaAgent
+from replica_agent.finishing import finish
+from replica_agent.vm import ReplicaVm
+from replica_agent.vm_status import status_of
+from shared.admin import verbs
+from shared.admin.methods import Methods
+from shared.admin.server import Client
+from shared.admin.verbs import AnyVmParams, EventsParams, RemoveParams, ResumeParams, UnexportParams, VmParams
+from shared.errors import InvalidStateError, UsageError
+from shared.events import EventId
+from shared.status import AgentStatus, ExportStatus, Statistics, VmStatus
+
+
+class AdminMethods:
+    """The methods, for one agent."""
+
+    def __init__(self, agent: ReplicaAgent) -> None:
+        self._agent = agent
+
+    def table(self) -> Methods:
+        """The methods under their names."""
+        methods = Methods()
+        methods.add(verbs.STATUS, AnyVmParams, self.status)
+        methods.add(verbs.GET, AnyVmParams, self.status)
+        methods.add(verbs.MEASURE, VmParams, self.measure)
+        methods.add(verbs.EVENTS, EventsParams, self.events)
+        methods.add(verbs.SUSPEND, VmParams, self.suspend)
+        methods.add(verbs.RESUME, ResumeParams, self.resume)
+        methods.add(verbs.REMOVE, RemoveParams, self.remove)
+        methods.add(verbs.EXPORT, VmParams, self.export)
+        methods.add(verbs.UNEXPORT, UnexportParams, self.unexport)
+        methods.add(verbs.FAILOVER, VmParams, self.failover)
+        return methods
+
+    async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:
+        return self._agent.status(params.vm)
+
+    async def measure(self, params: VmParams, client: Client) -> Statistics:
+        return status_of(self._agent.find(params.vm)).statistics
+
+    async def events(self, params: EventsParams, client: Client) -> dict[str, Any]:
+        return {"events": await self._agent.events(params.vm, limit=params.limit, after=params.after)}
+
+    async def suspend(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "suspend", vm.suspend())
+
+    async def resume(self, params: ResumeParams, client: Client) -> VmStatus:
+        if params.resynchronize:
+            raise UsageError(
+                f"A resynchronization of {params.vm} is started at its primary.",
+                f"Run `vmreplica resume {params.vm} --resynchronize` there.",
+            )
+        vm = self._agent.find(params.vm)
+        if vm.failure is not None:
+            await finish(self._agent.revive(vm))
+            return status_of(self._agent.find(params.vm))
+        return await _ordered(vm, "resume", vm.resume())
+
+    async def remove(self, params: RemoveParams, client: Client) -> None:
+        if not params.yes:
+            raise UsageError(f"Removing {params.vm} here deletes its recovery point.", "Repeat it with --yes.")
+        await finish(self._agent.remove(params.vm))
+
+    async def export(self, params: VmParams, client: Client) -> ExportStatus:
+        vm = self._agent.find(params.vm)
+        return await finish(vm.exports.start(vm.describe))
+
+    async def unexport(self, params: UnexportParams, client: Client) -> None:
+        await finish(self._agent.find(params.vm).exports.stop(params.id))
+
+    async def failover(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover", vm.failover())
+
+
+async def _ordered(vm: ReplicaVm, verb: str, order: Coroutine[Any, Any, None]) -> VmStatus:
+    """Carry out an order to its end; one that the state does not allow is put on record (event 32546) and refused."""
+    try:
+        await finish(order)
+    except InvalidStateError as error:
+        await vm.ledger.note(EventId.INVALID_STATE, f"{verb} was refused: {error.text}", cause=verb)
+        raise
+    return status_of(vm)

@@ -1,0 +1,274 @@
+"""The replica agent: all VMs in its storage locations, the primaries' connections, and the orders to VMs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from protocol.messages import ErrorCode, Open
+from protocol.position import Position
+from replica_agent.authorize import Authorization, Grant
+from replica_agent.creating import clear_folder, create_vm, plan_vm, remove_vm
+from replica_agent.finishing import finish
+from replica_agent.layout import read_vm_folder, vm_folder
+from replica_agent.ledger import Ledger
+from replica_agent.parts import Surroundings
+from replica_agent.refusals import Refusal
+from replica_agent.sessions import Sessions
+from replica_agent.vm import ReplicaVm, settle
+from replica_agent.vm_status import damaged_status, status_of
+from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
+from shared.ports import Address, Ports
+from shared.status import AgentStatus
+
+REVIVAL_SECONDS = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class ReplicaConfig(Protocol):
+    """What the agent needs of its configuration (shared.config)."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def runtime_dir(self) -> str: ...
+    @property
+    def listen(self) -> Address: ...
+    @property
+    def grants(self) -> Sequence[Grant]: ...
+
+
+@dataclass(slots=True)
+class DamagedVm:
+    """A VM whose state can't be read: listed with its remedy, while the others go on."""
+
+    vm: bytes
+    name: str
+    folder: str
+    error: VmreplicaError
+
+
+class ReplicaAgent:
+    """Owns the VMs. ``start`` finds them and listens; ``stop`` ends everything but the taps of promoted VMs."""
+
+    def __init__(self, config: ReplicaConfig, ports: Ports, *, surroundings: Surroundings | None = None) -> None:
+        self.config = config
+        self.ports = ports
+        self.surroundings = surroundings or Surroundings(ports, config.host, "vmreplica", config.runtime_dir)
+        self.vms: dict[bytes, ReplicaVm] = {}
+        self.damaged: dict[bytes, DamagedVm] = {}
+        self.sessions = Sessions(
+            self.surroundings, Authorization(tuple(config.grants)), self._vm_for, lambda: len(self.vms)
+        )
+        self.started_time = ports.clock.wall()
+        self.exposed: list[Callable[[ReplicaVm, Position], None]] = []
+        """Called synchronously whenever the disks of a VM are exactly at a new point, and at its start."""
+        self._changing = asyncio.Lock()
+        self._revivals: set[asyncio.Task[None]] = set()
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Find and start all VMs, then listen. Raises what listening raises; a VM's trouble stays its own."""
+        for storage in self.sessions.authorization.storages:
+            await self._find(storage)
+        await self.sessions.listen(self.config.listen)
+
+    async def stop(self) -> None:
+        """End all connections and VMs in order."""
+        for task in list(self._revivals):
+            task.cancel()
+        await settle(self._revivals)
+        await asyncio.gather(*(vm.end_sessions(_STOPPING) for vm in self.vms.values()))
+        await self.sessions.close()
+        await asyncio.gather(*(vm.stop() for vm in self.vms.values()))
+        self.vms.clear()
+
+    async def reload(self, config: ReplicaConfig) -> None:
+        """Take over the authorization of a new configuration; connections that it no longer allows are ended."""
+        self.config = config
+        known = set(self.sessions.authorization.storages)
+        self.sessions.reauthorize(Authorization(tuple(config.grants)))
+        for storage in self.sessions.authorization.storages:
+            if storage not in known:
+                await self._find(storage)
+
+    async def _find(self, storage: str) -> None:
+        """Start the VMs of one storage location."""
+        await finish(self.ports.workers.run(self.ports.files.make_folder, storage))
+        for name in await finish(self.ports.workers.run(self.ports.files.list, storage)):
+            vm = read_vm_folder(name)
+            if vm is not None and vm not in self.vms and vm not in self.damaged:
+                await self._load(vm, vm_folder(storage, vm))
+
+    async def _load(self, vm: bytes, folder: str) -> None:
+        if not await finish(self.ports.workers.run(self.ports.files.list, folder)):
+            # Its creation was interrupted before anything was made.
+            await finish(self.ports.workers.run(self.ports.files.remove_tree, folder))
+            return
+        try:
+            store = await self.ports.stores.open(folder)
+        except VmreplicaError as error:
+            self._list_damaged(vm, folder, error)
+            return
+        if not store.names():
+            await store.close()
+            await finish(self.ports.workers.run(clear_folder, self.ports, folder))
+            return
+        try:
+            ledger = Ledger(store, self.ports.clock)
+            if ledger.vm.vm != vm:
+                raise StoreDamagedError(
+                    f"The state in {folder} belongs to another VM, {ledger.vm.vm.hex()}.",
+                    "Move the folder back to where it came from.",
+                )
+        except VmreplicaError as error:
+            await store.close()
+            self._list_damaged(vm, folder, error)
+            return
+        await self._take_in(ReplicaVm(self.surroundings, folder, ledger))
+
+    async def _take_in(self, vm: ReplicaVm) -> ReplicaVm:
+        self.vms[vm.parts.vm] = vm
+
+        def exposed(position: Position) -> None:
+            for callback in self.exposed:
+                callback(vm, position)
+
+        vm.on_exposed(exposed)
+        vm.on_failure = self._failed
+        await vm.start()
+        return vm
+
+    def _failed(self, vm: ReplicaVm) -> None:
+        """Try a VM that failed again after a while: what failed may be over, and its state says how to go on."""
+
+        async def later() -> None:
+            await asyncio.sleep(REVIVAL_SECONDS)
+            await self.revive(vm)
+
+        task = asyncio.get_running_loop().create_task(later())
+        self._revivals.add(task)
+        task.add_done_callback(self._revivals.discard)
+
+    async def revive(self, vm: ReplicaVm) -> None:
+        """Start a failed VM anew from its durable state."""
+        async with self._changing:
+            if self.vms.get(vm.parts.vm) is vm and vm.failure is not None:
+                await finish(self._reload_vm(vm))
+
+    async def _reload_vm(self, vm: ReplicaVm) -> None:
+        await vm.stop()
+        del self.vms[vm.parts.vm]
+        await self._load(vm.parts.vm, vm.parts.layout.folder)
+
+    def _list_damaged(self, vm: bytes, folder: str, error: VmreplicaError) -> None:
+        name = folder.rpartition("/")[2]
+        log.error("a VM can't be loaded", vm=name, reason=str(error))
+        self.damaged[vm] = DamagedVm(vm, name, folder, error)
+
+    # --- connections -----------------------------------------------------------------------------------------------
+
+    async def _vm_for(self, grant: Grant, body: Open, peer: str) -> ReplicaVm:
+        """The VM of an authorized OPEN; made where there is none yet."""
+        async with self._changing:
+            if body.vm in self.damaged:
+                error = self.damaged[body.vm].error
+                raise Refusal(ErrorCode.DAMAGED, error.text, error.remedy)
+            known = self.vms.get(body.vm)
+            if known is not None:
+                return known
+            record = plan_vm(body, peer, self.ports.clock.wall())
+            folder = vm_folder(grant.storage, body.vm)
+            ledger = await finish(create_vm(self.ports, folder, record))
+            return await finish(self._take_in(ReplicaVm(self.surroundings, folder, ledger)))
+
+    # --- looking up ------------------------------------------------------------------------------------------------
+
+    def find(self, name: str) -> ReplicaVm:
+        """The VM of that name or UUID. Raises NotFoundError, or what is wrong with its state."""
+        found = [vm for vm in self.vms.values() if name in (vm.name, vm.parts.uuid)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise NotFoundError(f"Several VMs here are named {name}.", "Name it by its UUID.")
+        damaged = self._find_damaged(name)
+        if damaged is not None:
+            raise damaged.error
+        known = ", ".join(sorted(vm.name for vm in self.vms.values())) or "none"
+        raise NotFoundError(f"No VM {name} is replicated to this host.", f"Known VMs: {known}.")
+
+    def _find_damaged(self, name: str) -> DamagedVm | None:
+        return next((vm for vm in self.damaged.values() if vm.name == name), None)
+
+    def status(self, name: str | None = None) -> AgentStatus:
+        """The agent with all its VMs, or with one."""
+        damaged = [vm for vm in self.damaged.values() if name in (None, vm.name)]
+        vms = list(self.vms.values()) if name is None else []
+        if name is not None and not damaged:
+            vms = [self.find(name)]
+        now = self.ports.clock.wall()
+        statuses = [status_of(vm) for vm in vms]
+        statuses += [damaged_status(vm.name, vm.folder, vm.error, now) for vm in damaged]
+        listener = self.sessions.listener
+        return AgentStatus(
+            role="replica",
+            host=self.surroundings.host,
+            version=self.surroundings.software,
+            pid=os.getpid(),
+            started_time=self.started_time,
+            time=now,
+            listening=[str(listener.address)] if listener is not None else [],
+            vms=sorted(statuses, key=lambda vm: vm.name),
+        )
+
+    async def events(self, name: str | None, *, limit: int, after: int) -> list[dict[str, Any]]:
+        """Events of one VM or of all, the oldest first; those of several VMs in order of time."""
+        found: list[dict[str, Any]] = []
+        for vm in [self.find(name)] if name is not None else list(self.vms.values()):
+            for event in await vm.ledger.store.events(limit=limit, after=after):
+                found.append({**event, "vm": vm.name, "uuid": vm.parts.uuid})
+        return sorted(found, key=lambda event: (event["time"], event["id"]))[-limit:]
+
+    # --- removing --------------------------------------------------------------------------------------------------
+
+    async def remove(self, name: str) -> str:
+        """Forget a VM and its copy. Where it was failed over to here its disks stay: the folder that has them."""
+        async with self._changing:
+            damaged = self._find_damaged(name)
+            if damaged is not None:
+                raise InvalidStateError(
+                    f"The state of {name} can't be read, so its copy is not deleted: {damaged.error.text}",
+                    f"Look into {damaged.folder}; delete it by hand if nothing in it is needed.",
+                )
+            vm = self.find(name)
+            keep = await self._dismantle(vm)
+            del self.vms[vm.parts.vm]
+            await finish(remove_vm(self.ports, vm.parts.layout.folder, vm.ledger.store, keep_disks=keep))
+            return keep
+
+    async def _dismantle(self, vm: ReplicaVm) -> str:
+        """Stop everything of a VM but its store; where its disks are to be kept, or empty."""
+        promotion, tap = vm.ledger.promotion, vm.promotion.tap
+        if promotion is None:
+            await vm.end()
+            return ""
+        if tap is not None and tap.status is not None and any(disk.clients for disk in tap.status.disks):
+            raise InvalidStateError(
+                f"The disks of {vm.name} are in use: a client is connected to its tap.",
+                "Stop the virtual machine first.",
+            )
+        await vm.end()
+        if tap is not None:
+            await tap.stop_tap()
+        storage = vm.parts.layout.folder.rpartition("/")[0]
+        return f"{storage}/removed/{vm.parts.uuid}-{int(self.ports.clock.wall())}"
+
+
+_STOPPING = Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again.")

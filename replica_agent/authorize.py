@@ -1,0 +1,50 @@
+"""Who may replicate which VMs to where: a decision on a peer's certificate, default deny (I19)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.ports import Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One entry: peers with this certificate key (SHA-256 of its SubjectPublicKeyInfo, lower hex) and this name may
+    replicate ``vms`` (None: all) into ``storage``. At least one of key and name is given; both given must both fit.
+    """
+
+    storage: str
+    fingerprint: str = ""
+    name: str = ""
+    vms: frozenset[bytes] | None = None
+
+    def fits(self, peer: Peer) -> bool:
+        """Whether the entry is about this peer."""
+        if not self.fingerprint and not self.name:
+            return False
+        if self.fingerprint and self.fingerprint != peer.fingerprint:
+            return False
+        return not self.name or self.name.lower() in {name.lower() for name in peer.names}
+
+    def allows(self, vm: bytes) -> bool:
+        return self.vms is None or vm in self.vms
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """All entries; the first that fits decides where a VM is kept."""
+
+    grants: tuple[Grant, ...] = ()
+
+    def knows(self, peer: Peer) -> bool:
+        """Whether any entry is about this peer."""
+        return any(grant.fits(peer) for grant in self.grants)
+
+    def find(self, peer: Peer, vm: bytes) -> Grant | None:
+        """The entry by which ``peer`` may replicate ``vm``, or None."""
+        return next((grant for grant in self.grants if grant.fits(peer) and grant.allows(vm)), None)
+
+    @property
+    def storages(self) -> list[str]:
+        """All storage locations, each once."""
+        return list(dict.fromkeys(grant.storage for grant in self.grants))

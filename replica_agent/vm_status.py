@@ -1,0 +1,144 @@
+"""The status of one VM at the replica, put together from its parts."""
+
+from __future__ import annotations
+
+from protocol.messages import ResyncKind
+from protocol.position import NO_EPOCH, Position
+from replica_agent.exports import export_name
+from replica_agent.parts import VmParts
+from replica_agent.vm import ReplicaVm
+from shared.errors import VmreplicaError
+from shared.health import assessed
+from shared.states import ReplicationState
+from shared.status import Cause, CutStatus, DiskProgress, DiskStatus, LinkStatus, ProgressStatus, VmStatus
+
+
+def status_of(vm: ReplicaVm) -> VmStatus:
+    """The whole status, with health and summary."""
+    parts = vm.parts
+    record, clock = parts.ledger.replication, parts.ports.clock
+    now = clock.wall()
+    state = ReplicationState.ERROR if vm.failure is not None else record.state
+    spool, tap = parts.applier.spool, vm.promotion.tap
+    received = spool.received if spool is not None else None
+    pending = parts.applier.pending_bytes
+    status = VmStatus(
+        name=vm.name,
+        uuid=parts.uuid,
+        role="replica",
+        state=state.title,
+        state_code=int(state),
+        causes=list(record.causes),
+        problem=vm.failure or record.suspect or parts.applier.problem or vm.trouble,
+        baseline=record.epoch != NO_EPOCH,
+        suspended=state is ReplicationState.SUSPENDED,
+        interval_seconds=record.interval_seconds,
+        lag_seconds=max(0.0, now - record.applied_time) if record.applied_time is not None else None,
+        pending_bytes=pending,
+        newest_cut=_cut(vm, received),
+        acked_cut=_cut(vm, received),
+        applied_cut=_cut(vm, record.applied.position if record.applied is not None else None),
+        epoch=record.epoch.hex() if record.epoch != NO_EPOCH else "",
+        peer_host=record.peer_host,
+        link=_link(vm),
+        tap=tap.view() if tap is not None else None,
+        progress=_progress(parts),
+        statistics=vm.statistics.report(now, pending_bytes=pending),
+        disks=[
+            DiskStatus(
+                index=disk.index,
+                uuid=disk.uuid.hex(),
+                size_bytes=disk.size,
+                path=parts.disks.path(disk.index),
+                export=export_name(disk.index),
+            )
+            for disk in parts.disks.geometry
+        ],
+        exports=vm.exports.status(),
+        uris=tap.uris if tap is not None else [],
+        folder=parts.layout.folder,
+        settings={"interval_seconds": record.interval_seconds},
+    )
+    return assessed(status, now)
+
+
+def damaged_status(name: str, folder: str, error: VmreplicaError, now: float) -> VmStatus:
+    """The status of a VM whose state can't be read."""
+    state = ReplicationState.ERROR
+    status = VmStatus(
+        name=name,
+        uuid=name,
+        role="replica",
+        state=state.title,
+        state_code=int(state),
+        problem=Cause(code=error.code, text=error.text, remedy=error.remedy, time=now),
+        folder=folder,
+    )
+    return assessed(status, now)
+
+
+def _cut(vm: ReplicaVm, position: Position | None) -> CutStatus | None:
+    return vm.describe(position) if position is not None and position.segment > 0 else None
+
+
+def _link(vm: ReplicaVm) -> LinkStatus:
+    channel = vm.control.channel if vm.control is not None else None
+    if channel is None:
+        trouble = vm.trouble
+        return LinkStatus(
+            last_error=trouble.text if trouble is not None else "", last_error_code=trouble.code if trouble else ""
+        )
+    return LinkStatus(
+        connected=not channel.closed,
+        healthy=channel.healthy(),
+        peer=channel.peer.address,
+        since_time=vm.connected_time,
+        rtt_ms=channel.rtt * 1000 if channel.rtt is not None else None,
+        bytes_sent=channel.bytes_sent,
+        bytes_received=channel.bytes_received,
+    )
+
+
+def _progress(parts: VmParts) -> ProgressStatus | None:
+    """The work that takes long and is under way, if any."""
+    promotion, applier = parts.ledger.promotion, parts.applier
+    if promotion is not None and not promotion.serving:
+        return ProgressStatus(
+            kind="promotion",
+            phase="applying",
+            started_time=promotion.time,
+            total_bytes=applier.progress.total,
+            done_bytes=applier.progress.done,
+        )
+    if applier.merge is not None:
+        return ProgressStatus(
+            kind="merge",
+            phase="merging",
+            text="The resynchronization is committed and is being merged into the disks.",
+            total_bytes=applier.progress.total,
+            done_bytes=applier.progress.done,
+        )
+    return _resync_progress(parts)
+
+
+def _resync_progress(parts: VmParts) -> ProgressStatus | None:
+    resync = parts.resync
+    if resync is None:
+        return None
+    settled = {index: ranges.bytes for index, ranges in resync.differences.settled.items()}
+    complete = resync.differences.is_settled()
+    return ProgressStatus(
+        kind="initial" if resync.record.kind is ResyncKind.INITIAL else "resync",
+        phase="tracked writes" if complete else "comparing" if resync.key is not None else "waiting",
+        text="" if resync.key is not None else "It goes on when the primary connects again.",
+        started_time=resync.record.started_time,
+        total_bytes=sum(parts.disks.sizes.values()),
+        done_bytes=sum(settled.values()),
+        compared_bytes=sum(settled.values()),
+        different_bytes=resync.received_bytes,
+        sent_bytes=resync.received_bytes,
+        disks=[
+            DiskProgress(index=index, total_bytes=size, compared_bytes=settled[index], settled_bytes=settled[index])
+            for index, size in parts.disks.sizes.items()
+        ],
+    )
