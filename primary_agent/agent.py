@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
 import uuid
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -90,7 +91,7 @@ class PrimaryAgent:
         try:
             replication = Replication(store, self.ports.clock)
             config = tap_config(replication.vm, folder, self._runtime_folder(name))
-            await self.ports.workers.run(_write_if_other, self.ports.files, f"{folder}/tap", config)
+            await self.ports.workers.run(_prepare_tap, self.ports.files, folder, config)
         except (VmreplicaError, OSError) as error:
             await store.close()
             self._damaged(name, folder, error)
@@ -178,7 +179,7 @@ class PrimaryAgent:
         text = f"Replication of {record.name} to {record.replica} was enabled, with {len(record.disks)} disk(s)."
         try:
             await create(store, record, self.ports.clock, text)
-            await self.ports.workers.run(save_config, self.ports.files, f"{folder}/tap", config)
+            await self.ports.workers.run(_prepare_tap, self.ports.files, folder, config)
             vm = PrimaryVm(folder, Replication(store, self.ports.clock), config, self.surroundings)
         except BaseException:
             await store.close()
@@ -249,11 +250,17 @@ def _is_empty(files: FileSystem, folder: str) -> bool:
     return not files.list(folder)
 
 
-def _write_if_other(files: FileSystem, folder: str, config: TapConfig) -> None:
-    """The configuration follows from the VM's record, which may have changed after the file was last written."""
+def _prepare_tap(files: FileSystem, folder: str, config: TapConfig) -> None:
+    """The tap's folders and its configuration. Blocks.
+
+    The configuration follows from the VM's record, which may have changed after the file was last written; folders of
+    sockets are gone after a boot.
+    """
+    files.make_folder(posixpath.dirname(config.control_socket))
+    tap_folder = f"{folder}/tap"
     try:
-        if files.exists(f"{folder}/{CONFIG_NAME}") and load_config(files, folder) == config:
+        if files.exists(f"{tap_folder}/{CONFIG_NAME}") and load_config(files, tap_folder) == config:
             return
     except VmreplicaError:
-        log.warning("the tap's configuration is not readable and is written anew", folder=folder)
-    save_config(files, folder, config)
+        log.warning("the tap's configuration is not readable and is written anew", folder=tap_folder)
+    save_config(files, tap_folder, config)

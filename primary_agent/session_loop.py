@@ -16,7 +16,7 @@ from primary_agent.session import FencedOff, Refused, Replan, Session
 from protocol.errors import ProtocolError
 from protocol.messages import ErrorCode
 from shared.channel import ChannelClosed
-from shared.errors import ForbiddenError, StorageError, StoreDamagedError, VmreplicaError
+from shared.errors import ForbiddenError, StorageError, StoreDamagedError, UsageError, VmreplicaError
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import ReplicationState
@@ -183,7 +183,7 @@ def _heals(error: Exception) -> bool:
     match error:
         case ChannelClosed():
             return error.retryable
-        case Refused() | ForbiddenError():
+        case Refused() | ForbiddenError() | UsageError():
             return False
         case StorageError():
             # A full volume or a released log heals; a block that can't be read waits for an administrator.

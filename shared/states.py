@@ -212,7 +212,7 @@ def tables_page() -> str:
 
 
 def _table_lines(table: dict[tuple[ReplicationState, E], ReplicationState]) -> list[str]:
-    rows = [
+    rows: list[str] = [
         f"| {before.title} | {event.value} | {after.title} |"
         for (before, event), after in sorted(table.items(), key=lambda item: item[0][0])
         if event.name != "REMOVED"
