@@ -76,13 +76,21 @@ def _values(action: argparse.Action) -> str:
 
 
 def _first_words(text: str) -> str:
-    """One plain line for a menu."""
-    return text.partition(";")[0].rstrip(".").replace("'", "").replace("`", "").replace(":", ",")
+    """One plain line for a menu: up to a semicolon or a remark in brackets."""
+    plain = text.partition(";")[0].partition(" (")[0]
+    return plain.rstrip(".").replace("'", "").replace("`", "").replace(":", ",")
 
 
 def _bash(everything: list[Completed]) -> str:
     lines = [
         "# bash completion for vmreplica; printed by: vmreplica completion bash",
+        "_vmreplica_vms() {",
+        "    # Names come from other hosts: compgen -W would expand them, and run what is in them.",
+        "    local name",
+        "    while IFS= read -r name; do",
+        '        [[ $name == "$1"* ]] && COMPREPLY+=("$(printf %q "$name")")',
+        f"    done < <({SHOWS_VMS})",
+        "}",
         "_vmreplica() {",
         '    local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD-1]}"',
         '    local verb="" word',
@@ -120,7 +128,7 @@ def _bash_reply(values: str) -> str:
         case "files":
             return 'compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")'
         case "vms":
-            return f'mapfile -t COMPREPLY < <(compgen -W "$({SHOWS_VMS})" -- "$current")'
+            return '_vmreplica_vms "$current"'
     return f'mapfile -t COMPREPLY < <(compgen -W "{values}" -- "$current")'
 
 

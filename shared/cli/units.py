@@ -71,6 +71,13 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_flag(text: str) -> bool:
+    """``yes`` or ``no``. Raises UsageError."""
+    if text not in ("yes", "no"):
+        raise UsageError(f"{text!r} is neither yes nor no.")
+    return text == "yes"
+
+
 def parse_disk(text: str) -> dict[str, str]:
     """``PATH[,export=NAME]`` as {path, export?}; a relative path counts from here. Raises UsageError."""
     path, comma, export = text.rpartition(",export=")
@@ -88,6 +95,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "interval": ("interval_seconds", parse_interval, "time between two cuts, e.g. 30s or 5m"),
     "log-limit": ("log_limit_bytes", parse_size, "size of the log above which a resync is required, e.g. 10GiB"),
     "replica": ("replica", str, "HOST or HOST:PORT of the replica agent"),
+    "auto-resynchronize": ("auto_resynchronize", parse_flag, "yes or no: begin a required resync by itself"),
 }
 """What ``set`` changes: key to (name in the agent, parser, help)."""
 

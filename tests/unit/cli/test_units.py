@@ -103,13 +103,15 @@ def test_what_is_no_disk(text: str) -> None:
         ("log-limit=1GiB", ("log_limit_bytes", 1 << 30)),
         ("log_limit=1GiB", ("log_limit_bytes", 1 << 30)),
         ("replica=beta:7000", ("replica", "beta:7000")),
+        ("auto-resynchronize=yes", ("auto_resynchronize", True)),
+        ("auto-resynchronize=no", ("auto_resynchronize", False)),
     ],
 )
 def test_setting(text: str, setting: tuple[str, Any]) -> None:
     assert parse_setting(text) == setting
 
 
-@pytest.mark.parametrize("text", ["interval", "colour=blue", "interval=often", "=5"])
+@pytest.mark.parametrize("text", ["interval", "colour=blue", "interval=often", "=5", "auto-resynchronize=1"])
 def test_what_is_no_setting(text: str) -> None:
     with pytest.raises(UsageError):
         parse_setting(text)

@@ -1,0 +1,132 @@
+# bash completion for vmreplica; printed by: vmreplica completion bash
+_vmreplica_vms() {
+    # Names come from other hosts: compgen -W would expand them, and run what is in them.
+    local name
+    while IFS= read -r name; do
+        [[ $name == "$1"* ]] && COMPREPLY+=("$(printf %q "$name")")
+    done < <(vmreplica completion vms 2>/dev/null)
+}
+_vmreplica() {
+    local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD-1]}"
+    local verb="" word
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        case "$verb $word" in
+            ' status' | ' enable' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' remove' | ' events' | ' measure' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki show' | 'pki revoke' | ' test-connection' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
+        esac
+    done
+    COMPREPLY=()
+    case "$verb:$previous" in
+        'status:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'status:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'enable:--disk') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'enable:--replica') :; return ;;
+        'enable:--interval') :; return ;;
+        'enable:--log-limit') :; return ;;
+        'enable:--uuid') :; return ;;
+        'enable:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'initial:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'get:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'get:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'set:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'suspend:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'suspend:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'resume:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'resume:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'remove:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'remove:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'events:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'events:--limit') :; return ;;
+        'events:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'measure:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'measure:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'export:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'unexport:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'failover:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'pki init:--name') :; return ;;
+        'pki issue:--ca') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'pki issue:--out') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'pki revoke:--ca') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'test-connection:--timeout') :; return ;;
+        'test-connection:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'completion:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'version:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+    esac
+    case "$verb" in
+        '')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version --help --version" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version" -- "$current") ;;
+        'status')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --watch --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'enable')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --disk --replica --interval --log-limit --uuid --json --socket" -- "$current"); return; }
+            : ;;
+        'initial')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --no-wait --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'get')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'set')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'suspend')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'resume')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --resynchronize --no-wait --yes --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'remove')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --yes --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'events')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --limit --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'measure')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'export')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'unexport')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'failover')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --yes --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'hrl')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "dump check --help" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "dump check" -- "$current") ;;
+        'hrl dump')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json" -- "$current"); return; }
+            compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+        'hrl check')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json" -- "$current"); return; }
+            compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+        'pki')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "init issue show revoke --help" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "init issue show revoke" -- "$current") ;;
+        'pki init')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --name --json" -- "$current"); return; }
+            compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+        'pki issue')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --ca --out --json" -- "$current"); return; }
+            : ;;
+        'pki show')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help" -- "$current"); return; }
+            compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+        'pki revoke')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --ca" -- "$current"); return; }
+            : ;;
+        'test-connection')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --timeout --json --socket" -- "$current"); return; }
+            : ;;
+        'completion')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "bash zsh fish vms" -- "$current") ;;
+        'version')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
+            : ;;
+    esac
+}
+complete -F _vmreplica vmreplica

@@ -1,0 +1,123 @@
+# fish completion for vmreplica; printed by: vmreplica completion fish
+complete -c vmreplica -f
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a status -d 'Tell whether the VMs are protected, how far behind, and what to do'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a enable -d 'Put a VMs disks under replication'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a initial -d 'Make the first copy, with live progress'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a get -d 'Print the settings of a VM or of all'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a set -d 'Change settings of a VM'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a suspend -d 'Stop sending'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a resume -d 'Go on after a suspend, an error, or with a resync'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a remove -d 'End the replication of a VM on this host'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a events -d 'Print what happened, the newest last'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a measure -d 'Print the statistics of a VM'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a export -d 'Serve the replicas newest cut read-only over NBD'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a unexport -d 'End such an export'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a failover -d 'Promote the replica, its newest cut becomes the VMs disks'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a hrl -d 'Look into files of the replication log'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a pki -d 'Make and look at certificates'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a test-connection -d 'Try the primary agents way to a replica, step by step'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a completion -d 'Print a script for the shells completion'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -a version -d 'Print the versions of the command and of the agents'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -l help -d 'show this help message and exit'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove events measure export unexport failover hrl pki test-connection completion version' -l version -d 'print the commands version and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from status' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from status' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from status' -l watch -d 'follow the work on VM to its end, or keep the view up to date'
+complete -c vmreplica -n '__fish_seen_subcommand_from status' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from status' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from status' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l disk -d 'raw image of the VM, and its name over NBD' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l replica -d 'where the replica agent listens' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l interval -d 'time between two cuts, 30s, 5m, 15m or any from 1s' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l log-limit -d 'size of the log above which a resync is required' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l uuid -d 'identity of the VM' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l no-wait -d 'return at once, rather than show the progress'
+complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from initial' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from get' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from get' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from get' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from get' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from get' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from set' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from set' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from set' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l resynchronize -d 'compare the disks and send what differs'
+complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l no-wait -d 'return at once, rather than show the progress'
+complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l yes -d 'do it without asking'
+complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from resume' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from remove' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from remove' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from remove' -l yes -d 'do it without asking'
+complete -c vmreplica -n '__fish_seen_subcommand_from remove' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from remove' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l limit -d 'how many' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from export' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from export' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from export' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from export' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from unexport' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from unexport' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from unexport' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l yes -d 'do it without asking'
+complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from failover' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and not __fish_seen_subcommand_from dump check' -a dump -d 'Print the records of a log file'
+complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and not __fish_seen_subcommand_from dump check' -a check -d 'Verify a log file and tell how it ends'
+complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and not __fish_seen_subcommand_from dump check' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and __fish_seen_subcommand_from dump' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and __fish_seen_subcommand_from dump' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and __fish_seen_subcommand_from dump' -F
+complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and __fish_seen_subcommand_from check' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and __fish_seen_subcommand_from check' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and __fish_seen_subcommand_from check' -F
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue show revoke' -a init -d 'Make a certificate authority'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue show revoke' -a issue -d 'Make key and certificate for hosts'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue show revoke' -a show -d 'Print what is in a certificate'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue show revoke' -a revoke -d 'Put it on the revocation list'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue show revoke' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from init' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from init' -l name -d 'common name of the authority' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from init' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from init' -F
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from issue' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from issue' -l ca -d 'folder of the authority' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from issue' -l out -d 'gets a folder for each host' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from issue' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from show' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from show' -F
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from revoke' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from revoke' -l ca -d 'folder of the authority' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l timeout -d 'give up after' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from completion' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from completion' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish vms'
+complete -c vmreplica -n '__fish_seen_subcommand_from version' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from version' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from version' -l socket -d 'socket of an agent' -r -F

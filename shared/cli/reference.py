@@ -1,0 +1,108 @@
+"""The reference of all verbs and exit codes as Markdown, made from the grammar and the error classes.
+
+``python -m shared.cli.reference docs/cli.md`` writes it between the page's markers; a test checks that it is current.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from shared.cli.arguments import build_parser, verb_parsers
+from shared.cli.exit_codes import exit_codes
+
+MARKERS = {
+    "verbs": ("<!-- verbs: made by python -m shared.cli.reference -->", "<!-- end of verbs -->"),
+    "exit codes": ("<!-- exit codes: made by python -m shared.cli.reference -->", "<!-- end of exit codes -->"),
+}
+
+
+def current(page: str) -> str:
+    """The page with what stands between its markers made anew. Raises ValueError where a marker is missing."""
+    for name, lines in (("verbs", verb_lines()), ("exit codes", exit_code_lines())):
+        start, end = MARKERS[name]
+        before, found, rest = page.partition(start)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise ValueError(f"the page has no markers of the {name}")
+        made = "\n".join(lines).strip()
+        page = f"{before}{start}\n\n{made}\n\n{end}{after}"
+    return page
+
+
+def verb_lines() -> Iterator[str]:
+    """Every verb: what it does, how it is written, its arguments and options."""
+    for path, parser in _leaves(build_parser(), ()):
+        yield f"### {' '.join(path)}"
+        yield ""
+        yield parser.description or ""
+        yield ""
+        yield "```"
+        yield usage(parser)
+        yield "```"
+        yield ""
+        yield "| argument | meaning |"
+        yield "|---|---|"
+        for action in parser._actions:
+            # What all verbs share is told once, on the page itself.
+            if not isinstance(action, argparse._HelpAction) and action.dest != "socket":
+                yield f"| `{_cell(_written(action))}` | {_cell(action.help or '')} |"
+        yield ""
+
+
+def usage(parser: argparse.ArgumentParser) -> str:
+    """The verb's form on one line; optional parts in brackets."""
+    parts = [parser.prog]
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        written = _written(action)
+        optional = not action.required
+        parts.append(f"[{written}]" if optional else written)
+    return " ".join(parts)
+
+
+def exit_code_lines() -> Iterator[str]:
+    """The table of exit codes, with the code that errors carry in JSON-RPC."""
+    yield "| exit code | error code | meaning |"
+    yield "|---|---|---|"
+    for each in exit_codes():
+        yield f"| {each.number} | {f'`{each.name}`' if each.name else ''} | {_cell(each.meaning)} |"
+
+
+def _leaves(
+    parser: argparse.ArgumentParser, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    below = list(verb_parsers(parser))
+    if not below:
+        yield path, parser
+    for name, own in below:
+        yield from _leaves(own, (*path, name))
+
+
+def _written(action: argparse.Action) -> str:
+    """An option or argument as it is written, dots where it may be repeated."""
+    value = str(action.metavar or "")
+    if action.choices is not None:
+        value = "|".join(str(choice) for choice in action.choices)
+    name = action.option_strings[-1] if action.option_strings else ""
+    if action.nargs == 0:
+        return name
+    repeated = isinstance(action, argparse._AppendAction) or action.nargs == "+"
+    return f"{name} {value}".strip() + ("..." if repeated else "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> None:
+    """Bring the page that is named up to date."""
+    page = Path(sys.argv[1])
+    page.write_text(current(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
