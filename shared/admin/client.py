@@ -138,7 +138,11 @@ class JsonRpcClient:
         if self.closed.done():
             return
         if error is not None and self.error is None:
-            self.error = UnreachableError(f"The connection to {self.address} broke: {error}")
+            self.error = (
+                error
+                if isinstance(error, VmreplicaError)
+                else UnreachableError(f"The connection to {self.address} broke: {error}")
+            )
         self.closed.set_result(None)
         self._news.set()
         for answer in self._calls.values():
