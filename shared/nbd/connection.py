@@ -75,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         self._handshake: Handshake | None = Handshake(host.directory, lambda: host.closing)
         self._timer: asyncio.TimerHandle | None = None
         self._reading = True
+        self._abandoned = False
         self._predecessors: set[asyncio.Future[None]] = set()
         self._flushing = 0
         self._goodbye: Ending | None = None
@@ -338,8 +339,9 @@ class Connection(asyncio.BufferedProtocol):
         self._end(ending, abort=True)
 
     def abandon(self) -> None:
-        """The client is gone: drop what was not begun."""
-        if self.export is not None:
+        """The client is gone: drop what was not begun. Only the first call does anything."""
+        if self.export is not None and not self._abandoned:
+            self._abandoned = True
             self._changes.cancel()
             self._queries.cancel()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ class FileBackend:
         self.read_gate: asyncio.Event | None = None
         self.flush_gate: asyncio.Event | None = None
         self.flush_error = 0
+        self.flush_raises: Exception | None = None
+        """A bug to simulate: no export may raise from ``flush``."""
         self.fail_reads_at: dict[int, int] = {}
         """Offset to errno: reads that begin there fail."""
         self._descriptor = os.open(path, os.O_RDONLY if read_only else os.O_RDWR)
@@ -95,15 +98,26 @@ class FileBackend:
         if mutation.payload is not None:
             assert os.pwrite(self._descriptor, mutation.payload, offset) == length
         elif mutation.kind is CommandKind.ZEROES and mutation.no_hole:
-            _fallocate(self._descriptor, _ZERO_RANGE | _KEEP_SIZE, offset, length)
+            self._write_zeroes(offset, length, fast=mutation.fast)
         else:
             _fallocate(self._descriptor, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+
+    def _write_zeroes(self, offset: int, length: int, *, fast: bool) -> None:
+        try:
+            _fallocate(self._descriptor, _ZERO_RANGE | _KEEP_SIZE, offset, length)
+        except OSError as error:
+            # tmpfs can't do it; a client that asked for fast zeroes wants to know.
+            if fast or error.errno != errno.EOPNOTSUPP:
+                raise
+            os.pwrite(self._descriptor, bytes(length), offset)
 
     async def flush(self) -> int:
         self.flushes += 1
         self.events.append("flush")
         if self.flush_gate is not None:
             await self.flush_gate.wait()
+        if self.flush_raises is not None:
+            raise self.flush_raises
         if not self.flush_error:
             await asyncio.to_thread(os.fdatasync, self._descriptor)
         return self.flush_error
