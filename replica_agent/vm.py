@@ -15,7 +15,7 @@ from replica_agent.bulk import BulkConnection
 from replica_agent.control import Control
 from replica_agent.exports import Exports
 from replica_agent.finishing import finish
-from replica_agent.ledger import Ledger
+from replica_agent.ledger import Ledger, LedgerError
 from replica_agent.parts import Surroundings, VmParts, assemble
 from replica_agent.promotion import Promotion, fenced
 from replica_agent.recovery import recover
@@ -126,6 +126,8 @@ class ReplicaVm:
         code = error.code if isinstance(error, VmreplicaError) else "internal"
         remedy = remedy or f"See the agent's log; then run `vmreplica resume {self.name}`."
         self.failure = Cause(code=code, text=text, time=self.parts.ports.clock.wall(), remedy=remedy)
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
         self.parts.changed.notify()
         if self.on_failure is not None:
             self.on_failure(self)
@@ -204,6 +206,9 @@ class ReplicaVm:
             self.connected_time = self.parts.ports.clock.wall()
             self.parts.changed.notify()
             await control.run()
+        except LedgerError as error:
+            await self.fail(error)
+            raise
         finally:
             await finish(self._left(control))
 

@@ -1,0 +1,1 @@
+"""Tests of the replica agent's rooms, on real files."""

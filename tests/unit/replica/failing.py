@@ -1,0 +1,153 @@
+"""The real file system with failures on demand: at the N-th operation, or dead for ever after it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from shared.ports import Buffer, Extent, FileIdentity
+from shared.ports.files import RealFile, RealFileSystem
+
+
+class Killed(BaseException):
+    """The process is dead: nothing may catch it and go on."""
+
+
+DURABLE = frozenset(
+    """write write_many punch_hole write_zeroes allocate truncate sync create rename remove remove_tree
+    sync_folder""".split()
+)
+"""Operations that change something on the disk."""
+
+
+class FailingFiles(RealFileSystem):
+    """Counts operations. ``die_at`` kills at that durable operation; ``fail_next`` fails one by name."""
+
+    def __init__(self, _inner: RealFileSystem | None = None) -> None:
+        self.operations = 0
+        self.die_at: int | None = None
+        self.dead = False
+        self.trace: list[str] = []
+        self._failing: str | None = None
+        self._after = 0
+        self._number = errno.EIO
+
+    def fail_next(self, operation: str, *, after: int = 0, number: int = errno.EIO) -> None:
+        """Fail the next operation of that name, after so many that succeed."""
+        self._failing, self._after, self._number = operation, after, number
+
+    def fail_nothing(self) -> None:
+        self._failing = None
+
+    def step(self, operation: str, path: str) -> None:
+        if self.dead:
+            raise Killed
+        if operation == self._failing:
+            if self._after == 0:
+                self._failing = None
+                raise OSError(self._number, f"failed {operation} on purpose", path)
+            self._after -= 1
+        if operation in DURABLE:
+            self.operations += 1
+            self.trace.append(f"{operation} {path.rpartition('/')[2]}")
+            if self.die_at is not None and self.operations >= self.die_at:
+                self.dead = True
+                raise Killed
+
+    def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> Any:
+        self.step("create" if create else "open", path)
+        if create:
+            self.step("open", path)
+        return FailingFile(self, super().open(path, write=write, create=create, exclusive=exclusive))
+
+    def exists(self, path: str) -> bool:
+        self.step("exists", path)
+        return super().exists(path)
+
+    def list(self, path: str) -> list[str]:
+        self.step("list", path)
+        return super().list(path)
+
+    def rename(self, source: str, target: str) -> None:
+        self.step("rename", source)
+        super().rename(source, target)
+
+    def remove(self, path: str) -> None:
+        self.step("remove", path)
+        super().remove(path)
+
+    def remove_tree(self, path: str) -> None:
+        self.step("remove_tree", path)
+        super().remove_tree(path)
+
+    def sync_folder(self, path: str) -> None:
+        self.step("sync_folder", path)
+        super().sync_folder(path)
+
+    def free_space(self, path: str) -> int:
+        self.step("free_space", path)
+        return super().free_space(path)
+
+
+class FailingFile:
+    """One file of it."""
+
+    def __init__(self, files: FailingFiles, inner: RealFile) -> None:
+        self.path = inner.path
+        self._files = files
+        self._inner = inner
+
+    def _do(self, operation: str, work: Callable[..., Any], *args: Any) -> Any:
+        self._files.step(operation, self.path)
+        return work(*args)
+
+    def read(self, offset: int, length: int) -> bytes:
+        data: bytes = self._do("read", self._inner.read, offset, length)
+        return data
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        count: int = self._do("read", self._inner.read_into, offset, buffer)
+        return count
+
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        return self._inner.read_cached(offset, length)
+
+    def write(self, offset: int, data: Buffer) -> None:
+        self._do("write", self._inner.write, offset, data)
+
+    def write_many(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        self._do("write_many", self._inner.write_many, offset, buffers)
+
+    def punch_hole(self, offset: int, length: int) -> None:
+        self._do("punch_hole", self._inner.punch_hole, offset, length)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        self._do("write_zeroes", self._inner.write_zeroes, offset, length)
+
+    def allocate(self, offset: int, length: int) -> None:
+        self._do("allocate", self._inner.allocate, offset, length)
+
+    def truncate(self, size: int) -> None:
+        self._do("truncate", self._inner.truncate, size)
+
+    def size(self) -> int:
+        size: int = self._do("size", self._inner.size)
+        return size
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        self._files.step("extents", self.path)
+        return self._inner.extents(offset, length)
+
+    def identity(self) -> FileIdentity:
+        identity: FileIdentity = self._do("identity", self._inner.identity)
+        return identity
+
+    def sync(self) -> None:
+        self._do("sync", self._inner.sync)
+
+    def lock(self) -> None:
+        self._do("lock", self._inner.lock)
+
+    def close(self) -> None:
+        self._inner.close()
