@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from shared.cli.agents import Found, read_status
 from shared.cli.connection import Connection, NoAnswerYetError
 from shared.cli.console import Console
-from shared.cli.exit_codes import INTERRUPTED, SUCCESS
+from shared.cli.exit_codes import SUCCESS
 from shared.cli.progress import PlainProgress, is_working, outcome, progress_lines
 from shared.errors import NotFoundError, UnreachableError, VmreplicaError
 from shared.status import VmStatus
@@ -136,15 +136,9 @@ def follow(found: Found, console: Console, *, rejoin: str) -> int:
 
     Raises VmreplicaError when it ended badly. Ctrl-C leaves it running and prints ``rejoin``.
     """
-    poller = Poller(found.agent.connection.path, found.vm)
-    try:
-        with display_for(console) as display:
-            vm = _follow(poller, display)
-    except KeyboardInterrupt:
-        console.print(["", f"The work goes on. To see it again: {rejoin}"])
-        return INTERRUPTED
-    finally:
-        poller.close()
+    with _View(found, console, rejoin) as view:
+        while (vm := view.look()) is None or is_working(vm):
+            time.sleep(WORK_SECONDS)
     end = outcome(vm)
     assert end is not None
     if not end.succeeded:
@@ -153,44 +147,57 @@ def follow(found: Found, console: Console, *, rejoin: str) -> int:
     return SUCCESS
 
 
-def _follow(poller: Poller, display: Display) -> VmStatus:
-    while True:
-        vm = poller.poll()
-        if vm is None:
-            display.say("The agent does not answer; trying again.")
-        elif is_working(vm):
-            display.show(vm)
-        else:
-            return vm
-        time.sleep(WORK_SECONDS)
+def call_while_showing(found: Found, method: str, console: Console, *, rejoin: str) -> None:
+    """Call a method of the VM that begins or does long work, and show that until it ends, however the method does it.
 
-
-def call_while_showing(
-    found: Found, method: str, console: Console, *, rejoin: str, **params: Any
-) -> Any:
-    """Call a method that may take long, with the VM's progress shown meanwhile. Ctrl-C leaves it running."""
+    Ctrl-C leaves the work running and prints ``rejoin``.
+    """
     connection = found.agent.connection
-    identity = connection.begin(method, {"vm": found.vm.uuid, **params})
-    poller = Poller(connection.path, found.vm)
-    display: LiveDisplay | PlainDisplay | None = None
-    try:
+    identity = connection.begin(method, {"vm": found.vm.uuid})
+    with _View(found, console, rejoin) as view:
         while True:
             try:
-                return connection.wait(identity, method, WORK_SECONDS)
+                connection.wait(identity, method, WORK_SECONDS)
+                break
             except NoAnswerYetError:
-                vm = poller.poll()
-            if vm is not None and vm.progress is not None:
-                if display is None:
-                    display = display_for(console)
-                    display.__enter__()
-                display.show(vm)
-    except KeyboardInterrupt:
-        console.print(["", f"The work goes on. To see it again: {rejoin}"])
-        raise
-    finally:
-        if display is not None:
-            display.__exit__(None, None, None)
-        poller.close()
+                view.look()
+        while (vm := view.look()) is None or is_working(vm):
+            time.sleep(WORK_SECONDS)
+
+
+class _View(AbstractContextManager["_View"]):
+    """The work on one VM as it is on the screen; nothing is shown before there is any."""
+
+    def __init__(self, found: Found, console: Console, rejoin: str) -> None:
+        self._console = console
+        self._rejoin = rejoin
+        self._poller = Poller(found.agent.connection.path, found.vm)
+        self._exits = ExitStack()
+        self._display: Display | None = None
+
+    def look(self) -> VmStatus | None:
+        """Read the status and show it if there is work; None while the agent is away."""
+        vm = self._poller.poll()
+        if vm is None:
+            self._shown().say("The agent does not answer; trying again.")
+        elif is_working(vm):
+            self._shown().show(vm)
+        return vm
+
+    def _shown(self) -> Display:
+        if self._display is None:
+            display = display_for(self._console)
+            self._exits.enter_context(display)
+            self._display = display
+        return self._display
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exits.close()
+        self._poller.close()
+        if kind is KeyboardInterrupt:
+            self._console.print(["", f"The work goes on. To see it again: {self._rejoin}"])
 
 
 def keep_showing(console: Console, lines: Callable[[], list[str]], summary: Callable[[], list[str]]) -> int:

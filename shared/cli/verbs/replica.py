@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 import msgspec
 
 from shared.admin import verbs as admin
-from shared.cli.agents import Found, connect, socket_paths
+from shared.cli.agents import Agent, Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.cli.text import printable_values, time_text
 from shared.cli.verbs.reading import rejoin_command
 from shared.cli.verbs.replication import disk_uris
-from shared.errors import NotFoundError
+from shared.errors import InvalidStateError, NotFoundError
 from shared.rates import duration_text
 from shared.status import ExportStatus
 
 EXPORT_SECONDS = 600.0
 """An export begins between two applies, so it may have to wait for one."""
+SERVING_SECONDS = 30.0
+"""How long the tap of a promoted VM may take until it serves the disks."""
+SERVING_POLL_SECONDS = 0.2
 
 
 def export(options: argparse.Namespace, context: Context) -> int:
@@ -68,20 +72,32 @@ def failover(options: argparse.Namespace, context: Context) -> int:
         found = agents.find_one(options.vm, "replica")
         context.console.confirm(_failover_warning(found), found.vm.name, options.yes)
         call_while_showing(found, admin.FAILOVER, context.console, rejoin=rejoin_command(options))
-        agent = found.agent.refresh(found.vm.uuid)
+        agent = _serving(found)
     vm = next(each for each in agent.status.vms if each.uuid == found.vm.uuid)
     if options.json:
         context.console.print_json(next(raw for raw in agent.raw["vms"] if raw["uuid"] == vm.uuid))
         return SUCCESS
-    cut = f" as of {time_text(vm.applied_cut.time, None)}" if vm.applied_cut is not None else ""
-    context.console.print(
-        [
-            f"{vm.name} is failed over to this host{cut}; its old primary can no longer write.",
-            "",
-            *attachment_lines(disk_uris(vm)),
-        ]
-    )
+    cut_time = vm.applied_cut.time if vm.applied_cut is not None else None
+    cut = "" if cut_time is None else f" as of {time_text(cut_time, None)}"
+    context.console.print(f"{vm.name} is failed over to this host{cut}; its old primary can no longer write.")
+    if not disk_uris(vm):
+        raise InvalidStateError(
+            f"The disks of {vm.name} are not served yet. {vm.reasons[0] if vm.reasons else ''}".strip(),
+            vm.remedy or f"Look again: vmreplica status {vm.name}",
+        )
+    context.console.print(["", *attachment_lines(disk_uris(vm))])
     return SUCCESS
+
+
+def _serving(found: Found) -> Agent:
+    """The agent once it serves the promoted disks; or as it is after a while, or at a problem."""
+    end = time.monotonic() + SERVING_SECONDS
+    while True:
+        agent = found.agent.refresh(found.vm.uuid)
+        vm = agent.status.vms[0]
+        if disk_uris(vm) or vm.problem is not None or time.monotonic() > end:
+            return agent
+        time.sleep(SERVING_POLL_SECONDS)
 
 
 def _failover_warning(found: Found) -> str:

@@ -127,6 +127,11 @@ def remove(options: argparse.Namespace, context: Context) -> int:
                 f"The tap of {vm.name} stops, and its log is deleted; the disks stay. A VM that runs on the tap "
                 "loses its disks: shut it down first."
             )
+        elif vm.state_code == ReplicationState.FAILED_OVER_WAITING_COMPLETION:
+            warning = (
+                f"The tap of {vm.name} on this host stops; the disks stay in {vm.folder}. A VM that runs on the tap "
+                "loses its disks: shut it down first."
+            )
         else:
             warning = f"The replica of {vm.name} on this host is deleted, with its disks in {vm.folder}."
         context.console.confirm(warning, vm.name, options.yes)

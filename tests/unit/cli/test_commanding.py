@@ -313,6 +313,48 @@ def test_failover_shows_progress_and_ends_with_the_disks(vmreplica: Command) -> 
     assert canned.calls == [(admin.FAILOVER, {"vm": UUID})]
 
 
+def test_failover_that_goes_on_after_the_answer_is_followed(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica()])
+    promoted = {"state": "FailedOverWaitingCompletion", "state_code": 6}
+    applying = ProgressStatus(kind="promotion", phase="applying", total_bytes=100, done_bytes=30)
+    steps = [replica(**promoted, progress=applying), replica(**promoted), replica(**promoted, uris=[URI])]
+
+    def go_on(asked: int) -> None:
+        if canned.calls and steps:
+            canned.set_vm(steps.pop(0))
+
+    canned.on_status = go_on
+    ran = vmreplica("failover", "web", "--yes")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.lines[0] == "web: failover, applying, 30 % (30 B of 100 B)"
+    assert f"  {URI}" in ran.lines
+
+
+def test_failover_whose_tap_does_not_start_says_why(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica()])
+    problem = Cause(code="disk_in_use", text="disk-0.raw is in use.", time=NOW, remedy="End what uses it.")
+    canned.answers[admin.FAILOVER] = lambda params: canned.set_vm(
+        replica(
+            state="FailedOverWaitingCompletion", state_code=6, problem=problem, reasons=[problem.text],
+            remedy=problem.remedy,
+        )
+    )  # fmt: skip
+    ran = vmreplica("failover", "web", "--yes")
+    assert ran.code == 4
+    assert ran.lines[0].startswith("web is failed over to this host")
+    assert ran.err.splitlines() == [
+        "vmreplica: The disks of web are not served yet. disk-0.raw is in use.",
+        "  End what uses it.",
+    ]
+
+
+def test_removing_says_what_becomes_of_the_disks(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica()])
+    assert "is deleted, with its disks in /var/lib/vmreplica/vms/x" in vmreplica("remove", "web").err
+    canned.set_vm(replica(state="FailedOverWaitingCompletion", state_code=6))
+    assert "the disks stay in /var/lib/vmreplica/vms/x" in vmreplica("remove", "web").err
+
+
 def test_failover_asks_and_tells_what_is_lost(vmreplica: Command) -> None:
     canned = vmreplica.agent("replica", [replica()])
     ran = vmreplica("failover", "web")
