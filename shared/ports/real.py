@@ -1,0 +1,39 @@
+"""The real ports together, as an agent's main program hands them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shared.ports import Ports
+from shared.ports.clock import RealClock
+from shared.ports.files import RealFileSystem
+from shared.ports.launcher import DetachedLauncher
+from shared.ports.network import RealNetwork
+from shared.ports.rng import SystemRandom
+from shared.ports.store import SqliteStores
+from shared.ports.tls import TlsIdentity
+from shared.ports.workers import ThreadWorkers
+
+
+class RealPorts:
+    """Makes an agent's ports and closes what has to be closed. ``network`` reloads certificates when asked."""
+
+    def __init__(self, tls: TlsIdentity | None, *, threads: int, tap_command: Sequence[str] = ()) -> None:
+        """Raises UsageError where the identity's files can't be used."""
+        self.network = RealNetwork(tls)
+        self._workers = ThreadWorkers(threads)
+        self._stores = SqliteStores()
+        self.ports = Ports(
+            clock=RealClock(),
+            random=SystemRandom(),
+            workers=self._workers,
+            files=RealFileSystem(),
+            network=self.network,
+            stores=self._stores,
+            taps=DetachedLauncher(tap_command),
+        )
+
+    async def close(self) -> None:
+        """End the threads after what they still have to do."""
+        await self._workers.close()
+        self._stores.close()
