@@ -76,7 +76,7 @@ class DetachedLauncher:
 
 
 def escape_path(path: str) -> str:
-    """``path`` as systemd-escape --path writes it: slashes become dashes, all but letters, digits, ':', '_', '.' hex."""
+    """``path`` as systemd-escape --path writes it: slashes become dashes, what is unusual becomes hex."""
     parts = [part for part in path.split("/") if part]
     if not parts:
         return "-"

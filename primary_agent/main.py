@@ -1,0 +1,47 @@
+"""vmreplica-primary: the agent on the host that runs the VMs."""
+
+from __future__ import annotations
+
+import sys
+
+from primary_agent.admin import AdminMethods
+from primary_agent.agent import PrimaryAgent
+from primary_agent.surroundings import Surroundings
+from shared import service
+from shared.admin.methods import Method
+from shared.config import PrimaryConfig, load_config
+from shared.ports.real import RealPorts
+
+DEFAULT_CONFIG = "/etc/vmreplica/primary.toml"
+
+
+class _Service:
+    """The primary agent under shared.service."""
+
+    def __init__(self, config: PrimaryConfig, real: RealPorts) -> None:
+        surroundings = Surroundings(
+            real.ports, config.host, heartbeat=config.heartbeat_seconds, dead_after=config.dead_after_seconds
+        )
+        self._agent = PrimaryAgent(config, real.ports, surroundings=surroundings)
+
+    async def start(self) -> None:
+        await self._agent.start()
+
+    async def stop(self) -> None:
+        await self._agent.stop()
+
+    def methods(self) -> dict[str, Method]:
+        return dict(AdminMethods(self._agent).table())
+
+    async def reload(self, path: str) -> None:
+        """Nothing of this configuration but the certificates changes while running; mistakes in it are told."""
+        load_config(path, PrimaryConfig)
+
+
+def main() -> int:
+    """Run the agent; returns its exit code."""
+    return service.run("vmreplica-primary", PrimaryConfig, DEFAULT_CONFIG, _Service)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""An agent as a program: configuration in, ports out, signals, systemd's notifications, and an orderly end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import grp
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from typing import Protocol, TypeVar
+
+import structlog
+import uvloop
+
+from shared import log
+from shared.admin.access import Access
+from shared.admin.methods import Method
+from shared.admin.server import JsonRpcServer
+from shared.admin.verbs import READING
+from shared.config import AgentSection, PrimaryConfig, ReplicaConfig, load_config
+from shared.errors import VmreplicaError
+from shared.ports import Address
+from shared.ports.real import RealPorts
+from shared.ports.tls import TlsIdentity
+
+STOP_SECONDS = 20.0
+"""An orderly stop that takes longer is cut short: what is durable does not depend on it."""
+
+_log = structlog.get_logger(__name__)
+
+C = TypeVar("C", PrimaryConfig, ReplicaConfig)
+
+
+class Service(Protocol):
+    """An agent, as this module runs it."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def methods(self) -> dict[str, Method]:
+        """What the admin socket serves."""
+
+    async def reload(self, path: str) -> None:
+        """Take over what can change of the configuration file while running."""
+
+
+def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPorts], Service]) -> int:
+    """Run an agent until SIGTERM or SIGINT; the exit code is that of the error (shared.errors)."""
+    parser = argparse.ArgumentParser(prog=name, description=f"The {name} agent of vmreplica; see docs/config.md.")
+    parser.add_argument("--config", default=default_path, metavar="FILE", help=f"default: {default_path}")
+    parser.add_argument("--version", action="version", version=f"{name} {metadata.version('vmreplica')}")
+    path = parser.parse_args().config
+    try:
+        config = load_config(path, kind)
+        log.configure(config.log_format)
+        os.umask(0o077)
+        gc.freeze()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(path, config, make))
+    except VmreplicaError as error:
+        print(f"{name}: {error.text}", file=sys.stderr)
+        if error.remedy:
+            print(f"  {error.remedy}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service]) -> None:
+    tls = TlsIdentity(config.tls.ca, config.tls.certificate, config.tls.key, config.tls.crl)
+    real = RealPorts(tls, threads=config.worker_threads, tap_command=config.tap_command)
+    service = make(config, real)
+    stop, hangup = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    admin = JsonRpcServer(real.network, _admin_address(config), service.methods(), authorize=_access(config))
+    await real.ports.workers.run(real.ports.files.make_folder, config.runtime_dir)
+    await service.start()
+    try:
+        await admin.start()
+        reloading = asyncio.create_task(_reload_on(hangup, path, real, service))
+        _notify("READY=1")
+        try:
+            await stop.wait()
+        finally:
+            _notify("STOPPING=1")
+            reloading.cancel()
+            await admin.close()
+    finally:
+        await _within(STOP_SECONDS, service.stop())
+        await _within(STOP_SECONDS, real.close())
+
+
+async def _reload_on(hangup: asyncio.Event, path: str, real: RealPorts, service: Service) -> None:
+    """At each SIGHUP load certificates and configuration anew; where that fails, what was loaded stays in force."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            real.network.reload_tls()
+            await service.reload(path)
+        except VmreplicaError as error:
+            _log.error("not reloaded", reason=str(error))
+        else:
+            _log.info("reloaded", path=path)
+
+
+async def _within(seconds: float, work: Awaitable[None]) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        _log.warning("the orderly end took too long and was cut short", seconds=seconds)
+
+
+def _admin_address(config: AgentSection) -> Address:
+    assert isinstance(config, PrimaryConfig | ReplicaConfig)
+    return Address(unix_path=config.admin_socket, mode=0o660)
+
+
+def _access(config: AgentSection) -> Access:
+    group = None
+    with contextlib.suppress(KeyError):
+        group = grp.getgrnam(config.admin_group).gr_gid
+    return Access(os.getuid(), admin_gid=group, viewer_methods=READING)
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, where it asked to be told (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end:
+        end.connect("\0" + path[1:] if path.startswith("@") else path)
+        end.sendall(state.encode())
