@@ -28,6 +28,8 @@ class Inode:
         self.data = bytearray()
         self.allocated: set[int] = set()
         self.dirty: set[int] = set()
+        self.spoiled: set[int] = set()
+        """Pages that count as clean although a sync of them failed."""
         self.durable: dict[int, bytes] = {}
         self.durable_size = 0
         self.mtime_ns = 0
@@ -67,13 +69,19 @@ class Inode:
                 self.durable[index] = page
             else:
                 self.durable.pop(index, None)
+        self.spoiled -= self.dirty
         self.dirty.clear()
         self.durable_size = self.size
         self.durable_mtime_ns = self.mtime_ns
 
     def fail_sync(self) -> None:
         """As after a failed fsync on Linux: the pages count as clean, though they never got to the disk."""
+        self.spoiled |= self.dirty
         self.dirty.clear()
+
+    def is_durable(self) -> bool:
+        """Whether power loss would change nothing."""
+        return not self.dirty and not self.spoiled and self.durable_size == self.size
 
     def lose_power(self, rng: random.Random) -> None:
         """Each dirty page was written back, was not, or was torn at a sector, independently."""
@@ -90,6 +98,7 @@ class Inode:
             self.durable[index] = page
             self.durable_mtime_ns = self.mtime_ns
         self.dirty.clear()
+        self.spoiled.clear()
         self.size = self.durable_size
         self.durable = {index: page for index, page in self.durable.items() if index * PAGE < self.size}
         self.data = bytearray()

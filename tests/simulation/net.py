@@ -64,8 +64,9 @@ class Wire:
 class SimulatedLink:
     """One end of a stream (shared.ports.Link)."""
 
-    def __init__(self, wire: Wire, process: Process, peer: Peer, local: bool) -> None:
+    def __init__(self, wire: Wire, process: Process, host: str, peer: Peer, local: bool) -> None:
         self.wire = wire
+        self.host = host
         self.process = process
         self.peer = peer
         self.local = local
@@ -277,8 +278,9 @@ class SimulatedNetwork:
         listener = self.wire.listeners.get(self._key(address))
         if listener is None or listener.network.process.dead:
             raise UnreachableError(f"{address} does not answer.", "Check that the other side runs.")
-        here = SimulatedLink(self.wire, self.process, listener.network.identity, local)
-        there = SimulatedLink(self.wire, listener.network.process, self.identity, local)
+        here = SimulatedLink(self.wire, self.process, self.host, listener.network.identity, local)
+        network = listener.network
+        there = SimulatedLink(self.wire, network.process, network.host, self.identity, local)
         here.other, there.other = there, here
         there._soon(listener.accept, there)
         return here

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 import msgpack
 
 from shared.errors import StoreDamagedError
+from tests.simulation.disk import Volume
 from tests.simulation.loop import Process, SimulationLoop, fingerprint
 
 T = TypeVar("T")
 EPOCH_OF_WORLD = 1_700_000_000.0
 THREADS = 4
+STORE_NAME = "state.db"
 
 
 class SimulatedClock:
@@ -178,12 +180,16 @@ class SimulatedStore:
 
 
 class SimulatedStores:
-    """The stores of an agent (shared.ports.Stores); ``contents`` is the host's durable state, by folder."""
+    """The stores of an agent (shared.ports.Stores); ``contents`` is the host's durable state, by folder.
+
+    A store's file lies in its folder among the others, so that it is listed, and is gone when the folder is removed.
+    """
 
     def __init__(
         self,
         process: Process,
         rng: random.Random,
+        volume: Volume,
         contents: dict[str, StoreContent],
         stall: Callable[[], float],
         *,
@@ -192,6 +198,7 @@ class SimulatedStores:
     ) -> None:
         self.process = process
         self.rng = rng
+        self.volume = volume
         self.contents = contents
         self.stall = stall
         self.on_commit = on_commit
@@ -203,10 +210,14 @@ class SimulatedStores:
         self.process.operation()
         await asyncio.sleep(self.rng.uniform(0.0001, 0.002))
         self.process.operation()
+        path = f"{folder}/{STORE_NAME}"
+        exists = path in self.volume.entries
         if create:
-            if folder in self.contents:
+            if exists:
                 raise StoreDamagedError(f"{folder} already has a state.")
             self.contents[folder] = StoreContent()
-        if folder not in self.contents:
+            self.volume.change({path: self.volume.create()})
+            self.volume.sync_folder(folder)
+        elif not exists:
             raise StoreDamagedError(f"{folder} has no state.", "Rebuild it.")
         return SimulatedStore(self, folder, self.contents[folder])

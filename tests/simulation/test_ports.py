@@ -605,7 +605,9 @@ def test_store_commits_wholly_or_not_at_all() -> None:
             rng = random.Random(seed)
             process = Process("agent", loop)
             contents: dict[str, StoreContent] = {}
-            store = await process.spawn(SimulatedStores(process, rng, contents, lambda: 0.0).open("/vm", create=True))
+            store = await process.spawn(
+                SimulatedStores(process, rng, volume(), contents, lambda: 0.0).open("/vm", create=True)
+            )
             await process.spawn(store.commit({"a": 1, "b": {"x": b"\0"}}, [{"what": "made"}]))
             commit = process.spawn(store.commit({"a": 2, "b": None}, [{"what": "changed"}]))
             await asyncio.sleep(rng.uniform(0, 0.006))
@@ -625,7 +627,7 @@ def test_store_gives_copies_and_keeps_order() -> None:
     async def main(loop: SimulationLoop) -> None:
         process = Process("agent", loop)
         contents: dict[str, StoreContent] = {}
-        stores = SimulatedStores(process, random.Random(0), contents, lambda: 0.0)
+        stores = SimulatedStores(process, random.Random(0), volume(), contents, lambda: 0.0)
         store = await process.spawn(stores.open("/vm", create=True))
         value = {"list": [1]}
         first = process.spawn(store.commit({"a": value}, [{"n": 1}]))

@@ -1,0 +1,190 @@
+"""The truth: what the guest wrote, in the order in which the tap numbered it, kept apart from everything under test.
+
+The tap's own calls tell only *when* a write was numbered and when a cut was made; what the bytes are comes from the
+guest. ``images`` are the disks after all numbered writes; every cut keeps a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from shared.nbd.backend import CommandKind, Mutation
+from tests.simulation.disk import SECTOR
+
+Images = tuple[bytes, ...]
+Cut = tuple[bytes, int]
+"""Epoch and number of the segment that the cut sealed."""
+
+
+class Violation(AssertionError):
+    """The product broke an invariant; the text begins with its name."""
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """One change by the guest. ``payload`` is None for zeroes and discards, which read as zeroes."""
+
+    disk: int
+    kind: CommandKind
+    offset: int
+    length: int
+    payload: bytes | None
+    numbered: bool = False
+    answered: bool = False
+    """The guest was told that it is done."""
+    flushed: bool = False
+    """A flush that began after the answer was answered, or it was done with FUA: it has to survive power loss."""
+    mutation: Mutation | None = None
+
+    def content(self) -> bytes:
+        return bytes(self.length) if self.payload is None else self.payload
+
+    def sector(self, index: int) -> bytes:
+        """The bytes of the disk's sector ``index``, which lies in the range."""
+        if self.payload is None:
+            return bytes(SECTOR)
+        start = index * SECTOR - self.offset
+        return self.payload[start : start + SECTOR]
+
+
+class Oracle:
+    """Knows what each disk, and each cut, has to hold."""
+
+    def __init__(self, images: Sequence[bytes]) -> None:
+        self.images = [bytearray(image) for image in images]
+        self.base = [bytes(image) for image in images]
+        """The disks at the last start of the tap; ``order`` leads from there to ``images``."""
+        self.order: list[Write] = []
+        self.pending: list[Write] = []
+        """Submitted but not numbered yet."""
+        self.cuts: dict[Cut, Images] = {}
+        self.made_at: dict[Cut, float] = {}
+
+    # --- writes ---
+
+    def submit(self, write: Write) -> None:
+        self.pending.append(write)
+
+    def number(self, write: Write) -> None:
+        """The write has its place in the order now."""
+        if write.numbered:
+            return
+        write.numbered = True
+        self.pending.remove(write)
+        self.order.append(write)
+        self.images[write.disk][write.offset : write.offset + write.length] = write.content()
+
+    def find_by_payload(self, payload: object) -> Write | None:
+        """The pending write whose own buffer this is."""
+        for write in self.pending:
+            if write.payload is not None and payload is write.payload:
+                return write
+        return None
+
+    def find_zeroes(self, disk: int, offset: int, length: int) -> Write | None:
+        """The first pending change to zeroes of that range."""
+        for write in self.pending:
+            if write.payload is None and (write.disk, write.offset, write.length) == (disk, offset, length):
+                return write
+        return None
+
+    def find(self, mutation: Mutation) -> Write | None:
+        """The write that the guest submitted as ``mutation``."""
+        for writes in (self.pending, self.order):
+            for write in writes:
+                if write.mutation is mutation:
+                    return write
+        return None
+
+    def adopt(self, disk: int, offset: int, content: bytes) -> None:
+        """A range is whatever the disk says: for writes that failed."""
+        self.images[disk][offset : offset + len(content)] = content
+
+    # --- cuts ---
+
+    def cut(self, epoch: bytes, segment: int, now: float) -> None:
+        """A cut is made at this moment. Every answered write must have its number by now (I2)."""
+        late = [write for write in self.pending if write.answered]
+        if late:
+            raise Violation(f"I2: cut {segment} leaves out {len(late)} writes that were answered before it")
+        self.cuts[epoch, segment] = tuple(bytes(image) for image in self.images)
+        self.made_at[epoch, segment] = now
+
+    def check_cut(self, epoch: bytes, segment: int, found: Sequence[bytes], what: str, invariant: str = "I1") -> None:
+        """``found`` must be the disks at that cut, all of them, wholly."""
+        truth = self.cuts.get((epoch, segment))
+        if truth is None:
+            raise Violation(f"{invariant}: {what} is cut {epoch.hex()[:8]}/{segment}, which was never made")
+        for index, (wanted, got) in enumerate(zip(truth, found, strict=True)):
+            if wanted != got:
+                raise Violation(
+                    f"{invariant}: {what} is not cut {epoch.hex()[:8]}/{segment}: {difference(index, wanted, got)}"
+                )
+
+    # --- crashes ---
+
+    def check_survivors(self, found: Sequence[bytes], certain: Callable[[Write], bool], invariant: str) -> None:
+        """After a crash each sector holds its newest certain write, or any later one that was under way."""
+        candidates: dict[tuple[int, int], list[Write]] = {}
+        settled: set[tuple[int, int]] = set()
+        for write in self.order:
+            sure = certain(write)
+            for sector in range(write.offset // SECTOR, (write.offset + write.length) // SECTOR):
+                place = (write.disk, sector)
+                if sure:
+                    candidates[place] = [write]
+                    settled.add(place)
+                else:
+                    candidates.setdefault(place, []).append(write)
+        for disk, (image, base) in enumerate(zip(found, self.base, strict=True)):
+            if image == base and not any(place[0] == disk for place in settled):
+                continue
+            for sector in range(len(image) // SECTOR):
+                got = image[sector * SECTOR : (sector + 1) * SECTOR]
+                place = (disk, sector)
+                allowed = [write.sector(sector) for write in candidates.get(place, ())]
+                if place not in settled:
+                    allowed.append(base[sector * SECTOR : (sector + 1) * SECTOR])
+                if got not in allowed:
+                    raise Violation(
+                        f"{invariant}: disk {disk}, sector {sector} holds {name(got)} after the crash; "
+                        f"possible are {[name(one) for one in allowed]}"
+                    )
+
+    def restart(self, found: Sequence[bytes]) -> None:
+        """The disks are the truth after a crash; what was not numbered never happened."""
+        self.images = [bytearray(image) for image in found]
+        self.base = [bytes(image) for image in found]
+        self.order = []
+        self.pending = []
+
+    def check_disks(self, found: Sequence[bytes], what: str, invariant: str) -> None:
+        """The disks must hold exactly what was written until now."""
+        for index, (wanted, got) in enumerate(zip(self.images, found, strict=True)):
+            if bytes(wanted) != got:
+                raise Violation(f"{invariant}: {what}: {difference(index, bytes(wanted), got)}")
+
+
+def name(sector: bytes) -> str:
+    """A short name of a sector's content."""
+    if not any(sector):
+        return "zeroes"
+    return f"write {int.from_bytes(sector[:8], 'little')}"
+
+
+def difference(disk: int, wanted: bytes, got: bytes) -> str:
+    """Where two images of a disk differ, and what is there."""
+    if len(wanted) != len(got):
+        return f"disk {disk} has {len(got)} bytes instead of {len(wanted)}"
+    sectors = [
+        sector
+        for sector in range(len(wanted) // SECTOR)
+        if wanted[sector * SECTOR : (sector + 1) * SECTOR] != got[sector * SECTOR : (sector + 1) * SECTOR]
+    ]
+    first = sectors[0]
+    start, end = first * SECTOR, (first + 1) * SECTOR
+    return (
+        f"disk {disk} differs in {len(sectors)} sectors, the first is {first}: "
+        f"{name(got[start:end])} instead of {name(wanted[start:end])}"
+    )

@@ -1,0 +1,122 @@
+"""The replica as the checks see it: what its durable state claims, and whether its disks are exactly that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from protocol.position import NO_EPOCH, Position
+from tests.simulation.hosts import Host
+from tests.simulation.oracle import Cut, Oracle, Violation
+from tests.simulation.services import StoreContent
+
+
+class ReplicaView:
+    """Checks the replica's disks against the oracle whenever its durable state says that they are a point."""
+
+    def __init__(
+        self, host: Host, folder: str, disks: int, oracle: Oracle, fail: Callable[[BaseException], None]
+    ) -> None:
+        self.host = host
+        self.folder = folder
+        self.oracle = oracle
+        self.fail = fail
+        self.checks = 0
+        self.applied: dict[bytes, int] = {}
+        """The newest point of each epoch."""
+        self.promoted: Cut | None = None
+        self.handed_over = False
+        self._disks = disks
+
+    # --- what it claims ---
+
+    def record(self, name: str) -> dict[str, Any]:
+        """A record of the VM's durable state; empty where there is none."""
+        content = self.host.contents.get(self.folder)
+        return (content.record(name) or {}) if content is not None else {}
+
+    def point(self) -> Cut | None:
+        """The cut that the disks are at, as the durable state has it; None while they are between two."""
+        record = self.record("replication")
+        if not record or record["applied"] is None or record["applying"] is not None or record["suspect"] is not None:
+            return None
+        return record["applied"]["epoch"], record["applied"]["segment"]
+
+    def disk_path(self, index: int) -> str:
+        return f"{self.folder}/disk-{index}.raw"
+
+    def images(self) -> list[bytes]:
+        """The replica's disks as programs see them."""
+        entries = self.host.volume.entries
+        return [entries[self.disk_path(index)].image() for index in range(self._disks)]
+
+    # --- checks ---
+
+    def committed(self, folder: str, _content: StoreContent) -> None:
+        """A transaction took place."""
+        if folder != self.folder:
+            return
+        try:
+            self._check_promotion()
+            self._check_point("I1", "the exposed point")
+        except Violation as violation:
+            self.fail(violation)
+
+    def check_after_crash(self) -> None:
+        """What survived must be the advertised point exactly, whatever was going on (I6, I7)."""
+        try:
+            self._check_point("I6", "after a crash the newest point")
+        except Violation as violation:
+            self.fail(violation)
+
+    def _check_point(self, invariant: str, what: str) -> None:
+        point = self.point()
+        if point is None or self.handed_over:
+            return
+        epoch, segment = point
+        if segment < self.applied.get(epoch, 0):
+            raise Violation(f"I5: the newest point went back from {self.applied[epoch]} to {segment}")
+        self.applied[epoch] = segment
+        self.checks += 1
+        self.oracle.check_cut(epoch, segment, self.images(), what, invariant)
+
+    def _check_promotion(self) -> None:
+        record = self.record("promotion")
+        if not record:
+            return
+        cut = record["parent"], record["parent_segment"]
+        if self.promoted not in (None, cut):
+            raise Violation(f"I6: the promotion changed its cut from {self.promoted} to {cut}")
+        self.promoted = cut
+        if record["serving"] and not self.handed_over:
+            self.handed_over = True
+            self.check_promoted("I6", "the promoted image")
+
+    def check_promoted(self, invariant: str, what: str) -> None:
+        """The disks must be the promoted cut exactly."""
+        assert self.promoted is not None
+        self.checks += 1
+        self.oracle.check_cut(*self.promoted, self.images(), what, invariant)
+
+    # --- what it holds durably ---
+
+    def holds(self, position: Position) -> str:
+        """Empty if power loss right now would leave everything up to this cut at the replica; else what is missing."""
+        record = self.record("replication")
+        if not record:
+            return "there is no state"
+        applied = record["applied"]
+        start = applied["segment"] if applied is not None and applied["epoch"] == position.epoch else 0
+        for segment in range(start + 1, position.segment + 1):
+            path = f"{self.folder}/spool/{position.epoch.hex()}-{segment:012d}.hrl"
+            inode = self.host.volume.durable_entries.get(path)
+            if inode is None:
+                return f"segment {segment} has no durable name"
+            if not inode.is_durable():
+                return f"segment {segment} has pages that are not durable"
+        return ""
+
+    def baseline(self) -> bytes:
+        """The epoch of the committed baseline."""
+        epoch: bytes = self.record("replication").get("epoch", NO_EPOCH)
+        return epoch

@@ -1,0 +1,250 @@
+"""Runs one seed from its first step to its verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import traceback
+from collections import Counter
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+import replica_agent.exports
+from shared.states import ReplicationState
+from tests.simulation.chaos import Chaos
+from tests.simulation.exports import SilentNbdServer
+from tests.simulation.hooks import observed, replaced
+from tests.simulation.loop import SimulationLoop
+from tests.simulation.options import Options, draw
+from tests.simulation.oracle import Violation, difference
+from tests.simulation.tuning import small_constants
+from tests.simulation.world import MAX_STEPS, World
+
+CONVERGENCE_SECONDS = 200.0
+"""How long after the last fault the pair may take to be in sync again."""
+STALE_SECONDS = 6.0
+"""How long a stale primary goes on after a promotion."""
+POLL_SECONDS = 0.25
+
+_S = ReplicationState
+
+
+@dataclass(slots=True)
+class Result:
+    """How a run went."""
+
+    options: Options
+    failure: BaseException | None = None
+    trace: int = 0
+    steps: int = 0
+    virtual_seconds: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+    journal: list[str] = field(default_factory=list)
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"seed {self.options.seed}: {'ok' if self.failure is None else 'FAILED'} at {self.virtual_seconds:.3f} s, "
+            f"trace {self.trace & (1 << 64) - 1:016x}",
+            f"  options: {self.options}",
+            f"  counts: {dict(sorted(self.counts.items()))}",
+        ]
+        if self.failure is not None:
+            shown = traceback.format_exception(self.failure)
+            lines += [
+                *(line for part in shown for line in part.rstrip().splitlines()),
+                f"  again: python -m tests.simulation --seed {self.options.seed} --verbose",
+            ]
+        return "\n".join(lines)
+
+
+def run(
+    options: Options | int,
+    *,
+    verbose: bool = False,
+    keep_events: bool = False,
+    patches: tuple[AbstractContextManager[Any], ...] = (),
+) -> Result:
+    """Run one seed. ``patches`` are entered around the run: planted bugs. Never raises for what the product does."""
+    if isinstance(options, int):
+        options = draw(options)
+    result = Result(options)
+    loop = SimulationLoop(MAX_STEPS)
+    if keep_events:
+        loop.trace.kept = result.events
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        asyncio.set_event_loop(loop)
+        world = World(options, loop)
+        if verbose:
+            world.journal = result.journal
+        with ExitStack() as stack:
+            stack.enter_context(small_constants())
+            stack.enter_context(replaced(replica_agent.exports, "NbdServer", lambda _original: SilentNbdServer))
+            stack.enter_context(observed(world))
+            for patch in patches:
+                stack.enter_context(patch)
+            stack.callback(structlog.reset_defaults)
+            structlog.configure(processors=[_Listener(world, verbose=verbose)], cache_logger_on_first_use=False)
+            try:
+                loop.run_until_complete(_live(world))
+            except Exception as error:
+                result.failure = error
+            result.failure = result.failure or _unseen(loop)
+        result.trace = loop.trace.value
+        result.steps = loop.steps
+        result.virtual_seconds = loop.now
+        result.counts = world.counts
+        result.counts["writes"] = world.guest.answered
+        result.counts["flushes"] = world.guest.flushes
+        result.counts["points checked"] = world.view.checks
+        result.counts["exports checked"] = world.exports.checks
+    finally:
+        loop.dismantle()
+        asyncio.set_event_loop(None)
+        if enabled:
+            gc.enable()
+    return result
+
+
+def _unseen(loop: SimulationLoop) -> BaseException | None:
+    """An exception that ended a part of the product and that nobody looked at."""
+    found = loop.unretrieved()
+    return found[0] if found else None
+
+
+class _Listener:
+    """Hears the product's log: an unexpected error in it is a bug, whatever else the product does about it."""
+
+    def __init__(self, world: World, *, verbose: bool) -> None:
+        self.world = world
+        self.verbose = verbose
+
+    def __call__(self, _logger: Any, method: str, event: dict[str, Any]) -> Any:
+        error = event.get("exc_info")
+        if error:
+            if error is True:
+                error = sys.exc_info()[1]
+            self.world.fail(error if isinstance(error, BaseException) else Violation(f"unexpected error: {event}"))
+        if self.verbose:
+            text = " ".join(f"{name}={value}" for name, value in event.items() if name not in ("event", "exc_info"))
+            self.world.tell(f"  log {method}: {event.get('event')} {text}")
+        raise structlog.DropEvent
+
+
+# --- one life ---
+
+
+async def _live(world: World) -> None:
+    life = asyncio.ensure_future(_phases(world))
+    await asyncio.wait({life, world.failure}, return_when=asyncio.FIRST_COMPLETED)
+    if world.failure.done():
+        life.cancel()
+        world.failure.result()
+    life.result()
+
+
+async def _phases(world: World) -> None:
+    options = world.options
+    for host in world.hosts:
+        world.start_agent(host)
+    await world.enable()
+    guest = world.loop.create_task(world.guest.run())
+    chaos = Chaos(world)
+    if not options.calm_start:
+        chaos.start()
+    else:
+        await _until(world, lambda: world.view.point() is not None, 60, "the initial replication")
+        chaos.start()
+    promoter = world.loop.create_task(_promote(world)) if options.promote_at is not None else None
+    await asyncio.sleep(options.seconds)
+    guest.cancel()
+    if promoter is not None and world.view.promoted is not None:
+        await _stale_primary(world, chaos)
+        return
+    if promoter is not None:
+        promoter.cancel()
+    chaos.stop()
+    await _converge(world)
+
+
+async def _until(world: World, condition: Any, seconds: float, what: str) -> None:
+    end = world.loop.now + seconds
+    while not condition():
+        if world.loop.now > end:
+            raise Violation(f"I12: {what} did not come about within {seconds:g} s: {situation(world)}")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+# --- failover ---
+
+
+async def _promote(world: World) -> None:
+    """Fail over at some moment, again and again until it is accepted."""
+    assert world.options.promote_at is not None
+    await asyncio.sleep(world.options.promote_at)
+    while world.view.promoted is None:
+        world.count("failover")
+        world.order(world.replica, lambda vm: vm.failover())
+        await asyncio.sleep(world.rng.uniform(0.05, 1))
+
+
+async def _stale_primary(world: World, chaos: Chaos) -> None:
+    """The primary lives on, and must change nothing at the replica any more (I8)."""
+    guest = world.loop.create_task(world.guest.run())
+    await asyncio.sleep(STALE_SECONDS / 2)
+    chaos.stop()
+    guest.cancel()
+    world.revive()
+    await _until(world, lambda: world.view.handed_over, 60, "the promotion's end")
+    await _until(world, lambda: _state(world, "P") is _S.FAILED_OVER, 60, "the fencing of the old primary")
+    await asyncio.sleep(STALE_SECONDS / 2)
+    world.view.check_promoted("I8", "the promoted image, with a stale primary about,")
+
+
+# --- convergence ---
+
+
+def _state(world: World, host: str) -> ReplicationState | None:
+    record = world.view.record("replication") if host == "R" else world.primary_record()
+    return _S(record["state"]) if record else None
+
+
+async def _converge(world: World) -> None:
+    """Faults have stopped: the pair gets in sync by itself (I12)."""
+    world.revive()
+    await _until(world, lambda: _in_sync(world), CONVERGENCE_SECONDS, "convergence")
+    wanted, found = world.disks(), world.view.images()
+    for index, (ours, theirs) in enumerate(zip(wanted, found, strict=True)):
+        if ours != theirs:
+            raise Violation(f"I12: in sync, but {difference(index, ours, theirs)}")
+    world.oracle.check_disks(wanted, "at the end the guest's disks", "I1")
+
+
+def _in_sync(world: World) -> bool:
+    """Both say that they replicate, in the same epoch, and the newest point is younger than the last write."""
+    primary, replica = world.primary_record(), world.view.record("replication")
+    if not primary or not replica or world.guest.in_flight:
+        return False
+    if (_S(primary["state"]), _S(replica["state"])) != (_S.REPLICATING, _S.REPLICATING):
+        return False
+    point = world.view.point()
+    return (
+        primary["epoch"] == replica["epoch"]
+        and point is not None
+        and point[0] == replica["epoch"]
+        and tuple(map(bytes, world.oracle.images)) == world.oracle.cuts.get(point)
+    )
+
+
+def situation(world: World) -> str:
+    """Where both sides stand, for a failure's text."""
+    return (
+        f"primary {_state(world, 'P')}, replica {_state(world, 'R')}, point {world.view.point()}, "
+        f"alive {[p.name for host in world.hosts for p in host.processes.values() if not p.dead]}"
+    )

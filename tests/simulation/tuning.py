@@ -1,0 +1,36 @@
+"""Constants of the product made small, so that small disks and short runs get to what takes gigabytes in life."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import primary_agent.compare
+import primary_agent.tap.batches
+import primary_agent.tap.engine
+import replica_agent.apply
+import replica_agent.bulk
+import replica_agent.control
+import replica_agent.walk
+from tests.simulation.hooks import replaced
+
+SMALL: list[tuple[Any, str, Any]] = [
+    (primary_agent.compare, "RANGE_BYTES", 128 << 10),
+    (primary_agent.tap.batches, "INLINE_ZEROES", 32 << 10),
+    (primary_agent.tap.engine, "INLINE_ZEROES", 32 << 10),
+    (primary_agent.tap.engine, "STEP_MIN", 32 << 10),
+    (replica_agent.apply, "GROUP_SEGMENTS", 3),
+    (replica_agent.apply, "STEP_BYTES", 64 << 10),
+    (replica_agent.bulk, "TAKE_BYTES", 128 << 10),
+    (replica_agent.control, "TAKE_BYTES", 64 << 10),
+]
+
+
+@contextmanager
+def small_constants() -> Iterator[None]:
+    """Run with small constants for a while."""
+    with ExitStack() as stack:
+        for owner, name, value in SMALL:
+            stack.enter_context(replaced(owner, name, lambda _original, value=value: value))
+        yield

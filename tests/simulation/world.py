@@ -1,0 +1,398 @@
+"""The world of one run: two hosts with the real tap and agents, a guest, an oracle, and the checks on what they do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+from primary_agent.admin import with_settings
+from primary_agent.agent import PrimaryAgent
+from primary_agent.surroundings import Surroundings as PrimarySurroundings
+from primary_agent.tap.control import TapControl
+from primary_agent.tap.engine import TapEngine
+from primary_agent.tap.exports import DiskExport
+from primary_agent.tap.process import Identity, TapFailedError, TapProcess
+from protocol.position import Position
+from replica_agent.agent import ReplicaAgent
+from replica_agent.authorize import Grant
+from replica_agent.parts import Surroundings as ReplicaSurroundings
+from shared.admin.verbs import EnableParams
+from shared.errors import VmreplicaError
+from shared.nbd.backend import Mutation
+from shared.nbd.server import NbdServer
+from shared.ports import Address, Buffer, Ports
+from tests.simulation.disk import PAGE, SimulatedFile, SimulatedFileSystem
+from tests.simulation.exports import ExportReaders
+from tests.simulation.guest import Guest
+from tests.simulation.hosts import Host
+from tests.simulation.loop import Process, SimulationLoop
+from tests.simulation.net import Wire
+from tests.simulation.options import Options
+from tests.simulation.oracle import Oracle, Violation
+from tests.simulation.replica_view import ReplicaView
+
+DISKS = 2
+VM = "vm"
+VM_ID = str(uuid.UUID("11111111-2222-4333-8444-555555555555"))
+PORT = 8475
+STORAGE = "/srv/replicas"
+REPLICA_FOLDER = f"{STORAGE}/{VM_ID}"
+RESERVE = 256 << 10
+"""Bytes that the replica keeps free on its volume."""
+PRIMARY_STATE = "/var/lib/primary"
+PRIMARY_STORE = f"{PRIMARY_STATE}/vms/{VM_ID}"
+DISK_FOLDER = "/srv/disks"
+HEARTBEAT = 1.0
+DEAD_AFTER = 4.0
+MAX_STEPS = 3_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What an agent needs of its configuration."""
+
+    host: str
+    state_dir: str
+    runtime_dir: str
+    listen: Address = Address()
+    grants: tuple[Grant, ...] = ()
+
+
+class World:
+    """Everything of one run. ``failure`` is done with the first violation."""
+
+    def __init__(self, options: Options, loop: SimulationLoop) -> None:
+        self.options = options
+        self.loop = loop
+        self.rng = random.Random(f"{options.seed}/world")
+        self.failure: asyncio.Future[None] = loop.create_future()
+        self.context = contextvars.Context()
+        """That of no process: for what the world itself does."""
+        self.counts: Counter[str] = Counter()
+        self.journal: list[str] | None = None
+        """What happened, in words, where somebody wants to read it."""
+        self.wire = Wire(loop, random.Random(f"{options.seed}/wire"))
+        self.wire.slow = options.slow
+        self.primary = Host("P", loop, self.wire, options, self._tap_main)
+        self.replica = Host("R", loop, self.wire, options, self._tap_main)
+        for host in self.hosts:
+            host.born = self._born
+        images = self._make_disks()
+        self.oracle = Oracle(images)
+        self.guest = Guest(loop, options, self.oracle, self.fail)
+        self.view = ReplicaView(self.replica, REPLICA_FOLDER, DISKS, self.oracle, self.fail)
+        self.replica.committed = self.view.committed
+        self.agents: dict[str, PrimaryAgent | ReplicaAgent] = {}
+        self.told_to_stop: dict[Process, asyncio.Event] = {}
+        self.acknowledged_cuts: dict[bytes, int] = {}
+        """The newest cut of each epoch that the primary knows to be at the replica."""
+        self.baseline: bytes | None = None
+        """The newest epoch whose commit the primary knows of."""
+        self.losing_power = False
+        self.doomed: set[Process] = set()
+        """Processes with whose death their host loses power."""
+        self.exports = ExportReaders(self)
+
+    @property
+    def hosts(self) -> tuple[Host, Host]:
+        return self.primary, self.replica
+
+    # --- what goes wrong, and what is told ---
+
+    def fail(self, violation: BaseException) -> None:
+        """Something must not be: the run ends."""
+        if not self.failure.done():
+            self.tell(f"VIOLATION {violation}")
+            self.failure.set_exception(violation)
+
+    def tell(self, text: str) -> None:
+        if self.journal is not None:
+            self.journal.append(f"{self.loop.now:10.6f}  {text}")
+
+    def count(self, what: str) -> None:
+        self.counts[what] += 1
+        self.tell(what)
+
+    # --- disks ---
+
+    def disk_path(self, index: int) -> str:
+        return f"{DISK_FOLDER}/disk-{index}.raw"
+
+    def _make_disks(self) -> list[bytes]:
+        files = SimulatedFileSystem(self.primary.volume, Process("installer"))
+        files.make_folder(DISK_FOLDER)
+        images = []
+        for index in range(DISKS):
+            file: SimulatedFile = files.open(self.disk_path(index), write=True, create=True)
+            file.truncate(self.options.pages * PAGE)
+            for page in range(self.options.pages):
+                if self.rng.random() < 0.3:
+                    file.write(page * PAGE, self.rng.randbytes(PAGE))
+            file.sync()
+            images.append(file.inode.image())
+        files.sync_folder(DISK_FOLDER)
+        return images
+
+    def disks(self) -> list[bytes]:
+        """The guest's disks as programs on their host see them."""
+        return [self.primary.volume.entries[self.disk_path(index)].image() for index in range(DISKS)]
+
+    # --- processes ---
+
+    def _born(self, host: Host, role: str, process: Process) -> None:
+        self.tell(f"{process.name} starts (process {process.number})")
+        process.on_death.append(lambda: self._died(host, role, process))
+
+    def _died(self, host: Host, role: str, process: Process) -> None:
+        self.tell(f"{process.name} ends (process {process.number})")
+        if process in self.doomed and not self.losing_power:
+            self.losing_power = True
+            self.loop.call_soon(self._lose_power_now, host, context=self.context)
+        if role == "tap" and host is self.primary and self.guest.process is process:
+            self.guest.detach()
+            self._check_survivors(power=False)
+        if role == "agent":
+            self.agents.pop(host.name, None)
+            if not self.losing_power:
+                self.loop.call_later(self.rng.uniform(0.02, 1.5), self.start_agent, host, context=self.context)
+
+    def _check_survivors(self, *, power: bool) -> None:
+        """After a kill every answered write is on the disk; after power loss every flushed one (I4)."""
+        found = self.disks()
+        try:
+            if power:
+                self.oracle.check_survivors(found, lambda write: write.flushed, "I4")
+            else:
+                self.oracle.check_survivors(found, lambda write: write.answered, "I2")
+        except Violation as violation:
+            self.fail(violation)
+        if power or not self.losing_power:
+            self.oracle.restart(found)
+
+    def kill(self, host: Host, role: str) -> None:
+        """SIGKILL, now."""
+        process = host.alive(role)
+        if process is not None:
+            self.count(f"kill {role}@{host.name}")
+            process.kill()
+
+    def lose_power(self, host: Host) -> None:
+        """The host loses power, and comes back after a while."""
+        if not host.up:
+            return
+        self.count(f"power loss {host.name}")
+        self.losing_power = True
+        host.up = False
+        host.lose_power()
+        self.losing_power = False
+        if host is self.primary:
+            self.guest.reset()
+            self._check_survivors(power=True)
+        else:
+            self.view.check_after_crash()
+        self.loop.call_later(self.rng.uniform(0.1, 3), self.boot, host, context=self.context)
+
+    def _lose_power_now(self, host: Host) -> None:
+        self.losing_power = False
+        self.lose_power(host)
+
+    def boot(self, host: Host) -> None:
+        host.up = True
+        self.tell(f"{host.name} boots")
+        self.start_agent(host)
+
+    def start_agent(self, host: Host) -> None:
+        if host.up and host.alive("agent") is None:
+            host.start("agent", self._primary_main if host is self.primary else self._replica_main)
+
+    async def _primary_main(self, ports: Ports, process: Process) -> None:
+        config = AgentConfig("P", PRIMARY_STATE, "/run/primary")
+        surroundings = PrimarySurroundings(ports, "P", "simulation", heartbeat=HEARTBEAT, dead_after=DEAD_AFTER)
+        agent = PrimaryAgent(config, ports, surroundings=surroundings)
+        await agent.start()
+        await self._run_agent(self.primary, agent, process)
+
+    async def _replica_main(self, ports: Ports, process: Process) -> None:
+        grant = Grant(storage=STORAGE, fingerprint="P" * 64)
+        config = AgentConfig("R", "", "/run/replica", Address(host="replica", port=PORT, tls=True), (grant,))
+        surroundings = ReplicaSurroundings(
+            ports,
+            "R",
+            "simulation",
+            config.runtime_dir,
+            reserve=RESERVE,
+            heartbeat=HEARTBEAT,
+            dead_after=DEAD_AFTER,
+        )
+        agent = ReplicaAgent(config, ports, surroundings=surroundings)
+        await agent.start()
+        await self._run_agent(self.replica, agent, process)
+
+    async def _run_agent(self, host: Host, agent: PrimaryAgent | ReplicaAgent, process: Process) -> None:
+        """Until the agent is told to stop in order."""
+        told = self.told_to_stop[process] = asyncio.Event()
+        self.agents[host.name] = agent
+        await told.wait()
+        await agent.stop()
+
+    def restart_agent(self, host: Host) -> None:
+        """Stop the agent in order; it starts again by itself."""
+        process = host.alive("agent")
+        if process is not None and process in self.told_to_stop:
+            self.count(f"restart agent@{host.name}")
+            self.told_to_stop[process].set()
+
+    # --- the tap ---
+
+    async def _tap_main(self, host: Host, folder: str, ports: Ports, process: Process) -> None:
+        """What the tap's program does."""
+        tap = GuestsTap(folder, ports, Identity(process.number, "simulation"), authorize=lambda _peer, _method: None)
+        tap.world, tap.process, tap.serves_guest = self, process, host is self.primary
+        try:
+            await tap.run(serve_nbd=False)
+        except TapFailedError as error:
+            self.fail(error)
+        except VmreplicaError as error:
+            self.tell(f"{process.name} refuses: {error}")
+
+    def stop_tap(self) -> None:
+        """Stop the primary's tap in order, as its service manager would; the agent starts it again."""
+        self.count("stop tap")
+        self.order(self.primary, lambda vm: vm.parts.tap.stop_tap())
+
+    # --- orders of the administrator ---
+
+    def order(self, host: Host, work: Callable[[Any], Awaitable[Any]]) -> asyncio.Task[Any] | None:
+        """Give an order to the VM of a host's agent; refusals are part of life."""
+        agent, process = self.agents.get(host.name), host.alive("agent")
+        if agent is None or process is None:
+            return None
+
+        async def run() -> Any:
+            try:
+                return await work(agent.find(VM))
+            except VmreplicaError as error:
+                self.tell(f"refused: {error}")
+                return None
+
+        return process.spawn(run())
+
+    async def enable(self) -> None:
+        """Begin to replicate the VM; nothing goes wrong yet."""
+        while "P" not in self.agents or "R" not in self.agents:
+            await asyncio.sleep(0.05)
+        agent, process = self.agents["P"], self.primary.processes["agent"]
+        params = EnableParams(
+            name=VM,
+            disks=[self.disk_path(index) for index in range(DISKS)],
+            replica=f"replica:{PORT}",
+            interval_seconds=self.options.interval,
+            log_limit_bytes=self.options.log_limit or None,
+            uuid=VM_ID,
+        )
+        await process.spawn(agent.enable(params))
+        await process.spawn(self._configure(agent))
+        while not agent.find(VM).parts.link.healthy():
+            await asyncio.sleep(0.05)
+        await process.spawn(agent.find(VM).initial())
+
+    async def _configure(self, agent: PrimaryAgent) -> None:
+        vm = agent.find(VM)
+        settings = {"auto_resynchronize": True}
+        await vm.set(with_settings(vm.record, settings), settings)
+
+    # --- what the primary claims ---
+
+    def primary_record(self) -> dict[str, Any]:
+        """The primary's durable record of the replication; empty where there is none."""
+        content = self.primary.contents.get(PRIMARY_STORE)
+        return (content.record("replication") or {}) if content is not None else {}
+
+    def revive(self) -> None:
+        """The faults are over: hosts are up, what an administrator suspended is resumed."""
+        for host in self.hosts:
+            if not host.up:
+                self.boot(host)
+
+    # --- observations (tests.simulation.hooks.Observer) ---
+
+    def entry_logged(self, process: Process, disk: int, offset: int, length: int, payload: Buffer | None) -> None:
+        if process is not self.guest.process:
+            return
+        write = None
+        if payload is None:
+            write = self.oracle.find_zeroes(disk, offset, length)
+        elif isinstance(payload, memoryview):
+            write = self.oracle.find_by_payload(payload.obj)
+        if write is not None:
+            self.oracle.number(write)
+        else:
+            # What the tap logs anew is what its disk holds.
+            self.oracle.adopt(disk, offset, self.disks()[disk][offset : offset + length])
+
+    def disk_written(self, process: Process, mutation: Mutation) -> None:
+        if process is self.guest.process:
+            write = self.oracle.find(mutation)
+            if write is not None:
+                self.oracle.number(write)
+
+    def cut_made(self, process: Process, epoch: bytes, segment: int) -> None:
+        if process.name == "tap@P":
+            self.tell(f"cut {epoch.hex()[:8]}/{segment}")
+            self._guarded(lambda: self.oracle.cut(epoch, segment, self.loop.now))
+
+    def epoch_begun(self, process: Process, epoch: bytes) -> None:
+        if process.name == "tap@P":
+            self.tell(f"epoch {epoch.hex()[:8]} begins")
+            # Whatever was written before is on the disks by now (R6).
+            self._guarded(lambda: self.oracle.check_disks(self.disks(), "at the begin of an epoch", "R6"))
+
+    def acknowledged(self, process: Process, position: Position) -> None:
+        self.tell(f"acknowledged {position}")
+        known = self.acknowledged_cuts.get(position.epoch, 0)
+        self.acknowledged_cuts[position.epoch] = max(known, position.segment)
+
+    def adopted(self, process: Process, end: Position) -> None:
+        self.tell(f"adopted {end}")
+        self.baseline = end.epoch
+
+    def released(self, process: Process, epoch: bytes, segment: int) -> None:
+        if process.name == "tap@P" and segment > self.acknowledged_cuts.get(epoch, 0):
+            self.fail(Violation(f"I5: the log was released up to {segment}, which was not acknowledged"))
+
+    def acknowledging(self, process: Process, position: Position) -> None:
+        missing = self.view.holds(position)
+        if missing:
+            self.fail(Violation(f"I5: the replica acknowledges {position}, but {missing}"))
+
+    def _guarded(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except Violation as violation:
+            self.fail(violation)
+
+
+class GuestsTap(TapProcess):
+    """A tap whose engine the guest of the simulation drives directly, in place of NBD clients."""
+
+    world: World
+    process: Process
+    serves_guest: bool
+
+    async def _until_stopped(self, engine: TapEngine, control: TapControl) -> None:
+        if self.serves_guest:
+            exports = [DiskExport(engine, disk) for disk in engine.disks]
+            self.world.guest.attach(self.process, exports)
+        await super()._until_stopped(engine, control)
+
+    async def _end(self, engine: TapEngine, server: NbdServer, control: TapControl) -> None:
+        if self.serves_guest:
+            self.world.guest.drained()
+        await super()._end(engine, server, control)
