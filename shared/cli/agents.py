@@ -20,6 +20,9 @@ DEFAULT_SOCKETS = ("/run/vmreplica/primary.sock", "/run/vmreplica/replica.sock")
 SOCKETS_VARIABLE = "VMREPLICA_SOCKETS"
 """Environment variable with the paths of the agents' sockets, separated by colons."""
 
+STATUS_SECONDS = 15.0
+"""How long an agent may take to tell its status before it counts as not answering."""
+
 
 @dataclass(frozen=True, slots=True)
 class Agent:
@@ -163,7 +166,7 @@ def connect(paths: Sequence[str], *, named: bool) -> Iterator[Agents]:
 
 def read_status(connection: Connection, vm: str | None = None) -> Agent:
     """Ask an agent for its status, of all its VMs or of one."""
-    raw = connection.call("status", {} if vm is None else {"vm": vm})
+    raw = connection.call("status", {} if vm is None else {"vm": vm}, STATUS_SECONDS)
     try:
         return Agent(connection, msgspec.convert(printable_values(raw), AgentStatus), raw)
     except msgspec.ValidationError as error:

@@ -20,7 +20,7 @@ CALL_SECONDS = 60.0
 RECEIVE_BYTES = 256 << 10
 
 HOW_TO_START = "Start the agent: systemctl start vmreplica-primary, or vmreplica-replica on the replica's host."
-HOW_TO_ALLOW = "Run the command as root, or become a member of the socket's group and log in again."
+HOW_TO_ALLOW = "Run the command as root, or become a member of the group vmreplica-admin and log in again."
 
 
 class Connection:

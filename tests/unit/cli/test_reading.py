@@ -122,6 +122,26 @@ def test_what_is_no_agent_is_named(vmreplica: Command) -> None:
     assert "does not speak our protocol" in err
 
 
+def test_agent_of_another_kind_of_version_is_told_as_such(vmreplica: Command) -> None:
+    vmreplica.agent().extra = {"vms": [{"name": "web"}]}
+    ran = vmreplica("status")
+    assert ran.code == 5
+    assert "answers in a form that is not understood" in ran.err
+    assert "Install the same version" in ran.err
+
+
+def test_connection_that_ends_before_the_answer(vmreplica: Command) -> None:
+    path = f"{vmreplica.folder}/primary.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        started = vmreplica.start("status")
+        listener.accept()[0].close()
+        _, err = started.communicate(timeout=30)
+    assert started.returncode == 5
+    assert f"{path} closed the connection" in err or f"{path} broke" in err
+
+
 def test_missing_permission_is_told_as_such() -> None:
     assert isinstance(connect_error("/s", PermissionError(13, "Permission denied")), ForbiddenError)
     assert isinstance(connect_error("/s", BlockingIOError(11, "busy")), UnreachableError)
@@ -193,6 +213,20 @@ def test_watching_without_a_terminal_tells_changes(vmreplica: Command) -> None:
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=30)
     assert (started.returncode, out, err) == (0, "", "")
+
+
+def test_watching_goes_on_while_the_agent_is_away(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    started = vmreplica.start("status", "--watch")
+    assert started.stdout is not None
+    assert started.stdout.readline() == "web: primary, Replicating, Normal\n"
+    canned.stop()
+    assert started.stdout.readline().startswith("No agent runs here")
+    vmreplica.agent()
+    assert started.stdout.readline() == "web: primary, Replicating, Normal\n"
+    started.send_signal(signal.SIGINT)
+    started.communicate(timeout=30)
+    assert started.returncode == 0
 
 
 def test_watching_as_json_is_one_value_a_line(vmreplica: Command) -> None:
