@@ -21,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from link_cutter import LinkCutter
 from rich.console import Console
 from rich.table import Table
+
+from scripts.link_cutter import LinkCutter
 
 PROGRAMS = Path(sys.executable).parent
 MIB = 1 << 20
@@ -140,8 +141,8 @@ def prepare(pair: Pair, port: int) -> None:
         )
         text += f'[listen]\nhost = "127.0.0.1"\nport = {port}\n' if role == "replica" else ""
         text += (
-            f'[tls]\nca = "{folder}/pki/ca.crt"\n'
-            f'certificate = "{folder}/pki/{host}.crt"\nkey = "{folder}/pki/{host}.key"\n'
+            f'[tls]\nca = "{folder}/pki/{host}/ca.pem"\n'
+            f'certificate = "{folder}/pki/{host}/certificate.pem"\nkey = "{folder}/pki/{host}/key.pem"\n'
         )
         if role == "replica":
             text += f'[[authorize]]\nname = "alpha"\nvms = ["*"]\nstorage = "{folder}/store"\n'
