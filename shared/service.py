@@ -123,14 +123,20 @@ async def _within(seconds: float, work: Awaitable[None]) -> None:
 
 def _admin_address(config: AgentSection) -> Address:
     assert isinstance(config, PrimaryConfig | ReplicaConfig)
-    return Address(unix_path=config.admin_socket, mode=0o660)
+    group = config.admin_group if _group_id(config) is not None else ""
+    return Address(unix_path=config.admin_socket, mode=0o660, group=group)
 
 
 def _access(config: AgentSection) -> Access:
-    group = None
-    with contextlib.suppress(KeyError):
-        group = grp.getgrnam(config.admin_group).gr_gid
-    return Access(os.getuid(), admin_gid=group, viewer_methods=READING)
+    return Access(os.getuid(), admin_gid=_group_id(config), viewer_methods=READING)
+
+
+def _group_id(config: AgentSection) -> int | None:
+    """The admin group's number, or None where there is no such group."""
+    try:
+        return grp.getgrnam(config.admin_group).gr_gid
+    except KeyError:
+        return None
 
 
 def _notify(state: str) -> None:
