@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from primary_agent.record import DiskRecord, VmRecord
 from shared.admin.verbs import DiskParams, EnableParams
+from shared.config import DEFAULT_PORT
 from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError
 from shared.ports import FileSystem, Ports
 from shared.rates import size_text
 from shared.tap_config import SECTOR, TapConfig, TapDisk
 
-DEFAULT_PORT = 8475
 MAX_NAME = 128
 
 

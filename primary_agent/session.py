@@ -212,7 +212,7 @@ class Session:
         if not await sender.seek(position):
             text = f"The replica stands at {position}, whose chain is not in this side's log."
             await self._require(ResyncCause.CHAIN, text, {"received": str(position)})
-            raise Replan
+            raise Replan("the session is planned anew")
         try:
             await sender.run()
         except LogDamagedError as error:
@@ -372,7 +372,7 @@ class Session:
     async def _watch_orders(self) -> None:
         while self._replication.orders == self._orders:
             await self._replication.changed.wait()
-        raise Replan
+        raise Replan("the session is planned anew")
 
     async def _watch_tap(self) -> None:
         while self._connection.alive and (
@@ -381,4 +381,4 @@ class Session:
             await self._parts.tap.changed.wait()
         if not self._connection.alive:
             raise TapUnavailableError("The tap's connection ended.")
-        raise Replan
+        raise Replan("the session is planned anew")

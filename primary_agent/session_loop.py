@@ -47,6 +47,8 @@ class SessionLoop:
         self._replication = parts.replication
         self._ports = parts.surroundings.ports
         self._backoff = BACKOFF_FIRST_SECONDS
+        self._told = ""
+        """The code of the failure that was last told in an event; empty once a session lasted."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -82,13 +84,15 @@ class SessionLoop:
             raise
         finally:
             if self._ports.clock.monotonic() - opened_at > self._backoff:
+                # It went well for longer than the wait before it: what comes is another outage.
                 self._backoff = BACKOFF_FIRST_SECONDS
+                self._link.attempts = 0
+                self._told = ""
             self._link.dialled = None
             self._link.since = self._ports.clock.wall()
 
     def _opened(self) -> None:
         self._link.since = self._ports.clock.wall()
-        self._link.attempts = 0
         self._link.last_error = self._link.last_error_code = ""
         self._link.retryable = True
         self._link.next_attempt = None
@@ -130,7 +134,8 @@ class SessionLoop:
         """One event for each outage, not for each attempt; one record for what does not heal."""
         if not retryable:
             await self._replication.set_problem(failure, EventId.SUSPENDED_NOT_RECOVERABLE)
-        elif self._link.attempts == 1:
+        elif failure.code != self._told:
+            self._told = failure.code
             data = {"code": failure.code, "seconds": round(delay, 1)}
             text = f"Replication of {self._replication.vm.name} is interrupted and will be retried: {failure.text}"
             event = self._replication.event(EventId.WILL_RETRY, text, cause=failure.code, data=data)

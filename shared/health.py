@@ -49,8 +49,7 @@ class Assessment:
 def resync_required_text(name: str) -> str:
     """The sentence that Hyper-V Replica's users know."""
     return (
-        f"Resynchronization is required for the virtual machine {name}. "
-        "Resume replication to start resynchronization."
+        f"Resynchronization is required for the virtual machine {name}. Resume replication to start resynchronization."
     )
 
 
@@ -96,14 +95,10 @@ def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) 
             f"Do not run the VM here. To replicate from here again, remove the VM at the replica and run "
             f"`vmreplica resume {name} --resynchronize`.",
         )
-    elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE or (
-        status.causes and state not in _RESYNCING
-    ):
+    elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE or (status.causes and state not in _RESYNCING):
         result.critical(resync_required_text(name), _resync_remedy(status))
     if state in _RESYNCING:
-        result.warn(
-            "A resynchronization is not complete; the replica keeps its older recovery point until then."
-        )
+        result.warn("A resynchronization is not complete; the replica keeps its older recovery point until then.")
     if state in _INITIAL or (not status.baseline and state is ReplicationState.SUSPENDED):
         result.warn("Initial replication has not been completed.", _initial_remedy(status, state))
 
@@ -175,9 +170,10 @@ def _judge_cycles(status: VmStatus, state: ReplicationState, result: Assessment)
 
 
 def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
-    if not status.baseline or status.lag_seconds is None or status.problem is not None:
+    """Kept up to date, and up to date: a point that is recent but no longer followed protects nothing to come."""
+    if state is not ReplicationState.REPLICATING or not status.baseline or status.lag_seconds is None:
         return False
-    if state in (ReplicationState.FAILED_OVER, ReplicationState.FAILED_OVER_WAITING_COMPLETION):
+    if status.problem is not None or status.causes:
         return False
     return status.lag_seconds <= max(PROTECTED_INTERVALS * status.interval_seconds, PROTECTED_FLOOR_SECONDS)
 
@@ -194,10 +190,10 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
     behind = _behind(status)
     if result.protected:
         return f"Protected: {behind}."
+    if status.suspended:
+        return f"Not protected: replication is suspended; {behind}."
     if status.causes or state in (*_RESYNCING, ReplicationState.WAITING_FOR_START_RESYNCHRONIZE):
-        doing = (
-            f"resynchronizing{_percent(status)}" if state in _RESYNCING else "a resynchronization is required"
-        )
+        doing = f"resynchronizing{_percent(status)}" if state in _RESYNCING else "a resynchronization is required"
         return f"Not protected: {doing}; {behind}."
     return f"Not protected: {behind}."
 

@@ -178,7 +178,7 @@ class VmStatus(StatusStruct):
     state_code: int
     health: str = "NotApplicable"
     protected: bool = False
-    """A whole recovery point exists at the replica and is not older than the settings promise."""
+    """A whole recovery point exists at the replica, is not older than the settings promise, and is kept up to date."""
     summary: str = ""
     """One sentence for people: protected or not, how far behind."""
     remedy: str = ""

@@ -14,8 +14,8 @@ from shared.ports import File, FileSystem
 
 READY_TARGET = 2
 """Files that stand open and allocated ahead of need, so that a batch never waits for space."""
-FREE_KEPT = 8
-"""Files without log that are kept for use; more are removed."""
+FREE_BYTES_MAX = 4 << 30
+"""Bytes of files without log that are kept for use, but no more than half of the limit; more are removed."""
 
 _SPARE_NAME = re.compile(r"spare-(\d{8})\.hrl")
 
@@ -163,7 +163,8 @@ class LogFiles:
 
     @property
     def _keep(self) -> int:
-        return min(FREE_KEPT, self._most)
+        """How many files without log are kept: writing a new one is slower than writing an old one again."""
+        return max(READY_TARGET, min(FREE_BYTES_MAX // self.file_bytes, self._most // 2))
 
     @property
     def count(self) -> int:

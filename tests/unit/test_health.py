@@ -51,9 +51,19 @@ def test_resync_required_says_the_known_sentence_and_the_command() -> None:
     assert status.summary.startswith("Not protected: a resynchronization is required; the replica at b holds")
 
 
-def test_a_recent_point_stays_protected_while_a_resync_is_required() -> None:
-    status = vm(ReplicationState.WAITING_FOR_START_RESYNCHRONIZE, lag_seconds=20.0)
-    assert (status.health, status.protected) == ("Critical", True)
+@pytest.mark.parametrize(
+    "state",
+    [
+        ReplicationState.WAITING_FOR_START_RESYNCHRONIZE,
+        ReplicationState.RESYNCHRONIZING,
+        ReplicationState.SUSPENDED,
+        ReplicationState.ERROR,
+    ],
+)
+def test_a_recent_point_that_is_no_longer_followed_protects_nothing(state: ReplicationState) -> None:
+    status = vm(state, lag_seconds=5.0, suspended=state is ReplicationState.SUSPENDED)
+    assert not status.protected
+    assert status.summary.startswith("Not protected: ")
 
 
 def test_a_suspended_vm_whose_tracking_was_lost_is_critical() -> None:
