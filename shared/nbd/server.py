@@ -24,7 +24,7 @@ from shared.nbd.ending import Ending, EndReason
 from shared.nbd.flushing import FlushGate
 from shared.nbd.memory import MemoryBudget
 
-MEMORY_LIMIT = 96 << 20
+MEMORY_LIMIT = 65 << 20
 """Bytes that requests above 2 MiB may hold together; enough for two of the largest."""
 STALL_TIMEOUT = 10.0
 """Seconds without progress after which a client that holds such memory is cut off, if others wait for memory."""
