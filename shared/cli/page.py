@@ -44,13 +44,14 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         pending = "" if vm.pending_bytes is None else f", {size_text(vm.pending_bytes)} {_pending_words(vm)}"
         yield "behind", duration_text(vm.lag_seconds) + pending
     for label, cut in _cuts(vm):
-        yield label, f"{cut.segment} of {time_text(cut.time, zone)}"
+        yield label, f"{cut.segment}" if cut.time is None else f"{cut.segment} of {time_text(cut.time, zone)}"
     yield "link", _link(vm, now)
     if vm.tap is not None:
         yield "tap", _tap(vm.tap)
     for label, text in _numbered("disk", [_disk(disk) for disk in vm.disks]):
         yield label, text
-    for label, text in _numbered("served at", vm.uris):
+    shown = {disk.uri for disk in vm.disks}
+    for label, text in _numbered("served at", [uri for uri in vm.uris if uri not in shown]):
         yield label, text
     for label, text in _numbered("export", [_export(export) for export in vm.exports]):
         yield label, text

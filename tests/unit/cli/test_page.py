@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC
 
+import msgspec
+
 from shared.cli.console import Palette
 from shared.cli.page import page_lines
 from shared.status import LinkStatus, TapStatus, VmStatus
-from tests.unit.cli.samples import NOW, URI, healthy, replica, resynchronizing
+from tests.unit.cli.samples import NOW, URI, cut, healthy, replica, resynchronizing
 
 PLAIN = Palette(False)
 
@@ -92,6 +94,16 @@ def test_what_is_wrong_and_what_to_do() -> None:
 def test_lost_tracking_tells_why() -> None:
     tap = TapStatus(running=True, pid=1, tracking="lost", lost_reason="log_full", lost_text="The log is full.")
     assert any("tracking lost (The log is full.)" in line for line in page(healthy(tap=tap)))
+
+
+def test_disks_are_named_once_where_they_are_served() -> None:
+    assert not any("served at" in line for line in page(healthy(uris=[URI])))
+    assert f"  served at     {URI}" in page(replica(uris=[URI]))
+
+
+def test_cut_of_unknown_time() -> None:
+    unknown = msgspec.structs.replace(cut(16, 0.0), time=None)
+    assert "  applied       16" in page(healthy(applied_cut=unknown))
 
 
 def test_unknown_figures_are_left_out() -> None:
