@@ -116,6 +116,9 @@ class Applier:
         spool = self.spool
         if spool is None or self.ledger.replication.suspect is not None or not spool.segments:
             return None
+        if not self._follows(spool.segments[0]):
+            # What lay between could not be applied; only a resync brings the disks forward now.
+            return None
         least = self.merge.end.segment if self.merge is not None else 0
         begun = self.ledger.replication.applying
         if begun is not None and begun.epoch == spool.epoch:
@@ -132,6 +135,24 @@ class Applier:
         if chosen[-1].number < least:
             return None
         return Group(tuple(chosen), self.merge)
+
+    def _follows(self, segment: SealedSegment) -> bool:
+        """Whether the segment begins where the disks are, or, with a merge, where its epoch's log begins."""
+        if self.merge is not None:
+            return segment.start.segment == 0
+        return segment.start == self.applied
+
+    @property
+    def applied(self) -> Position | None:
+        """The newest point."""
+        applied = self.ledger.replication.applied
+        return applied.position if applied is not None else None
+
+    @property
+    def reachable(self) -> Position | None:
+        """The newest cut to which the disks can be brought with what was received."""
+        segments = self.spool.segments if self.spool is not None else []
+        return segments[-1].end if segments and self._follows(segments[0]) else self.applied
 
     async def caught_up(self) -> None:
         """Wait until everything received is applied. Raises NoSpaceError where that can't happen now."""

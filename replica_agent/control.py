@@ -15,6 +15,7 @@ from protocol.messages import (
     Applied,
     Commit,
     Committed,
+    ErrorCode,
     MessageType,
     Received,
     ResyncBegin,
@@ -27,6 +28,7 @@ from replica_agent.baseline import Baseline
 from replica_agent.finishing import finish
 from replica_agent.intake import Intake
 from replica_agent.parts import VmParts
+from replica_agent.refusals import Refusal
 from replica_agent.spool import Spool, SyncFailedError
 from shared.channel import Channel
 from shared.errors import NoSpaceError
@@ -109,8 +111,10 @@ class Control:
         spool = self._parts.applier.spool
         if spool is None:
             raise ProtocolError("log was sent although there is no baseline", code="state")
-        if self._parts.ledger.replication.suspect is not None:
-            raise ProtocolError("log was sent although a resynchronization is required", code="state")
+        causes = self._parts.ledger.replication.causes
+        if causes:
+            # The primary learns from the next OPENED that it has to resynchronize.
+            raise Refusal(ErrorCode.BUSY, f"A resynchronization is required: {causes[-1].text}", causes[-1].remedy)
         return spool
 
     async def _wait_for_room(self) -> None:

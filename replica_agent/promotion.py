@@ -66,10 +66,9 @@ class Promotion:
 
     def _newest_cut(self) -> Position:
         """The newest cut that is wholly here: never older than what was acknowledged."""
-        spool = self.parts.applier.spool
-        assert spool is not None
-        applied = self.parts.ledger.replication.applied
-        return spool.segments[-1].end if spool.segments or applied is None else applied.position
+        cut = self.parts.applier.reachable
+        assert cut is not None
+        return cut
 
     async def _commit(self, cut: Position) -> None:
         parts = self.parts
