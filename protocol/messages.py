@@ -1,4 +1,4 @@
-"""The messages of the wire: every control body as a strict struct, every bulk body with its fixed layout.
+"""The messages of the wire: their types, and every control body as a strict struct.
 
 Control bodies are msgpack maps. :func:`decode_body` bounds sizes first, then checks every field's presence, type and
 range; an unknown field is an error, since both sides agreed on one version. ``docs/protocol.md`` describes each.
@@ -107,6 +107,8 @@ class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class WirePosition(Body, frozen=True):
+    """A position in the log; see hrl-format.md."""
+
     epoch: Id16
     segment: U63
     entry: U63
@@ -121,6 +123,8 @@ class WirePosition(Body, frozen=True):
 
 
 class WireAncestor(Body, frozen=True):
+    """A step of a lineage: ``epoch`` began at cut ``parent_segment`` of ``parent`` (16 zero bytes for the first)."""
+
     epoch: Id16
     parent: Id16
     parent_segment: U63
@@ -138,6 +142,8 @@ def read_lineage(steps: list[WireAncestor]) -> Lineage:
 
 
 class WireDisk(Body, frozen=True):
+    """A disk of the VM: its index, its identity and its size in bytes."""
+
     index: U16
     uuid: Id16
     size: DiskBytes
@@ -190,9 +196,8 @@ class Open(Body, frozen=True):
     """Names the VM, its disks, and where the primary stands.
 
     ``epoch`` is the primary's baseline (16 zero bytes before the first), ``proposed`` an epoch whose commit was sent
-    but not confirmed (R33). ``log_epoch``, ``log_first_segment`` and ``log_position`` describe the log it holds;
-    ``log_position`` is None where nothing is tracked. For a bulk connection ``control_token`` names the session it
-    belongs to and the rest repeats that session's.
+    but not confirmed (R33). ``log_first_segment`` is the oldest segment in its log, ``log_position`` the log's end,
+    nil where nothing is tracked. For a bulk connection ``control_token`` names the session it belongs to.
     """
 
     role: Role
@@ -252,7 +257,7 @@ class Received(Body, frozen=True):
 
 
 class Applied(Body, frozen=True):
-    """The replica's newest recovery point is this cut; ``merged`` once after the merge of a resync."""
+    """The replica's newest recovery point is this cut."""
 
     position: WirePosition
 
@@ -273,6 +278,8 @@ class ResyncBegin(Body, frozen=True):
 
 
 class Run(Body, frozen=True):
+    """A range of a disk, in bytes."""
+
     disk: U16
     offset: U63
     length: U63
@@ -335,34 +342,27 @@ class Committed(Body, frozen=True):
 
 
 class ResyncCancel(Body, frozen=True):
+    """End the resync before its commit; the text says why."""
+
     id: Id16
     text: Text
 
 
 class ResyncCancelled(Body, frozen=True):
+    """The resync is over; disks and recovery points are as they were before it."""
+
     id: Id16
 
 
 BODIES: dict[MessageType, type[Body]] = {
-    MessageType.HELLO: Hello,
-    MessageType.WELCOME: Welcome,
-    MessageType.ERROR: Problem,
-    MessageType.OPEN: Open,
-    MessageType.OPENED: Opened,
-    MessageType.HEARTBEAT: Heartbeat,
-    MessageType.CLOSE: Close,
-    MessageType.RECEIVED: Received,
-    MessageType.APPLIED: Applied,
-    MessageType.RESYNC_BEGIN: ResyncBegin,
-    MessageType.RESYNC_READY: ResyncReady,
-    MessageType.MANIFEST_REQUEST: ManifestRequest,
-    MessageType.RANGE_DONE: RangeDone,
-    MessageType.RANGE_SETTLED: RangeSettled,
-    MessageType.COMMIT: Commit,
-    MessageType.COMMITTED: Committed,
-    MessageType.RESYNC_CANCEL: ResyncCancel,
-    MessageType.RESYNC_CANCELLED: ResyncCancelled,
-}
+    MessageType.HELLO: Hello, MessageType.WELCOME: Welcome, MessageType.ERROR: Problem,
+    MessageType.OPEN: Open, MessageType.OPENED: Opened, MessageType.HEARTBEAT: Heartbeat, MessageType.CLOSE: Close,
+    MessageType.RECEIVED: Received, MessageType.APPLIED: Applied,
+    MessageType.RESYNC_BEGIN: ResyncBegin, MessageType.RESYNC_READY: ResyncReady,
+    MessageType.MANIFEST_REQUEST: ManifestRequest, MessageType.RANGE_DONE: RangeDone,
+    MessageType.RANGE_SETTLED: RangeSettled, MessageType.COMMIT: Commit, MessageType.COMMITTED: Committed,
+    MessageType.RESYNC_CANCEL: ResyncCancel, MessageType.RESYNC_CANCELLED: ResyncCancelled,
+}  # fmt: skip
 TYPE_OF: dict[type[Body], MessageType] = {body: kind for kind, body in BODIES.items()}
 
 

@@ -239,8 +239,6 @@ def _end(result: ScanResult) -> dict[str, Any]:
 def _time(time_ns: int) -> str:
     """UTC in ISO 8601 to the microsecond."""
     seconds, rest = divmod(time_ns, 1_000_000_000)
-    if seconds > 253402300799:
-        return "after 9999"
     moment = datetime.fromtimestamp(seconds, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
 
