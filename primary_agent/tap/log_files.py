@@ -72,7 +72,7 @@ class LogFiles:
         self.limit = limit
         self.used: deque[LogFile] = deque()
         self.ready: deque[File] = deque()
-        self.free: deque[str] = deque()
+        self.free: list[str] = []
         self.superfluous: list[str] = []
         """Files for a worker to remove."""
         self.next_sequence = 1
@@ -183,7 +183,8 @@ class LogFiles:
         if not needed and len(self.ready) + self.preparing >= READY_TARGET:
             return None
         if self.free:
-            plan = Preparation(self.free.popleft(), False, self.file_bytes)
+            # The one freed last: its pages are still in memory, and few files are in use at a time.
+            plan = Preparation(self.free.pop(), False, self.file_bytes)
         elif needed or self.count < self._most:
             plan = Preparation(self._spare_path(), True, self.file_bytes)
         else:
