@@ -7,7 +7,7 @@ from datetime import tzinfo
 
 from shared.cli.console import Palette
 from shared.cli.progress import progress_lines
-from shared.cli.render import health_paint, link_text
+from shared.cli.render import health_paint, is_failed_over_to, link_text
 from shared.cli.text import time_text, wrapped
 from shared.rates import duration_text, size_text
 from shared.status import CutStatus, DiskStatus, ExportStatus, TapStatus, VmStatus
@@ -40,7 +40,7 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
     if vm.fenced:
         yield "fenced", vm.fenced
     yield "interval", duration_text(vm.interval_seconds)
-    if vm.lag_seconds is not None:
+    if vm.lag_seconds is not None and not is_failed_over_to(vm):
         pending = "" if vm.pending_bytes is None else f", {size_text(vm.pending_bytes)} {_pending_words(vm)}"
         yield "behind", duration_text(vm.lag_seconds) + pending
     for label, cut in _cuts(vm):

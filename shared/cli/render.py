@@ -73,9 +73,14 @@ def link_text(vm: VmStatus, now: float) -> str:
     return f"down {duration_text(now - link.since_time)}"
 
 
+def is_failed_over_to(vm: VmStatus) -> bool:
+    """The VM runs here after a failover: it is behind nothing, and nothing protects it."""
+    return vm.state_code == ReplicationState.FAILED_OVER_WAITING_COMPLETION
+
+
 def protected_text(vm: VmStatus) -> str:
-    """``yes`` or ``no``; nothing where protection is not meant, at a host to which the VM was failed over."""
-    if vm.state_code == ReplicationState.FAILED_OVER_WAITING_COMPLETION:
+    """``yes`` or ``no``, and nothing at the host to which the VM was failed over."""
+    if is_failed_over_to(vm):
         return ""
     return "yes" if vm.protected else "no"
 
@@ -128,7 +133,7 @@ def _fitted(cells: Sequence[Sequence[str]], width: int | None) -> list[list[str]
 
 
 def _cells(vm: VmStatus, now: float) -> list[str]:
-    behind = "" if vm.lag_seconds is None else duration_text(vm.lag_seconds)
+    behind = "" if vm.lag_seconds is None or is_failed_over_to(vm) else duration_text(vm.lag_seconds)
     return [
         vm.name,
         vm.role,

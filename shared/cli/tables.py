@@ -8,14 +8,16 @@ from typing import Any
 
 from shared.cli.console import Palette
 from shared.cli.text import columns, joined, time_text
+from shared.cli.units import SETTINGS
 from shared.rates import duration_text, size_text
 from shared.status import VmStatus
 
 
 def settings_lines(vm: VmStatus) -> list[str]:
-    """A VM's settings, one a line: ``key = value``."""
+    """A VM's settings, one a line: ``key = value``, the keys as ``set`` knows them."""
     lines = [f"{vm.name}  {vm.role}"]
-    rows = [[key, quantity_text(key, value)] for key, value in sorted(vm.settings.items())]
+    keys = {name: key for key, (name, _, _) in SETTINGS.items()}
+    rows = [[keys.get(name, name), quantity_text(name, value)] for name, value in sorted(vm.settings.items())]
     return [*lines, *(f"  {joined([key, '=', value])}" for key, value in columns(rows))]
 
 
@@ -65,7 +67,7 @@ def quantity_text(key: str, value: Any, zone: tzinfo | None = None) -> str:
         case bool():
             return "yes" if value else "no"
         case int() | float() if key.endswith("_seconds"):
-            return duration_text(value)
+            return duration_text(value) if value >= 1 or value == 0 else f"{1000 * value:.0f} ms"
         case int() | float() if key.endswith("_bytes"):
             return size_text(value)
         case int() | float() if key.endswith("_time"):
@@ -80,5 +82,6 @@ def quantity_text(key: str, value: Any, zone: tzinfo | None = None) -> str:
 def _what(event: Mapping[str, Any]) -> str:
     text = str(event.get("text", ""))
     before, after, cause = (str(event.get(key) or "") for key in ("before", "after", "cause"))
-    moved = f" ({before} to {after})" if before and after and before != after else ""
+    told = before in text and after in text
+    moved = f" ({before} to {after})" if before and after and before != after and not told else ""
     return f"{text}{moved}" + (f" [{cause}]" if cause and cause not in text else "")

@@ -103,7 +103,9 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 def parse_setting(text: str) -> tuple[str, Any]:
     """``KEY=VALUE`` as (name in the agent, raw value). Raises UsageError."""
     key, equals, value = text.partition("=")
-    known = SETTINGS.get(key.replace("_", "-"))
+    # The names of the JSON are as good as the short ones.
+    by_name = {name: key for key, (name, _, _) in SETTINGS.items()}
+    known = SETTINGS.get(by_name.get(key, key))
     if not equals or known is None:
         keys = ", ".join(f"{name}=..." for name in SETTINGS)
         raise UsageError(f"{text!r} is not a setting.", f"Write one of {keys}.")

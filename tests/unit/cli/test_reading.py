@@ -246,9 +246,9 @@ def test_watching_as_json_is_one_value_a_line(vmreplica: Command) -> None:
 def test_get(vmreplica: Command) -> None:
     vmreplica.agent()
     assert vmreplica("get", "web").lines[1:] == [
-        "  interval_seconds  =  30 s",
-        "  log_limit_bytes   =  10.0 GiB",
-        "  replica           =  beta:7443",
+        "  interval   =  30 s",
+        "  log-limit  =  10.0 GiB",
+        "  replica    =  beta:7443",
     ]
     [vm] = json.loads(vmreplica("get", "--json").out)["vms"]
     assert (vm["name"], vm["role"], vm["settings"]["log_limit_bytes"]) == ("web", "primary", 10 << 30)

@@ -19,9 +19,9 @@ PLAIN = Palette(False)
 def test_settings() -> None:
     assert settings_lines(healthy()) == [
         "web  primary",
-        "  interval_seconds  =  30 s",
-        "  log_limit_bytes   =  10.0 GiB",
-        "  replica           =  beta:7443",
+        "  interval   =  30 s",
+        "  log-limit  =  10.0 GiB",
+        "  replica    =  beta:7443",
     ]
 
 
@@ -38,7 +38,7 @@ def test_statistics_without_what_is_not_known() -> None:
         "  missed replication count      0",
         "  replication errors            0",
         "  pending replication           2.0 KiB",
-        "  average replication latency   0.2 s",
+        "  average replication latency   250 ms",
         "  last replication time         2030-03-17 17:46:40",
     ]
 
@@ -52,12 +52,17 @@ def test_events() -> None:
                 EventId.RESYNC_REQUIRED, "The log is full.", time=NOW + 1, before="Replicating", after="Waiting"
             ),
         },
-        {"vm": "db", **make_event(EventId.WILL_RETRY, "Again in 2 s.", time=NOW + 2)},
+        {
+            "vm": "db",
+            **make_event(
+                EventId.WILL_RETRY, "From Error to Replicating.", time=NOW + 2, before="Error", after="Replicating"
+            ),
+        },
     ]
     assert event_lines(happened, PLAIN, UTC) == [
         "2030-03-17 17:46:40  web  info     29242  Resync started. [administrator]",
         "2030-03-17 17:46:41  db   error    60002  The log is full. (Replicating to Waiting)",
-        "2030-03-17 17:46:42  db   warning  32315  Again in 2 s.",
+        "2030-03-17 17:46:42  db   warning  32315  From Error to Replicating.",
     ]
     coloured = event_lines(happened, Palette(True), UTC)
     assert "\x1b[1;31merror  \x1b[0m" in coloured[1]

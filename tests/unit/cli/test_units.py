@@ -101,7 +101,7 @@ def test_what_is_no_disk(text: str) -> None:
     [
         ("interval=5m", ("interval_seconds", 300.0)),
         ("log-limit=1GiB", ("log_limit_bytes", 1 << 30)),
-        ("log_limit=1GiB", ("log_limit_bytes", 1 << 30)),
+        ("log_limit_bytes=1GiB", ("log_limit_bytes", 1 << 30)),
         ("replica=beta:7000", ("replica", "beta:7000")),
         ("auto-resynchronize=yes", ("auto_resynchronize", True)),
         ("auto-resynchronize=no", ("auto_resynchronize", False)),
