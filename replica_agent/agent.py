@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -22,6 +22,7 @@ from replica_agent.refusals import Refusal
 from replica_agent.sessions import Sessions
 from replica_agent.vm import ReplicaVm, settle
 from replica_agent.vm_status import damaged_status, status_of
+from shared.config import ReplicaConfig
 from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.ports import Address, Ports
 from shared.status import AgentStatus
@@ -29,19 +30,6 @@ from shared.status import AgentStatus
 REVIVAL_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
-
-
-class ReplicaConfig(Protocol):
-    """What the agent needs of its configuration (shared.config)."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def runtime_dir(self) -> str: ...
-    @property
-    def listen(self) -> Address: ...
-    @property
-    def grants(self) -> Sequence[Grant]: ...
 
 
 @dataclass(slots=True)
@@ -60,12 +48,10 @@ class ReplicaAgent:
     def __init__(self, config: ReplicaConfig, ports: Ports, *, surroundings: Surroundings | None = None) -> None:
         self.config = config
         self.ports = ports
-        self.surroundings = surroundings or Surroundings(ports, config.host, "vmreplica", config.runtime_dir)
+        self.surroundings = surroundings or Surroundings.of(config, ports)
         self.vms: dict[bytes, ReplicaVm] = {}
         self.damaged: dict[bytes, DamagedVm] = {}
-        self.sessions = Sessions(
-            self.surroundings, Authorization(tuple(config.grants)), self._vm_for, lambda: len(self.vms)
-        )
+        self.sessions = Sessions(self.surroundings, Authorization.of(config), self._vm_for, lambda: len(self.vms))
         self.started_time = ports.clock.wall()
         self.exposed: list[Callable[[ReplicaVm, Position], None]] = []
         """Called synchronously whenever the disks of a VM are exactly at a new point, and at its start."""
@@ -78,7 +64,8 @@ class ReplicaAgent:
         """Find and start all VMs, then listen. Raises what listening raises; a VM's trouble stays its own."""
         for storage in self.sessions.authorization.storages:
             await self._find(storage)
-        await self.sessions.listen(self.config.listen)
+        listen = self.config.listen
+        await self.sessions.listen(Address(host=listen.host, port=listen.port, tls=True))
 
     async def stop(self) -> None:
         """End all connections and VMs in order."""
@@ -94,7 +81,7 @@ class ReplicaAgent:
         """Take over the authorization of a new configuration; connections that it no longer allows are ended."""
         self.config = config
         known = set(self.sessions.authorization.storages)
-        self.sessions.reauthorize(Authorization(tuple(config.grants)))
+        self.sessions.reauthorize(Authorization.of(config))
         for storage in self.sessions.authorization.storages:
             if storage not in known:
                 await self._find(storage)

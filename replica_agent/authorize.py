@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
+from shared.config import ReplicaConfig
 from shared.ports import Peer
 
 
@@ -35,6 +37,21 @@ class Authorization:
     """All entries; the first that fits decides where a VM is kept."""
 
     grants: tuple[Grant, ...] = ()
+
+    @classmethod
+    def of(cls, config: ReplicaConfig) -> Authorization:
+        """The entries of a configuration."""
+        return cls(
+            tuple(
+                Grant(
+                    entry.storage,
+                    entry.fingerprint,
+                    entry.name,
+                    None if entry.vms == ["*"] else frozenset(UUID(vm).bytes for vm in entry.vms),
+                )
+                for entry in config.authorize
+            )
+        )
 
     def knows(self, peer: Peer) -> bool:
         """Whether any entry is about this peer."""

@@ -17,6 +17,7 @@ from replica_agent.parts import VmParts
 from replica_agent.resync import MAX_PENDING_RANGES, OpenResync
 from replica_agent.spool import SyncFailedError
 from shared.channel import Channel
+from shared.events import EventId
 from shared.ports import Buffer
 from shared.tasks import together
 
@@ -71,8 +72,13 @@ class BulkConnection:
     async def _answer(self) -> None:
         while True:
             request = await self._requests.get()
-            pieces: Sequence[Buffer] = await finish(self._parts.ports.workers.run(self._resync().manifest, request))
+            resync = self._resync()
+            pieces: Sequence[Buffer] = await finish(self._parts.ports.workers.run(resync.manifest, request))
             self.channel.send_bulk(MessageType.MANIFEST, pieces)
+            resync.answered(request)
+            while resync.unreadable:
+                text = f"A part of the replica can't be read and is sent anew: {resync.unreadable.pop()}"
+                await self._parts.ledger.note(EventId.DAMAGED, text, cause="unreadable")
             await self.channel.drain()
 
     async def _store(self) -> None:

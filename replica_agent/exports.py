@@ -169,6 +169,11 @@ class Exports:
             await self._end(export)
             await self._applier.ledger.note(EventId.EXPORT, f"Export {export.id} ended.", export=export.id)
 
+    async def close(self) -> None:
+        """End all exports, at the end of this agent."""
+        for export in list(self._exports.values()):
+            await self._end(export)
+
     async def tell_failures(self) -> None:
         """Record an event, once, for each export whose point is gone."""
         for export in list(self._exports.values()):

@@ -19,6 +19,7 @@ from replica_agent.pool import SpoolPool
 from replica_agent.resync import OpenResync
 from replica_agent.spool import Spool
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
+from shared.config import ReplicaConfig
 from shared.ports import Ports
 from shared.tasks import Signal
 
@@ -36,14 +37,26 @@ class Surroundings:
 
     ports: Ports
     host: str
-    software: str
     runtime_folder: str
+    software: str = "vmreplica"
     reserve: int = RESERVE_BYTES
     spool_limit: int = SPOOL_LIMIT_BYTES
     export_limit: int = 0
     heartbeat: float = HEARTBEAT_SECONDS
     dead_after: float = DEAD_AFTER_SECONDS
     compress: bool = True
+
+    @classmethod
+    def of(cls, config: ReplicaConfig, ports: Ports) -> Surroundings:
+        """As configured."""
+        return cls(
+            ports,
+            config.host,
+            config.runtime_dir,
+            reserve=config.storage.reserve_bytes,
+            heartbeat=config.heartbeat_seconds,
+            dead_after=config.dead_after_seconds,
+        )
 
     @property
     def identity(self) -> Identity:

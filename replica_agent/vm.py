@@ -107,7 +107,7 @@ class ReplicaVm:
         for task in list(self._tasks):
             task.cancel()
         await settle(self._tasks)
-        await self.exports.stop()
+        await self.exports.close()
         await finish(self.parts.ports.workers.run(self._close))
 
     def _close(self) -> None:
@@ -182,7 +182,13 @@ class ReplicaVm:
 
     def _refusal_of_failure(self) -> Refusal:
         assert self.failure is not None
-        code = ErrorCode.DAMAGED if self.failure.code == "store_damaged" else ErrorCode.STORAGE
+        match self.failure.code:
+            case "store_damaged":
+                code = ErrorCode.DAMAGED
+            case "internal" | "no_space" | LedgerError.code:
+                code = ErrorCode.BUSY
+            case _:
+                code = ErrorCode.STORAGE
         return Refusal(code, f"{self.name}: {self.failure.text}", self.failure.remedy)
 
     async def serve_control(self, channel: Channel, body: Open) -> None:

@@ -16,7 +16,7 @@ class Killed(BaseException):
 
 DURABLE = frozenset(
     """write write_many punch_hole write_zeroes allocate truncate sync create rename remove remove_tree
-    sync_folder""".split()
+    sync_folder commit committed""".split()
 )
 """Operations that change something on the disk."""
 
@@ -28,6 +28,10 @@ class FailingFiles(RealFileSystem):
         self.operations = 0
         self.die_at: int | None = None
         self.dead = False
+        self.died = False
+        """Whether it was its ``die_at`` that it died of."""
+        self.on_death: Callable[[], object] = lambda: None
+        self.opened: list[RealFile] = []
         self.trace: list[str] = []
         self._failing: str | None = None
         self._after = 0
@@ -39,6 +43,11 @@ class FailingFiles(RealFileSystem):
 
     def fail_nothing(self) -> None:
         self._failing = None
+
+    def close_all(self) -> None:
+        """What the kernel does with a dead process's files."""
+        for file in self.opened:
+            file.close()
 
     def step(self, operation: str, path: str) -> None:
         if self.dead:
@@ -52,14 +61,17 @@ class FailingFiles(RealFileSystem):
             self.operations += 1
             self.trace.append(f"{operation} {path.rpartition('/')[2]}")
             if self.die_at is not None and self.operations >= self.die_at:
-                self.dead = True
+                self.dead = self.died = True
+                self.on_death()
                 raise Killed
 
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> Any:
         self.step("create" if create else "open", path)
         if create:
             self.step("open", path)
-        return FailingFile(self, super().open(path, write=write, create=create, exclusive=exclusive))
+        file = super().open(path, write=write, create=create, exclusive=exclusive)
+        self.opened.append(file)
+        return FailingFile(self, file)
 
     def exists(self, path: str) -> bool:
         self.step("exists", path)

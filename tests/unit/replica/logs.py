@@ -66,6 +66,8 @@ class Tap:
     ends: dict[int, Position] = field(default_factory=dict)
     start_entry: int = 0
     size: int = 0
+    sent: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    """LOG and SEAL contents of whole segments, to be sent again."""
 
     def __post_init__(self) -> None:
         self.chain = self.chain or chain_seed(self.vm, self.epoch)
@@ -116,7 +118,8 @@ class Tap:
     def whole_segment(self, *batches: Sequence[Change]) -> tuple[bytes, bytes]:
         """The LOG and the SEAL content of a whole segment."""
         log = self.open() + b"".join(self.batch(*changes) for changes in batches)
-        return log, self.seal()
+        self.sent[self.segment] = log, self.seal()
+        return self.sent[self.segment]
 
     def random_segment(self, rng: random.Random, batches: int = 3) -> tuple[bytes, bytes]:
         return self.whole_segment(*(random_changes(rng, self.geometry) for _ in range(batches)))

@@ -1,0 +1,19 @@
+"""Fixtures: certificates once for all tests, and a replica host for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.replica.rig import Certificates, World, make_certificates
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def world(tmp_path: Path, certificates: Certificates) -> World:
+    return World(tmp_path, certificates)
