@@ -136,7 +136,7 @@ class PrimaryAgent:
         return AgentStatus(
             role="primary",
             host=self.config.host,
-            version=self.surroundings.software,
+            version=self.surroundings.software.removeprefix("vmreplica "),
             pid=os.getpid(),
             started_time=self.started_time,
             time=now,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 
 from primary_agent.admin import AdminMethods
 from primary_agent.agent import PrimaryAgent
@@ -20,7 +21,11 @@ class _Service:
 
     def __init__(self, config: PrimaryConfig, real: RealPorts) -> None:
         surroundings = Surroundings(
-            real.ports, config.host, heartbeat=config.heartbeat_seconds, dead_after=config.dead_after_seconds
+            real.ports,
+            config.host,
+            software=f"vmreplica {metadata.version('vmreplica')}",
+            heartbeat=config.heartbeat_seconds,
+            dead_after=config.dead_after_seconds,
         )
         self._agent = PrimaryAgent(config, real.ports, surroundings=surroundings)
 

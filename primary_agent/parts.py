@@ -53,3 +53,11 @@ class Parts:
     def address(self) -> Address:
         vm = self.replication.vm
         return Address(host=vm.replica_host, port=vm.replica_port, tls=True)
+
+    def moved_on(self) -> bool:
+        """Whether this side has, or may have, writes that the replica never acknowledged: unknown counts as yes."""
+        connection, acked = self.tap.connection, self.replication.acked
+        if connection is None or acked is None or not connection.tracks(acked.position.epoch):
+            return True
+        end = connection.log_end()
+        return end is None or end.entry != acked.position.entry

@@ -35,6 +35,8 @@ from shared.tasks import Signal
 
 RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SUSPENDED)
 INITIAL = (ReplicationState.READY_FOR_INITIAL_REPLICATION, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS)
+SPLIT_TEXT = "This side has writes that are not part of it: both sides may have moved on (split brain)."
+UNMOVED_TEXT = "Nothing was written here since the last cut that the replica acknowledged."
 
 
 @dataclass(slots=True)
@@ -156,13 +158,17 @@ class Replication:
             self.acked = None
         return end
 
-    async def fence(self, text: str, *, split: bool, cause: str) -> None:
-        """The replica was failed over: nothing is sent any more until an administrator says so (I8)."""
+    async def fence(self, text: str, *, split: bool) -> None:
+        """The replica was failed over: nothing is sent any more until an administrator says so (I8).
+
+        ``split``: this side has, or may have, writes that are not part of what was failed over.
+        """
+        told = f"{text} {SPLIT_TEXT if split else UNMOVED_TEXT}"
         async with self._lock:
             if self.record.state is ReplicationState.FAILED_OVER and self.record.fenced == text:
                 return
-            event = self.event(EventId.FENCED, text, cause=cause, data={"split_brain": split})
-            await self._transition(PrimaryEvent.FENCED, text, [event], {"fenced": text, "problem": None})
+            event = self.event(EventId.FENCED, told, cause="fenced", data={"split_brain": split})
+            await self._transition(PrimaryEvent.FENCED, told, [event], {"fenced": text, "problem": None})
 
     async def set_problem(self, error: VmreplicaError, number: EventId) -> bool:
         """Put a failure that does not heal by itself on record; False if it is there already (told once)."""

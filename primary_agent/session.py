@@ -11,7 +11,7 @@ import asyncio
 
 import msgspec
 
-from primary_agent.dialing import Dialled, name_of
+from primary_agent.dialing import Dialled, expect, name_of
 from primary_agent.parts import Parts
 from primary_agent.progress import MERGING, WAITING, ResyncProgress
 from primary_agent.record import ResyncRecord
@@ -20,7 +20,16 @@ from primary_agent.resync import ResyncDriver
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
 from protocol.errors import ProtocolError
-from protocol.messages import Applied, Body, Committed, Received, ResyncKind, ResyncReady
+from protocol.messages import (
+    Applied,
+    Body,
+    Committed,
+    Received,
+    ResyncCancel,
+    ResyncCancelled,
+    ResyncKind,
+    ResyncReady,
+)
 from protocol.position import NO_EPOCH, Position
 from shared.errors import VmreplicaError
 from shared.events import EventId
@@ -208,6 +217,7 @@ class Session:
         )
 
     async def _stream(self, position: Position) -> None:
+        await self._drop_stray_resync()
         sender = self._sender(position.epoch)
         if not await sender.seek(position):
             text = f"The replica stands at {position}, whose chain is not in this side's log."
@@ -219,6 +229,15 @@ class Session:
             evidence: dict[str, object] = {"file": error.path, "offset": error.offset, "reason": error.reason}
             await self._require(ResyncCause.LOG_DAMAGED, error.text, evidence)
             raise Replan from error
+
+    async def _drop_stray_resync(self) -> None:
+        """A resync that only the replica still knows of would keep it from taking the log."""
+        stray = self._replica.resync
+        if stray is None:
+            return
+        self._dialled.channel.send(ResyncCancel(id=stray.id, text="the primary does not know it"))
+        answer = await self._answers.get()
+        expect(answer, ResyncCancelled)
 
     # --- resync ----------------------------------------------------------------------------------------------------
 
@@ -324,7 +343,7 @@ class Session:
                     self._take_received(message.position.position())
                 case Applied():
                     self._take_applied(message.position.position())
-                case ResyncReady() | Committed():
+                case ResyncReady() | Committed() | ResyncCancelled():
                     self._answers.put_nowait(message)
                 case _:
                     raise ProtocolError(f"{name_of(message)} is not expected here", code="state")

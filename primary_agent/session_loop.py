@@ -7,6 +7,7 @@ retried every five minutes or when an administrator says so. A failover at the r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import structlog
 
@@ -106,7 +107,7 @@ class SessionLoop:
         now = self._ports.clock
         self._replication.statistics.failed(now.wall())
         if isinstance(error, FencedOff) or failure.code == ErrorCode.FENCED:
-            await self._fence(failure, error)
+            await self._fence(failure)
             return
         code = ErrorCode(failure.code) if failure.code in ErrorCode._value2member_map_ else None
         if code in _JOIN_BROKEN and isinstance(error, ChannelClosed):
@@ -141,26 +142,13 @@ class SessionLoop:
             event = self._replication.event(EventId.WILL_RETRY, text, cause=failure.code, data=data)
             await self._replication.note(event)
 
-    async def _fence(self, failure: VmreplicaError, error: Exception) -> None:
-        """I8: stop; say where the VM went, and whether both sides may have moved on."""
-        text = failure.text
-        if isinstance(error, FencedOff):
-            split = error.split
-        else:
-            split = self._may_have_moved_on()
-            text += (
-                " This side has writes that the replica never acknowledged: both sides may have moved on (split brain)."
-                if split
-                else " Nothing was written here since the last acknowledged cut."
-            )
-        await self._replication.fence(text, split=split, cause=failure.code)
-
-    def _may_have_moved_on(self) -> bool:
-        connection, acked = self._parts.tap.connection, self._replication.acked
-        if connection is None or acked is None or not connection.tracks(acked.position.epoch):
-            return True
-        end = connection.log_end()
-        return end is None or end.entry != acked.position.entry
+    async def _fence(self, failure: VmreplicaError) -> None:
+        """I8: stop; put on record where the VM went, and whether both sides may have moved on by now."""
+        problem = failure.problem if isinstance(failure, ChannelClosed) else None
+        with contextlib.suppress(VmreplicaError):
+            await self._parts.tap.refresh()
+        split = failure.split if isinstance(failure, FencedOff) else self._parts.moved_on()
+        await self._replication.fence(problem.text if problem is not None else failure.text, split=split)
 
     async def _join_is_broken(self, cause: ResyncCause, failure: VmreplicaError) -> None:
         """The replica found that our log does not continue what it has: only a compare helps."""

@@ -6,6 +6,7 @@ import uuid
 
 from primary_agent.parts import LinkState, Parts
 from primary_agent.record import VmRecord
+from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
 from primary_agent.tap_link import Connection
 from protocol.position import NO_EPOCH, Position
 from shared.errors import VmreplicaError
@@ -42,7 +43,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmSt
         applied_cut=_cut(parts.applied, None) if parts.applied is not None else None,
         epoch=record.epoch.hex() if record.epoch != NO_EPOCH else "",
         peer_host=record.peer_host or vm.replica_host,
-        fenced=record.fenced if state is ReplicationState.FAILED_OVER else "",
+        fenced=_fenced(parts) if state is ReplicationState.FAILED_OVER else "",
         link=_link(parts.link, vm, clock),
         tap=_tap(parts, connection),
         progress=parts.progress.status() if parts.progress is not None else None,
@@ -82,6 +83,11 @@ def _settings(vm: VmRecord, config: TapConfig) -> dict[str, object]:
         "replica": vm.replica,
         "auto_resynchronize": vm.auto_resynchronize,
     }
+
+
+def _fenced(parts: Parts) -> str:
+    """Where the VM was failed over to, and whether both sides have moved on, as of now."""
+    return f"{parts.replication.record.fenced} {SPLIT_TEXT if parts.moved_on() else UNMOVED_TEXT}"
 
 
 def _cut(position: Position, time_ns: int | None) -> CutStatus:

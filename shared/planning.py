@@ -180,9 +180,7 @@ Decision = (
 
 def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
     """What this session is for. The order of the questions is the order of their danger."""
-    if replica.promoted or (
-        replica.epoch not in (primary.epoch, primary.proposed) and _is_ahead(primary, replica)
-    ):
+    if replica.promoted or (replica.epoch not in (primary.epoch, primary.proposed) and _is_ahead(primary, replica)):
         return _fenced(primary, replica)
     mismatch = compare_geometry(primary.disks, replica.disks)
     if mismatch:
@@ -227,9 +225,7 @@ def compare_geometry(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...
             differences.append(
                 f"disk {disk.index} has {disk.size} bytes at the primary, {other.size} bytes at the replica"
             )
-    differences += [
-        f"disk {index} ({disk.size} bytes) is only at the replica" for index, disk in theirs.items()
-    ]
+    differences += [f"disk {index} ({disk.size} bytes) is only at the replica" for index, disk in theirs.items()]
     return "; ".join(differences)
 
 
@@ -247,22 +243,15 @@ def _is_ahead(primary: PrimaryView, replica: ReplicaView) -> bool:
 
 def _fenced(primary: PrimaryView, replica: ReplicaView) -> Decision:
     parent = next((step for step in replica.lineage if step.epoch == replica.epoch), None)
-    where = (
-        f" from cut {parent.parent_segment} of epoch {_short(parent.parent)}" if parent is not None else ""
-    )
+    where = f" from cut {parent.parent_segment} of epoch {_short(parent.parent)}" if parent is not None else ""
     host = replica.host or "the replica"
     text = f"The VM was failed over at {host}: epoch {_short(replica.epoch)} began there{where}."
     known = (
-        primary.acked
-        if parent is not None and _is_cut(primary.acked, parent.parent, parent.parent_segment)
-        else None
+        primary.acked if parent is not None and _is_cut(primary.acked, parent.parent, parent.parent_segment) else None
     )
     if wrote_since(primary, known):
-        return SplitBrain(
-            replica.epoch,
-            f"{text} This side has writes that are not part of it: both sides may have moved on.",
-        )
-    return Fenced(replica.epoch, f"{text} Nothing was written here since that cut.")
+        return SplitBrain(replica.epoch, text)
+    return Fenced(replica.epoch, text)
 
 
 def _is_cut(position: Position | None, epoch: bytes, segment: int) -> bool:
@@ -296,8 +285,7 @@ def _other_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
             f"this side to {_short(primary.epoch)}.",
         )
     return Unrelated(
-        f"The replica's baseline {_short(replica.epoch)} and this side's {_short(primary.epoch)} "
-        "share no history."
+        f"The replica's baseline {_short(replica.epoch)} and this side's {_short(primary.epoch)} share no history."
     )
 
 
@@ -310,18 +298,12 @@ def _same_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
     if primary.required:
         return ResyncRequired(ResyncCause.ADMINISTRATOR, "A resynchronization is already required.", evidence)
     if replica.needs_resync:
-        return ResyncRequired(
-            ResyncCause.REPLICA_REQUEST, "The replica asks for a resynchronization.", evidence
-        )
+        return ResyncRequired(ResyncCause.REPLICA_REQUEST, "The replica asks for a resynchronization.", evidence)
     if primary.tracking != "on" or primary.log_epoch != primary.epoch or primary.log_end is None:
         cause = ResyncCause.TRACKING_LOST if primary.tracking == "lost" else ResyncCause.TRACKING_OFF
-        return ResyncRequired(
-            cause, f"Tracking is {primary.tracking}. {primary.lost_reason}".strip(), evidence
-        )
+        return ResyncRequired(cause, f"Tracking is {primary.tracking}. {primary.lost_reason}".strip(), evidence)
     if replica.received is None:
-        return ResyncRequired(
-            ResyncCause.REPLICA_BEHIND, "The replica tells no position in the log.", evidence
-        )
+        return ResyncRequired(ResyncCause.REPLICA_BEHIND, "The replica tells no position in the log.", evidence)
     received, end = replica.received, primary.log_end
     if received.epoch != primary.epoch or received.segment > end.segment or received.entry > end.entry:
         return ResyncRequired(
