@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from shared.cli.console import Palette
@@ -25,19 +26,21 @@ def status_lines(agents: Sequence[AgentStatus], width: int | None, palette: Pale
         ((vm, agent.time) for agent in agents for vm in agent.vms), key=lambda row: (row[0].name, row[0].role)
     )
     lines = _table(rows, width, palette) if rows else _no_vms(agents)
-    notes = [note for vm, _ in rows for note in vm_note(vm, width, palette)]
+    names = Counter(vm.name for vm, _ in rows)
+    notes = [note for vm, _ in rows for note in _vm_note(vm, names[vm.name] > 1, width, palette)]
     notes += [note for agent in agents for note in agent_notes(agent, width, palette)]
     return [*lines, "", *notes] if notes else lines
 
 
-def vm_note(vm: VmStatus, width: int | None, palette: Palette) -> list[str]:
+def _vm_note(vm: VmStatus, with_role: bool, width: int | None, palette: Palette) -> list[str]:
     """What is wrong with a VM and what to do, or nothing when it is fine."""
     if is_fine(vm):
         return []
     text = vm.reasons[0] if vm.reasons else vm.summary
     paint = palette.critical if vm.health == "Critical" else palette.warning
-    lines = wrapped(f"{text} {vm.remedy}".strip(), width, 4, f"{vm.name}: ")
-    return [paint(vm.name) + line[len(vm.name) :] if at == 0 else line for at, line in enumerate(lines)]
+    who = f"{vm.name} ({vm.role})" if with_role else vm.name
+    first, *rest = wrapped(f"{text} {vm.remedy}".strip(), width, 4, f"{who}: ")
+    return [paint(who) + first[len(who) :], *rest]
 
 
 def is_fine(vm: VmStatus) -> bool:

@@ -96,6 +96,12 @@ def test_unprotected_vm_in_normal_health_gets_its_summary() -> None:
     ]
 
 
+def test_note_says_which_role_where_both_agents_have_the_vm() -> None:
+    vms = [healthy(health="Warning", reasons=["Late."]), replica(health="Critical", reasons=["Full."], remedy="Grow it.")]
+    lines = status_lines([agent(vms=vms[:1]), agent("replica", vms[1:])], None, PLAIN)
+    assert lines[-2:] == ["web (primary): Late.", "web (replica): Full. Grow it."]
+
+
 def test_failed_over_vm_makes_no_claim_of_protection() -> None:
     vm = replica(state="FailedOverWaitingCompletion", state_code=6, health="Warning", protected=False)
     assert status_lines([agent("replica", [vm])], None, PLAIN)[:2] == [
