@@ -22,7 +22,8 @@ class VmreplicaError(Exception):
         self.text = text
         self.remedy = remedy
         if code is not None:
-            self.code = code
+            # Plain text, also where an enumeration's member was given: it is stored and sent.
+            self.code = str(code)
 
     def __str__(self) -> str:
         return f"{self.text} {self.remedy}".strip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import pytest
 
 from shared import errors
@@ -75,3 +77,12 @@ def test_errors_of_json_rpc_itself() -> None:
 
 def test_long_text_is_cut() -> None:
     assert len(across(VmreplicaError("x" * (TEXT_MAX + 1))).text) == TEXT_MAX
+
+
+def test_code_of_an_enumeration_is_plain_text() -> None:
+    class Code(StrEnum):
+        SHUTDOWN = "shutdown"
+
+    error = VmreplicaError("x", code=Code.SHUTDOWN)
+    assert type(error.code) is str
+    assert error.code == Code.SHUTDOWN

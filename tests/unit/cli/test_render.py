@@ -97,8 +97,9 @@ def test_unprotected_vm_in_normal_health_gets_its_summary() -> None:
 
 
 def test_note_says_which_role_where_both_agents_have_the_vm() -> None:
-    vms = [healthy(health="Warning", reasons=["Late."]), replica(health="Critical", reasons=["Full."], remedy="Grow it.")]
-    lines = status_lines([agent(vms=vms[:1]), agent("replica", vms[1:])], None, PLAIN)
+    late = healthy(health="Warning", reasons=["Late."])
+    full = replica(health="Critical", reasons=["Full."], remedy="Grow it.")
+    lines = status_lines([agent(vms=[late]), agent("replica", [full])], None, PLAIN)
     assert lines[-2:] == ["web (primary): Late.", "web (replica): Full. Grow it."]
 
 
