@@ -64,11 +64,7 @@ class Inode:
 
     def sync(self) -> None:
         for index in self.dirty:
-            page = bytes(self.data[index * PAGE : (index + 1) * PAGE])
-            if page.strip(b"\0"):
-                self.durable[index] = page
-            else:
-                self.durable.pop(index, None)
+            self.durable[index] = bytes(self.data[index * PAGE : (index + 1) * PAGE])
         self.spoiled -= self.dirty
         self.dirty.clear()
         self.durable_size = self.size
@@ -100,13 +96,14 @@ class Inode:
         self.dirty.clear()
         self.spoiled.clear()
         self.size = self.durable_size
-        self.durable = {index: page for index, page in self.durable.items() if index * PAGE < self.size}
+        self.durable = {index: page for index, page in self.durable.items() if page and index * PAGE < self.size}
         self.data = bytearray()
         for index, page in sorted(self.durable.items()):
-            self.data.extend(bytes(index * PAGE - len(self.data)))
+            self.data.extend(bytes(max(0, index * PAGE - len(self.data))))
             self.data.extend(page)
         del self.data[self.size :]
-        self.allocated = {index for index in self.allocated if index * PAGE < self.size} | self.durable.keys()
+        self.allocated = {index for index in self.allocated if index * PAGE < self.size}
+        self.allocated.update(index for index, page in self.durable.items() if page != ZERO_PAGE)
         self.mtime_ns = self.durable_mtime_ns
 
 

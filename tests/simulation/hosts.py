@@ -48,6 +48,8 @@ class Host:
         self.committed: Callable[[str, StoreContent], None] = lambda _folder, _content: None
         self.born: Callable[[Host, str, Process], None] = lambda _host, _role, _process: None
         """Called with every new process, before it runs."""
+        self.failed: Callable[[BaseException], None] = lambda _error: None
+        """Called with what ended a process unexpectedly."""
         self._tap_main = tap_main
 
     def boot_id(self) -> str:
@@ -100,6 +102,8 @@ class Host:
         async def run() -> None:
             try:
                 await main(self.ports(process), process)
+            except Exception as error:
+                self.failed(error)
             finally:
                 if not process.dead:
                     process.exited = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from protocol.position import NO_EPOCH, Position
+from protocol.position import NO_EPOCH
 from tests.simulation.hosts import Host
 from tests.simulation.oracle import Cut, Oracle, Violation
 from tests.simulation.services import StoreContent
@@ -100,20 +100,20 @@ class ReplicaView:
 
     # --- what it holds durably ---
 
-    def holds(self, position: Position) -> str:
+    def holds(self, epoch: bytes, segment: int) -> str:
         """Empty if power loss right now would leave everything up to this cut at the replica; else what is missing."""
         record = self.record("replication")
         if not record:
             return "there is no state"
         applied = record["applied"]
-        start = applied["segment"] if applied is not None and applied["epoch"] == position.epoch else 0
-        for segment in range(start + 1, position.segment + 1):
-            path = f"{self.folder}/spool/{position.epoch.hex()}-{segment:012d}.hrl"
+        start = applied["segment"] if applied is not None and applied["epoch"] == epoch else 0
+        for number in range(start + 1, segment + 1):
+            path = f"{self.folder}/spool/{epoch.hex()}-{number:012d}.hrl"
             inode = self.host.volume.durable_entries.get(path)
             if inode is None:
-                return f"segment {segment} has no durable name"
+                return f"segment {number} has no durable name at the replica"
             if not inode.is_durable():
-                return f"segment {segment} has pages that are not durable"
+                return f"segment {number} has pages that are not durable at the replica"
         return ""
 
     def baseline(self) -> bytes:

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-
 from primary_agent.admin import with_settings
 from primary_agent.agent import PrimaryAgent
 from primary_agent.surroundings import Surroundings as PrimarySurroundings
@@ -21,13 +20,12 @@ from primary_agent.tap.exports import DiskExport
 from primary_agent.tap.process import Identity, TapFailedError, TapProcess
 from protocol.position import Position
 from replica_agent.agent import ReplicaAgent
-from replica_agent.authorize import Grant
-from replica_agent.parts import Surroundings as ReplicaSurroundings
 from shared.admin.verbs import EnableParams
+from shared.config import AuthorizeSection, ListenSection, ReplicaConfig, StorageSection, TlsSection
 from shared.errors import VmreplicaError
 from shared.nbd.backend import Mutation
 from shared.nbd.server import NbdServer
-from shared.ports import Address, Buffer, Ports
+from shared.ports import Buffer, Ports
 from tests.simulation.disk import PAGE, SimulatedFile, SimulatedFileSystem
 from tests.simulation.exports import ExportReaders
 from tests.simulation.guest import Guest
@@ -61,8 +59,6 @@ class AgentConfig:
     host: str
     state_dir: str
     runtime_dir: str
-    listen: Address = Address()
-    grants: tuple[Grant, ...] = ()
 
 
 class World:
@@ -84,6 +80,7 @@ class World:
         self.replica = Host("R", loop, self.wire, options, self._tap_main)
         for host in self.hosts:
             host.born = self._born
+            host.failed = self.fail
         images = self._make_disks()
         self.oracle = Oracle(images)
         self.guest = Guest(loop, options, self.oracle, self.fail)
@@ -220,18 +217,17 @@ class World:
         await self._run_agent(self.primary, agent, process)
 
     async def _replica_main(self, ports: Ports, process: Process) -> None:
-        grant = Grant(storage=STORAGE, fingerprint="P" * 64)
-        config = AgentConfig("R", "", "/run/replica", Address(host="replica", port=PORT, tls=True), (grant,))
-        surroundings = ReplicaSurroundings(
-            ports,
-            "R",
-            "simulation",
-            config.runtime_dir,
-            reserve=RESERVE,
-            heartbeat=HEARTBEAT,
-            dead_after=DEAD_AFTER,
+        config = ReplicaConfig(
+            tls=TlsSection(ca="/", certificate="/", key="/"),
+            host="R",
+            runtime_dir="/run/replica",
+            listen=ListenSection(host="replica", port=PORT),
+            storage=StorageSection(reserve_bytes=RESERVE),
+            authorize=[AuthorizeSection(storage=STORAGE, vms=["*"], fingerprint="P" * 64)],
+            heartbeat_seconds=HEARTBEAT,
+            dead_after_seconds=DEAD_AFTER,
         )
-        agent = ReplicaAgent(config, ports, surroundings=surroundings)
+        agent = ReplicaAgent(config, ports)
         await agent.start()
         await self._run_agent(self.replica, agent, process)
 
@@ -365,10 +361,13 @@ class World:
 
     def released(self, process: Process, epoch: bytes, segment: int) -> None:
         if process.name == "tap@P" and segment > self.acknowledged_cuts.get(epoch, 0):
-            self.fail(Violation(f"I5: the log was released up to {segment}, which was not acknowledged"))
+            # The replica tells where it stands when a session opens, too.
+            missing = self.view.holds(epoch, segment)
+            if missing:
+                self.fail(Violation(f"I5: the log was released up to {segment}, but {missing}"))
 
     def acknowledging(self, process: Process, position: Position) -> None:
-        missing = self.view.holds(position)
+        missing = self.view.holds(position.epoch, position.segment)
         if missing:
             self.fail(Violation(f"I5: the replica acknowledges {position}, but {missing}"))
 

@@ -1,0 +1,57 @@
+"""Runs seeds from the command line: ``python -m tests.simulation --seed N [--count N] [--mutant NAME] [--verbose]``."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections import Counter
+
+from tests.simulation.run import Result, run
+
+
+def main() -> int:
+    """0 where all seeds pass (or, with a mutant, one fails); 1 otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("--count", type=int, default=1, help="so many seeds, one after another")
+    parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
+    parser.add_argument("--verbose", action="store_true", help="tell everything that happened")
+    parser.add_argument("--twice", action="store_true", help="run each seed twice and compare the traces")
+    arguments = parser.parse_args()
+    started, totals = time.monotonic(), Counter[str]()
+    failed: list[Result] = []
+    gc.freeze()
+    seeds = range(arguments.seed, arguments.seed + arguments.count)
+    done = 0
+    virtual = 0.0
+    for seed in seeds:
+        result = run(seed, verbose=arguments.verbose)
+        gc.collect()
+        done += 1
+        totals += result.counts
+        virtual += result.virtual_seconds
+        for line in result.journal:
+            print(line)
+        if arguments.twice and run(seed).trace != result.trace:
+            print(f"seed {seed}: two runs differ")
+            return 1
+        if result.failure is not None:
+            failed.append(result)
+            print(result, flush=True)
+            if not arguments.keep_going:
+                break
+        elif arguments.count == 1:
+            print(result)
+    seconds = time.monotonic() - started
+    rate = done / seconds * 60
+    print(f"{done} seeds, {len(failed)} failed, {seconds:.1f} s, {rate:.0f} seeds a minute, {virtual:.0f} virtual seconds")
+    print(f"totals: {dict(sorted(totals.items()))}")
+    if failed:
+        print(f"failed: {[result.options.seed for result in failed]}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
