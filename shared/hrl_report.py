@@ -13,9 +13,11 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+import numpy as np
+
 from protocol.bulk import LogRecord
 from protocol.chain import body_of
-from protocol.entries import MAX_DISK_BYTES
+from protocol.entries import ENTRY_DTYPE, MAX_DISK_BYTES
 from protocol.errors import LogError
 from protocol.hrl import (
     EntryKind,
@@ -29,9 +31,6 @@ from protocol.hrl import (
 )
 from shared.hrl_files import EndKind, ScanResult, read_file_header, scan_file
 from shared.ports import FileSystem
-
-# A file that begins inside a segment does not tell its disks before the next one: then only what any disk bounds.
-_ANY_DISKS = dict.fromkeys(range(1 << 10), MAX_DISK_BYTES)
 
 
 class Verdict(StrEnum):
@@ -144,7 +143,9 @@ class _Survey:
                 return {}
 
     def _batch(self, header: RecordHeader, body: memoryview, at: int) -> dict[str, Any]:
-        table = decode_entries(header, body, self._sizes or _ANY_DISKS, at=at)
+        # A file that begins inside a segment does not tell its disks before the next one.
+        sizes = self._sizes or dict.fromkeys(_disks_named(header, body), MAX_DISK_BYTES)
+        table = decode_entries(header, body, sizes, at=at)
         for kind in EntryKind:
             chosen = table["kind"] == kind
             self._entries[kind.name.lower()] += int(chosen.sum())
@@ -191,6 +192,11 @@ class _Survey:
             "settled_bytes": self._settled_bytes,
             "segments": self._segments,
         }
+
+
+def _disks_named(header: RecordHeader, body: memoryview) -> list[int]:
+    disks: list[int] = np.unique(np.frombuffer(body, ENTRY_DTYPE, header.count)["disk"]).tolist()
+    return disks
 
 
 def _header(header: FileHeader) -> dict[str, Any]:

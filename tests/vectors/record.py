@@ -1,4 +1,4 @@
-"""Records the test vectors: one file each, and an index of what they decode to."""
+"""Records the test vectors, one file each, with an index of what they decode to, and the format pages' tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from shared.hrl_report import check
 from shared.ports.files import RealFileSystem
 from tests.vectors.cases import FOLDER, Case, cases, describe_frame
+from tests.vectors.tables import PAGES, rendered
 
 INDEX = FOLDER / "index.json"
 
@@ -36,6 +37,8 @@ def main() -> None:
     for case in every:
         (FOLDER / case.file).write_bytes(case.content)
     INDEX.write_text(json.dumps(index(every), indent=1) + "\n", encoding="utf-8")
+    for page in PAGES:
+        page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"{len(every)} vectors in {FOLDER}")
 
 

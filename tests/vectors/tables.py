@@ -19,7 +19,7 @@ from protocol.messages import BODIES, BULK_TYPES, RETRYABLE, Body, ErrorCode, Me
 from protocol.session import TRANSITIONS, SessionState, Side
 from tests.vectors.cases import cases
 
-PAGES = Path(__file__).parents[2] / "docs"
+PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("protocol.md", "hrl-format.md")]
 _REGION = re.compile(r"(<!-- table: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
