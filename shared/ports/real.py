@@ -22,9 +22,10 @@ class RealPorts:
         """Raises UsageError where the identity's files can't be used."""
         self.network = RealNetwork(tls)
         self._workers = ThreadWorkers(threads)
-        self._stores = SqliteStores()
+        clock = RealClock()
+        self._stores = SqliteStores(clock)
         self.ports = Ports(
-            clock=RealClock(),
+            clock=clock,
             random=SystemRandom(),
             workers=self._workers,
             files=RealFileSystem(),
@@ -34,6 +35,6 @@ class RealPorts:
         )
 
     async def close(self) -> None:
-        """End the threads after what they still have to do."""
+        """End the threads after what they still have to do, and close the stores."""
         await self._workers.close()
-        self._stores.close()
+        await self._stores.close()
