@@ -7,9 +7,10 @@ disks are handed, durably, to a tap, and only the tap opens them from there on.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from protocol.messages import ErrorCode
 from protocol.position import NO_EPOCH, Ancestor, Position, extend
@@ -33,23 +34,27 @@ class Promotion:
     end_sessions: Callable[[], Awaitable[None]]
     end_exports: Callable[[], Awaitable[None]]
     tap: PromotedTap | None = None
+    deciding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the promotion is being made durable: no session may begin, or it would go on behind the promotion."""
 
-    async def decide(self) -> None:
-        """Make the promotion durable; a VM that is promoted already stays so.
+    async def decide(self) -> bool:
+        """Make the promotion durable; False for a VM that is promoted already.
 
         Raises InvalidStateError where there is no whole point to promote; nothing was changed then.
         """
         parts = self.parts
-        if parts.ledger.promotion is not None:
-            return
-        self._judge()
-        await self.end_sessions()
-        async with parts.order:
+        async with self.deciding:
+            if parts.ledger.promotion is not None:
+                return False
             self._judge()
-            cut = self._newest_cut()
-            await self._commit(cut)
+            await self.end_sessions()
+            async with parts.order:
+                self._judge()
+                cut = self._newest_cut()
+                await self._commit(cut)
         parts.applier.changed.notify()
         parts.changed.notify()
+        return True
 
     def _judge(self) -> None:
         record, name = self.parts.ledger.replication, self.parts.ledger.vm.name

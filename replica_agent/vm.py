@@ -164,6 +164,8 @@ class ReplicaVm:
             raise self._refusal_of_failure()
         if self.ledger.promotion is not None:
             raise fenced(self.ledger.promotion, self.name)
+        if self.promotion.deciding.locked():
+            raise self._failing_over()
         if self._closing:
             raise Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again.")
         if self.ledger.replication.state is ReplicationState.SUSPENDED:
@@ -302,9 +304,10 @@ class ReplicaVm:
             await control.ended.wait()
 
     async def _end_sessions_for_failover(self) -> None:
-        await self.end_sessions(
-            Refusal(ErrorCode.BUSY, f"{self.name} is being failed over.", "Look at its status on the replica.")
-        )
+        await self.end_sessions(self._failing_over())
+
+    def _failing_over(self) -> Refusal:
+        return Refusal(ErrorCode.BUSY, f"{self.name} is being failed over.", "Look at its status on the replica.")
 
     def note_trouble(self, told: Refusal) -> None:
         """A session ended for a reason that a reconnect alone does not heal: shown until one goes well."""
@@ -338,9 +341,7 @@ class ReplicaVm:
         """Promote the newest cut and serve it. Returns when that is durable and, if it takes no long, complete."""
         if self.failure is not None:
             raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
-        begun = self.ledger.promotion is not None
-        await self.promotion.decide()
-        if not begun:
+        if await self.promotion.decide():
             self._spawn(self.promotion.complete())
         await self._await_service(FAILOVER_WAIT_SECONDS)
 
