@@ -110,9 +110,11 @@ class SessionLoop:
             await self._fence(failure)
             return
         code = ErrorCode(failure.code) if failure.code in ErrorCode._value2member_map_ else None
+        retryable = _heals(error)
         if code in _JOIN_BROKEN and isinstance(error, ChannelClosed):
             await self._join_is_broken(_JOIN_BROKEN[code], failure)
-        retryable = _heals(error)
+            # What was broken is on record now, and the next session is about healing it.
+            retryable = True
         self._link.attempts += 1
         if self._link.since is None:
             self._link.since = now.wall()
