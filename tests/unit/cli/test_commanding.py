@@ -215,6 +215,7 @@ def test_work_is_left_with_ctrl_c_and_joined_again(vmreplica: Command) -> None:
     assert out.splitlines()[-1].startswith("Protected")
 
 
+@pytest.mark.slow
 def test_live_view_on_a_terminal(vmreplica: Command) -> None:
     canned = vmreplica.agent(vms=[ready()])
     working(canned, copying(10))
@@ -231,6 +232,7 @@ def test_live_view_on_a_terminal(vmreplica: Command) -> None:
         terminal.close()
 
 
+@pytest.mark.slow
 def test_agent_that_is_restarted_meanwhile_is_found_again(vmreplica: Command) -> None:
     canned = vmreplica.agent(vms=[copying(10)])
     started = vmreplica.start("status", "web", "--watch")

@@ -8,6 +8,8 @@ import socket
 import subprocess
 from typing import Any
 
+import pytest
+
 from shared.admin import verbs as admin
 from shared.cli.connection import connect_error
 from shared.errors import ForbiddenError, UnreachableError
@@ -190,6 +192,7 @@ def test_table_is_as_wide_as_the_terminal(vmreplica: Command) -> None:
     assert max(len(line) for line in terminal.shown.splitlines()) <= 60
 
 
+@pytest.mark.slow
 def test_watching_redraws_until_ctrl_c(vmreplica: Command) -> None:
     canned = vmreplica.agent()
     terminal = vmreplica.terminal("status", "--watch")
@@ -203,6 +206,7 @@ def test_watching_redraws_until_ctrl_c(vmreplica: Command) -> None:
         terminal.close()
 
 
+@pytest.mark.slow
 def test_watching_without_a_terminal_tells_changes(vmreplica: Command) -> None:
     canned = vmreplica.agent()
     started = vmreplica.start("status", "--watch")
@@ -215,6 +219,7 @@ def test_watching_without_a_terminal_tells_changes(vmreplica: Command) -> None:
     assert (started.returncode, out, err) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_watching_goes_on_while_the_agent_is_away(vmreplica: Command) -> None:
     canned = vmreplica.agent()
     started = vmreplica.start("status", "--watch")
@@ -229,6 +234,7 @@ def test_watching_goes_on_while_the_agent_is_away(vmreplica: Command) -> None:
     assert started.returncode == 0
 
 
+@pytest.mark.slow
 def test_watching_as_json_is_one_value_a_line(vmreplica: Command) -> None:
     vmreplica.agent()
     started = vmreplica.start("status", "web", "--watch", "--json")
