@@ -1,0 +1,1 @@
+"""Tests of the tap's parts, in one process."""
