@@ -143,8 +143,7 @@ class Channel:
         the peer broke the protocol (it was told); messages that came before are returned first.
         """
         while not self._messages:
-            if self._failure is not None:
-                raise self._failure
+            self._check_open()
             self._arrival.clear()
             await self._arrival.wait()
         message, cost = self._messages.popleft()
@@ -337,7 +336,8 @@ class Channel:
 
     def _check_open(self) -> None:
         if self._failure is not None:
-            raise self._failure
+            # It may be raised many times; without this its traceback would grow each time.
+            raise self._failure.with_traceback(None)
 
     def _write(self, buffers: Sequence[Buffer]) -> None:
         self.bytes_sent += sum(map(len, buffers))

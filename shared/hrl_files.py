@@ -114,17 +114,21 @@ class RecordReader:
         self.cursor = cursor
         self.offset = offset
         self._run_bytes = max(run_bytes, MAX_RECORD)
+        self._window = memoryview(b"")
+        """What was read from ``offset`` on, so that many small segments do not cost a read each."""
 
     def run(self, end: int) -> Run | None:
         """The next run before offset ``end``, at which a record must end; None at ``end``.
 
-        Costs one read. Raises LogError, and stays, where the next record is not valid; valid ones before it come out
-        first.
+        Costs one read at most. Raises LogError, and stays, where the next record is not valid; valid ones before it
+        come out first.
         """
         start = self.offset
         if start >= end:
             return None
-        view = memoryview(self.file.read(start, min(self._run_bytes, end - start)))
+        view = self._window[: end - start]
+        if not _begins_with_whole_record(view):
+            view = self._window = memoryview(self.file.read(start, min(self._run_bytes, end - start)))
         records: list[LogRecord] = []
         at = 0
         try:
@@ -144,14 +148,20 @@ class RecordReader:
         except LogError:
             # Also raised where the read cut off the last record, which then is the first of the next run.
             if not records:
+                self._window = memoryview(b"")
                 raise
         self.offset = start + at
+        self._window = self._window[at:]
         return Run(view[:at], records, self.cursor.position, start, self.offset)
 
     def runs(self, end: int) -> Iterator[Run]:
         """All runs before ``end``."""
         while (run := self.run(end)) is not None:
             yield run
+
+
+def _begins_with_whole_record(view: memoryview) -> bool:
+    return RECORD_HEADER_BYTES <= len(view) >= RECORD_HEADER_BYTES + int.from_bytes(view[8:12], "little")
 
 
 # --- scanning ------------------------------------------------------------------------------------------------------

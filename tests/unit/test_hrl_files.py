@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ from shared.hrl_files import (
     read_file_header,
     scan_file,
 )
-from shared.ports.files import RealFileSystem
+from shared.ports.files import RealFile, RealFileSystem
 from tests.vectors.logs import EPOCH, OTHER_EPOCH, SIZES, VM, LogBuilder, Write, data, discard, pattern, small_log, zero
 
 FILES = RealFileSystem()
@@ -385,6 +386,47 @@ def test_valid_records_come_out_before_the_error(tmp_path: Path) -> None:
             reader.run(len(content))
         assert error.value.offset == LOG.places[2]
     assert reader.cursor.position == LOG.positions[2]
+    file.close()
+
+
+class CountingFile(RealFile):
+    """A real file that counts what is read of it."""
+
+    bytes_read = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        content = super().read(offset, length)
+        self.bytes_read += len(content)
+        return content
+
+
+def test_many_small_segments_are_read_once(tmp_path: Path) -> None:
+    """Every seal ends a run, but not what was read ahead."""
+    log = LogBuilder()
+    for _ in range(500):
+        log.begin().batch(zero(0, 0, 512)).seal()
+    path = tmp_path / "log.hrl"
+    path.write_bytes(log.content)
+    descriptor = os.open(path, os.O_RDONLY)
+    file = CountingFile(str(path), descriptor, write=False)
+    reader = RecordReader(file, Cursor.at(log.positions[0]))
+    assert sum(len(run.records) for run in reader.runs(len(log.content))) == 1500
+    assert file.bytes_read < 2 * len(log.content)
+    file.close()
+
+
+def test_what_was_read_ahead_is_read_again_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "log.hrl"
+    content = bytearray(LOG.content)
+    content[LOG.places[5] + 70] ^= 1
+    path.write_bytes(content)
+    file = FILES.open(str(path))
+    reader = RecordReader(file, Cursor.at(LOG.positions[0]))
+    with pytest.raises(LogError):
+        list(reader.runs(len(content)))
+    assert reader.cursor.position == LOG.positions[5]
+    path.write_bytes(LOG.content)
+    assert sum(len(run.records) for run in reader.runs(len(content))) == 2
     file.close()
 
 
