@@ -1,0 +1,194 @@
+"""Tests of the agents' configuration: what is accepted, each mistake with file, line and remedy, and the page on it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from shared import config
+from shared.config import PrimaryConfig, ReplicaConfig, load_config
+from shared.errors import UsageError
+
+DOC = Path(__file__).parents[2] / "docs" / "config.md"
+TLS = '[tls]\nca = "/etc/ca.pem"\ncertificate = "/etc/cert.pem"\nkey = "/etc/key.pem"\n'
+UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
+ENTRY = '[[authorize]]\nname = "Alpha.example"\nvms = ["*"]\nstorage = "/srv/a"\n'
+
+
+def load(folder: Path, text: str, kind: Any = ReplicaConfig) -> Any:
+    path = folder / "agent.toml"
+    path.write_text(text)
+    return load_config(str(path), kind)
+
+
+def test_certificates_are_all_a_primary_needs(tmp_path: Path) -> None:
+    loaded = load(tmp_path, TLS, PrimaryConfig)
+    assert loaded == PrimaryConfig(tls=loaded.tls, host=socket.gethostname())
+    assert loaded.tls.key == "/etc/key.pem"
+
+
+def test_nobody_is_authorized_by_default(tmp_path: Path) -> None:
+    """I19: default deny."""
+    assert load(tmp_path, TLS).authorize == []
+
+
+def test_all_keys_are_read(tmp_path: Path) -> None:
+    text = (
+        'host = "beta"\nstate_dir = "/s"\nruntime_dir = "/r"\nadmin_socket = "/a.sock"\nadmin_group = "ops"\n'
+        'worker_threads = 3\ntap_command = ["start", "tap@%i"]\nheartbeat_seconds = 2\ndead_after_seconds = 7.5\n'
+        'log_format = "json"\n'
+        + TLS
+        + 'crl = "/etc/crl.pem"\n[listen]\nhost = "::1"\nport = 99\n[storage]\nreserve_bytes = 5\n'
+        + f'[[authorize]]\nfingerprint = "SHA256:{"AB:" * 31}AB"\nvms = ["{UUID.upper()}"]\nstorage = "/x"\n'
+        'trust_group = "t"\n[[authorize]]\nname = "B.Example"\nvms = ["*"]\nstorage = "/x"\ntrust_group = "t"\n'
+    )
+    loaded = load(tmp_path, text)
+    assert (loaded.host, loaded.state_dir, loaded.runtime_dir, loaded.admin_socket) == ("beta", "/s", "/r", "/a.sock")
+    assert (loaded.admin_group, loaded.worker_threads, loaded.log_format) == ("ops", 3, "json")
+    assert (loaded.heartbeat_seconds, loaded.dead_after_seconds) == (2, 7.5)
+    assert (loaded.listen.host, loaded.listen.port, loaded.storage.reserve_bytes) == ("::1", 99, 5)
+    first, second = loaded.authorize
+    assert (first.fingerprint, first.vms, first.trust_group) == ("ab" * 32, [UUID], "t")
+    assert (second.name, second.vms, second.storage) == ("b.example", ["*"], "/x")
+
+
+MISTAKES = {
+    "unknown key": ("hots = 'x'\n" + TLS, ":1: hots is no known key", "Did you mean host?"),
+    "unknown key in a table": (TLS + "crll = '/x'\n", ":5: tls.crll is no known key", "Did you mean crl?"),
+    "key in the wrong place": ("port = 99\n" + TLS, ":1: port is no known key", "Did you mean listen.port?"),
+    "unknown key in an entry": (
+        TLS + ENTRY + ENTRY.replace("/srv/a", "/srv/b") + "quota = 5\n",
+        ":13: authorize entry 2.quota is no known key",
+        "docs/config.md",
+    ),
+    "unknown table": (TLS + "[lisen]\n", "lisen is no known key", "Did you mean listen?"),
+    "missing table": ("host = 'x'\n", "tls is missing", "docs/config.md"),
+    "missing key": (TLS.replace("key =", "crl ="), "tls.key is missing", "docs/config.md"),
+    "text for a number": (TLS + "[listen]\nport = '8443'\n", ":6: listen.port: Expected `int`", "docs/config.md"),
+    "number for text": ("host = 5\n" + TLS, ":1: host: Expected `str`", "docs/config.md"),
+    "out of range": ("worker_threads = 0\n" + TLS, ":1: worker_threads: Expected `int` >= 1", "docs/config.md"),
+    "time of zero": ("heartbeat_seconds = 0\n" + TLS, ":1: heartbeat_seconds", "docs/config.md"),
+    "wrong word": ("log_format = 'xml'\n" + TLS, ":1: log_format: Invalid enum value 'xml'", "docs/config.md"),
+    "relative path": ("state_dir = 'var'\n" + TLS, ":1: state_dir", "docs/config.md"),
+    "relative path of the list": (TLS + "crl = 'x'\n", ":5: tls.crl", "docs/config.md"),
+    "path that is not plain": ("state_dir = '/a/../b'\n" + TLS, ":1: state_dir: '/a/../b' is not", "Leave out"),
+    "long socket": (f"admin_socket = '/{'x' * 107}'\n" + TLS, ":1: admin_socket", "docs/config.md"),
+    "value in a list": ("tap_command = ['a', 5]\n" + TLS, ":1: tap_command entry 2: Expected `str`", "docs/config.md"),
+    "command without a folder": ("tap_command = ['tap']\n" + TLS, ":1: tap_command", "vmreplica-tap@%i"),
+    "too few heartbeats": ("heartbeat_seconds = 8\n" + TLS, "two heartbeats of 8 s", "three heartbeats"),
+    "no TOML": ("host = \n" + TLS, "not valid TOML", "Mend"),
+    "entry for nobody": (
+        TLS + ENTRY.replace('name = "Alpha.example"\n', ""),
+        ":5: authorize entry 1 names nobody",
+        "fingerprint",
+    ),
+    "short fingerprint": (
+        TLS + ENTRY + 'fingerprint = "abc"\n',
+        ":9: authorize entry 1.fingerprint",
+        "vmreplica pki show",
+    ),
+    "no VM": (TLS + ENTRY.replace('["*"]', "[]"), ":7: authorize entry 1.vms: Expected `array`", "docs/config.md"),
+    "no UUID": (TLS + ENTRY.replace('["*"]', '["*", "x"]'), ":7: authorize entry 1.vms: '*' is no UUID", "UUIDs"),
+    "same storage": (TLS + ENTRY + ENTRY, ":12: authorize entry 2.storage: /srv/a is another", "trust_group"),
+    "storage of another trust group": (
+        TLS + ENTRY + "trust_group = 'a'\n" + ENTRY + "trust_group = 'b'\n",
+        "/srv/a is another",
+        "trust_group",
+    ),
+    "storage inside another": (TLS + ENTRY + ENTRY.replace("/srv/a", "/srv/a/b"), "/srv/a/b and /srv/a", "apart"),
+    "storage around another": (TLS + ENTRY + ENTRY.replace("/srv/a", "/srv"), "/srv and /srv/a", "apart"),
+    "storage inside the state": (
+        "state_dir = '/srv'\n" + TLS + ENTRY,
+        ":9: authorize entry 1.storage: /srv/a and state_dir = /srv overlap",
+        "folder of their own",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_named_with_its_place(tmp_path: Path, name: str) -> None:
+    text, complaint, remedy = MISTAKES[name]
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, text)
+    assert complaint in caught.value.text
+    assert str(tmp_path / "agent.toml") in caught.value.text
+    assert remedy in caught.value.remedy
+
+
+def test_names_that_only_begin_alike_do_not_overlap(tmp_path: Path) -> None:
+    loaded = load(tmp_path, TLS + ENTRY + ENTRY.replace("/srv/a", "/srv/ab"))
+    assert [entry.storage for entry in loaded.authorize] == ["/srv/a", "/srv/ab"]
+
+
+@pytest.mark.parametrize("key", ["listen", "storage", "authorize"])
+def test_primary_does_not_take_a_replicas_tables(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UsageError, match=f"{key} is no known key"):
+        load(tmp_path, f"{key} = []\n" + TLS, PrimaryConfig)
+
+
+def test_missing_and_undecodable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="can't be read: No such file"):
+        load_config(str(tmp_path / "missing.toml"), PrimaryConfig)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not valid TOML"):
+        load_config(str(tmp_path / "binary.toml"), PrimaryConfig)
+
+
+def tables_of_the_page() -> dict[str, dict[str, tuple[str, str]]]:
+    """Section to key to (type, default), as docs/config.md has them; the keys of both agents are in section ``""``."""
+    tables: dict[str, dict[str, tuple[str, str]]] = {}
+    section = None
+    for line in DOC.read_text().splitlines():
+        if line.startswith("## "):
+            found = re.match(r"## `\[+(\w+)\]+`", line)
+            section = found[1] if found else "" if line == "## Both agents" else None
+        elif section is not None and (row := re.match(r"\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", line)):
+            tables.setdefault(section, {})[row[1]] = (row[2], row[3])
+    return tables
+
+
+def test_page_has_every_key_with_its_default() -> None:
+    """An option without help, or help without an option, fails."""
+    sections = {
+        "": (PrimaryConfig, ReplicaConfig),
+        "tls": (config.TlsSection,),
+        "listen": (config.ListenSection,),
+        "storage": (config.StorageSection,),
+        "authorize": (config.AuthorizeSection,),
+    }
+    tables = tables_of_the_page()
+    assert set(tables) == set(sections)
+    for section, kinds in sections.items():
+        fields = [{f.name: f for f in msgspec.structs.fields(kind)} for kind in kinds]
+        keys = {name for each in fields for name in each}
+        if section == "":
+            keys -= set(sections)
+        assert set(tables[section]) == keys
+        for key in keys:
+            shown = tables[section][key][1]
+            for each in fields:
+                assert shows_default(shown, each[key]), (section, key, shown, each[key].default)
+
+
+def shows_default(shown: str, field: msgspec.structs.FieldInfo) -> bool:
+    if field.required:
+        return shown == "required"
+    if field.name == "host" and field.default == "":
+        return shown == "the system's host name"
+    default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    plain = re.findall(r"`([^`]*)`", shown)
+    return str(default) in plain or f'"{default}"' in plain or (isinstance(default, float) and f"{default:g}" in plain)
+
+
+def test_examples_of_the_page_are_valid(tmp_path: Path) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", DOC.read_text(), re.DOTALL)
+    assert len(examples) == 2
+    for text, kind in zip(examples, (PrimaryConfig, ReplicaConfig), strict=True):
+        assert tomllib.loads(text)["tls"]
+        load(tmp_path, text, kind)
