@@ -17,137 +17,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from scripts.link_cutter import LinkCutter
+from scripts.agent_pair import PROGRAMS, AgentPair, PairError, fio, signal_process
 
-PROGRAMS = Path(sys.executable).parent
 MIB = 1 << 20
-TIMEOUT = 90.0
 
 
-class DemoError(Exception):
-    """A step did not do what it should have done."""
-
-
-class Pair:
-    """Two agents on one machine, in one folder, with a cuttable link between them."""
+class DemoPair(AgentPair):
+    """A pair whose commands can be run before the viewer's eyes, with their own live progress."""
 
     def __init__(self, folder: Path, console: Console) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.console = console
-        self.sockets = {role: folder / f"{role}.sock" for role in ("primary", "replica")}
-        self.environment = {**os.environ, "VMREPLICA_SOCKETS": ":".join(map(str, self.sockets.values()))}
-        self.agents: dict[str, subprocess.Popen[bytes]] = {}
-        self.link: LinkCutter | None = None
-
-    def run(self, *arguments: str) -> str:
-        """Run ``vmreplica`` and return what it printed."""
-        result = subprocess.run(
-            [str(PROGRAMS / "vmreplica"), *arguments], env=self.environment, capture_output=True, text=True, check=False
-        )
-        if result.returncode != 0:
-            raise DemoError(f"vmreplica {' '.join(arguments)} failed:\n{result.stdout}{result.stderr}")
-        return result.stdout
 
     def show(self, *arguments: str) -> None:
-        """Run ``vmreplica`` before the viewer's eyes, with its own live progress."""
-        self.console.print(f"[bold cyan]$ vmreplica {' '.join(arguments)}[/]")
+        self.console.print(f"[bold cyan]$ vmreplica {' '.join(arguments)}[/]", soft_wrap=True)
         sys.stdout.flush()
         done = subprocess.run([str(PROGRAMS / "vmreplica"), *arguments], env=self.environment, check=False)
         if done.returncode != 0:
-            raise DemoError(f"vmreplica {' '.join(arguments)} ended with exit code {done.returncode}")
-
-    def status(self, role: str) -> dict[str, Any]:
-        """The status of the VM as one side tells it."""
-        for agent in json.loads(self.run("status", "demo", "--json"))["agents"]:
-            for vm in agent["vms"]:
-                if vm["role"] == role:
-                    return dict(vm)
-        raise DemoError(f"the {role} does not know the VM")
-
-    def wait(self, what: str, role: str, until: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """Wait until the status satisfies ``until``; fails with the last status after a while."""
-        deadline = time.monotonic() + TIMEOUT
-        while True:
-            status = self.status(role)
-            if until(status):
-                return status
-            if time.monotonic() > deadline:
-                raise DemoError(f"waited {TIMEOUT:.0f} s for {what}: {json.dumps(status, indent=1)}")
-            time.sleep(0.1)
-
-    def start(self, role: str) -> None:
-        log = (self.folder / f"{role}.log").open("ab")
-        program = str(PROGRAMS / f"vmreplica-{role}")
-        self.agents[role] = subprocess.Popen(
-            [program, "--config", str(self.folder / f"{role}.toml")], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 20
-        while not self.sockets[role].exists():
-            if self.agents[role].poll() is not None or time.monotonic() > deadline:
-                raise DemoError(f"the {role} agent did not start:\n{(self.folder / f'{role}.log').read_text()}")
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        taps = self._tap_pids()
-        for agent in self.agents.values():
-            agent.terminate()
-        for agent in self.agents.values():
-            try:
-                agent.wait(10)
-            except subprocess.TimeoutExpired:
-                agent.kill()
-        for pid in taps:
-            _kill(pid, signal.SIGTERM)
-        if self.link is not None:
-            self.link.close()
-
-    def _tap_pids(self) -> list[int]:
-        pids = []
-        for role in self.agents:
-            try:
-                pid = (self.status(role).get("tap") or {}).get("pid")
-            except DemoError:
-                continue
-            if pid:
-                pids.append(pid)
-        return pids
-
-
-def _kill(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def prepare(pair: Pair, port: int) -> None:
-    """Certificates for two hosts in two commands, and a configuration for each agent."""
-    folder = pair.folder
-    pair.show("pki", "init", str(folder / "ca"))
-    pair.show("pki", "issue", "--ca", str(folder / "ca"), "--out", str(folder / "pki"), "alpha", "localhost")
-    pair.link = LinkCutter(("127.0.0.1", port))
-    for role, host in (("primary", "alpha"), ("replica", "localhost")):
-        text = (
-            f'host = "{"alpha" if role == "primary" else "beta"}"\n'
-            f'state_dir = "{folder}/{role}"\nruntime_dir = "{folder}/run-{role}"\n'
-            f'admin_socket = "{pair.sockets[role]}"\n'
-        )
-        text += f'[listen]\nhost = "127.0.0.1"\nport = {port}\n' if role == "replica" else ""
-        text += (
-            f'[tls]\nca = "{folder}/pki/{host}/ca.pem"\n'
-            f'certificate = "{folder}/pki/{host}/certificate.pem"\nkey = "{folder}/pki/{host}/key.pem"\n'
-        )
-        if role == "replica":
-            text += f'[[authorize]]\nname = "alpha"\nvms = ["*"]\nstorage = "{folder}/store"\n'
-            (folder / "store").mkdir(mode=0o700)
-        (folder / f"{role}.toml").write_text(text)
+            raise PairError(f"vmreplica {' '.join(arguments)} ended with exit code {done.returncode}")
 
 
 def make_disk(path: Path, size: int) -> None:
@@ -160,15 +53,6 @@ def make_disk(path: Path, size: int) -> None:
         text = line[:MIB]
         for _ in range(size // 4 // MIB):
             disk.write(text)
-
-
-def fio(uri: str, name: str, *options: str) -> None:
-    """Write to the disk as a real NBD client does."""
-    subprocess.run(
-        ["fio", f"--name={name}", "--ioengine=nbd", f"--uri={uri}", "--minimal", "--randrepeat=0", *options],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
 
 
 def fetch(uri: str, target: Path) -> str:
@@ -194,7 +78,7 @@ def human(count: float) -> str:
 class Demonstration:
     """The steps, in order; each leaves what it proved in ``proofs``."""
 
-    def __init__(self, pair: Pair, disk: Path, size: int) -> None:
+    def __init__(self, pair: DemoPair, disk: Path, size: int) -> None:
         self.pair = pair
         self.disk = disk
         self.size = size
@@ -210,7 +94,7 @@ class Demonstration:
 
     def same(self, what: str, first: str, second: str) -> None:
         if first != second:
-            raise DemoError(f"{what}: {first} and {second} differ")
+            raise PairError(f"{what}: {first} and {second} differ")
         self.prove(what, f"identical, sha256 {first[:16]}…")
 
     def run(self) -> None:
@@ -222,12 +106,10 @@ class Demonstration:
 
     def first_copy(self) -> None:
         self.step(f"Put a disk of {human(self.size)} behind the tap and make the first copy")
-        link = self.pair.link
-        assert link is not None
         make_disk(self.disk, self.size)
-        self.pair.show("test-connection", f"localhost:{link.port}")
+        self.pair.show("test-connection", self.pair.address)
         self.pair.show(
-            "enable", "demo", "--disk", str(self.disk), "--replica", f"localhost:{link.port}",
+            "enable", "demo", "--disk", str(self.disk), "--replica", self.pair.address,
             "--interval", "1s", "--log-limit", "64MiB",
         )  # fmt: skip
         self.uri = self.pair.status("primary")["tap"]["uris"][0]
@@ -294,7 +176,7 @@ class Demonstration:
             if event.get("event") == 29244 or event.get("code") == 29244
         ]  # fmt: skip
         if not finished:
-            raise DemoError("no event 29244 tells what the resync did")
+            raise PairError("no event 29244 tells what the resync did")
         details = finished[-1].get("data", finished[-1])
         self.prove("blocks compared by the resync", f"{details['blocks_compared']} of 64 KiB")
         self.prove("blocks that differed and were sent", f"{details['blocks_sent']} ({human(details['bytes_sent'])})")
@@ -305,12 +187,9 @@ class Demonstration:
     def fail_over(self) -> None:
         self.step("Disaster: the primary's agent and tap are killed; promote the replica")
         self.caught_up()
-        pid = self.pair.status("primary")["tap"]["pid"]
-        agent = self.pair.agents.pop("primary")
-        agent.kill()
-        agent.wait()
-        _kill(pid, signal.SIGKILL)
-        self.pair.sockets["primary"].unlink(missing_ok=True)
+        tap = self.pair.tap_pid()
+        self.pair.kill("primary")
+        signal_process(tap, signal.SIGKILL)
         self.pair.show("failover", "demo", "--yes")
         vm = self.pair.wait("promotion", "replica", lambda vm: vm["state"].startswith("FailedOver") and vm["uris"])
         copy = self.pair.folder / "promoted.raw"
@@ -337,23 +216,22 @@ def main() -> int:
     parser.add_argument("--size", default="512", help="size of the disk in MiB (default 512)")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder, removed at the end)")
     parser.add_argument("--keep", action="store_true", help="keep the folder with its logs")
-    parser.add_argument("--port", type=int, default=0, help="TCP port of the replica on loopback (default: a free one)")
     options = parser.parse_args()
     if not re.fullmatch(r"[0-9]+", options.size) or int(options.size) < 128:
         parser.error(f"--size {options.size}: give a whole number of MiB, at least 128")
     console = Console(highlight=False)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="vmreplica-demo-"))
     folder.mkdir(mode=0o700, exist_ok=True)
-    pair = Pair(folder, console)
+    pair = DemoPair(folder, console)
     demonstration = Demonstration(pair, folder / "disk.raw", int(options.size) * MIB)
     try:
         demonstration.step("Certificates for two hosts, then both agents")
-        prepare(pair, options.port or LinkCutter.free_port())
+        pair.prepare(run=pair.show)
         pair.start("replica")
         pair.start("primary")
         demonstration.run()
         report(demonstration, console)
-    except DemoError as error:
+    except PairError as error:
         console.print(f"[bold red]The demonstration failed:[/] {error}", markup=True)
         console.print(f"Logs are kept in {folder}.")
         options.keep = True
