@@ -11,6 +11,9 @@ from tests.unit.cli.conftest import ROOT, Command
 
 VECTORS = ROOT / "tests/vectors"
 
+# Every run imports cryptography or numpy, which costs more than what it checks.
+pytestmark = pytest.mark.slow
+
 
 def test_certificates_for_two_hosts_in_two_commands(vmreplica: Command) -> None:
     folder = vmreplica.folder
