@@ -91,7 +91,10 @@ class ExportDirectory(Protocol):
     """The exports of a server."""
 
     def find(self, name: str) -> ExportBackend | None:
-        """The export of that name; "" is the default export if there is exactly one."""
+        """The export of that name; "" is the default export if there is exactly one.
+
+        It is the same object every time for as long as it is served: connections to it share its flushes.
+        """
 
     def names(self) -> list[tuple[str, str]]:
         """Name and description of every export that clients may see."""

@@ -102,7 +102,8 @@ class NbdServer:
             listener = _bind_unix(path, mode)
         except OSError as error:
             raise StorageError(
-                f"the NBD socket {path} can't be made: {error.strerror}.", "Check the folder and its permissions."
+                f"the NBD socket {path} can't be made: {error.strerror or error}.",
+                "Check the folder, its permissions, and that the path has at most 107 bytes.",
             ) from error
         status = path.lstat()
         self._paths.append((path, (status.st_dev, status.st_ino)))
@@ -118,7 +119,7 @@ class NbdServer:
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as error:
-            raise UsageError(f"{host!r} is no address to listen on: {error.strerror}.") from error
+            raise UsageError(f"{host!r} is no address to listen on: {error.strerror or error}.") from error
         for *_, address in found:
             if not allow_remote and not ipaddress.ip_address(address[0]).is_loopback:
                 raise UsageError(
@@ -129,7 +130,7 @@ class NbdServer:
             listener = await loop.create_server(lambda: Connection(self), str(found[0][-1][0]), port, backlog=BACKLOG)
         except OSError as error:
             raise UsageError(
-                f"NBD can't listen on {host} port {port}: {error.strerror}.", "Choose another port."
+                f"NBD can't listen on {host} port {port}: {error.strerror or error}.", "Choose another port."
             ) from error
         self._listeners.append(listener)
         bound: int = listener.sockets[0].getsockname()[1]

@@ -16,6 +16,7 @@ from shared.nbd.backend import Mutation
 from shared.nbd.connection import MAXIMUM_PENDING
 from shared.nbd.constants import MAXIMUM_PAYLOAD, Command, Option, OptionReply
 from shared.nbd.ending import EndReason
+from shared.nbd.requests import MAXIMUM_BATCH
 from shared.nbd.server import NbdServer, SocketInUseError
 from tests.unit.nbd.conftest import SIZE
 from tests.unit.nbd.file_backend import Directory, FileBackend
@@ -85,6 +86,11 @@ async def test_socket_that_another_server_put_in_our_place_is_not_removed(server
 async def test_missing_folder_is_named(server: NbdServer, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere"):
         await server.start_unix(tmp_path / "nowhere" / "nbd.sock")
+
+
+async def test_path_that_is_too_long_is_named(server: NbdServer, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"path too long\. Check .* 107 bytes"):
+        await server.start_unix(tmp_path / ("x" * 108))
 
 
 # --- TCP --------------------------------------------------------------------------------------------------------------
@@ -272,6 +278,34 @@ async def test_large_reads_of_a_client_that_never_reads_are_bounded(
     await other.ask(Command.READ, 1, 0, 512)
     assert server.budget.used == 0
     await slow.close()
+    await other.close()
+
+
+@pytest.mark.parametrize("kind", ["cold reads", "changes", "flushes"])
+async def test_requests_that_wait_are_capped(socket: Path, server: NbdServer, export: FileBackend, kind: str) -> None:
+    """I13: what one connection may have waiting is bounded, whatever it waits for."""
+    gate = asyncio.Event()
+    export.inline = False
+    export.read_gate = export.mutate_gate = export.flush_gate = gate
+    client = await RawClient.attach(socket)
+    total = 4 * MAXIMUM_PENDING
+    for cookie in range(total):
+        match kind:
+            case "cold reads":
+                client.send(Command.READ, cookie, 0, 512)
+            case "changes":
+                client.send(Command.TRIM, cookie, 0, 512)
+            case _:
+                client.send(Command.FLUSH, cookie)
+    await client.writer.drain()
+    other = await RawClient.attach(socket, allocation=True)
+    for cookie in range(20):
+        await other.ask(Command.BLOCK_STATUS, cookie, 0, 512)
+    taken = sum(each.requests for each in server.connections) - 20
+    assert MAXIMUM_PENDING <= taken <= MAXIMUM_PENDING + MAXIMUM_BATCH
+    gate.set()
+    assert {(await client.reply()).cookie for _ in range(total)} == set(range(total))
+    await client.close()
     await other.close()
 
 
