@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import socket
 import tomllib
 import uuid
 from collections.abc import Iterator
@@ -145,7 +144,7 @@ def load_config(path: str, kind: type[C]) -> C:
     _check_paths(source, config, ())
     _check_common(source, config)
     if not config.host:
-        config = msgspec.structs.replace(config, host=socket.gethostname())
+        config = msgspec.structs.replace(config, host=os.uname().nodename)
     if isinstance(config, ReplicaConfig):
         _check_authorization(source, config)
         entries = [_normalized(entry) for entry in config.authorize]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import socket
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def load(folder: Path, text: str, kind: Any = ReplicaConfig) -> Any:
 
 def test_certificates_are_all_a_primary_needs(tmp_path: Path) -> None:
     loaded = load(tmp_path, TLS, PrimaryConfig)
-    assert loaded == PrimaryConfig(tls=loaded.tls, host=socket.gethostname())
+    assert loaded == PrimaryConfig(tls=loaded.tls, host=os.uname().nodename)
     assert loaded.tls.key == "/etc/key.pem"
 
 
