@@ -36,10 +36,14 @@ RETRY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """A committed resync: these sources, and the segments up to ``end`` at least, make the first point of its epoch."""
+    """A committed resync: these sources, and the segments up to ``end`` at least, make the first point of its epoch.
+
+    ``differences`` is the path of its differencing file, which is done with then.
+    """
 
     sources: tuple[Source, ...]
     end: Position
+    differences: str
 
 
 @dataclass(slots=True)
@@ -262,8 +266,7 @@ class Applier:
         for segment in group.segments:
             self.spool.recycle(segment)
         if group.merge is not None:
-            for source in group.merge.sources:
-                self.ports.files.remove(source.path)
+            self.ports.files.remove(group.merge.differences)
 
     # --- trouble -----------------------------------------------------------------------------------------------------
 

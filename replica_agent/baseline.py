@@ -182,7 +182,7 @@ class Baseline:
             if opened is None or (opened.record.id, opened.record.round) != (identity, number):
                 raise ProtocolError("COMMIT of a resynchronization that is not open", code="stale")
             opened.judge_commit(end)
-            merge = Merge(opened.sources(), end)
+            merge = Merge(opened.sources(), end, opened.differences.path)
             tracked = [Source.of(s) for s in opened.tracked.segments if s.number <= end.segment]
             await self._reserve([*merge.sources, *tracked])
             await self._commit(opened, merge)

@@ -88,12 +88,12 @@ def _merge(parts: VmParts, record: ResyncRecord) -> Merge:
     """The merge of a committed resync."""
     assert record.end is not None
     sources: tuple[Source, ...] = ()
+    path = parts.layout.resync(record.id)
     if not record.in_place:
         assert record.differences_end is not None
         start = start_of_differences(parts.vm, record.epoch)
-        path = parts.layout.resync(record.id)
         sources = (Source(path, start, record.differences_end.position, record.differences_length),)
-    return Merge(sources, record.end.position)
+    return Merge(sources, record.end.position, path)
 
 
 def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
