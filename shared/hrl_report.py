@@ -279,6 +279,8 @@ def report_lines(report: Report) -> Iterator[str]:
 
 
 def _segment_sentence(segment: dict[str, Any]) -> str:
+    if segment["number"] == 0:
+        return f"{segment['entries']} entries, the blocks of a differencing file"
     begun = f"from {segment['begun_time']}" if segment["whole"] else "begun in an earlier file"
     sealed = f"sealed {segment['sealed_time']} ({segment['sealed']})" if segment["sealed"] else "not sealed here"
     return f"{segment['entries']} entries from {segment['first_entry']} on, {begun}, {sealed}"
