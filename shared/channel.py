@@ -311,7 +311,8 @@ class Channel:
                 return f"sent no WELCOME within {self._dead_after:g} s"
         if now - self.last_heard > self._dead_after:
             return f"was silent for {now - self.last_heard:.0f} s"
-        if self._sent_at and now - self._sent_at[0][1] > UNREAD_SECONDS:
+        # On a slow link echoes come late, but they come.
+        if self._sent_at and now - max(self._sent_at[0][1], self._echoed_at or 0.0) > UNREAD_SECONDS:
             return f"did not read what was sent to it for {UNREAD_SECONDS:g} s"
         begun = self.session.reader.begun
         if begun == 0 or begun - self._progress_mark >= PROGRESS_BYTES:
