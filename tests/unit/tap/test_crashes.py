@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from primary_agent.tap import batches
+from primary_agent.tap import batches, disks, log
 from primary_agent.tap import engine as engine_module
 from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.ports import OwnPorts
@@ -25,8 +25,11 @@ LOG_FILE = 96 * KIB
 
 
 @pytest.fixture(autouse=True)
-def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zeroing is long, and done in steps, already where it is short."""
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done in several steps only where it is large is done so already where it is small."""
+    for module in (batches, log, disks):
+        monkeypatch.setattr(module, "MAX_PAYLOAD", 16 * KIB)
+    monkeypatch.setattr(disks, "READ_BYTES", 1)
     monkeypatch.setattr(batches, "INLINE_ZEROES", 32 * KIB)
     monkeypatch.setattr(engine_module, "INLINE_ZEROES", 32 * KIB)
     monkeypatch.setattr(engine_module, "STEP_MIN", 16 * KIB)
