@@ -98,6 +98,9 @@ class Control:
             except SyncFailedError as error:
                 await finish(self._sync_failed(error))
                 raise
+            finally:
+                # What was received is to be applied, whatever becomes of this connection.
+                self._parts.applier.changed.notify()
             for cut in cuts:
                 self._acknowledge(spool, cut)
             self._parts.changed.notify()
@@ -134,8 +137,6 @@ class Control:
         if segment is not None:
             now = self._parts.ports.clock.wall()
             self._statistics.acknowledged(now, latency=now - segment.time_ns / 1e9, size=segment.length)
-        if spool is self._parts.applier.spool:
-            self._parts.applier.changed.notify()
 
     async def _sync_failed(self, error: SyncFailedError) -> None:
         """What could not be synced is void, and only a compare tells what is missing (R17)."""
