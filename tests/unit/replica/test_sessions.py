@@ -76,7 +76,7 @@ async def refused_open(dialler: Dialler, **changes: Any) -> ChannelClosed:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what the loop will bring about, such as a heartbeat's answer."""
     async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
