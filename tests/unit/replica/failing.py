@@ -30,6 +30,8 @@ class FailingFiles(RealFileSystem):
         self.dead = False
         self.died = False
         """Whether it was its ``die_at`` that it died of."""
+        self.die_after_writes_to = ""
+        """Dies right after the first write to a file whose name begins so."""
         self.on_death: Callable[[], object] = lambda: None
         self.opened: list[RealFile] = []
         self.trace: list[str] = []
@@ -64,6 +66,13 @@ class FailingFiles(RealFileSystem):
                 self.dead = self.died = True
                 self.on_death()
                 raise Killed
+
+    def wrote(self, path: str) -> None:
+        prefix = self.die_after_writes_to
+        if prefix and path.rpartition("/")[2].startswith(prefix):
+            self.dead = self.died = True
+            self.on_death()
+            raise Killed
 
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> Any:
         self.step("create" if create else "open", path)
@@ -127,12 +136,15 @@ class FailingFile:
 
     def write(self, offset: int, data: Buffer) -> None:
         self._do("write", self._inner.write, offset, data)
+        self._files.wrote(self.path)
 
     def write_many(self, offset: int, buffers: Sequence[Buffer]) -> None:
         self._do("write_many", self._inner.write_many, offset, buffers)
+        self._files.wrote(self.path)
 
     def punch_hole(self, offset: int, length: int) -> None:
         self._do("punch_hole", self._inner.punch_hole, offset, length)
+        self._files.wrote(self.path)
 
     def write_zeroes(self, offset: int, length: int) -> None:
         self._do("write_zeroes", self._inner.write_zeroes, offset, length)

@@ -197,6 +197,10 @@ class World:
         content = {disk.index: vm.read_point(disk.index, 0, disk.size) for disk in vm.ledger.vm.geometry}
         self.points.append((position, content))
 
+    def stores_of_its_own(self) -> SqliteStores:
+        """Stores for a look into a state that no agent has open."""
+        return SqliteStores(RealClock())
+
     def folder_of(self, vm: bytes = VM) -> Path:
         import uuid
 
