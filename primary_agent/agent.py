@@ -7,11 +7,11 @@ import os
 import posixpath
 import uuid
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
-from primary_agent.enabling import check_log_room, plan_vm, tap_config
+from primary_agent.enabling import check_log_room, check_sockets, plan_vm, tap_config
 from primary_agent.record import VmRecord
 from primary_agent.replication import Replication, create
 from primary_agent.surroundings import Surroundings
@@ -19,6 +19,7 @@ from primary_agent.tap_link import TapLink
 from primary_agent.vm import PrimaryVm
 from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
+from shared.config import PrimaryConfig
 from shared.errors import NotFoundError, StoreDamagedError, VmreplicaError
 from shared.ports import FileSystem, Ports
 from shared.status import AgentStatus, VmStatus
@@ -28,17 +29,6 @@ TAP_START_SECONDS = 60.0
 """How long ``enable`` waits for the tap to serve the disks."""
 
 log = structlog.get_logger(__name__)
-
-
-class PrimaryConfig(Protocol):
-    """What the agent needs of its configuration (shared.config): the host's name as shown to peers, and folders."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def state_dir(self) -> str: ...
-    @property
-    def runtime_dir(self) -> str: ...
 
 
 @dataclass(slots=True)
@@ -56,7 +46,7 @@ class PrimaryAgent:
     def __init__(self, config: PrimaryConfig, ports: Ports, *, surroundings: Surroundings | None = None) -> None:
         self.config = config
         self.ports = ports
-        self.surroundings = surroundings or Surroundings(ports, config.host)
+        self.surroundings = surroundings or Surroundings.of(config, ports)
         self.vms: dict[bytes, PrimaryVm] = {}
         self.damaged: dict[str, DamagedVm] = {}
         self.started_time = ports.clock.wall()
@@ -164,6 +154,7 @@ class PrimaryAgent:
                 raise self.damaged[name].error
             config = tap_config(record, folder, self._runtime_folder(name))
             config.check()
+            check_sockets(config)
             await self.ports.workers.run(self.ports.files.make_folder, folder)
             try:
                 await self.ports.workers.run(check_log_room, config, self.ports, folder)

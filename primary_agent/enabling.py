@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from shared.admin.verbs import DiskParams, EnableParams
 from shared.config import DEFAULT_PORT
 from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError
 from shared.ports import FileSystem, Ports
+from shared.ports.unix_sockets import PATH_MAX
 from shared.rates import size_text
 from shared.tap_config import SECTOR, TapConfig, TapDisk
 
@@ -95,6 +97,16 @@ def disk_size(files: FileSystem, path: str) -> int:
             f"Extend it: truncate --size %{SECTOR} {path}" if size else "Give it its size first.",
         )
     return size
+
+
+def check_sockets(config: TapConfig) -> None:
+    """The tap's sockets can have their paths. Raises UsageError."""
+    for path in (config.nbd_socket, config.control_socket):
+        if len(os.fsencode(path)) > PATH_MAX:
+            raise UsageError(
+                f"The socket {path} can't be made: its path has more than {PATH_MAX} bytes.",
+                "Set runtime_dir in the agent's configuration to a shorter path.",
+            )
 
 
 def check_log_room(config: TapConfig, ports: Ports, folder: str) -> None:

@@ -20,13 +20,8 @@ class _Service:
     """The primary agent under shared.service."""
 
     def __init__(self, config: PrimaryConfig, real: RealPorts) -> None:
-        surroundings = Surroundings(
-            real.ports,
-            config.host,
-            software=f"vmreplica {metadata.version('vmreplica')}",
-            heartbeat=config.heartbeat_seconds,
-            dead_after=config.dead_after_seconds,
-        )
+        software = f"vmreplica {metadata.version('vmreplica')}"
+        surroundings = Surroundings.of(config, real.ports, software)
         self._agent = PrimaryAgent(config, real.ports, surroundings=surroundings)
 
     async def start(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.session import Identity
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
+from shared.config import PrimaryConfig
 from shared.ports import Ports
 
 RESYNCS_AT_ONCE = 2
@@ -25,6 +26,17 @@ class Surroundings:
     compress: bool = True
     """Offer zstd: blocks and log are compressed where that pays."""
     resync_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RESYNCS_AT_ONCE))
+
+    @classmethod
+    def of(cls, config: PrimaryConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
+        """As configured; ``software`` is what the agent calls itself."""
+        return cls(
+            ports,
+            config.host,
+            software,
+            heartbeat=config.heartbeat_seconds,
+            dead_after=config.dead_after_seconds,
+        )
 
     @property
     def identity(self) -> Identity:

@@ -16,10 +16,10 @@ from primary_agent.tap.recovery import (
     check_witnesses,
     read_tail,
 )
-from primary_agent.tap.state import MAX_TEXT, Loaded, Loss, StateFile, Status, TapState
+from primary_agent.tap.state import MAX_TEXT, STATE_BYTES, Loaded, Loss, StateFile, Status, TapState
 from primary_agent.tap.supply import no_room
-from primary_agent.tap.watch import why
-from shared.errors import DiskInUseError, StorageError
+from primary_agent.tap.watch import NO_SPACE, why
+from shared.errors import DiskInUseError, NoSpaceError, StorageError
 from shared.hrl_files import log_file_sequence
 from shared.ports import File, FileSystem
 from shared.tap_config import LOCK_NAME, STATE_NAME, TapConfig
@@ -75,7 +75,10 @@ def read_start(ports: TapPorts, folder: str, config: TapConfig) -> Start:
         try:
             state_file, loaded = StateFile.open(ports.files, path)
         except OSError as error:
-            raise StorageError(f"{path} can't be opened: {why(error)}.", "Check the tap's folder.") from error
+            text = f"The tap's state {path} can't be opened: {why(error)}."
+            if error.errno in NO_SPACE:
+                raise NoSpaceError(text, f"Free at least {STATE_BYTES} bytes there.") from error
+            raise StorageError(text, "Check the tap's folder.") from error
         log_files = LogFiles(
             ports.files,
             config.log_folder,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
@@ -16,7 +15,7 @@ from primary_agent.tap.recovery import Tail
 from primary_agent.tap.state import MAX_TEXT, LogEnd, Loss, Stamp, StateFile, Status, TapState
 from primary_agent.tap.supply import Supply
 from primary_agent.tap.tasks import SharedSync, Tasks
-from primary_agent.tap.watch import Watch, why
+from primary_agent.tap.watch import NO_SPACE, Watch, why
 from protocol.hrl import SealReason
 from shared.errors import InvalidStateError, StorageError
 from shared.ports import File, FileSystem
@@ -27,7 +26,6 @@ ENDING_SECONDS = 10.0
 """How long a new beginning waits until the end before it is durable."""
 EMPTY_CUTS_MAX = 1000
 """Unreleased sealed segments above which an interval does not seal another empty one."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Listener(Protocol):
@@ -136,9 +134,13 @@ class Tracker:
             except InvalidStateError:
                 # Lost in its last moment: then that is what the state says.
                 pass
-        if self._ending is not None:
-            await self._ending
+        await self.settle()
         await self.sync.settle()
+
+    async def settle(self) -> None:
+        """Wait until an end or a loss of tracking is durable."""
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
 
     def close_files(self, clean: bool) -> None:
         """Close everything; ``clean`` writes the CLEAN state first. Blocks. Raises OSError."""
@@ -340,8 +342,7 @@ class Tracker:
         if self.tracking is Tracking.OFF:
             return
         self._end(Tracking.OFF, None)
-        if self._ending is not None:
-            await self._ending
+        await self.settle()
 
     def lose_log(self, error: OSError) -> None:
         """The log could not be written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable
 
 from primary_agent.tap.disks import Disk
@@ -9,6 +10,8 @@ from primary_agent.tap.recovery import show_time
 from primary_agent.tap.state import StateFile
 from shared.ports import Clock
 from shared.tap_control import LostReason
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 Lose = Callable[[LostReason, str], None]
 
