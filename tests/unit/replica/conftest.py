@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,5 +17,6 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture
-def world(tmp_path: Path, certificates: Certificates) -> World:
-    return World(tmp_path, certificates)
+def world(tmp_path: Path, certificates: Certificates) -> Iterator[World]:
+    with tempfile.TemporaryDirectory(prefix="vr-") as sockets:
+        yield World(tmp_path, certificates, sockets=Path(sockets))

@@ -130,6 +130,8 @@ class World:
     options: dict[str, Any] = field(default_factory=dict)
     points: list[tuple[Position, dict[int, bytes]]] = field(default_factory=list)
     """Every point that was exposed, with the content that the disks had at that moment."""
+    sockets: Path = Path("/nowhere")
+    """The runtime folder, whose path must be short enough for sockets."""
     boot: str = "boot"
     taps: Any = field(default_factory=NoTaps)
     stores: CountingStores = field(init=False)
@@ -187,7 +189,7 @@ class World:
         return ReplicaConfig(
             tls=TlsSection(ca="/unused", certificate="/unused", key="/unused"),
             host="replica.test",
-            runtime_dir=str(self.folder / "run"),
+            runtime_dir=str(self.sockets),
             listen=ListenSection(host="127.0.0.1", port=0),
             authorize=self.authorize,
         )
