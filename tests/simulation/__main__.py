@@ -28,7 +28,6 @@ def main() -> int:
     virtual = 0.0
     for seed in seeds:
         result = run(seed, verbose=arguments.verbose)
-        gc.collect()
         done += 1
         totals += result.counts
         virtual += result.virtual_seconds
@@ -46,7 +45,7 @@ def main() -> int:
             print(result)
     seconds = time.monotonic() - started
     rate = done / seconds * 60
-    print(f"{done} seeds, {len(failed)} failed, {seconds:.1f} s, {rate:.0f} seeds a minute, {virtual:.0f} virtual seconds")
+    print(f"{done} seeds, {len(failed)} failed, {seconds:.1f} s, {rate:.0f} a minute, {virtual:.0f} virtual seconds")
     print(f"totals: {dict(sorted(totals.items()))}")
     if failed:
         print(f"failed: {[result.options.seed for result in failed]}")

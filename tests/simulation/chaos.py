@@ -142,13 +142,13 @@ class Chaos:
         world.count("edit P")
         index = rng.randrange(DISKS)
         inode = world.primary.volume.entries[world.disk_path(index)]
-        page = rng.randrange(self.options.pages)
-        inode.write(page * PAGE, rng.randbytes(PAGE))
+        page, content = rng.randrange(self.options.pages), rng.randbytes(PAGE)
+        inode.write(page * PAGE, content)
         inode.allocated.add(page)
         inode.dirty.add(page)
         inode.mtime_ns = int(world.primary.volume.wall() * 1e9)
         inode.sync()
-        world.oracle.restart(world.disks())
+        world.oracle.edited(index, page * PAGE, content, world.disks())
 
     # --- disks ---
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import heapq
 import math
+import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -235,27 +238,63 @@ class SimulationLoop(asyncio.BaseEventLoop):
                         found.append(error)
         return [error for error in found if not isinstance(error, ProcessDead)]
 
+    def waiting(self) -> list[str]:
+        """Where each task of a living process waits, from its outermost to its innermost frame."""
+        return [
+            f"{process.name}: {' > '.join(_frames(task.get_coro()))}"
+            for process in self.processes
+            for task in process.tasks
+            if not process.dead and not task.done()
+        ]
+
     def dismantle(self) -> None:
-        """End everything without letting it run on: for the end of a simulation."""
+        """End everything without letting it run on: for the end of a simulation.
+
+        Suspended coroutines are closed, which makes their ``finally`` run into ports of dead processes and into a loop
+        that stands still. What they then complain about is of no interest.
+        """
         for process in self.processes:
             process.kill()
-        for task in asyncio.all_tasks(self):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            coroutine = task.get_coro()
-            try:
-                if coroutine is not None:
-                    coroutine.close()
-            except BaseException:
-                # Code of a dead process that ran into a port, or into a loop that stands still.
-                continue
-        self._ready.clear()
-        self._timers.clear()
-        self._asyncgens.clear()  # type: ignore[attr-defined]
-        self.close()
+        complain, sys.unraisablehook = sys.unraisablehook, lambda _complaint: None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for task in asyncio.all_tasks(self):
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    _close(task.get_coro())
+                self._ready.clear()
+                self._timers.clear()
+                self._asyncgens.clear()  # type: ignore[attr-defined]
+                self.close()
+                for process in self.processes:
+                    process.tasks.clear()
+                self.processes.clear()
+                gc.collect()
+        finally:
+            sys.unraisablehook = complain
+
+
+def _close(coroutine: Any) -> None:
+    try:
+        coroutine.close()
+    except BaseException:
+        return
 
 
 def _is_dead(process: Process | None) -> bool:
     return process is not None and process.dead
+
+
+def _frames(coroutine: Any) -> list[str]:
+    """The functions that a suspended coroutine is in."""
+    found = []
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
+        if frame is None:
+            break
+        found.append(f"{coroutine.__qualname__}:{frame.f_lineno}")
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "ag_await", None)
+    return found
 
 
 PRUNE_AT = 512

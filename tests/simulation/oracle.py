@@ -56,6 +56,10 @@ class Oracle:
         self.base = [bytes(image) for image in images]
         """The disks at the last start of the tap; ``order`` leads from there to ``images``."""
         self.order: list[Write] = []
+        self.boot_base = list(self.base)
+        """The disks at the last boot of their host."""
+        self.history: list[Write] = []
+        """All numbered writes since then, in order."""
         self.pending: list[Write] = []
         """Submitted but not numbered yet."""
         self.cuts: dict[Cut, Images] = {}
@@ -73,6 +77,7 @@ class Oracle:
         write.numbered = True
         self.pending.remove(write)
         self.order.append(write)
+        self.history.append(write)
         self.images[write.disk][write.offset : write.offset + write.length] = write.content()
 
     def find_by_payload(self, payload: object) -> Write | None:
@@ -124,36 +129,28 @@ class Oracle:
 
     # --- crashes ---
 
-    def check_survivors(self, found: Sequence[bytes], certain: Callable[[Write], bool], invariant: str) -> None:
-        """After a crash each sector holds its newest certain write, or any later one that was under way."""
-        candidates: dict[tuple[int, int], list[Write]] = {}
-        settled: set[tuple[int, int]] = set()
-        for write in self.order:
-            sure = certain(write)
-            for sector in range(write.offset // SECTOR, (write.offset + write.length) // SECTOR):
-                place = (write.disk, sector)
-                if sure:
-                    candidates[place] = [write]
-                    settled.add(place)
-                else:
-                    candidates.setdefault(place, []).append(write)
-        for disk, (image, base) in enumerate(zip(found, self.base, strict=True)):
-            if image == base and not any(place[0] == disk for place in settled):
-                continue
-            for sector in range(len(image) // SECTOR):
-                got = image[sector * SECTOR : (sector + 1) * SECTOR]
-                place = (disk, sector)
-                allowed = [write.sector(sector) for write in candidates.get(place, ())]
-                if place not in settled:
-                    allowed.append(base[sector * SECTOR : (sector + 1) * SECTOR])
-                if got not in allowed:
-                    raise Violation(
-                        f"{invariant}: disk {disk}, sector {sector} holds {name(got)} after the crash; "
-                        f"possible are {[name(one) for one in allowed]}"
-                    )
+    def killed(self, found: Sequence[bytes]) -> None:
+        """The tap was killed: every answered write must be on the disks, which are the truth from here on (R26)."""
+        _check_survivors(self.base, self.order, found, lambda write: write.answered, "I2")
+        self._restart(found)
 
-    def restart(self, found: Sequence[bytes]) -> None:
-        """The disks are the truth after a crash; what was not numbered never happened."""
+    def lost_power(self, found: Sequence[bytes]) -> None:
+        """The disks' host lost power: every flushed write must have survived (I4)."""
+        _check_survivors(self.boot_base, self.history, found, lambda write: write.flushed, "I4")
+        self._restart(found)
+        self.boot_base = list(self.base)
+        self.history = []
+
+    def edited(self, disk: int, offset: int, content: bytes, found: Sequence[bytes]) -> None:
+        """Somebody else wrote to a disk that no tap holds open, and synced it."""
+        for write in self.history:
+            write.flushed = write.flushed or write.disk == disk
+        edit = Write(disk, CommandKind.WRITE, offset, len(content), content, numbered=True, flushed=True)
+        self.history.append(edit)
+        self._restart(found)
+
+    def _restart(self, found: Sequence[bytes]) -> None:
+        """What was not numbered never happened."""
         self.images = [bytearray(image) for image in found]
         self.base = [bytes(image) for image in found]
         self.order = []
@@ -164,6 +161,42 @@ class Oracle:
         for index, (wanted, got) in enumerate(zip(self.images, found, strict=True)):
             if bytes(wanted) != got:
                 raise Violation(f"{invariant}: {what}: {difference(index, bytes(wanted), got)}")
+
+
+def _check_survivors(
+    before: Sequence[bytes],
+    order: Sequence[Write],
+    found: Sequence[bytes],
+    certain: Callable[[Write], bool],
+    invariant: str,
+) -> None:
+    """Each sector must hold its newest certain write, or any later one that was under way."""
+    candidates: dict[tuple[int, int], list[Write]] = {}
+    settled: set[tuple[int, int]] = set()
+    for write in order:
+        sure = certain(write)
+        for sector in range(write.offset // SECTOR, (write.offset + write.length) // SECTOR):
+            place = (write.disk, sector)
+            if sure:
+                candidates[place] = [write]
+                settled.add(place)
+            else:
+                candidates.setdefault(place, []).append(write)
+    for disk, (image, base) in enumerate(zip(found, before, strict=True)):
+        for sector in range(len(image) // SECTOR):
+            place = (disk, sector)
+            got = image[sector * SECTOR : (sector + 1) * SECTOR]
+            old = base[sector * SECTOR : (sector + 1) * SECTOR]
+            if got == old and place not in settled:
+                continue
+            allowed = [write.sector(sector) for write in candidates.get(place, ())]
+            if place not in settled:
+                allowed.append(old)
+            if got not in allowed:
+                raise Violation(
+                    f"{invariant}: disk {disk}, sector {sector} holds {name(got)} after the crash; "
+                    f"possible are {[name(one) for one in allowed]}"
+                )
 
 
 def name(sector: bytes) -> str:

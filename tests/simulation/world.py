@@ -26,6 +26,7 @@ from shared.errors import VmreplicaError
 from shared.nbd.backend import Mutation
 from shared.nbd.server import NbdServer
 from shared.ports import Buffer, Ports
+from shared.states import ReplicationState
 from tests.simulation.disk import PAGE, SimulatedFile, SimulatedFileSystem
 from tests.simulation.exports import ExportReaders
 from tests.simulation.guest import Guest
@@ -50,6 +51,7 @@ DISK_FOLDER = "/srv/disks"
 HEARTBEAT = 1.0
 DEAD_AFTER = 4.0
 MAX_STEPS = 3_000_000
+SUSPENDED = (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +164,8 @@ class World:
 
     def _check_survivors(self, *, power: bool) -> None:
         """After a kill every answered write is on the disk; after power loss every flushed one (I4)."""
-        found = self.disks()
-        try:
-            if power:
-                self.oracle.check_survivors(found, lambda write: write.flushed, "I4")
-            else:
-                self.oracle.check_survivors(found, lambda write: write.answered, "I2")
-        except Violation as violation:
-            self.fail(violation)
-        if power or not self.losing_power:
-            self.oracle.restart(found)
+        check = self.oracle.lost_power if power else self.oracle.killed
+        self._guarded(lambda: check(self.disks()))
 
     def kill(self, host: Host, role: str) -> None:
         """SIGKILL, now."""
@@ -311,11 +305,17 @@ class World:
         content = self.primary.contents.get(PRIMARY_STORE)
         return (content.record("replication") or {}) if content is not None else {}
 
-    def revive(self) -> None:
-        """The faults are over: hosts are up, what an administrator suspended is resumed."""
+    async def revive(self) -> None:
+        """The faults are over: hosts are up again, and what the administrator suspended is resumed."""
         for host in self.hosts:
             if not host.up:
                 self.boot(host)
+        for host in self.hosts:
+            while host.name not in self.agents or not self.agents[host.name].vms:
+                await asyncio.sleep(0.05)
+        self.order(self.replica, lambda vm: vm.resume())
+        if ReplicationState(self.primary_record()["state"]) in SUSPENDED:
+            self.order(self.primary, lambda vm: vm.resume(resynchronize=False))
 
     # --- observations (tests.simulation.hooks.Observer) ---
 
