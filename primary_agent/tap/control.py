@@ -67,7 +67,7 @@ class TapControl:
         self._engine = engine
         self._clock = ports.clock
         self._surroundings = surroundings
-        self._subscribers: set[Client] = set()
+        self._subscribers: dict[Client, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._news = False
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -236,8 +236,8 @@ class TapControl:
 
     async def _subscribe(self, params: NoParams, client: Client) -> TapStatus:
         if client not in self._subscribers:
-            self._subscribers.add(client)
-            client.on_closed(lambda: self._subscribers.discard(client))
+            self._subscribers[client] = None
+            client.on_closed(lambda: self._subscribers.pop(client, None))
         return self.status()
 
     async def _stop(self, params: NoParams, client: Client) -> dict[str, Any]:

@@ -237,7 +237,8 @@ class JsonRpcServer:
         self._authorize = authorize
         self._max_clients = max_clients
         self._listener: Listener | None = None
-        self._clients: set[Client] = set()
+        # In the order of their coming, so that what is done for all of them has one order.
+        self._clients: dict[Client, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -294,8 +295,8 @@ class JsonRpcServer:
             busy = VmreplicaError(text, "Close one of them and try again.", code="busy")
             client.answer(failure_of(None, busy))
             client.end()
-        self._clients.add(client)
-        client.on_closed(lambda: self._clients.discard(client))
+        self._clients[client] = None
+        client.on_closed(lambda: self._clients.pop(client, None))
         self.own(client, client.send_output)
 
     async def perform(self, request: Request, client: Client) -> Result | Failure:
