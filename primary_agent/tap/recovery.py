@@ -254,7 +254,13 @@ def check_log_end(state: TapState, tail: Tail) -> None:
 def check_witnesses(
     tail: Tail, disks: Sequence[Disk], identities: Sequence[FileIdentity], witnesses: Sequence[Witness | None]
 ) -> None:
-    """After a kill nobody else may have written (R27). Raises TrackingLost naming disk, old and new times (I10)."""
+    """After a kill the log reaches as far as the disks, and nobody else wrote them (R27).
+
+    Raises TrackingLost naming log file and offset, or disk, old and new times (I10).
+    """
+    if any(witness is not None and witness.done_ns > tail.newest_ns for witness in witnesses):
+        text = f"{tail.file.path} ends at offset {tail.file.end}, before what is on the disks"
+        raise TrackingLost(LostReason.LOG_DAMAGED, text)
     for disk, identity, witness in zip(disks, identities, witnesses, strict=True):
         evidence = explained_by(witness, identity, tail.group_ns, disk.index in tail.doubt)
         if evidence:
