@@ -103,9 +103,10 @@ class Applier:
 
     @property
     def whole(self) -> bool:
-        """Whether the disks are exactly the newest point."""
+        """Whether the disks are exactly the newest point, and ours."""
         record = self.ledger.replication
-        return record.applied is not None and record.applying is None and record.suspect is None
+        between = record.applied is None or record.applying is not None or record.suspect is not None
+        return self.disks.opened and not between
 
     @property
     def idle(self) -> bool:

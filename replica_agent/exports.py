@@ -192,6 +192,11 @@ class Exports:
             raise InvalidStateError(
                 f"The disks of {self._name} are not trusted: {record.suspect.text}", record.suspect.remedy
             )
+        if self._applier.ledger.promotion is not None:
+            raise InvalidStateError(
+                f"{self._name} was failed over to this host: its disks change now.",
+                "Connect to the disks themselves; `vmreplica status` shows where they are served.",
+            )
         if not self._applier.whole:
             raise InvalidStateError(
                 f"{self._name} has no whole recovery point at the moment.",
