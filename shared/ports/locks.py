@@ -2,10 +2,10 @@
 
 QEMU locks single bytes of the image, always shared: byte 100 + n says "I use permission n", byte 200 + n
 says "I share permission n with nobody". Then it asks, without taking it, for an exclusive lock on the
-opposite byte of each, and gives up where somebody holds that one. We do the same as an exclusive writer that
-lets others read at their own risk: QEMU's tools refuse the disk unless they are told to share it (``-U``),
-and we refuse a disk that QEMU has open. Between ourselves, an exclusive lock on everything but QEMU's bytes
-does.
+opposite byte of each, and gives up where somebody holds that one. We do the same as a writer that wants to be the
+only one: QEMU's tools then refuse to write to the disk, to resize it, and to copy it as if it stood still; mere
+looking they allow, as with any raw disk that is in use. We refuse a disk that QEMU has open for writing. Between
+ourselves, an exclusive lock on everything but QEMU's bytes does.
 
 All are open file description locks: they end with the descriptor, also at SIGKILL, and no other descriptor
 of the same process that is closed takes them along.
