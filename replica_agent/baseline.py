@@ -184,23 +184,31 @@ class Baseline:
             opened.judge_commit(end)
             merge = Merge(opened.sources(), end, opened.differences.path)
             tracked = [Source.of(s) for s in opened.tracked.segments if s.number <= end.segment]
-            await self._reserve([*merge.sources, *tracked])
+            await self._reserve(opened, [*merge.sources, *tracked])
             await self._commit(opened, merge)
         parts.applier.changed.notify()
         parts.changed.notify()
 
-    async def _reserve(self, sources: list[Source]) -> None:
+    async def _reserve(self, opened: OpenResync, sources: list[Source]) -> None:
         """Take the room that the merge needs; the disks' content stays as it is (R39)."""
         parts = self.parts
-        replay = Replay(parts.ports.files, parts.vm, parts.disks)
         async with parts.ledger.transaction() as draft:
             # Taking room changes the files' times, which then prove nothing any more.
             draft.replication.identities = None
+        await finish(parts.ports.workers.run(self._take_room, opened, sources))
+
+    def _take_room(self, opened: OpenResync, sources: list[Source]) -> None:
+        """Blocks."""
+        parts = self.parts
+        replay = Replay(parts.ports.files, parts.vm, parts.disks)
+        opened.differences.trim()
+        parts.pool.empty()
+        needed = replay.room(sources)
+        require_room(parts.ports.files, parts.layout.folder, needed, parts.surroundings.reserve // 2)
         try:
-            await finish(parts.ports.workers.run(replay.reserve, sources))
+            replay.reserve(sources)
         except OSError as error:
-            missing = sum(source.length for source in sources)
-            raise space_error(error, parts.layout.folder, missing) from error
+            raise space_error(error, parts.layout.folder, needed) from error
 
     async def _commit(self, opened: OpenResync, merge: Merge) -> None:
         parts, record = self.parts, opened.record

@@ -27,13 +27,10 @@ from protocol.hrl import RECORD_HEADER_BYTES as HEADER
 from replica_agent.changes import gather
 from replica_agent.ranges import RangeSet
 from replica_agent.replay import Source
-from replica_agent.space import require_room, space_error
+from replica_agent.space import grow, require_room, space_error
 from replica_agent.spool import SyncFailedError
 from replica_agent.walk import LogWalk, check_file
 from shared.ports import Buffer, Clock, File, FileSystem
-
-GROW_BYTES = 16 << 20
-"""Space is taken ahead in steps of so many bytes."""
 
 
 class DifferencingFile:
@@ -164,18 +161,12 @@ class DifferencingFile:
         assert self._file is not None
         offset = self._offset if at is None else at
         end = offset + sum(map(len, pieces))
-        needed = end - self._space
-        if needed > 0:
-            ahead = min(max(needed, GROW_BYTES), self.require_room(needed))
-            try:
-                self._file.allocate(self._space, ahead)
-            except OSError as error:
-                raise space_error(error, self.folder, needed) from error
-            self._space += ahead
+        if end > self._space:
+            self._space = grow(self._files, self.folder, self._file, self._space, end, self._reserve)
         try:
             self._file.write_many(offset, pieces)
         except OSError as error:
-            raise space_error(error, self.folder, needed) from error
+            raise space_error(error, self.folder, end - offset) from error
         self._offset = end
 
     def _sync(self) -> None:
@@ -187,6 +178,12 @@ class DifferencingFile:
                 f"Syncing {self.path} failed: {error.strerror}. What was received of the resynchronization is void.",
                 "Check the volume; the resynchronization starts anew.",
             ) from error
+
+    def trim(self) -> None:
+        """Give space back that was taken ahead. Raises OSError."""
+        assert self._file is not None
+        self._file.truncate(self._offset)
+        self._space = self._offset
 
     def close(self) -> None:
         if self._file is not None:

@@ -30,15 +30,11 @@ from protocol.position import Position
 from replica_agent.changes import gather
 from replica_agent.layout import Layout, read_segment
 from replica_agent.pool import SpoolPool
-from replica_agent.space import require_room, space_error
+from replica_agent.space import PLENTY, grow, space_error
 from replica_agent.walk import find_valid
 from shared.errors import StorageError
 from shared.hrl_files import find_later
 from shared.ports import Buffer, File, FileSystem
-
-GROW_FIRST = 1 << 20
-GROW_LAST = 64 << 20
-"""A spool file's space is taken ahead in steps that double from the first to the last, in bytes."""
 
 
 class SyncFailedError(StorageError):
@@ -257,7 +253,7 @@ class Spool:
                 self._files.remove(path)
             file = self._files.open(path, write=True, create=True)
         except OSError as error:
-            raise space_error(error, path, GROW_FIRST) from error
+            raise space_error(error, path, FILE_HEADER_BYTES) from error
         start = self._cursor.copy()
         opened = _Open(file, start, FILE_HEADER_BYTES, file.size())
         header = FileHeader(self._vm, first.header.segment, 0, start.epoch, start.segment, start.entry, start.chain)
@@ -280,19 +276,13 @@ class Spool:
         opened.offset = end
 
     def _take_space(self, opened: _Open, end: int) -> None:
-        """Make sure that the file has space up to ``end``, taken ahead in growing steps. Raises NoSpaceError."""
+        """Make sure that the file has space up to ``end``. Raises NoSpaceError."""
         if end <= opened.space:
             return
-        needed = end - opened.space
-        ahead = max(needed, min(max(opened.space, GROW_FIRST), GROW_LAST))
-        if self._files.free_space(self._layout.folder) - self._reserve < ahead:
+        folder = self._layout.folder
+        if self._files.free_space(folder) - self._reserve < PLENTY * (end - opened.space):
             self._pool.empty()
-        free = require_room(self._files, self._layout.folder, needed, self._reserve)
-        try:
-            opened.file.allocate(opened.space, min(ahead, free))
-        except OSError as error:
-            raise space_error(error, self._layout.folder, needed) from error
-        opened.space += min(ahead, free)
+        opened.space = grow(self._files, folder, opened.file, opened.space, end, self._reserve)
 
     def _seal(self, opened: _Open, record: LogRecord) -> None:
         path = opened.file.path

@@ -39,6 +39,8 @@ class Pair:
         self.primary: PrimaryAgent
         self.replica: ReplicaAgent
         self.port = 0
+        self.replica_options: dict[str, Any] = {}
+        """Sections of the replica's configuration that a test sets before it starts the replica again."""
         self._ports: dict[str, RealPorts] = {}
 
     async def start(self) -> None:
@@ -65,6 +67,7 @@ class Pair:
             authorize=[AuthorizeSection(name="alpha", vms=["*"], storage=str(self.folder / "store"))],
             heartbeat_seconds=0.5,
             dead_after_seconds=5,
+            **self.replica_options,
         )
         self.replica = ReplicaAgent(config, self._ports["beta"].ports)
         await self.replica.start()
@@ -92,8 +95,9 @@ class Pair:
         for pid in taps:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        for pid in taps:
-            await _ended(pid)
+        # Also those that were stopped before: a loop that ends first would leave them unreaped.
+        while _children():
+            await asyncio.sleep(0.02)
         for ports in self._ports.values():
             await ports.close()
 
@@ -204,7 +208,6 @@ class Pair:
         await self.until("another tap", lambda: self.vm.parts.tap.connection not in (None, before))
 
 
-async def _ended(pid: int) -> None:
-    """Wait until the process is gone."""
-    while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110 - no loop has an event for it
-        await asyncio.sleep(0.02)
+def _children() -> set[int]:
+    """The processes that this one started and that have not been reaped."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
