@@ -273,7 +273,7 @@ def test_long_zeroing_that_fails_midway(world: World, monkeypatch: pytest.Monkey
     """R26: of a long zeroing that failed, the log ends with what the disk has."""
     monkeypatch.setattr("primary_agent.tap.batches.INLINE_ZEROES", 16 * KIB)
     monkeypatch.setattr("primary_agent.tap.engine.INLINE_ZEROES", 16 * KIB)
-    monkeypatch.setattr("primary_agent.tap.engine.STEP_MIN", 32 * KIB)
+    monkeypatch.setattr("primary_agent.tap.disks.STEP_MIN", 32 * KIB)
 
     async def main(ports: OwnPorts) -> None:
         tap = await started(world, ports)
