@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 
 from replica_agent.admin import AdminMethods
 from replica_agent.agent import ReplicaAgent
+from replica_agent.parts import Surroundings
 from shared import service
 from shared.admin.methods import Method
 from shared.config import ReplicaConfig, load_config
@@ -18,7 +20,8 @@ class _Service:
     """The replica agent under shared.service."""
 
     def __init__(self, config: ReplicaConfig, real: RealPorts) -> None:
-        self._agent = ReplicaAgent(config, real.ports)
+        software = f"vmreplica {metadata.version('vmreplica')}"
+        self._agent = ReplicaAgent(config, real.ports, surroundings=Surroundings.of(config, real.ports, software))
 
     async def start(self) -> None:
         await self._agent.start()

@@ -47,12 +47,13 @@ class Surroundings:
     compress: bool = True
 
     @classmethod
-    def of(cls, config: ReplicaConfig, ports: Ports) -> Surroundings:
-        """As configured."""
+    def of(cls, config: ReplicaConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
+        """As configured; ``software`` is how the agent calls itself."""
         return cls(
             ports,
             config.host,
             config.runtime_dir,
+            software,
             reserve=config.storage.reserve_bytes,
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,

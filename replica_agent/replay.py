@@ -94,7 +94,7 @@ class Replay:
             if walk.cursor.position != source.end:
                 where = f"offset {walk.offset}: {walk.stopped.text if walk.stopped is not None else 'it ends here'}"
                 raise _unreadable(source, f"{where}, where {source.end} must be reached")
-        except LogError as error:
+        except (LogError, OSError) as error:
             raise _unreadable(source, str(error)) from error
         finally:
             file.close()

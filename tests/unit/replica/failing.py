@@ -36,6 +36,8 @@ class FailingFiles(RealFileSystem):
         self.opened: list[RealFile] = []
         self.trace: list[str] = []
         self._failing: str | None = None
+        self._prefix: str | None = None
+        self._prefixed = ""
         self._after = 0
         self._number = errno.EIO
 
@@ -43,8 +45,13 @@ class FailingFiles(RealFileSystem):
         """Fail the next operation of that name, after so many that succeed."""
         self._failing, self._after, self._number = operation, after, number
 
+    def fail_only(self, prefix: str, operation: str, *, number: int = errno.EIO) -> None:
+        """Fail that operation on all files whose names begin so, until told to stop."""
+        self._prefix, self._prefixed, self._number = prefix, operation, number
+
     def fail_nothing(self) -> None:
         self._failing = None
+        self._prefix = None
 
     def close_all(self) -> None:
         """What the kernel does with a dead process's files."""
@@ -54,6 +61,9 @@ class FailingFiles(RealFileSystem):
     def step(self, operation: str, path: str) -> None:
         if self.dead:
             raise Killed
+        if self._prefix is not None and operation == self._prefixed:
+            if path.rpartition("/")[2].startswith(self._prefix):
+                raise OSError(self._number, f"failed {operation} on purpose", path)
         if operation == self._failing:
             if self._after == 0:
                 self._failing = None

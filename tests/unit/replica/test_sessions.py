@@ -73,7 +73,7 @@ async def refused_open(dialler: Dialler, **changes: Any) -> ChannelClosed:
     return await refusal_of(Primary(channel))
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """Wait for what the loop will bring about, such as a heartbeat's answer."""
     async with asyncio.timeout(WAIT_SECONDS):
         while not condition():  # noqa: ASYNC110
