@@ -112,7 +112,7 @@ class PrimaryAgent:
         """The agent with all its VMs, or with one."""
         statuses: list[VmStatus]
         if name is None:
-            statuses = [await vm.status() for vm in self.vms.values()]
+            statuses = list(await asyncio.gather(*(vm.status() for vm in self.vms.values())))
         elif name in self.damaged:
             statuses = []
         else:
@@ -193,8 +193,13 @@ class PrimaryAgent:
                 del self.damaged[name]
                 return
             vm = self.find(name)
-            await vm.dismantle()
             del self.vms[vm.record.vm]
+            try:
+                await vm.dismantle()
+            except VmreplicaError as error:
+                # Its tasks have ended: it is listed as damaged, and removing it can be tried again.
+                self._damaged(vm.uuid, vm.folder, error)
+                raise
             await self._forget(vm.folder, vm.uuid)
 
     async def _stop_tap_of(self, folder: str) -> None:

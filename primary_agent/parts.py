@@ -54,6 +54,17 @@ class Parts:
         vm = self.replication.vm
         return Address(host=vm.replica_host, port=vm.replica_port, tls=True)
 
+    def pending_bytes(self) -> int:
+        """Bytes of log that the replica has not acknowledged; all that is kept, where its place is not known."""
+        connection, acked = self.tap.connection, self.replication.acked
+        if connection is None:
+            return 0
+        log, end = connection.status.log, connection.written_end()
+        if acked is None or acked.place is None or end is None or not connection.tracks(acked.position.epoch):
+            return log.used
+        (end_file, end_offset), (file, offset) = end, acked.place
+        return max(0, (end_file - file) * log.file_bytes + end_offset - offset)
+
     def moved_on(self) -> bool:
         """Whether this side has, or may have, writes that the replica never acknowledged: unknown counts as yes."""
         connection, acked = self.tap.connection, self.replication.acked

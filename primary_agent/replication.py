@@ -41,10 +41,14 @@ UNMOVED_TEXT = "Nothing was written here since the last cut that the replica ack
 
 @dataclass(slots=True)
 class Acked:
-    """The newest cut known to be durable at the replica, and when it was sealed (nanoseconds, Unix epoch)."""
+    """The newest cut known to be durable at the replica, and when it was sealed (nanoseconds, Unix epoch).
+
+    ``place`` is the log file and the offset in it behind that cut, None where that is not known.
+    """
 
     position: Position
     time_ns: int
+    place: tuple[int, int] | None = None
 
 
 class Replication:
@@ -166,6 +170,9 @@ class Replication:
         told = f"{text} {SPLIT_TEXT if split else UNMOVED_TEXT}"
         async with self._lock:
             if self.record.state is ReplicationState.FAILED_OVER and self.record.fenced == text:
+                return
+            if self.record.state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED):
+                # Suspended meanwhile, so nothing is sent anyway; whoever resumes it is told then.
                 return
             event = self.event(EventId.FENCED, told, cause="fenced", data={"split_brain": split})
             await self._transition(PrimaryEvent.FENCED, told, [event], {"fenced": text, "problem": None})

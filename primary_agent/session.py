@@ -107,6 +107,7 @@ class Session:
                 self._watch_tap(),
                 self._settle_acknowledgements(),
             )
+            raise Replan("the session's work is done")
         finally:
             if self._parts.progress is not None:
                 self._parts.progress.settle()
@@ -303,7 +304,7 @@ class Session:
             progress.enter(MERGING, "the replica merges what it received")
         end = await self._replication.adopt(cause)
         if cut is not None and cut.position == end:
-            self._note_acknowledged(end, cut.time_ns)
+            self._note_acknowledged(cut)
 
     async def _mint(self) -> ResyncRecord:
         received = self._replica.received
@@ -355,12 +356,12 @@ class Session:
             latency = now - cut.time_ns / 1e9
             self._replication.statistics.acknowledged(now, latency=latency, size=cut.size)
         if newly:
-            self._note_acknowledged(position, newly[-1].time_ns)
+            self._note_acknowledged(newly[-1])
 
-    def _note_acknowledged(self, position: Position, time_ns: int) -> None:
+    def _note_acknowledged(self, cut: SentCut) -> None:
         # What a resync sends is acknowledged for good only by its commit.
-        if position.epoch == self._replication.record.epoch:
-            self._replication.acked = Acked(position, time_ns)
+        if cut.position.epoch == self._replication.record.epoch:
+            self._replication.acked = Acked(cut.position, cut.time_ns, cut.place)
             self._acknowledged.notify()
 
     def _take_applied(self, position: Position) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from primary_agent.tap_link import Connection, TapLink
 from protocol.chain import body_of
 from protocol.errors import ProtocolError
-from protocol.hrl import RecordKind, SealReason, decode_seal_body
+from protocol.hrl import RecordKind, decode_seal_body
 from protocol.messages import MessageType
 from protocol.position import Position
 from shared.channel import Channel
@@ -31,12 +31,16 @@ MAX_UNACKNOWLEDGED_CUTS = 65536
 
 @dataclass(frozen=True, slots=True)
 class SentCut:
-    """A cut whose seal was sent: ``size`` is its segment's bytes in the log, ``time_ns`` when it was sealed."""
+    """A cut whose seal was sent, or at which sending began.
+
+    ``time_ns`` is when it was sealed (Unix epoch), ``size`` its segment's bytes in the log, ``place`` the log file and
+    the offset in it at which the log goes on.
+    """
 
     position: Position
     time_ns: int
     size: int
-    reason: SealReason
+    place: tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -85,10 +89,10 @@ class LogSender:
         ledger: CutLedger,
         ports: Ports,
         *,
-        began_at_cut: Callable[[Position, int], None],
+        began_at_cut: Callable[[SentCut], None],
     ) -> None:
-        """``began_at_cut`` is told when the position that :meth:`seek` went to turns out to be a cut, with the time
-        (nanoseconds, Unix epoch) at which the segment after it began: a position alone does not tell.
+        """``began_at_cut`` is told when the position that :meth:`seek` went to turns out to be a cut: a position alone
+        does not tell. Its time is that at which the next segment began.
         """
         self.ledger = ledger
         self.bytes_sent = 0
@@ -121,7 +125,7 @@ class LogSender:
             place = await self._locate(position)
         except NotFoundError:
             return False
-        self._start = place.position.position() if position is not None else None
+        self._start = position if position == place.position.position() else None
         await self._lease(place.file)
         await self._workers.run(self._follower.seek, place.file, place.offset, place.position.position())
         end = self._connection.log_end()
@@ -141,7 +145,7 @@ class LogSender:
 
     async def run(self) -> None:
         """Send for ever; ends with an error or by being cancelled."""
-        queue: asyncio.Queue[Run] = asyncio.Queue(QUEUED_RUNS)
+        queue: asyncio.Queue[tuple[int, Run]] = asyncio.Queue(QUEUED_RUNS)
         try:
             await together(self._send(queue), self._read(queue), self._keep_lease())
         finally:
@@ -164,23 +168,22 @@ class LogSender:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    async def _read(self, queue: asyncio.Queue[Run]) -> None:
+    async def _read(self, queue: asyncio.Queue[tuple[int, Run]]) -> None:
         while True:
             end = self._written_end()
             run = await self._workers.run(self._follower.read, *end)
             if self._follower.sequence != self._leased:
                 await self._lease(self._follower.sequence)
             if run is not None:
-                await queue.put(run)
+                await queue.put((self._follower.sequence, run))
             elif self._written_end() == end:
                 await self._tap.changed.wait()
 
     def _written_end(self) -> tuple[int, int]:
         """File and offset up to which the log is written."""
-        epoch = self._epoch.hex()
-        for told in (self._connection.progress, self._connection.sealed):
-            if told is not None and told.epoch == epoch:
-                self._end = max(self._end, (told.file, told.offset))
+        told = self._connection.written_end()
+        if told is not None and self._connection.epoch == self._epoch:
+            self._end = max(self._end, told)
         return self._end
 
     async def _lease(self, sequence: int) -> None:
@@ -194,28 +197,28 @@ class LogSender:
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
-    async def _send(self, queue: asyncio.Queue[Run]) -> None:
+    async def _send(self, queue: asyncio.Queue[tuple[int, Run]]) -> None:
         while True:
-            run = await queue.get()
+            file, run = await queue.get()
             while self._hold is not None and run.position.segment > self._hold:
                 await self._held.wait()
             if self._start is not None:
-                self._look_at_start(self._start, run)
+                self._look_at_start(self._start, file, run)
             if run.sealed:
-                await self._send_seal(run)
+                await self._send_seal(file, run)
             else:
                 self._channel.send_bulk(MessageType.LOG, [run.data])
             self.bytes_sent += len(run.data)
             await self._channel.drain()
 
-    def _look_at_start(self, start: Position, run: Run) -> None:
+    def _look_at_start(self, start: Position, file: int, run: Run) -> None:
         """The first run tells whether the sender began at a cut: then it begins with the next segment's record."""
         self._start = None
         first = run.records[0].header
         if first.kind is RecordKind.SEGMENT and first.segment == start.segment + 1:
-            self._began_at_cut(start, first.time_ns)
+            self._began_at_cut(SentCut(start, first.time_ns, 0, (file, run.offset)))
 
-    async def _send_seal(self, run: Run) -> None:
+    async def _send_seal(self, file: int, run: Run) -> None:
         header, record = run.records[0].header, run.records[0].record
         assert header.kind is RecordKind.SEAL
         seal = decode_seal_body(body_of(record))
@@ -223,7 +226,7 @@ class LogSender:
             await self._tap.changed.wait()
         while len(self.ledger.unacknowledged) >= MAX_UNACKNOWLEDGED_CUTS:
             await self.ledger.changed.wait()
-        cut = SentCut(run.position, header.time_ns, seal.bytes, seal.reason)
+        cut = SentCut(run.position, header.time_ns, seal.bytes, (file, run.end))
         self.ledger.sent(cut)
         self._channel.send_bulk(MessageType.SEAL, [run.data])
         self.last_cut = cut

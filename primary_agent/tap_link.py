@@ -7,7 +7,7 @@ depends on one run of the tap (places in its log) is bound to a ``Connection`` a
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -57,7 +57,6 @@ class Connection:
     progress: Progress | None = None
     """The written end of the log; None until the first notification."""
     sealed: Sealed | None = None
-    seals: dict[int, Sealed] = field(default_factory=dict)
 
     @property
     def alive(self) -> bool:
@@ -84,6 +83,12 @@ class Connection:
         if told is not None and told.epoch == self.status.epoch and self.status.epoch == _hex(self.epoch):
             known = max(known, told.segment)
         return known
+
+    def written_end(self) -> tuple[int, int] | None:
+        """Log file and offset up to which the log of the tracked epoch is written, as far as that was told."""
+        epoch = _hex(self.epoch)
+        told = [(news.file, news.offset) for news in (self.progress, self.sealed) if news and news.epoch == epoch]
+        return max(told, default=None)
 
     def log_end(self) -> Position | None:
         """The end of the log as last told in full; newer entries may exist."""
@@ -119,12 +124,25 @@ class TapLink:
             self.failure = None
             self.changed.notify()
             try:
+                await self._reconcile(connection)
                 await asyncio.shield(connection.client.rpc.closed)
+            except VmreplicaError as error:
+                self.failure = error
             finally:
                 connection.client.close()
                 self.connection = None
                 self.changed.notify()
             delay = RETRY_FIRST_SECONDS
+
+    async def _reconcile(self, connection: Connection) -> None:
+        """A tap that outlived a change of settings is told now."""
+        status, config = connection.status, self.config
+        interval = config.interval_seconds if status.interval != config.interval_seconds else None
+        limit = config.log_limit if status.log.limit != config.log_limit else None
+        if interval is not None or limit is not None:
+            connection.adopt(
+                await connection.client.set(interval=interval, log_limit=limit), self._ports.clock.monotonic()
+            )
 
     def require(self) -> Connection:
         """The present connection. Raises TapUnavailableError."""

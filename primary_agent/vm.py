@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,13 +23,17 @@ from shared.errors import InvalidStateError, StoreDamagedError, VmreplicaError
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
-from shared.status import VmStatus
+from shared.status import VmStatus, to_plain
 from shared.tap_config import TapConfig, save_config
 from shared.tap_control import Tracking
 
 TICK_SECONDS = 1.0
 TAP_STATUS_SECONDS = 5.0
 """The tap's whole status is asked for at least so often; an answer that does not come ends its connection."""
+STATISTICS_SECONDS = 3600.0
+STATUS_SECONDS = 1.0
+"""A status does not wait longer for the tap; then it tells what is known."""
+FRESH_SECONDS = 0.5
 RESTART_SECONDS = 5.0
 """After an unexpected error of its own a task begins again after so long."""
 
@@ -116,27 +121,42 @@ class PrimaryVm:
         record, connection = self._replication.record, self.parts.tap.connection
         if record.epoch == NO_EPOCH or record.resync is not None or connection is None:
             return
-        if connection.tracks(record.epoch) or record.causes or not connection.alive:
+        if connection.tracks(record.epoch) or not connection.alive:
             return
         lost = connection.lost
         if connection.tracking is Tracking.LOST and lost is not None:
             evidence = {"reason": lost.reason.value, "time": lost.time}
             await self._replication.require_resync(ResyncCause.TRACKING_LOST, lost.text, evidence)
         else:
-            text = f"The tap does not track the baseline's epoch: tracking is {connection.tracking}."
+            text = f"The tap does not track the baseline {record.epoch.hex()[:8]}: tracking is {connection.tracking}."
             await self._replication.require_resync(ResyncCause.TRACKING_OFF, text)
 
     async def _tick(self) -> None:
-        """Count cycles, and keep the tap's status fresh."""
+        """Count cycles, tell the statistics now and then, and keep the tap's status fresh."""
+        clock, replication = self._ports.clock, self._replication
+        tell_at = clock.monotonic() + STATISTICS_SECONDS
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            clock, replication = self._ports.clock, self._replication
             if replication.state is _S.REPLICATING:
                 interval = replication.vm.interval_seconds
                 replication.statistics.tick(clock.wall(), clock.monotonic(), interval)
             else:
                 replication.statistics.pause()
             await self._refresh_tap(TAP_STATUS_SECONDS)
+            if clock.monotonic() >= tell_at:
+                tell_at += STATISTICS_SECONDS
+                await self._tell_statistics()
+
+    async def _tell_statistics(self) -> None:
+        """Event 29174."""
+        figures = self._replication.statistics.report(
+            self._ports.clock.wall(), pending_bytes=self.parts.pending_bytes()
+        )
+        text = (
+            f"{self.name}: {figures.successful_replication_count} cuts replicated, "
+            f"{figures.missed_replication_count} cycles missed, {figures.replication_errors} errors."
+        )
+        await self._replication.note(self._replication.event(EventId.STATISTICS, text, data=to_plain(figures)))
 
     async def _refresh_tap(self, older_than: float) -> None:
         connection = self.parts.tap.connection
@@ -154,7 +174,9 @@ class PrimaryVm:
     async def status(self, *, fresh: bool = True) -> VmStatus:
         """The VM's status; ``fresh`` asks the tap first."""
         if fresh and self.failure is None:
-            await self._refresh_tap(0.5)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_SECONDS):
+                    await self._refresh_tap(FRESH_SECONDS)
         return status_of(self.parts, self.folder, self.failure)
 
     async def initial(self) -> None:

@@ -96,7 +96,7 @@ class Pair:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         # Also those that were stopped before: a loop that ends first would leave them unreaped.
-        while _children():
+        while _children():  # noqa: ASYNC110 - the loop has no event for the end of another tap
             await asyncio.sleep(0.02)
         for ports in self._ports.values():
             await ports.close()

@@ -6,7 +6,6 @@ import pytest
 
 from primary_agent.streaming import CutLedger, SentCut
 from protocol.errors import ProtocolError
-from protocol.hrl import SealReason
 from protocol.position import Position
 
 EPOCH = b"e" * 16
@@ -19,7 +18,7 @@ def at(segment: int, *, epoch: bytes = EPOCH, chain: int | None = None) -> Posit
 def ledger(*segments: int, known: Position | None = None) -> CutLedger:
     result = CutLedger(known)
     for segment in segments:
-        result.sent(SentCut(at(segment), segment * 1000, 4096, SealReason.INTERVAL))
+        result.sent(SentCut(at(segment), segment * 1000, 4096, (1, segment * 4096)))
     return result
 
 
