@@ -57,14 +57,15 @@ class Pair:
         ca, certificate, key = (str(self.folder / host / name) for name in (pki.CA, pki.CERTIFICATE, pki.KEY))
         return TlsSection(ca=ca, certificate=certificate, key=key)
 
-    async def start_replica(self) -> None:
+    async def start_replica(self, *, authorized: str = "alpha") -> None:
+        """``authorized`` is the name of the one host that may replicate there."""
         config = ReplicaConfig(
             tls=self._tls("beta"),
             host="beta",
             state_dir=str(self.folder / "state-b"),
             runtime_dir=str(self.sockets / "b"),
             listen=ListenSection(host="127.0.0.1", port=self.port),
-            authorize=[AuthorizeSection(name="alpha", vms=["*"], storage=str(self.folder / "store"))],
+            authorize=[AuthorizeSection(name=authorized, vms=["*"], storage=str(self.folder / "store"))],
             heartbeat_seconds=0.5,
             dead_after_seconds=5,
             **self.replica_options,
