@@ -14,6 +14,11 @@ from shared.tap_config import TapDisk
 READ_BYTES = 4 * MAX_PAYLOAD
 """How much of a range in doubt is read and logged at a time."""
 
+STEP_MIN = 64 << 20
+STEP_MAX = 1 << 30
+STEPS_AT_ONCE = 1024
+WHILE_SECONDS = 0.02
+"""A worker that zeroes comes back after this time, or a step that began before."""
 _ZEROES = bytes(MAX_PAYLOAD)
 
 Range = tuple[int, int]
@@ -130,6 +135,20 @@ class Disk:
         else:
             # Whoever trims a disk reads zeroes from then on, here as at the replica (R19).
             self.file.punch_hole(offset, length)
+
+    def zero_for_a_while(self, mutation: Mutation, offset: int, now: Callable[[], float]) -> int:
+        """Go on with a long change from ``offset`` on; the offset at which to go on next. Blocks. Raises OSError."""
+        end, step = mutation.offset + mutation.length, STEP_MIN
+        began_at = now()
+        for _ in range(STEPS_AT_ONCE):
+            length = min(step, end - offset)
+            self.zero(mutation, offset, length)
+            offset += length
+            if offset >= end or now() - began_at > WHILE_SECONDS:
+                break
+            # Where there is nothing to free, a step takes no time, and there may be very many.
+            step = min(2 * step, STEP_MAX)
+        return offset
 
     # --- content that has to be logged again ------------------------------------------------------------------------
 

@@ -30,10 +30,6 @@ from shared.ports import Extent
 from shared.tap_config import STATE_NAME, TapConfig
 from shared.tap_control import LostReason
 
-STEP_MIN = 64 << 20
-STEP_MAX = 1 << 30
-STEP_SECONDS = 0.02
-"""A step that took less time is followed by one of twice the size."""
 QUIET_NS = 10_000_000
 """A disk that was left alone for so long is looked at before it is written again."""
 SLOW_SECONDS = 0.1
@@ -218,17 +214,12 @@ class TapEngine:
         disk.stepping = True
         disk.writes += 1
         disk.bytes_written += mutation.length
-        offset, end, step = mutation.offset, mutation.offset + mutation.length, STEP_MIN
+        offset, end = mutation.offset, mutation.offset + mutation.length
         try:
             while offset < end:
-                began_at = self._is_slow(disk) - SLOW_SECONDS
-                length = min(step, end - offset)
+                self._is_slow(disk)
+                offset = await self._workers.run(disk.zero_for_a_while, mutation, offset, self._clock.monotonic)
                 disk.unsynced = True
-                await self._workers.run(disk.zero, mutation, offset, length)
-                disk.unsynced = True
-                offset += length
-                if self._clock.monotonic() - began_at < STEP_SECONDS:
-                    step = min(2 * step, STEP_MAX)
         except OSError as error:
             mutation.error = errno_of(error)
             if time_ns:
