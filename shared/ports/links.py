@@ -157,6 +157,8 @@ class StreamLink(asyncio.BufferedProtocol):
         if self._error is None and exc is not None and not self._closing:
             self._error = self._as_error(exc)
         self._stash.clear()
+        # Some transports can't even be aborted any more.
+        self._transport = None
         if self._gone is not None:
             self._gone(self)
         self._tell_loss()
@@ -215,7 +217,11 @@ class StreamLink(asyncio.BufferedProtocol):
         try:
             return self._receiver.get_buffer(hint)
         except Exception as error:
-            self._fail(error)
+            if self._error is None:
+                self._error = error
+            # uvloop does not survive its transport being closed while it asks for a buffer.
+            self._closing = True
+            self._loop.call_soon(self.abort)
             return _DROPPED
 
     def _tell_loss(self) -> None:

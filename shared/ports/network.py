@@ -8,7 +8,7 @@ import errno
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,12 +26,12 @@ HANDSHAKE_SECONDS = 5.0
 HALF_OPEN_MAX = 64
 """Connections of all listeners that have not finished their TLS handshake, or still hear why it failed."""
 BACKLOG = 256
-ACCEPT_PAUSE_SECONDS = 0.1
+ACCEPTED_AT_ONCE = 32
+ACCEPT_PAUSE_SECONDS = 0.5
 """How long no connection is accepted after the host ran out of descriptors or memory."""
 REPORT_SECONDS = 1.0
 """Refused handshakes are logged at most once in this time, with the number of those left out."""
 
-_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # What accept(2) reports of a connection that died in the queue.
 _DEAD_ON_ARRIVAL = frozenset(
     {
@@ -220,7 +220,10 @@ class RealNetwork:
 
 
 class RealListener:
-    """One listening address (shared.ports.Listener) and the tasks that accept its connections."""
+    """One listening address (shared.ports.Listener) and the tasks that make links of its connections.
+
+    Connections are accepted in a callback: a cancelled ``sock_accept`` can lose one that it has accepted.
+    """
 
     def __init__(
         self,
@@ -235,48 +238,61 @@ class RealListener:
         self._accept = accept
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._identity = (0, 0)
         if address.unix_path:
             state = os.lstat(address.unix_path)
             self._identity = (state.st_dev, state.st_ino)
         for listening in sockets:
-            self._spawn(self._accept_all(listening))
+            self._loop.add_reader(listening, self._accept_waiting, listening)
 
     async def close(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._closed:
+            return
+        self._closed = True
         for listening in self._sockets:
+            self._loop.remove_reader(listening)
             listening.close()
         if self.address.unix_path and same_file(self.address.unix_path, self._identity):
             with contextlib.suppress(OSError):
                 os.unlink(self.address.unix_path)
-        self._identity = (0, 0)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+    def _accept_waiting(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in _DEAD_ON_ARRIVAL:
+                    self._pause(listening, error)
+                    return
+                continue
+            connection.setblocking(False)
+            task = self._loop.create_task(self._admit(connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _pause(self, listening: socket.socket, error: OSError) -> None:
+        """Let what waits to be accepted wait a little: trying again at once would only burn the processor."""
+        _log.error("connections can't be accepted", address=str(self.address), reason=_reason(error))
+        self._loop.remove_reader(listening)
+        self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._go_on, listening)
+
+    def _go_on(self, listening: socket.socket) -> None:
+        if not self._closed:
+            self._loop.add_reader(listening, self._accept_waiting, listening)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._loop.call_exception_handler(
-                {"message": f"listening on {self.address} failed", "exception": error, "task": task}
+                {"message": f"a connection to {self.address} failed", "exception": error, "task": task}
             )
-
-    async def _accept_all(self, listening: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = await self._loop.sock_accept(listening)
-            except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
-                    await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
-                elif error.errno not in _DEAD_ON_ARRIVAL:
-                    raise
-                continue
-            self._spawn(self._admit(connection))
 
     async def _admit(self, connection: socket.socket) -> None:
         try:
