@@ -1,4 +1,4 @@
-"""System calls that Python does not offer: fallocate with its modes, and the type of a file system."""
+"""Calls that Python does not offer: fallocate with its modes, the type of a file system, malloc's thresholds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ FALLOC_FL_ZERO_RANGE = 0x10
 TMPFS_MAGIC = 0x01021994
 STATFS_BYTES = 256
 """More than struct statfs has on any architecture; its first word is f_type."""
+
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+KEPT_BYTES = 64 << 20
+"""Free memory at the end of a heap that is kept rather than given back."""
+LARGEST_ON_HEAP = 32 << 20
+"""The most that glibc takes as its threshold for mappings of their own, in bytes."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
@@ -38,3 +45,15 @@ def is_tmpfs(descriptor: int) -> bool:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return ctypes.c_long.from_buffer(buffer).value == TMPFS_MAGIC
+
+
+def keep_freed_memory() -> None:
+    """Let malloc use freed buffers again instead of giving them back to the kernel, up to KEPT_BYTES a heap.
+
+    Otherwise buffers of some hundred KiB come back as new pages again and again, and each page costs a fault. Does
+    nothing where the C library has no such setting.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, LARGEST_ON_HEAP)

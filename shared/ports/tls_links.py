@@ -130,7 +130,11 @@ class TlsLink(StreamLink):
         except (VmreplicaError, ValueError) as error:
             self._refuse(error)
             return
-        self._secured.set_result(None)
+        if self._secured.done():
+            # Whoever waited was cancelled.
+            self.abort()
+        else:
+            self._secured.set_result(None)
 
     def _refuse(self, error: Exception) -> None:
         """End a handshake that failed, in order, so that the alert arrives."""
