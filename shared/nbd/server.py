@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import shutil
 import socket
 import stat
 import struct
@@ -90,8 +91,10 @@ class NbdServer:
 
     # --- listening --------------------------------------------------------------------------------------------------
 
-    async def start_unix(self, path: Path | str, mode: int = 0o600) -> None:
+    async def start_unix(self, path: Path | str, mode: int = 0o600, group: str = "") -> None:
         """Listen on a unix socket that has its mode from the first moment. A stale socket is replaced.
+
+        Members of ``group``, if given, may connect too, and may pass through the socket's folder.
 
         Raises SocketInUseError if somebody answers there or the path is something else, StorageError if the socket
         can't be made.
@@ -100,6 +103,8 @@ class NbdServer:
         try:
             _remove_stale_socket(path)
             listener = _bind_unix(path, mode)
+            if group:
+                _admit(path, group)
         except OSError as error:
             raise StorageError(
                 f"the NBD socket {path} can't be made: {error.strerror or error}.",
@@ -287,6 +292,16 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
     finally:
         os.umask(former)
     return listener
+
+
+def _admit(path: Path, group: str) -> None:
+    """Let a group connect. Raises UsageError for one that does not exist."""
+    try:
+        shutil.chown(path, group=group)
+    except LookupError:
+        raise UsageError(f"There is no group {group} for {path}.", f"Make it with: groupadd {group}") from None
+    path.chmod(0o660)
+    path.parent.chmod(0o711)
 
 
 def _remove_own_socket(path: Path, identity: tuple[int, int]) -> None:

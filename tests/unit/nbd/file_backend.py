@@ -45,6 +45,8 @@ class FileBackend:
         self.events: list[str] = []
         """What happened, in order: 'begin <n>', 'end <n>', 'flush'."""
         self.flushes = 0
+        self.reads = 0
+        """How many cold reads have begun."""
         self.cached: list[tuple[int, int]] = []
         self.mutate_gate: asyncio.Event | None = None
         """While set to an event that is not set, changes wait for it before they touch the file."""
@@ -66,6 +68,7 @@ class FileBackend:
         return os.pread(self._descriptor, length, offset)
 
     async def read(self, offset: int, length: int) -> bytes:
+        self.reads += 1
         if self.read_gate is not None:
             await self.read_gate.wait()
         if offset in self.fail_reads_at:

@@ -307,6 +307,7 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded_under_large_writes(served: tuple[Path, int]) -> None:
     """I13: 8 clients with three writes of 32 MiB each would be 768 MiB; the budget is 65 MiB."""
     socket, pid = served

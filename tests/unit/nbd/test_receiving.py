@@ -60,6 +60,22 @@ async def test_a_pinned_large_buffer_keeps_its_memory_until_unpinned() -> None:
     assert budget.used == 0
 
 
+async def test_only_a_payload_that_is_still_coming_can_stall() -> None:
+    """When all of it is there, what holds the memory is our own work, however long that takes (I14)."""
+    box = Inbox(MemoryBudget(LIMIT, 10), lambda: 7, lambda: None, lambda: None)
+    assert box.arrange(3 << 20)
+    lease = box.buffer.lease
+    assert lease is not None
+    assert lease.progress() == 7
+    fill(box, bytes(3 << 20))
+    assert lease.progress() is None
+    pinned = box.pin()
+    box.start = box.end
+    assert box.arrange(28)
+    assert lease.progress() is None
+    box.unpin(pinned)
+
+
 async def test_base_buffers_are_bounded_while_changes_are_pinned() -> None:
     """I13: a connection whose changes wait does not take memory without end."""
     box = inbox(MemoryBudget(LIMIT, 10))

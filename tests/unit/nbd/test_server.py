@@ -260,6 +260,7 @@ async def test_client_that_never_reads_is_not_served_without_end(
     await other.close()
 
 
+@pytest.mark.slow
 async def test_large_reads_of_a_client_that_never_reads_are_bounded(
     socket: Path, server: NbdServer, export: FileBackend
 ) -> None:
@@ -279,6 +280,49 @@ async def test_large_reads_of_a_client_that_never_reads_are_bounded(
     assert server.budget.used == 0
     await slow.close()
     await other.close()
+
+
+@pytest.mark.slow
+async def test_large_replies_hold_their_memory_until_they_are_taken(
+    socket: Path, server: NbdServer, export: FileBackend
+) -> None:
+    """I13: of three clients that do not read, only two get 32 MiB; the third is served when one of them has."""
+    writer = await RawClient.attach(socket)
+    await writer.ask(Command.WRITE, 0, 0, payload=b"y" * (32 << 20))
+    slow = [await RawClient.attach(socket) for _ in range(3)]
+    for client in slow:
+        client.send(Command.READ, 1, 0, 32 << 20)
+    while sum(each.bytes_read for each in server.connections) < 64 << 20:
+        await writer.ask(Command.CACHE, 2, 0, 512)
+    for cookie in range(50):
+        await writer.ask(Command.CACHE, cookie, 0, 512)
+    assert export.reads == 2
+    assert server.budget.used == 64 << 20
+    for client in slow:
+        assert len((await client.reply()).data) == 32 << 20
+    for client in (writer, *slow):
+        await client.close()
+
+
+async def test_client_that_says_goodbye_and_does_not_read_is_cut_off(
+    socket: Path, server: NbdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I13: replies that nobody takes do not keep a connection, and its place, for ever."""
+    monkeypatch.setattr("shared.nbd.connection.LINGER_SECONDS", 0.05)
+    monkeypatch.setattr("shared.nbd.server.SEND_BUFFER", 4096)
+    # A plain socket: asyncio's streams would take what arrives.
+    with sockets.socket(sockets.AF_UNIX) as plain:
+        await asyncio.to_thread(plain.connect, str(socket))
+        option = b"IHAVEOPT" + struct.pack(">II", Option.EXPORT_NAME, 4) + b"disk"
+        read = struct.pack(">IHHQQI", 0x25609513, 0, Command.READ, 1, 0, 7 << 18)
+        goodbye = struct.pack(">IHHQQI", 0x25609513, 0, Command.DISC, 2, 0, 0)
+        plain.sendall(struct.pack(">I", 3) + option + read + goodbye)
+        other = await RawClient.attach(socket)
+        async with asyncio.timeout(30):
+            while not server.endings:
+                await other.ask(Command.READ, 1, 0, 512)
+        assert server.endings == {EndReason.DISCONNECTED: 1}
+        await other.close()
 
 
 @pytest.mark.parametrize("kind", ["cold reads", "changes", "flushes"])
@@ -332,6 +376,7 @@ async def test_hung_client_loses_its_memory_only_when_others_need_it(
     await other.close()
 
 
+@pytest.mark.slow
 async def test_large_writes_take_turns_within_the_limit(export: FileBackend, disk: Path, tmp_path: Path) -> None:
     """I13: eight clients write 32 MiB each at once; never more than the limit is held."""
     server = NbdServer(Directory(export), memory_limit=MAXIMUM_PAYLOAD + 28)

@@ -12,6 +12,7 @@ import pytest
 
 from shared.nbd.constants import Command, CommandFlag, Errno
 from shared.nbd.ending import EndReason
+from shared.nbd.querying import MAXIMUM_COLD_BYTES, MAXIMUM_RUNNING
 from shared.nbd.server import NbdServer
 from tests.unit.nbd.conftest import SIZE
 from tests.unit.nbd.file_backend import Directory, FileBackend
@@ -230,6 +231,21 @@ async def test_cold_reads_run_at_once_and_answer_in_any_order(socket: Path, expo
     assert set(replies) == set(range(40))
     assert all(len(reply.data) == BLOCK for reply in replies.values())
     assert replies[0].data == block(5)
+    await client.close()
+
+
+@pytest.mark.parametrize(("length", "at_once"), [(BLOCK, MAXIMUM_RUNNING), (1 << 20, MAXIMUM_COLD_BYTES >> 20)])
+async def test_cold_reads_under_way_are_capped(socket: Path, export: FileBackend, length: int, at_once: int) -> None:
+    """I13: in number and in bytes; the others wait their turn and none is forgotten."""
+    export.inline = False
+    export.read_gate = asyncio.Event()
+    client = await RawClient.attach(socket)
+    for cookie in range(40):
+        client.send(Command.READ, cookie, 0, length)
+    await client.ask(Command.WRITE, 100, 0, payload=block(5))
+    assert export.reads == at_once
+    export.read_gate.set()
+    assert {(await client.reply()).cookie for _ in range(40)} == set(range(40))
     await client.close()
 
 
