@@ -80,7 +80,7 @@ class PrimaryAgent:
             return
         try:
             replication = Replication(store, self.ports.clock)
-            config = tap_config(replication.vm, folder, self._runtime_folder(name))
+            config = tap_config(replication.vm, folder, self._runtime_folder(name), self.surroundings.nbd_group)
             await self.ports.workers.run(_prepare_tap, self.ports.files, folder, config)
         except (VmreplicaError, OSError) as error:
             await store.close()
@@ -152,14 +152,14 @@ class PrimaryAgent:
             folder = f"{self._vms_folder}/{name}"
             if name in self.damaged:
                 raise self.damaged[name].error
-            config = tap_config(record, folder, self._runtime_folder(name))
+            config = tap_config(record, folder, self._runtime_folder(name), self.surroundings.nbd_group)
             config.check()
             check_sockets(config)
             await self.ports.workers.run(self.ports.files.make_folder, folder)
             try:
                 await self.ports.workers.run(check_log_room, config, self.ports, folder)
                 vm = await self._create(folder, record, config)
-            except BaseException:
+            except (Exception, asyncio.CancelledError):
                 await self.ports.workers.run(self.ports.files.remove_tree, folder)
                 raise
             self.vms[record.vm] = vm
@@ -172,13 +172,13 @@ class PrimaryAgent:
             await create(store, record, self.ports.clock, text)
             await self.ports.workers.run(_prepare_tap, self.ports.files, folder, config)
             vm = PrimaryVm(folder, Replication(store, self.ports.clock), config, self.surroundings)
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             await store.close()
             raise
         vm.start()
         try:
             await _served(vm.parts.tap)
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             await vm.dismantle()
             raise
         return vm

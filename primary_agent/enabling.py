@@ -121,7 +121,7 @@ def check_log_room(config: TapConfig, ports: Ports, folder: str) -> None:
         )
 
 
-def tap_config(vm: VmRecord, folder: str, runtime_folder: str) -> TapConfig:
+def tap_config(vm: VmRecord, folder: str, runtime_folder: str, nbd_group: str = "") -> TapConfig:
     """The tap's configuration that follows from the VM's record."""
     return TapConfig(
         vm=str(uuid.UUID(bytes=vm.vm)),
@@ -135,4 +135,5 @@ def tap_config(vm: VmRecord, folder: str, runtime_folder: str) -> TapConfig:
         log_folder=f"{folder}/tap/log",
         log_limit_bytes=vm.log_limit_bytes,
         interval_seconds=vm.interval_seconds,
+        nbd_group=nbd_group,
     )

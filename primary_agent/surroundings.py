@@ -21,6 +21,7 @@ class Surroundings:
     ports: Ports
     host: str
     software: str = "vmreplica"
+    nbd_group: str = ""
     heartbeat: float = HEARTBEAT_SECONDS
     dead_after: float = DEAD_AFTER_SECONDS
     compress: bool = True
@@ -34,6 +35,7 @@ class Surroundings:
             ports,
             config.host,
             software,
+            config.nbd_group,
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,
         )

@@ -39,6 +39,7 @@ class Surroundings:
     host: str
     runtime_folder: str
     software: str = "vmreplica"
+    nbd_group: str = ""
     reserve: int = RESERVE_BYTES
     spool_limit: int = SPOOL_LIMIT_BYTES
     export_limit: int = 0
@@ -54,6 +55,7 @@ class Surroundings:
             config.host,
             config.runtime_dir,
             software,
+            config.nbd_group,
             reserve=config.storage.reserve_bytes,
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,

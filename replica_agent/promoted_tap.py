@@ -60,6 +60,7 @@ class PromotedTap:
             nbd_socket=f"{self._sockets}/nbd.sock",
             control_socket=f"{self._sockets}/control.sock",
             log_folder=f"{self._folder}/log",
+            nbd_group=parts.surroundings.nbd_group,
         )
 
     def configure(self) -> None:

@@ -86,6 +86,8 @@ class AgentSection(Section, frozen=True):
     """This host's name as shown to peers and administrators; empty: the system's host name."""
     admin_group: str = "vmreplica-admin"
     """Members of this group may command the agent, beside root; a group that does not exist admits nobody."""
+    nbd_group: str = ""
+    """Members of this group may connect to the NBD sockets of VMs: the one that QEMU runs as, if not as root."""
     worker_threads: Threads = 8
     """Threads for reading, hashing, writing and syncing files."""
     tap_command: list[str] = []

@@ -26,6 +26,7 @@ from shared.admin.verbs import READING
 from shared.config import AgentSection, PrimaryConfig, ReplicaConfig, load_config
 from shared.errors import VmreplicaError
 from shared.ports import Address
+from shared.ports.kernel import keep_freed_memory
 from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity
 
@@ -61,6 +62,7 @@ def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPort
         config = load_config(path, kind)
         log.configure(config.log_format)
         os.umask(0o077)
+        keep_freed_memory()
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(path, config, make))
@@ -83,6 +85,9 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service]) 
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
     admin = JsonRpcServer(real.network, _admin_address(config), service.methods(), authorize=_access(config))
     await real.ports.workers.run(real.ports.files.make_folder, config.runtime_dir)
+    if config.nbd_group:
+        # Who may connect to a VM's socket must be able to reach it; the sockets' own modes decide.
+        os.chmod(config.runtime_dir, 0o711)  # noqa: S103
     await service.start()
     try:
         await admin.start()

@@ -57,7 +57,8 @@ class TapConfig(ConfigStruct, frozen=True):
     """The configuration of the tap of one VM.
 
     ``vm`` is the VM's UUID with dashes. A limit or file size of 0 bytes stands for its default. ``nbd_tcp`` is a
-    ``host:port`` on loopback to listen on beside the socket; port 0 takes any.
+    ``host:port`` on loopback to listen on beside the socket; port 0 takes any. Members of the group ``nbd_group`` may
+    connect to the socket as well; empty for the tap's own user only.
     """
 
     vm: Annotated[str, msgspec.Meta(min_length=36, max_length=36)]
@@ -70,6 +71,7 @@ class TapConfig(ConfigStruct, frozen=True):
     log_file_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
     interval_seconds: Annotated[float, msgspec.Meta(ge=1, le=86400)] = DEFAULT_INTERVAL
     nbd_tcp: str = ""
+    nbd_group: str = ""
 
     @property
     def vm_id(self) -> bytes:

@@ -85,7 +85,7 @@ class TapProcess:
         return Surroundings(self._identity.pid, self._identity.version, clients)
 
     async def _serve(self, server: NbdServer, config: TapConfig) -> None:
-        await server.start_unix(config.nbd_socket)
+        await server.start_unix(config.nbd_socket, group=config.nbd_group)
         if config.nbd_tcp:
             host, _, port = config.nbd_tcp.rpartition(":")
             if not port.isdecimal():
