@@ -67,7 +67,16 @@ async def _run_until(ended: Callable[[], bool], tasks: list[asyncio.Task[Any]]) 
                 if task.done():
                     # Raises what it ended with, if it did not simply return.
                     task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    except GeneratorExit:
+        # The loop is gone, and the tasks with it: nothing can be awaited any more.
+        raise
+    except BaseException:
+        await _end(tasks)
+        raise
+    await _end(tasks)
+
+
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
