@@ -51,7 +51,9 @@ class ReplicaAgent:
         self.surroundings = surroundings or Surroundings.of(config, ports)
         self.vms: dict[bytes, ReplicaVm] = {}
         self.damaged: dict[bytes, DamagedVm] = {}
-        self.sessions = Sessions(self.surroundings, Authorization.of(config), self._vm_for, lambda: len(self.vms))
+        self.sessions = Sessions(
+            self.surroundings, Authorization.of(config), self._storage_of, self._vm_for, lambda: len(self.vms)
+        )
         self.started_time = ports.clock.wall()
         self.exposed: list[Callable[[ReplicaVm, Position], None]] = []
         """Called synchronously whenever the disks of a VM are exactly at a new point, and at its start."""
@@ -161,6 +163,12 @@ class ReplicaAgent:
         self.damaged[vm] = DamagedVm(vm, name, folder, error)
 
     # --- connections -----------------------------------------------------------------------------------------------
+
+    def _storage_of(self, vm: bytes) -> str | None:
+        """The storage location that has a copy of the VM."""
+        if vm in self.vms:
+            return self.vms[vm].parts.layout.folder.rpartition("/")[0]
+        return self.damaged[vm].folder.rpartition("/")[0] if vm in self.damaged else None
 
     async def _vm_for(self, grant: Grant, body: Open, peer: str) -> ReplicaVm:
         """The VM of an authorized OPEN; made where there is none yet."""

@@ -212,8 +212,10 @@ class Applier:
             if self.statistics is not None:
                 self.statistics.applied(draft.now)
                 draft.statistics = self.statistics.plain()
+        spool = self.spool
+        assert spool is not None
         self._expose(group)
-        await finish(self.ports.workers.run(self._give_back, group))
+        await finish(self.ports.workers.run(self._give_back, spool, group))
 
     def _check_room(self, replay: Replay, group: Group) -> None:
         """Before the first write: is there room for all of it? Blocks. Raises NoSpaceError.
@@ -253,19 +255,18 @@ class Applier:
             raise _SyncOfDisksError(str(error)) from error
 
     def _expose(self, group: Group) -> None:
-        spool = self.spool
-        assert spool is not None
-        spool.segments = [segment for segment in spool.segments if segment.number > group.target.segment]
+        # In place, since a worker may just be appending the next one.
+        assert self.spool is not None
+        del self.spool.segments[: len(group.segments)]
         if group.merge is not None:
             self.merge = None
         for callback in list(self.exposed):
             callback(group.target)
 
-    def _give_back(self, group: Group) -> None:
+    def _give_back(self, spool: Spool, group: Group) -> None:
         """Blocks. The point is durable, so nothing of this is needed any more; a crash leaves it to the next start."""
-        assert self.spool is not None
         for segment in group.segments:
-            self.spool.recycle(segment)
+            spool.recycle(segment)
         if group.merge is not None:
             self.ports.files.remove(group.merge.differences)
 
@@ -299,7 +300,7 @@ class Applier:
                 draft.replication.applying = None
                 draft.replication.identities = identities
         if self.spool is not None:
-            self.spool.segments = []
+            self.spool.segments.clear()
 
 
 class _SyncOfDisksError(StorageError):

@@ -57,9 +57,16 @@ class Authorization:
         """Whether any entry is about this peer."""
         return any(grant.fits(peer) for grant in self.grants)
 
-    def find(self, peer: Peer, vm: bytes) -> Grant | None:
-        """The entry by which ``peer`` may replicate ``vm``, or None."""
-        return next((grant for grant in self.grants if grant.fits(peer) and grant.allows(vm)), None)
+    def find(self, peer: Peer, vm: bytes, storage: str | None = None) -> Grant | None:
+        """The entry by which ``peer`` may replicate ``vm``, or None.
+
+        ``storage`` is where a copy of the VM is kept already: an entry for another location is none for that VM, so
+        that nobody can take over the copy of a host that has a location of its own.
+        """
+        for grant in self.grants:
+            if grant.fits(peer) and grant.allows(vm) and storage in (None, grant.storage):
+                return grant
+        return None
 
     @property
     def storages(self) -> list[str]:

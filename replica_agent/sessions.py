@@ -37,18 +37,24 @@ log = structlog.get_logger(__name__)
 
 
 class Sessions:
-    """The replica's side of all connections. ``find_vm`` gives the VM of an authorized OPEN, making it where needed."""
+    """The replica's side of all connections.
+
+    ``locate`` tells the storage location that has a copy of a VM, or None; ``find_vm`` gives the VM of an authorized
+    OPEN, making it where needed.
+    """
 
     def __init__(
         self,
         surroundings: Surroundings,
         authorization: Authorization,
+        locate: Callable[[bytes], str | None],
         find_vm: Callable[[Grant, Open, str], Awaitable[ReplicaVm]],
         count_vms: Callable[[], int],
     ) -> None:
         self.authorization = authorization
         self.listener: Listener | None = None
         self._surroundings = surroundings
+        self._locate = locate
         self._find_vm = find_vm
         self._count_vms = count_vms
         self._half_open = 0
@@ -75,7 +81,7 @@ class Sessions:
         """Take over new entries; connections that they no longer allow are ended."""
         self.authorization = authorization
         for channel, vm in list(self._open.items()):
-            if authorization.find(channel.peer, vm) is None:
+            if authorization.find(channel.peer, vm, self._locate(vm)) is None:
                 channel.refuse(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
 
     def connected(self) -> int:
@@ -162,9 +168,10 @@ class Sessions:
         if body.role is Role.PROBE:
             await self._probe(channel, body)
             return
-        grant = self.authorization.find(channel.peer, body.vm)
+        grant = self.authorization.find(channel.peer, body.vm, self._locate(body.vm))
         if grant is None:
             raise Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
+        _judge_names(channel, body)
         self._open[channel] = body.vm
         vm = await self._find_vm(grant, body, channel.peer.fingerprint)
         try:
@@ -200,6 +207,14 @@ class Sessions:
             )
         )
         await channel.receive()
+
+
+def _judge_names(channel: Channel, body: Open) -> None:
+    """Names are shown on terminals: nothing but what can be printed may be in them. Raises ProtocolError."""
+    hello = channel.session.peer
+    for name in (body.name, hello.host if hello is not None else ""):
+        if not name.isprintable():
+            raise ProtocolError(f"the name {name!r} has characters that can't be printed")
 
 
 _FORBIDDEN = (

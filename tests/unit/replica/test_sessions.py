@@ -623,3 +623,23 @@ async def test_suspended_vm_takes_no_session(world: World) -> None:
         assert "suspended" in error.text
         await vm.resume()
         await pair.check_unharmed()
+
+
+async def test_copy_in_another_location_is_nobody_elses(world: World) -> None:
+    """I19, T2: an entry for all VMs gives no right to what another host keeps in a location of its own."""
+    elsewhere = msgspec.structs.replace(world.entry("other"), storage=str(world.folder / "elsewhere"))
+    world.authorize = [world.entry("primary"), elsewhere]
+    async with world.agent() as agent:
+        await dialler_of(world, agent).open()
+        taken = await refused_open(dialler_of(world, agent, "other"))
+        assert taken.code == "unauthorized"
+        _, opened = await dialler_of(world, agent, "other").open(vm=OTHER_VM)
+        assert opened.state == "ReadyForInitialReplication"
+        assert agent.vms[OTHER_VM].parts.layout.folder.startswith(str(world.folder / "elsewhere"))
+
+
+async def test_name_that_can_not_be_printed_is_refused(world: World) -> None:
+    async with world.agent() as agent:
+        error = await refused_open(dialler_of(world, agent), name="web\x1b[2J")
+        assert error.code == "protocol"
+        assert agent.vms == {}
