@@ -102,9 +102,7 @@ class NbdServer:
         path = Path(path)
         try:
             _remove_stale_socket(path)
-            listener = _bind_unix(path, mode)
-            if group:
-                _admit(path, group)
+            listener = _bind_unix(path, mode, group)
         except OSError as error:
             raise StorageError(
                 f"the NBD socket {path} can't be made: {error.strerror or error}.",
@@ -278,15 +276,17 @@ def _remove_stale_socket(path: Path) -> None:
     raise SocketInUseError(f"another process serves {path}.", "Stop that process first, or choose another path.")
 
 
-def _bind_unix(path: Path, mode: int) -> socket.socket:
-    """A bound unix socket that nobody outside ``mode`` could connect to at any moment."""
+def _bind_unix(path: Path, mode: int, group: str) -> socket.socket:
+    """A bound unix socket that nobody outside ``mode`` and ``group`` could connect to at any moment."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     former = os.umask(0o777 & ~mode)
     try:
         listener.bind(str(path))
         # The umask can only take permissions away, and it knows no set-id bits; this sets exactly the mode.
         path.chmod(mode)
-    except OSError:
+        if group:
+            _admit(path, group)
+    except (OSError, UsageError):
         listener.close()
         raise
     finally:
