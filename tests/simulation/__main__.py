@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 
+from tests.simulation.mutants import MUTANTS, planted
 from tests.simulation.run import Result, run
 
 
@@ -16,6 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=1, help="so many seeds, one after another")
+    parser.add_argument("--mutant", choices=sorted(MUTANTS), help="plant this bug until a seed notices")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     parser.add_argument("--verbose", action="store_true", help="tell everything that happened")
     parser.add_argument("--twice", action="store_true", help="run each seed twice and compare the traces")
@@ -27,7 +29,8 @@ def main() -> int:
     done = 0
     virtual = 0.0
     for seed in seeds:
-        result = run(seed, verbose=arguments.verbose)
+        patches = (planted(arguments.mutant),) if arguments.mutant else ()
+        result = run(seed, verbose=arguments.verbose, patches=patches)
         done += 1
         totals += result.counts
         virtual += result.virtual_seconds
@@ -49,7 +52,7 @@ def main() -> int:
     print(f"totals: {dict(sorted(totals.items()))}")
     if failed:
         print(f"failed: {[result.options.seed for result in failed]}")
-    return 1 if failed else 0
+    return 1 if bool(failed) != bool(arguments.mutant) else 0
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Chaos:
         world.primary.volume.fault = self._fault_of_log
         world.replica.volume.fault = self._fault_of_replica
         primary, replica = world.hosts
-        self._every(options.resets, lambda: (world.count("reset"), world.wire.reset()))
+        self._every(options.resets, self._reset)
         self._every(options.partitions, self._partition)
         self._every(options.kill_tap, lambda: self._kill(primary, "tap"))
         self._every(options.kill_primary, lambda: self._kill(primary, "agent"))
@@ -134,6 +134,8 @@ class Chaos:
         if host is world.primary and role == "tap":
             host.no_taps_until = world.loop.now + 1.0
             world.loop.call_later(rng.uniform(0.5, 0.9), self._edit_primary)
+        elif host is world.replica and role == "agent":
+            self._edit_replica()
 
     def _edit_primary(self) -> None:
         world, rng = self.world, self.rng
@@ -141,14 +143,28 @@ class Chaos:
             return
         world.count("edit P")
         index = rng.randrange(DISKS)
-        inode = world.primary.volume.entries[world.disk_path(index)]
-        page, content = rng.randrange(self.options.pages), rng.randbytes(PAGE)
+        page, content = self._edit(world.primary, world.disk_path(index))
+        world.oracle.edited(index, page * PAGE, content, world.disks())
+
+    def _edit_replica(self) -> None:
+        """What is between two points is not watched over: whatever is there is written again."""
+        world, record = self.world, self.world.view.record("replication")
+        if not record or record["applying"] is not None or record["identities"] is None or world.view.promoted:
+            return
+        world.count("edit R")
+        world.view.edited = world.view.unsound = True
+        self._edit(world.replica, world.view.disk_path(self.rng.randrange(DISKS)))
+
+    def _edit(self, host: Host, path: str) -> tuple[int, bytes]:
+        """Write one page of a file and sync it, as another program would."""
+        inode = host.volume.entries[path]
+        page, content = self.rng.randrange(self.options.pages), self.rng.randbytes(PAGE)
         inode.write(page * PAGE, content)
         inode.allocated.add(page)
         inode.dirty.add(page)
-        inode.mtime_ns = int(world.primary.volume.wall() * 1e9)
+        inode.mtime_ns = int(host.volume.wall() * 1e9)
         inode.sync()
-        world.oracle.edited(index, page * PAGE, content, world.disks())
+        return page, content
 
     # --- disks ---
 
@@ -166,6 +182,7 @@ class Chaos:
         if self._replica_fault != operation:
             return 0
         self.world.count(f"replica {operation} fails")
+        self.world.view.unsound = True
         self._replica_fault = None
         return errno.EIO
 
@@ -185,6 +202,10 @@ class Chaos:
         world.loop.call_later(self.rng.uniform(0.5, 5), free)
 
     # --- network ---
+
+    def _reset(self) -> None:
+        self.world.count("reset")
+        self.world.wire.reset()
 
     def _partition(self) -> None:
         world = self.world

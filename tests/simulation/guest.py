@@ -200,9 +200,10 @@ class Guest:
         count = self.rng.randint(1, min(64, self.sectors - start))
         offset, length = start * SECTOR, count * SECTOR
         order = len(self.oracle.order)
+        before = [write for batch in self.in_flight for write in batch]
 
         def done(data: bytes | memoryview) -> None:
-            busy = [*self.oracle.order[order:], *self.oracle.pending, *(w for batch in self.in_flight for w in batch)]
+            busy = [*before, *self.oracle.order[order:], *self.oracle.pending]
             if any(w.disk == disk and w.offset < offset + length and offset < w.offset + w.length for w in busy):
                 return
             if bytes(data) != bytes(self.oracle.images[disk][offset : offset + length]):

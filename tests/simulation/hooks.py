@@ -1,4 +1,4 @@
-"""Observes the product from within: when a write gets its number, when a cut is made, what is acknowledged and released.
+"""Observes the product from within: when a write gets its number, a cut is made, something is acknowledged or released.
 
 The calls are wrapped for the time of one run and otherwise do what they always do. What is observed is only *that* and
 *when* something happened; what the bytes have to be is the oracle's own knowledge.
@@ -56,13 +56,19 @@ class Observer(Protocol):
 
 @contextmanager
 def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
-    """Replace an attribute of a class or module with what ``make`` returns for the original, for a while."""
-    original = vars(owner)[name]
+    """Replace an attribute of a class or module with what ``make`` returns for the original, for a while.
+
+    The original is None where the class has no such attribute itself.
+    """
+    original = vars(owner).get(name)
     setattr(owner, name, make(original))
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        if original is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
 
 
 @contextmanager

@@ -84,11 +84,17 @@ class Host:
                 self.volume,
                 self.contents,
                 self.stall,
-                on_commit=lambda process, folder: self.on_commit(process, folder),
-                committed=lambda folder, content: self.committed(folder, content),
+                on_commit=self._on_commit,
+                committed=self._committed,
             ),
             taps=SimulatedTapLauncher(self),
         )
+
+    def _on_commit(self, process: Process, folder: str) -> None:
+        self.on_commit(process, folder)
+
+    def _committed(self, folder: str, content: StoreContent) -> None:
+        self.committed(folder, content)
 
     def start(self, role: str, main: Callable[[Ports, Process], Awaitable[None]]) -> Process:
         """Start a process that runs ``main`` with its ports."""
@@ -140,6 +146,5 @@ class SimulatedTapLauncher:
         self._host = host
 
     async def start(self, folder: str) -> None:
-        while self._host.loop.now < self._host.no_taps_until:
-            await asyncio.sleep(0.05)
+        await asyncio.sleep(max(0.0, self._host.no_taps_until - self._host.loop.now))
         self._host.start_tap(folder)

@@ -26,6 +26,12 @@ class ReplicaView:
         """The newest point of each epoch."""
         self.promoted: Cut | None = None
         self.handed_over = False
+        self.unsound = False
+        """Its volume failed or was tampered with: then it may distrust its disks."""
+        self.edited = False
+        """Somebody changed its disks, which it has to find out."""
+        self.required: Callable[[], tuple[bytes | None, int]] = lambda: (None, 0)
+        """The newest cut that the primary knows to be here: epoch and segment."""
         self._disks = disks
 
     # --- what it claims ---
@@ -39,6 +45,8 @@ class ReplicaView:
         """The cut that the disks are at, as the durable state has it; None while they are between two."""
         record = self.record("replication")
         if not record or record["applied"] is None or record["applying"] is not None or record["suspect"] is not None:
+            return None
+        if self.edited:
             return None
         return record["applied"]["epoch"], record["applied"]["segment"]
 
@@ -57,6 +65,7 @@ class ReplicaView:
         if folder != self.folder:
             return
         try:
+            self._check_trust()
             self._check_promotion()
             self._check_point("I1", "the exposed point")
         except Violation as violation:
@@ -80,6 +89,14 @@ class ReplicaView:
         self.checks += 1
         self.oracle.check_cut(epoch, segment, self.images(), what, invariant)
 
+    def _check_trust(self) -> None:
+        suspect = self.record("replication").get("suspect")
+        if suspect is None:
+            return
+        self.edited = False
+        if not self.unsound:
+            raise Violation(f"I6: the replica distrusts its disks, although nothing befell them: {suspect['text']}")
+
     def _check_promotion(self) -> None:
         record = self.record("promotion")
         if not record:
@@ -87,6 +104,10 @@ class ReplicaView:
         cut = record["parent"], record["parent_segment"]
         if self.promoted not in (None, cut):
             raise Violation(f"I6: the promotion changed its cut from {self.promoted} to {cut}")
+        if self.promoted is None:
+            epoch, segment = self.required()
+            if cut[0] == epoch and cut[1] < segment and not self.unsound:
+                raise Violation(f"I5: promoted to cut {cut[1]}, although the primary was told that {segment} is here")
         self.promoted = cut
         if record["serving"] and not self.handed_over:
             self.handed_over = True

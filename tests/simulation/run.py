@@ -7,6 +7,7 @@ import gc
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from shared.states import ReplicationState
 from tests.simulation.chaos import Chaos
 from tests.simulation.exports import SilentNbdServer
 from tests.simulation.hooks import observed, replaced
-from tests.simulation.loop import SimulationLoop
+from tests.simulation.loop import Process, SimulationLoop
 from tests.simulation.options import Options, draw
 from tests.simulation.oracle import Violation, difference
 from tests.simulation.tuning import small_constants
@@ -47,9 +48,10 @@ class Result:
     events: list[tuple[Any, ...]] = field(default_factory=list)
 
     def __str__(self) -> str:
+        verdict = "ok" if self.failure is None else "FAILED"
+        trace = f"{self.trace & (1 << 64) - 1:016x}"
         lines = [
-            f"seed {self.options.seed}: {'ok' if self.failure is None else 'FAILED'} at {self.virtual_seconds:.3f} s, "
-            f"trace {self.trace & (1 << 64) - 1:016x}",
+            f"seed {self.options.seed}: {verdict} at {self.virtual_seconds:.3f} s, trace {trace}",
             f"  options: {self.options}",
             f"  counts: {dict(sorted(self.counts.items()))}",
         ]
@@ -132,7 +134,7 @@ class _Listener:
         self.world = world
         self.verbose = verbose
 
-    def __call__(self, _logger: Any, method: str, event: dict[str, Any]) -> Any:
+    def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
         error = event.get("exc_info")
         if error:
             if error is True:
@@ -170,19 +172,21 @@ async def _phases(world: World) -> None:
     else:
         await _until(world, lambda: world.view.point() is not None, 60, "the initial replication")
         chaos.start()
-    promoter = world.loop.create_task(_promote(world)) if options.promote_at is not None else None
+    failover = Failover(world)
+    promoter = world.loop.create_task(failover.run()) if options.promote_at is not None else None
     await asyncio.sleep(options.seconds)
     guest.cancel()
-    if promoter is not None and world.view.promoted is not None:
-        await _stale_primary(world, chaos)
-        return
     if promoter is not None:
         promoter.cancel()
+        await _until(world, lambda: failover.decided, 100, "an answer to the failover")
+    if world.view.promoted is not None:
+        await _stale_primary(world, chaos)
+        return
     chaos.stop()
     await _converge(world)
 
 
-async def _until(world: World, condition: Any, seconds: float, what: str) -> None:
+async def _until(world: World, condition: Callable[[], bool], seconds: float, what: str) -> None:
     end = world.loop.now + seconds
     while not condition():
         if world.loop.now > end:
@@ -193,14 +197,29 @@ async def _until(world: World, condition: Any, seconds: float, what: str) -> Non
 # --- failover ---
 
 
-async def _promote(world: World) -> None:
-    """Fail over at some moment, again and again until it is accepted."""
-    assert world.options.promote_at is not None
-    await asyncio.sleep(world.options.promote_at)
-    while world.view.promoted is None:
-        world.count("failover")
-        world.order(world.replica, lambda vm: vm.failover())
-        await asyncio.sleep(world.rng.uniform(0.05, 1))
+class Failover:
+    """Fails over at some moment, again and again until that is accepted."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.orders: list[tuple[Process, asyncio.Task[Any]]] = []
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is known if there was a failover."""
+        return self.world.view.promoted is not None or all(p.dead or task.done() for p, task in self.orders)
+
+    async def run(self) -> None:
+        world = self.world
+        assert world.options.promote_at is not None
+        await asyncio.sleep(world.options.promote_at)
+        while world.view.promoted is None:
+            world.count("failover")
+            process = world.replica.alive("agent")
+            task = world.order(world.replica, lambda vm: vm.failover())
+            if process is not None and task is not None:
+                self.orders.append((process, task))
+            await asyncio.sleep(world.rng.uniform(0.05, 1))
 
 
 async def _stale_primary(world: World, chaos: Chaos) -> None:

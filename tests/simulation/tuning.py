@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,10 +27,14 @@ SMALL: list[tuple[Any, str, Any]] = [
 ]
 
 
+def _constant(value: Any) -> Callable[[Any], Any]:
+    return lambda _original: value
+
+
 @contextmanager
 def small_constants() -> Iterator[None]:
     """Run with small constants for a while."""
     with ExitStack() as stack:
         for owner, name, value in SMALL:
-            stack.enter_context(replaced(owner, name, lambda _original, value=value: value))
+            stack.enter_context(replaced(owner, name, _constant(value)))
         yield

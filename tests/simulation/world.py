@@ -20,12 +20,14 @@ from primary_agent.tap.exports import DiskExport
 from primary_agent.tap.process import Identity, TapFailedError, TapProcess
 from protocol.position import Position
 from replica_agent.agent import ReplicaAgent
+from replica_agent.authorize import Grant
+from replica_agent.parts import Surroundings as ReplicaSurroundings
 from shared.admin.verbs import EnableParams
-from shared.config import AuthorizeSection, ListenSection, ReplicaConfig, StorageSection, TlsSection
+from shared.config import AuthorizeSection, ListenSection, PrimaryConfig, ReplicaConfig, StorageSection, TlsSection
 from shared.errors import VmreplicaError
 from shared.nbd.backend import Mutation
 from shared.nbd.server import NbdServer
-from shared.ports import Buffer, Ports
+from shared.ports import Address, Buffer, Ports
 from shared.states import ReplicationState
 from tests.simulation.disk import PAGE, SimulatedFile, SimulatedFileSystem
 from tests.simulation.exports import ExportReaders
@@ -55,12 +57,13 @@ SUSPENDED = (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDE
 
 
 @dataclass(frozen=True, slots=True)
-class AgentConfig:
-    """What an agent needs of its configuration."""
+class ReplicaSettings:
+    """What a replica agent needs of its configuration."""
 
     host: str
-    state_dir: str
     runtime_dir: str
+    listen: Address
+    grants: tuple[Grant, ...]
 
 
 class World:
@@ -87,6 +90,7 @@ class World:
         self.oracle = Oracle(images)
         self.guest = Guest(loop, options, self.oracle, self.fail)
         self.view = ReplicaView(self.replica, REPLICA_FOLDER, DISKS, self.oracle, self.fail)
+        self.view.required = lambda: (self.baseline, self.acknowledged_cuts.get(self.baseline or b"", 0))
         self.replica.committed = self.view.committed
         self.agents: dict[str, PrimaryAgent | ReplicaAgent] = {}
         self.told_to_stop: dict[Process, asyncio.Event] = {}
@@ -204,7 +208,8 @@ class World:
             host.start("agent", self._primary_main if host is self.primary else self._replica_main)
 
     async def _primary_main(self, ports: Ports, process: Process) -> None:
-        config = AgentConfig("P", PRIMARY_STATE, "/run/primary")
+        tls = TlsSection(ca="/ca", certificate="/certificate", key="/key")
+        config = PrimaryConfig(host="P", tls=tls, state_dir=PRIMARY_STATE, runtime_dir="/run/primary")
         surroundings = PrimarySurroundings(ports, "P", "simulation", heartbeat=HEARTBEAT, dead_after=DEAD_AFTER)
         agent = PrimaryAgent(config, ports, surroundings=surroundings)
         await agent.start()
@@ -276,9 +281,9 @@ class World:
 
     async def enable(self) -> None:
         """Begin to replicate the VM; nothing goes wrong yet."""
-        while "P" not in self.agents or "R" not in self.agents:
-            await asyncio.sleep(0.05)
+        await self._poll(lambda: len(self.agents) == len(self.hosts))
         agent, process = self.agents["P"], self.primary.processes["agent"]
+        assert isinstance(agent, PrimaryAgent)
         params = EnableParams(
             name=VM,
             disks=[self.disk_path(index) for index in range(DISKS)],
@@ -289,9 +294,16 @@ class World:
         )
         await process.spawn(agent.enable(params))
         await process.spawn(self._configure(agent))
-        while not agent.find(VM).parts.link.healthy():
-            await asyncio.sleep(0.05)
+        await self._poll(agent.find(VM).parts.link.healthy)
         await process.spawn(agent.find(VM).initial())
+
+    async def _poll(self, condition: Callable[[], bool]) -> None:
+        """Wait until that is so, which must not take long."""
+        for _ in range(2000):
+            if condition():
+                return
+            await asyncio.sleep(0.05)
+        self.fail(Violation("the agents do not come up"))
 
     async def _configure(self, agent: PrimaryAgent) -> None:
         vm = agent.find(VM)
@@ -310,9 +322,7 @@ class World:
         for host in self.hosts:
             if not host.up:
                 self.boot(host)
-        for host in self.hosts:
-            while host.name not in self.agents or not self.agents[host.name].vms:
-                await asyncio.sleep(0.05)
+        await self._poll(lambda: len([agent for agent in self.agents.values() if agent.vms]) == len(self.hosts))
         self.order(self.replica, lambda vm: vm.resume())
         if ReplicationState(self.primary_record()["state"]) in SUSPENDED:
             self.order(self.primary, lambda vm: vm.resume(resynchronize=False))
@@ -370,6 +380,9 @@ class World:
         missing = self.view.holds(position.epoch, position.segment)
         if missing:
             self.fail(Violation(f"I5: the replica acknowledges {position}, but {missing}"))
+        promoted = self.view.promoted
+        if promoted is not None and (position.epoch != promoted[0] or position.segment > promoted[1]):
+            self.fail(Violation(f"I8: the replica acknowledges {position} after its promotion at cut {promoted[1]}"))
 
     def _guarded(self, check: Callable[[], None]) -> None:
         try:
