@@ -280,7 +280,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise NotFoundError(f"{path} does not exist.", "Make a CA with: vmreplica pki init FOLDER") from error
+        raise NotFoundError(
+            f"{path} does not exist.", "Check the path. A CA is made with: vmreplica pki init FOLDER"
+        ) from error
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
