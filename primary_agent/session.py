@@ -11,6 +11,7 @@ import asyncio
 
 import msgspec
 
+from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import Dialled, expect, name_of
 from primary_agent.parts import Parts
 from primary_agent.progress import MERGING, WAITING, ResyncProgress
@@ -31,7 +32,6 @@ from protocol.messages import (
     ResyncReady,
 )
 from protocol.position import NO_EPOCH, Position
-from shared.errors import VmreplicaError
 from shared.events import EventId
 from shared.hrl_files import LogDamagedError
 from shared.planning import (
@@ -59,24 +59,6 @@ RELEASE_SECONDS = 0.1
 STORE_SECONDS = 2.0
 """The acknowledged cut and the statistics are written down at most so often."""
 HEALTH_POLL_SECONDS = 0.2
-
-
-class Replan(Exception):
-    """The session's work no longer fits; plan anew at once."""
-
-
-class Refused(VmreplicaError):
-    """The two sides don't fit together; that does not heal by itself."""
-
-
-class FencedOff(VmreplicaError):
-    """The VM was failed over at the replica (I8). ``split`` where this side may have moved on as well."""
-
-    code = "fenced"
-
-    def __init__(self, text: str, *, split: bool) -> None:
-        super().__init__(text)
-        self.split = split
 
 
 class Session:

@@ -11,9 +11,10 @@ import contextlib
 
 import structlog
 
+from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import dial, open_body
 from primary_agent.parts import Parts
-from primary_agent.session import FencedOff, Refused, Replan, Session
+from primary_agent.session import Session
 from protocol.errors import ProtocolError
 from protocol.messages import ErrorCode
 from shared.channel import ChannelClosed

@@ -1,5 +1,4 @@
-"""Statistics of a VM's replication over a sliding monitoring interval (Hyper-V Replica's
-Measure-VMReplication).
+"""Statistics of a VM's replication over a sliding interval, as Hyper-V Replica's Measure-VMReplication tells them.
 
 The interval (12 h by default) is kept in buckets, so that old cycles leave the figures one bucket at a time.
 Time is an argument, in seconds since the Unix epoch; the whole is a plain record that the store keeps.
