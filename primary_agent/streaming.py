@@ -1,7 +1,8 @@
 """Sends a VM's log over a channel while the tap writes it, and keeps account of cuts sent and acknowledged.
 
-Reading ahead (in a worker) and sending overlap; at most ``QUEUED_RUNS`` runs of about 1 MiB wait between them, and the
-channel's send queue bounds the rest. A seal is sent only when the tap has made the log up to it durable (R34).
+Reading ahead (in a worker) and sending overlap: while one group of runs, of about ``GROUP_BYTES``, is sent, the next
+one is read; the channel's send queue bounds the rest. A seal is sent only when the tap has made the log up to it
+durable (R34).
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from protocol.messages import MessageType
 from protocol.position import Position
 from shared.channel import Channel
 from shared.errors import NotFoundError
-from shared.hrl_files import LogFollower, Run
+from shared.hrl_files import LogDamagedError, LogFollower, LogGoneError, Run
 from shared.ports import Ports
 from shared.tap_control import LogPlace
 from shared.tasks import Signal, together
 
-QUEUED_RUNS = 2
+GROUP_BYTES = 4 << 20
+"""Bytes of log that one piece of work in a worker reads ahead."""
+QUEUED_GROUPS = 1
 LEASE_SECONDS = 60.0
 LEASE_RENEW_SECONDS = 15.0
 MAX_UNACKNOWLEDGED_CUTS = 65536
+
+Group = list[tuple[int, Run]]
+"""Runs that were read together, each with the number of the file that it lies in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,7 @@ class LogSender:
         self._began_at_cut = began_at_cut
         self._start: Position | None = None
         self._follower = LogFollower(ports.files, connection.status.log.folder, vm)
+        self._unreadable: Exception | None = None
         self._leased = 0
         self._end: tuple[int, int] = (0, 0)
 
@@ -145,7 +152,7 @@ class LogSender:
 
     async def run(self) -> None:
         """Send for ever; ends with an error or by being cancelled."""
-        queue: asyncio.Queue[tuple[int, Run]] = asyncio.Queue(QUEUED_RUNS)
+        queue: asyncio.Queue[Group] = asyncio.Queue(QUEUED_GROUPS)
         try:
             await together(self._send(queue), self._read(queue), self._keep_lease())
         finally:
@@ -168,16 +175,35 @@ class LogSender:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    async def _read(self, queue: asyncio.Queue[tuple[int, Run]]) -> None:
+    async def _read(self, queue: asyncio.Queue[Group]) -> None:
         while True:
             end = self._written_end()
-            run = await self._workers.run(self._follower.read, *end)
+            group = await self._workers.run(self._read_group, *end)
             if self._follower.sequence != self._leased:
                 await self._lease(self._follower.sequence)
-            if run is not None:
-                await queue.put((self._follower.sequence, run))
+            if group:
+                await queue.put(group)
             elif self._written_end() == end:
                 await self._tap.changed.wait()
+
+    def _read_group(self, sequence: int, offset: int) -> Group:
+        """The next runs before the written end; empty there. Blocks.
+
+        Where reading fails, the runs before that come out first.
+        """
+        if self._unreadable is not None:
+            raise self._unreadable
+        group: Group = []
+        size = 0
+        try:
+            while size < GROUP_BYTES and (run := self._follower.read(sequence, offset)) is not None:
+                group.append((self._follower.sequence, run))
+                size += len(run.data)
+        except (OSError, LogDamagedError, LogGoneError) as error:
+            if not group:
+                raise
+            self._unreadable = error
+        return group
 
     def _written_end(self) -> tuple[int, int]:
         """File and offset up to which the log is written."""
@@ -197,19 +223,22 @@ class LogSender:
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
-    async def _send(self, queue: asyncio.Queue[tuple[int, Run]]) -> None:
+    async def _send(self, queue: asyncio.Queue[Group]) -> None:
         while True:
-            file, run = await queue.get()
-            while self._hold is not None and run.position.segment > self._hold:
-                await self._held.wait()
-            if self._start is not None:
-                self._look_at_start(self._start, file, run)
-            if run.sealed:
-                await self._send_seal(file, run)
-            else:
-                self._channel.send_bulk(MessageType.LOG, [run.data])
-            self.bytes_sent += len(run.data)
-            await self._channel.drain()
+            for file, run in await queue.get():
+                await self._send_run(file, run)
+
+    async def _send_run(self, file: int, run: Run) -> None:
+        while self._hold is not None and run.position.segment > self._hold:
+            await self._held.wait()
+        if self._start is not None:
+            self._look_at_start(self._start, file, run)
+        if run.sealed:
+            await self._send_seal(file, run)
+        else:
+            self._channel.send_bulk(MessageType.LOG, [run.data])
+        self.bytes_sent += len(run.data)
+        await self._channel.drain()
 
     def _look_at_start(self, start: Position, file: int, run: Run) -> None:
         """The first run tells whether the sender began at a cut: then it begins with the next segment's record."""

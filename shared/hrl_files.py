@@ -30,6 +30,8 @@ from shared.ports import File, FileSystem
 
 # One run is one LOG frame at most, and always has room for the largest record.
 RUN_BYTES = MAX_RECORD
+# One read brings several runs: where it cuts a record off, that one is read again.
+WINDOW_BYTES = 4 << 20
 SCAN_BYTES = 4 << 20
 ALIGNMENT = 8
 
@@ -115,7 +117,7 @@ class RecordReader:
         self.offset = offset
         self._run_bytes = max(run_bytes, MAX_RECORD)
         self._window = memoryview(b"")
-        """What was read from ``offset`` on, so that many small segments do not cost a read each."""
+        """What was read from ``offset`` on: runs are views of it, and many small segments do not cost a read each."""
 
     def run(self, end: int) -> Run | None:
         """The next run before offset ``end``, at which a record must end; None at ``end``.
@@ -128,17 +130,18 @@ class RecordReader:
             return None
         view = self._window[: end - start]
         if not _begins_with_whole_record(view):
-            view = self._window = memoryview(self.file.read(start, min(self._run_bytes, end - start)))
+            wanted = min(max(self._run_bytes, WINDOW_BYTES), end - start)
+            view = self._window = memoryview(self.file.read(start, wanted))
         records: list[LogRecord] = []
         at = 0
         try:
             while at < len(view) or not records:
                 header = decode_record_header(view, at, at=start + at)
+                alone = header.kind in _ALONE
+                if records and (alone or at + header.length > self._run_bytes):
+                    break
                 if header.length > len(view) - at:
                     raise LogError(start + at, "short", f"{len(view) - at} bytes left of a record of {header.length}")
-                alone = header.kind in _ALONE
-                if alone and records:
-                    break
                 record = view[at : at + header.length]
                 self.cursor.follow(header, record, at=start + at)
                 records.append(LogRecord(header, record))
