@@ -86,7 +86,7 @@ def no_recovery_reread() -> Sequence[Patch]:
 
 
 def no_write_ahead() -> Sequence[Patch]:
-    """R31: the disk is written before the log."""
+    """R31: the disk is written before the log; what the disk's times tell would give it away after a kill."""
 
     def make(_original: Any) -> Any:
         def perform(engine: TapEngine, disk: Disk, batch: Any) -> None:
@@ -98,7 +98,8 @@ def no_write_ahead() -> Sequence[Patch]:
 
         return perform
 
-    return [(TapEngine, "_perform", make), (primary_agent.tap.engine, "QUIET_NS", lambda _original: 1 << 62)]
+    quiet = (primary_agent.tap.engine, "QUIET_NS", lambda _original: 1 << 62)
+    return [(TapEngine, "_perform", make), quiet, *no_witness()]
 
 
 def answer_early() -> Sequence[Patch]:
@@ -341,27 +342,37 @@ def no_overlay() -> Sequence[Patch]:
 
 def recycle_early() -> Sequence[Patch]:
     """I6: the spool is given back before the disks that it leads to are durable."""
+    groups: dict[int, Group] = {}
 
-    def make(original: Any) -> Any:
+    def make_apply(original: Any) -> Any:
         async def apply(applier: Applier, group: Group) -> None:
-            sync = applier._sync
-
-            def give_back_and_sync() -> None:
-                applier._give_back(group)
-                sync()
-
-            applier_type = type(applier)
-            with replaced(applier_type, "_sync", lambda _original: lambda _self: give_back_and_sync()):
-                await original(applier, group)
+            groups[id(applier)] = group
+            await original(applier, group)
 
         return apply
 
-    return [(Applier, "_apply", make)]
+    def make_sync(original: Any) -> Any:
+        def sync(applier: Applier) -> None:
+            assert applier.spool is not None
+            applier._give_back(applier.spool, groups[id(applier)])
+            original(applier)
+
+        return sync
+
+    return [(Applier, "_apply", make_apply), (Applier, "_sync", make_sync)]
 
 
 def apply_over_gap() -> Sequence[Patch]:
-    """I11: a segment is applied although the one before it never was."""
-    return [(Applier, "_follows", lambda _original: lambda _applier, _segment: True)]
+    """I11: a segment is taken and applied although the one before it could not be."""
+
+    def make(_original: Any) -> Any:
+        def spool(control: Control) -> Any:
+            parts = control._parts
+            return parts.resync.tracked if parts.resync is not None else parts.applier.spool
+
+        return spool
+
+    return [(Applier, "_follows", lambda _original: lambda _applier, _segment: True), (Control, "_spool", make)]
 
 
 def promote_applied_only() -> Sequence[Patch]:

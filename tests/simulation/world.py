@@ -21,7 +21,6 @@ from primary_agent.tap.process import Identity, TapFailedError, TapProcess
 from protocol.position import Position
 from replica_agent.agent import ReplicaAgent
 from replica_agent.authorize import Grant
-from replica_agent.parts import Surroundings as ReplicaSurroundings
 from shared.admin.verbs import EnableParams
 from shared.config import AuthorizeSection, ListenSection, PrimaryConfig, ReplicaConfig, StorageSection, TlsSection
 from shared.errors import VmreplicaError
