@@ -59,9 +59,7 @@ class Surroundings:
 class TapControl:
     """Serves the configuration's control socket (methods and notifications of shared.tap_control)."""
 
-    def __init__(
-        self, engine: TapEngine, ports: TapPorts, surroundings: Surroundings, *, authorize: Authorize
-    ) -> None:
+    def __init__(self, engine: TapEngine, ports: TapPorts, surroundings: Surroundings, *, authorize: Authorize) -> None:
         self.stop_requested = asyncio.Event()
         """An orderly stop was asked for; ``stopped`` says that it is done."""
         self._engine = engine

@@ -242,9 +242,7 @@ class TapEngine:
             await asyncio.shield(log_synced)
         return Errno.EIO if disk.failed else Errno.NONE
 
-    async def _answer_when_durable(
-        self, disk: Disk, batch: Sequence[Mutation], done: asyncio.Future[None]
-    ) -> None:
+    async def _answer_when_durable(self, disk: Disk, batch: Sequence[Mutation], done: asyncio.Future[None]) -> None:
         error = await self.flush(disk)
         for mutation in batch:
             if error and mutation.fua and not mutation.error:

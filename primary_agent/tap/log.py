@@ -82,9 +82,7 @@ class LogWriter:
     # --- start ------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def begin(
-        cls, files: LogFiles, clock: Clock, vm: bytes, disks: Sequence[Geometry], epoch: bytes
-    ) -> LogWriter:
+    def begin(cls, files: LogFiles, clock: Clock, vm: bytes, disks: Sequence[Geometry], epoch: bytes) -> LogWriter:
         """Start the log of a new epoch in the next file, with segment 1 open. Raises OSError."""
         log = cls(files, clock, vm, disks, Cursor(epoch, 0, 0, chain_seed(vm, epoch)))
         try:
@@ -95,9 +93,7 @@ class LogWriter:
             raise
         return log
 
-    def resume(
-        self, file: File, time_ns: int, *, ended: bool, first_entry: int = 0, segment_bytes: int = 0
-    ) -> None:
+    def resume(self, file: File, time_ns: int, *, ended: bool, first_entry: int = 0, segment_bytes: int = 0) -> None:
         """Go on where the last of ``files.used`` ends, which ``file`` has open.
 
         ``time_ns`` is the newest time in the log; ``first_entry`` and ``segment_bytes`` are those of the segment that
@@ -155,9 +151,7 @@ class LogWriter:
             self._put_batches(entries, payloads, sizes, time_ns)
         self._flush()
 
-    def _put_batches(
-        self, entries: list[bytes], payloads: list[Buffer], sizes: list[int], time_ns: int
-    ) -> None:
+    def _put_batches(self, entries: list[bytes], payloads: list[Buffer], sizes: list[int], time_ns: int) -> None:
         """Part a group into records that are no larger than a record may be."""
         start = total = payload_start = payload_end = 0
         for index, size in enumerate(sizes):
@@ -225,9 +219,7 @@ class LogWriter:
 
     def _end_file(self, entry: int, time_ns: int) -> None:
         """Mark the end of the file and go on in the next one."""
-        header, _ = encode_record(
-            RecordKind.END_OF_FILE, self.epoch, self.segment, entry, time_ns, self.chain, ()
-        )
+        header, _ = encode_record(RecordKind.END_OF_FILE, self.epoch, self.segment, entry, time_ns, self.chain, ())
         self._pieces.append(header)
         self._current.end += RECORD_HEADER_BYTES
         self._flush()

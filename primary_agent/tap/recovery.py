@@ -218,9 +218,7 @@ def check_state(loaded: Loaded, vm: bytes, boot_id: str, *, log_exists: bool) ->
         raise TrackingLost(LostReason.UNCLEAN_STOP, "the host stopped while the tap ran")
 
 
-def check_disks(
-    state: TapState, disks: Sequence[Disk], identities: Sequence[FileIdentity], boot_id: str
-) -> None:
+def check_disks(state: TapState, disks: Sequence[Disk], identities: Sequence[FileIdentity], boot_id: str) -> None:
     """Compare the disks with the state's stamps. Raises TrackingLost naming disk, field, old and new value (I10)."""
     stamps = {stamp.index: stamp for stamp in state.disks}
     if sorted(stamps) != sorted(disk.index for disk in disks):

@@ -55,9 +55,7 @@ class Stamp(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, index: int, identity: FileIdentity) -> Stamp:
-        return cls(
-            index, identity.device, identity.inode, identity.size, identity.mtime_ns, identity.ctime_ns
-        )
+        return cls(index, identity.device, identity.inode, identity.size, identity.mtime_ns, identity.ctime_ns)
 
 
 class LogEnd(msgspec.Struct, frozen=True, array_like=True):

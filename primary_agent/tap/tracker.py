@@ -376,9 +376,7 @@ class Tracker:
             written = True
         self._ending = self._tasks.spawn(self._finish_end(self._ending, log, written=written))
 
-    async def _finish_end(
-        self, before: asyncio.Task[None] | None, log: LogWriter | None, *, written: bool
-    ) -> None:
+    async def _finish_end(self, before: asyncio.Task[None] | None, log: LogWriter | None, *, written: bool) -> None:
         """Make the end durable; only then may the log's files go."""
         if before is not None:
             await before

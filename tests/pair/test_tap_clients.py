@@ -27,9 +27,7 @@ async def test_exports_are_listed_with_all_they_can() -> None:
         found = {export["export-name"]: export for export in json.loads(text)["exports"]}
         assert {name: export["export-size"] for name, export in found.items()} == {"disk0": 4 * MIB, "disk1": 512}
         for export in found.values():
-            assert {name: export[name] for name in PROMISES} == {
-                name: not name.startswith("is_") for name in PROMISES
-            }
+            assert {name: export[name] for name in PROMISES} == {name: not name.startswith("is_") for name in PROMISES}
             assert (export["block_size_minimum"], export["block_size_maximum"]) == (512, 32 * MIB)
         code, text = await run_client("nbdinfo", f"nbd+unix:///nothing?socket={run.config.nbd_socket}")
         assert code != 0 and "nothing" in text

@@ -111,9 +111,7 @@ class Story:
                 start = 512 * rng.randrange(64)
                 return [write(start + 4 * KIB * n, rng.randbytes(4 * KIB)) for n in range(4)]
             case _:
-                return [
-                    write(512 * rng.randrange(200), rng.randbytes(512 * rng.randrange(1, 16))) for _ in range(3)
-                ]
+                return [write(512 * rng.randrange(200), rng.randbytes(512 * rng.randrange(1, 16))) for _ in range(3)]
 
     def check(self) -> None:
         """Every cut that was told holds, and the log leads from where it began to what the disks hold now."""

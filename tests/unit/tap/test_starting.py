@@ -353,9 +353,7 @@ async def test_huge_sparse_disk() -> None:
         async with make_box(folder, (512,)) as box:
             size = 64 << 40
             os.truncate(box.disk(0), size)
-            disk = type(box.config.disks[0])(
-                index=0, uuid="1" * 32, path=str(box.disk(0)), size=size, export="huge"
-            )
+            disk = type(box.config.disks[0])(index=0, uuid="1" * 32, path=str(box.disk(0)), size=size, export="huge")
             box.config = type(box.config)(
                 vm=box.config.vm,
                 name="huge",
