@@ -4,11 +4,18 @@ The hash is AES-GMAC with a key that no guest ever sees (I15): a universal hash,
 are equal in one session, whatever bytes a guest chose. It is no fingerprint: tags are compared within the session of
 their key and never kept. All blocks use one nonce, since tags are compared, not authenticated: equal blocks must have
 equal tags, and whoever sees the tags is inside the session and has the key as well.
+
+Where the processor has no instructions for AES, keyed BLAKE2b does the same four times faster than AES in software.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,28 +27,55 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HASH_NAME = "aes-256-gmac"
+BLAKE2B = "blake2b-128"
+HASH_NAMES = (HASH_NAME, BLAKE2B)
 KEY_BYTES = 32
 TAG_BYTES = 16
 READ_BYTES = 1 << 20
 _NONCE = bytes(12)
 
+CPU_INFO = Path("/proc/cpuinfo")
+_AES = re.compile(r"^(?:flags|Features)\s*:.*\baes\b", re.MULTILINE)
+
+Block = bytes | bytearray | memoryview
+
+
+@functools.cache
+def best_hash_name() -> str:
+    """The faster hash of this processor; where it can't be told, the one that most have instructions for."""
+    try:
+        text = CPU_INFO.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return HASH_NAME
+    return HASH_NAME if _AES.search(text) else BLAKE2B
+
+
+def _tagger(name: str, key: bytes) -> Callable[[Block], bytes]:
+    """The function that makes a block's tag."""
+    match name:
+        case "aes-256-gmac":
+            encrypt = AESGCM(key).encrypt
+            return lambda block: encrypt(_NONCE, b"", block)
+        case "blake2b-128":
+            blake2b = hashlib.blake2b
+            return lambda block: blake2b(block, key=key, digest_size=TAG_BYTES).digest()
+    raise ValueError(f"no hash {name!r}; there are {', '.join(HASH_NAMES)}")
+
 
 class RangeHasher:
-    """Hashes under one ``key`` of 32 bytes, with blocks of ``block_size`` bytes."""
+    """Hashes under one ``key`` of 32 bytes, with blocks of ``block_size`` bytes and the hash of that ``name``."""
 
-    __slots__ = ("_cipher", "_zero", "block_size", "key")
+    __slots__ = ("_zero", "block_size", "key", "name", "tag")
 
-    def __init__(self, key: bytes, block_size: int) -> None:
+    def __init__(self, key: bytes, block_size: int, name: str = HASH_NAME) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a key of {len(key)} bytes; it must have {KEY_BYTES}")
         self.key = key
         self.block_size = block_size
-        self._cipher = AESGCM(key)
+        self.name = name
+        self.tag = _tagger(name, key)
+        """Makes the 16-byte tag of one block."""
         self._zero = self.tag(bytes(block_size))
-
-    def tag(self, block: bytes | bytearray | memoryview) -> bytes:
-        """The 16-byte tag of one block."""
-        return self._cipher.encrypt(_NONCE, b"", block)
 
     def zero_tags(self, length: int) -> tuple[bytes, bytes]:
         """The tags of a whole block of zeroes, and of zeroes as long as the last block of a range of ``length``."""

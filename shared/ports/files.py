@@ -28,6 +28,8 @@ IOV_MAX = 1024
 """Buffers that one pwritev takes."""
 ZERO_CHUNK = bytes(1 << 20)
 """What is written, again and again, where zeroes have to be written as bytes."""
+DATA_RUN_USES = 1024
+"""Questions about extents that are answered from a run of data that is known already."""
 RACED_STEP = 4096
 """Bytes taken as data where an extent changed between two questions about it."""
 
@@ -45,6 +47,8 @@ class RealFile:
         self._nowait = True
         self._in_memory = False
         self._unsupported: set[int] = set()
+        self._data_run = (0, 0, 0)
+        """Beginning and end of the run of data that was found last, and how often it may still be used."""
 
     def __repr__(self) -> str:
         return f"RealFile({self.path!r})"
@@ -153,6 +157,7 @@ class RealFile:
         self._zero(FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length)
 
     def _zero(self, mode: int, offset: int, length: int) -> None:
+        self._data_run = (0, 0, 0)
         length = min(offset + length, self.size()) - offset
         if length > 0 and not self._fallocate(mode, offset, length):
             self._write_zero_bytes(offset, length)
@@ -161,7 +166,7 @@ class RealFile:
         if length <= 0 or self._fallocate(0, offset, length):
             return
         # Without fallocate only writing takes space, and data must stay what it is.
-        for extent in list(self.extents(offset, length)):
+        for extent in list(self._extents(offset, offset + length)):
             if extent.hole:
                 self._write_zero_bytes(extent.offset, extent.length)
 
@@ -185,6 +190,7 @@ class RealFile:
                     self.write(start, chunk)
 
     def truncate(self, size: int) -> None:
+        self._data_run = (0, 0, 0)
         try:
             os.ftruncate(self._descriptor, size)
         except OSError as error:
@@ -194,18 +200,34 @@ class RealFile:
         return os.fstat(self._descriptor).st_size
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        end = offset + length
-        data = min(self._seek(offset, os.SEEK_DATA), end)
+        """See shared.ports.File. A hole that was made through another descriptor lately may still show as data.
+
+        The kernel looks for the next hole far past the range, which costs too much to ask for each range of a large
+        file anew: within the last run of data that was found, it is not asked again for a while. Reading a hole as
+        data is never wrong.
+        """
+        start, end, uses = self._data_run
+        known = end if start <= offset < end and uses else None
+        if known is not None:
+            self._data_run = (start, end, uses - 1)
+        return self._extents(offset, offset + length, known)
+
+    def _extents(self, offset: int, end: int, known_hole: int | None = None) -> Iterator[Extent]:
+        """The extents up to ``end``, the first being data up to ``known_hole`` if that is given."""
+        data = offset if known_hole is not None or offset >= end else min(self._seek(offset, os.SEEK_DATA), end)
         while offset < end:
             if data > offset:
                 yield Extent(offset, data - offset, True)
                 offset = data
             start = offset
             while data == offset < end:
-                hole = min(self._seek(offset, os.SEEK_HOLE), end)
-                # Somebody punched here between the two questions: reading it is never wrong.
-                offset = hole if hole > offset else min(offset + RACED_STEP, end)
-                data = min(self._seek(offset, os.SEEK_DATA), end)
+                hole = known_hole or self._seek(offset, os.SEEK_HOLE)
+                known_hole = None
+                if hole > offset:
+                    self._data_run = (start, hole, DATA_RUN_USES)
+                # Else somebody punched here between the two questions.
+                offset = min(hole if hole > offset else offset + RACED_STEP, end)
+                data = min(self._seek(offset, os.SEEK_DATA), end) if offset < end else end
             if offset > start:
                 yield Extent(start, offset - start, False)
 

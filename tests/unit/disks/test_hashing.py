@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.disks.hashing import READ_BYTES, TAG_BYTES, RangeHasher
+from shared.disks import hashing
+from shared.disks.hashing import BLAKE2B, HASH_NAME, HASH_NAMES, READ_BYTES, TAG_BYTES, RangeHasher, best_hash_name
 from shared.ports.files import RealFileSystem
 
 BLOCK = 64 << 10
@@ -105,3 +106,49 @@ def test_tags_come_as_rows_of_bytes(tmp_path: Path) -> None:
         _, tags = RangeHasher(KEY, BLOCK).hash_range(file, 0, 3 * BLOCK)
     assert tags.dtype == np.uint8
     assert tags.shape == (3, TAG_BYTES)
+
+
+@pytest.mark.parametrize("name", HASH_NAMES)
+def test_tag_depends_on_every_bit_and_on_the_key(name: str) -> None:
+    hasher = RangeHasher(KEY, BLOCK, name)
+    block = bytearray(os.urandom(BLOCK))
+    tags = {hasher.tag(block)}
+    for bit in (0, 7, 8 * BLOCK // 2, 8 * BLOCK - 1):
+        changed = bytearray(block)
+        changed[bit // 8] ^= 1 << bit % 8
+        tags.add(hasher.tag(changed))
+    # A shorter block is another one, also if only zeroes are missing.
+    tags |= {hasher.tag(bytes(BLOCK)), hasher.tag(bytes(BLOCK - 1))}
+    tags.add(RangeHasher(bytes(32), BLOCK, name).tag(block))
+    assert len(tags) == 8
+    assert {len(tag) for tag in tags} == {TAG_BYTES}
+    assert hasher.tag(memoryview(block)) == hasher.tag(bytes(block)) == RangeHasher(KEY, BLOCK, name).tag(block)
+
+
+def test_hashes_differ_and_unknown_ones_are_refused() -> None:
+    assert RangeHasher(KEY, BLOCK, BLAKE2B).tag(b"x") != RangeHasher(KEY, BLOCK).tag(b"x")
+    with pytest.raises(ValueError, match="no hash 'xxh3'"):
+        RangeHasher(KEY, BLOCK, "xxh3")
+
+
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("flags\t\t: fpu sse2 aes avx\n", HASH_NAME),
+        ("Features\t: fp asimd aes pmull\n", HASH_NAME),
+        ("flags\t\t: fpu sse2 avx vaes\n", BLAKE2B),
+        ("model name\t: has aes\nflags\t\t: fpu\n", BLAKE2B),
+        (None, HASH_NAME),
+    ],
+)
+def test_faster_hash_of_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, name: str
+) -> None:
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(hashing, "CPU_INFO", tmp_path / "cpuinfo")
+    best_hash_name.cache_clear()
+    try:
+        assert best_hash_name() == name
+    finally:
+        best_hash_name.cache_clear()

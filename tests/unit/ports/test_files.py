@@ -312,6 +312,48 @@ def test_extents_end_while_others_write_and_punch(file: RealFile) -> None:
         thread.join()
 
 
+def test_kernel_is_not_asked_anew_for_each_range_of_a_run(file: RealFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for the next hole far past the range: on a large file that made hashing take most of its time."""
+    file.write(0, b"x" * MIB)
+    asked = []
+    lseek = os.lseek
+
+    def counting(descriptor: int, offset: int, whence: int) -> int:
+        asked.append(offset)
+        return lseek(descriptor, offset, whence)
+
+    monkeypatch.setattr(os, "lseek", counting)
+    for offset in range(0, MIB, PAGE):
+        assert list(file.extents(offset, PAGE)) == [Extent(offset, PAGE, False)]
+    assert len(asked) < 2 * MIB // PAGE
+
+
+@pytest.mark.parametrize("call", ["punch_hole", "write_zeroes"])
+def test_holes_made_through_the_same_file_show_at_once(file: RealFile, call: str) -> None:
+    file.write(0, b"x" * MIB)
+    assert [extent.hole for extent in file.extents(0, MIB)] == [False]
+    file.punch_hole(PAGE, PAGE)
+    assert [extent.hole for extent in file.extents(0, MIB)] == [False, True, False]
+    getattr(file, call)(4 * PAGE, PAGE)
+    file.punch_hole(6 * PAGE, PAGE)
+    holes = [extent.offset // PAGE for extent in file.extents(0, MIB) if extent.hole]
+    assert holes[0] == 1
+    assert holes[-1] == 6
+    file.truncate(0)
+    file.truncate(MIB)
+    assert list(file.extents(0, MIB)) == [Extent(0, MIB, True)]
+
+
+def test_data_written_through_another_descriptor_is_never_a_hole(files: RealFileSystem, file: RealFile) -> None:
+    file.truncate(MIB)
+    file.write(0, b"x" * PAGE)
+    other = files.open(file.path, write=True)
+    for page in range(1, 64):
+        assert next(file.extents(0, 64 * PAGE)) == Extent(0, page * PAGE, False)
+        other.write(page * PAGE, b"y")
+    other.close()
+
+
 def test_identity_changes_with_the_file(files: RealFileSystem, folder: Path, file: RealFile) -> None:
     before = file.identity()
     assert before == files.open(file.path).identity()
