@@ -10,6 +10,8 @@ from shared.ports import FileSystem
 
 POOL_FILES = 4
 POOL_BYTES = 256 << 20
+LEAST_BYTES = 1 << 20
+"""A file is cut to the room that the pool has, but not to less than this."""
 
 
 class SpoolPool:
@@ -58,18 +60,31 @@ class SpoolPool:
         self._keep(pooled)
 
     def _keep(self, pooled: str) -> None:
+        """Take a file in, cut to the room that there is, or remove it."""
         try:
-            file = self._files.open(pooled)
-        except StorageError:
-            # Somebody put something else there: it is not ours to write into.
-            self._files.remove(pooled)
-            return
-        size = file.size()
-        file.close()
-        if len(self._kept) < self._max_files and self.bytes + size <= self._max_bytes:
+            size = self._cut(pooled)
+        except (OSError, StorageError):
+            # It can't be cut, or somebody put something else there: it is not ours to write into.
+            size = 0
+        if size:
             self._kept.append((pooled, size))
         else:
             self._files.remove(pooled)
+
+    def _cut(self, pooled: str) -> int:
+        """Cut a file to the room that there is; its size then, 0 where it is not worth keeping."""
+        room = self._max_bytes - self.bytes if len(self._kept) < self._max_files else 0
+        file = self._files.open(pooled, write=True)
+        try:
+            size = file.size()
+            if size <= room:
+                return size
+            if room < LEAST_BYTES:
+                return 0
+            file.truncate(room)
+            return room
+        finally:
+            file.close()
 
     def empty(self) -> None:
         """Give all space back."""
