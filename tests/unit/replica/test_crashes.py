@@ -192,12 +192,12 @@ async def check_after_death(world: World, story: Story) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("residue", range(4))
-async def test_kill_at_each_durable_operation(tmp_path: Path, certificates: Certificates, residue: int) -> None:
+async def test_kill_at_each_durable_operation(memory_path: Path, certificates: Certificates, residue: int) -> None:
     """I5, I6, I7, I11: through both baselines and streaming, kill at operation N, restart, look, go on to the end."""
-    total = await operations_of(World(tmp_path / "whole", certificates), Story.begin(7).go_on)
+    total = await operations_of(World(memory_path / "whole", certificates), Story.begin(7).go_on)
     assert total > 100
     for die_at in range(1 + residue, total + 1, 4):
-        world, story = World(tmp_path / str(die_at), certificates), Story.begin(7)
+        world, story = World(memory_path / str(die_at), certificates), Story.begin(7)
         await run_until_death(world, story.go_on, die_at)
         await check_after_death(world, story)
         assert not await run_until_death(world, story.go_on, None)

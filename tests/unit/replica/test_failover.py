@@ -224,15 +224,15 @@ async def run_failover(world: World, die_at: int | None) -> FailingFiles:
 @pytest.mark.slow
 @pytest.mark.parametrize("resync", [False, True], ids=["cuts", "committed resync"])
 async def test_kill_at_each_durable_operation_of_a_failover(
-    tmp_path: Path, certificates: Certificates, resync: bool
+    memory_path: Path, certificates: Certificates, resync: bool
 ) -> None:
     """I5, I6, I8: the restart finishes it; the cut never changes; nothing acknowledged is missing."""
-    whole = World(tmp_path / "whole", certificates)
+    whole = World(memory_path / "whole", certificates)
     await prepared(whole, resync=resync)
     total = (await run_failover(whole, None)).operations
     assert total > 15
     for die_at in range(1, total + 1):
-        world = World(tmp_path / str(die_at), certificates)
+        world = World(memory_path / str(die_at), certificates)
         tap, acked = await prepared(world, resync=resync)
         await run_failover(world, die_at)
         await check_after(world, tap, acked)
