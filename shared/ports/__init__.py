@@ -194,7 +194,8 @@ class Address:
     group: str = ""
 
     def __str__(self) -> str:
-        return self.unix_path or f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.unix_path or f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

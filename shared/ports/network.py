@@ -180,14 +180,15 @@ class RealNetwork:
             await loop.connect_accepted_socket(lambda: link, connection)
             return link
         host, port = connection.getpeername()[:2]
+        peer = str(Address(host, port))
         contexts = self.contexts(address)
         if contexts is None:
-            link = StreamLink(Peer(address=f"{host}:{port}"))
+            link = StreamLink(Peer(address=peer))
             await loop.connect_accepted_socket(lambda: link, connection)
             return link
         from shared.ports.tls_links import TlsLink  # noqa: PLC0415
 
-        link = TlsLink(f"{host}:{port}", contexts, gone=self._forget)
+        link = TlsLink(peer, contexts, gone=self._forget)
         self._make_room()
         self._half_open[link] = host
         await loop.connect_accepted_socket(lambda: link, connection)

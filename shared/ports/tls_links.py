@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import threading
 from collections.abc import Callable
 from typing import cast
 
@@ -23,8 +24,15 @@ SEALED_AT_ONCE = 128 << 10
 """Piece of a large buffer that goes through OpenSSL in one call; larger pieces only grow its buffers."""
 READ_BYTES = 256 << 10
 
-_ciphertext = bytearray(READ_BYTES)
-"""Where all TLS links receive; what one read brings is moved on before the next begins."""
+
+class _Receiving(threading.local):
+    """Where all TLS links of a thread's event loop receive; what one read brings is moved on before the next begins."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(READ_BYTES)
+
+
+_receiving = _Receiving()
 
 
 class TlsLink(StreamLink):
@@ -41,6 +49,7 @@ class TlsLink(StreamLink):
         """``server_name`` is the host that was dialled; without one this is the server's side."""
         super().__init__(Peer(address=address), gone=gone)
         self._contexts = contexts
+        self._ciphertext = _receiving.buffer
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         context = contexts.server if server_name is None else contexts.client
@@ -82,12 +91,12 @@ class TlsLink(StreamLink):
         self._shake_hands()
 
     def get_buffer(self, sizehint: int) -> memoryview | bytearray:
-        return _ciphertext
+        return self._ciphertext
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._closing or self._lost:
             return
-        with memoryview(_ciphertext) as view:
+        with memoryview(self._ciphertext) as view:
             self._incoming.write(view[:nbytes])
         if self._shaking:
             self._shake_hands()

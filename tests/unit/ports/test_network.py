@@ -328,7 +328,9 @@ async def test_every_address_of_this_host(network: RealNetwork) -> None:
         if host == "::1" and not has_ipv6():
             continue
         link = await network.connect(Address(host, listener.address.port), timeout=5)
-        (await accepting.next()).abort()
+        far = await accepting.next()
+        assert far.peer.address.startswith("[::1]:" if host == "::1" else ("127.0.0.1:", "[::1]:"))
+        far.abort()
         link.abort()
     await listener.close()
 
