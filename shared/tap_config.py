@@ -102,10 +102,10 @@ class TapConfig(ConfigStruct, frozen=True):
             if len(set(values)) != len(values):
                 raise UsageError(f"Two disks of {self.name} have the same {field}.")
         size = self.log_file_size
-        if size < MIN_LOG_FILE or size % 4096 or size > self.log_limit:
+        if size < MIN_LOG_FILE or size % 4096 or 2 * size > self.log_limit:
             raise UsageError(
                 f"Log files of {size} bytes with a limit of {self.log_limit} are not possible.",
-                f"Choose a multiple of 4096, at least {MIN_LOG_FILE}, and a limit that holds several.",
+                f"Choose a multiple of 4096, at least {MIN_LOG_FILE}, and a limit that holds two files or more.",
             )
 
 

@@ -152,6 +152,13 @@ class Disk:
 
     # --- content that has to be logged again ------------------------------------------------------------------------
 
+    def holds(self, offset: int, length: int, data: Buffer | None) -> bool:
+        """Whether the range holds ``data``; zeroes, for None. Blocks. Raises OSError."""
+        if data is not None:
+            return self.file.read(offset, length) == data
+        pieces = self._pieces([(offset, length)])
+        return all(hole or self.file.read(start, size) == _ZEROES[:size] for start, size, hole in pieces)
+
     def read_anew(self, ranges: Sequence[Range]) -> Iterator[tuple[list[bytes], list[Buffer], list[int]]]:
         """The present content of ranges as entries for the log: entries, payloads, and payload bytes of each entry.
 

@@ -46,6 +46,8 @@ class TapProcess:
 
     def __init__(self, folder: str, ports: TapPorts, identity: Identity, *, authorize: Authorize) -> None:
         self.stop = asyncio.Event()
+        self.engine: TapEngine | None = None
+        """Once it is started."""
         self._folder = folder
         self._ports = ports
         self._identity = identity
@@ -60,6 +62,7 @@ class TapProcess:
             config = await self._ports.workers.run(load_config, self._ports.files, self._folder)
             engine = TapEngine(self._folder, config, self._ports)
             await engine.start()
+            self.engine = engine
             server = NbdServer(DiskDirectory(engine))
             try:
                 control = TapControl(engine, self._ports, self._surroundings(server), authorize=self._authorize)

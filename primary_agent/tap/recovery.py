@@ -17,7 +17,7 @@ from primary_agent.tap.state import Loaded, Stamp, Status, TapState, Witness
 from protocol.bulk import LogRecord
 from protocol.chain import Cursor, body_of
 from protocol.errors import LogError
-from protocol.hrl import FILE_HEADER_BYTES, RecordKind, decode_entries
+from protocol.hrl import FILE_HEADER_BYTES, RecordKind, decode_entries, decode_record_header
 from protocol.position import Position
 from shared.errors import NotFoundError
 from shared.hrl_files import EndKind, scan_file
@@ -26,6 +26,9 @@ from shared.tap_control import LostReason, Tracking
 
 WRITE_SLACK_NS = 250_000_000
 """How long after the witnessed intention to write a disk its mtime may be set by that write: scheduling, no more."""
+
+COMPARED_MAX = 4096
+"""A last group of more entries is not compared with the disks, but logged anew."""
 
 
 class TrackingLost(Exception):
@@ -41,9 +44,10 @@ class TrackingLost(Exception):
 class Tail:
     """The end of the log: the cursor there, and the last group of batches, which a crash leaves in doubt.
 
-    ``doubt`` maps disk index to the group's ranges; ``group_ns`` and ``newest_ns`` are the times of that group and of
-    the newest record, 0 where there is none. ``first_entry`` and ``segment_bytes`` (an estimate where it spans several
-    files) are those of the segment that is open.
+    ``doubt`` maps disk index to the group's ranges, ``group`` has path, offset and length of its records in order;
+    ``group_ns`` and ``newest_ns`` are the times of that group and of the newest record, 0 where there is none.
+    ``first_entry`` and ``segment_bytes`` (an estimate where it spans several files) are those of the segment that is
+    open.
     """
 
     file: LogFile
@@ -52,6 +56,7 @@ class Tail:
     group_ns: int = 0
     newest_ns: int = 0
     doubt: dict[int, list[Range]] = field(default_factory=dict)
+    group: list[tuple[str, int, int]] = field(default_factory=list)
     sealed: Cut | None = None
     first_entry: int = 0
     segment_bytes: int = 0
@@ -68,6 +73,7 @@ class _Collector:
         self.newest_ns = 0
         self.groups = 0
         self.ranges: list[tuple[int, int, int]] = []
+        self.places: list[tuple[int, int]] = []
         self.sealed: Cut | None = None
         self._sizes = sizes
         self._sequence = sequence
@@ -84,6 +90,8 @@ class _Collector:
             self.group_ns = header.time_ns
             self.groups += 1
             self.ranges.clear()
+            self.places.clear()
+        self.places.append((offset, header.length))
         table = decode_entries(header, body_of(record.record), self._sizes, at=offset)
         self.ranges += table[["disk", "offset", "length"]].tolist()
 
@@ -122,6 +130,7 @@ def read_tail(files: FileSystem, log: Sequence[LogFile], sizes: dict[int, int]) 
                 break
             tail.group_ns = collector.group_ns
             ranges += collector.ranges
+            tail.group = [(log_file.path, *place) for place in collector.places] + tail.group
         if collector.groups > 1:
             break
     assert tail is not None
@@ -196,6 +205,68 @@ def explained_by(witness: Witness | None, identity: FileIdentity, group_ns: int,
         expected = f"at most {show_time(latest)}" if in_doubt else show_time(witness.ctime_ns)
         return f"its ctime is {show_time(identity.ctime_ns)}; the tap left it at {expected}"
     return f"its mtime is {show_time(identity.mtime_ns)}; the tap left it at {expected}"
+
+
+def still_in_doubt(files: FileSystem, tail: Tail, disks: Sequence[Disk]) -> dict[int, list[Range]]:
+    """Those parts of the last group's ranges where a disk does not hold what the log says.
+
+    Where it does, the group is wholly there, and nothing happened that the log does not tell: to log it anew would make
+    a side that was killed look as if it had gone on. Blocks. Raises OSError where the log can't be read.
+    """
+    sizes = {disk.index: disk.size for disk in disks}
+    by_index = {disk.index: disk for disk in disks}
+    later: dict[int, list[Range]] = {disk.index: [] for disk in disks}
+    doubt: dict[int, list[Range]] = {}
+    compared = 0
+    for path, at, length in reversed(tail.group):
+        for index, offset, size, payload in reversed(_entries(files, path, at, length, sizes)):
+            compared += 1
+            if compared > COMPARED_MAX:
+                return tail.doubt
+            for start, count in _outside(later[index], offset, size):
+                if not _holds(by_index[index], start, count, payload, start - offset):
+                    doubt.setdefault(index, []).append((start, count))
+            later[index] = join_ranges([*later[index], (offset, size)])
+    return {index: join_ranges(ranges) for index, ranges in sorted(doubt.items())}
+
+
+def _entries(
+    files: FileSystem, path: str, at: int, length: int, sizes: dict[int, int]
+) -> list[tuple[int, int, int, memoryview | None]]:
+    """Disk, offset, length and payload, if any, of the entries of a batch that was found valid before."""
+    file = files.open(path)
+    try:
+        record = memoryview(file.read(at, length))
+    finally:
+        file.close()
+    header, body = decode_record_header(record, at=at), body_of(record)
+    table = decode_entries(header, body, sizes, at=at)
+    place, entries = table.nbytes, []
+    for index, offset, size, payload in table[["disk", "offset", "length", "payload"]].tolist():
+        entries.append((index, offset, size, body[place : place + payload] if payload else None))
+        place += payload
+    return entries
+
+
+def _outside(ranges: Sequence[Range], offset: int, length: int) -> list[Range]:
+    """The parts of a range that are in none of ``ranges``, which are in order and apart."""
+    parts, end = [], offset + length
+    for start, size in ranges:
+        if start > offset:
+            parts.append((offset, min(start, end) - offset))
+        offset = max(offset, start + size)
+        if offset >= end:
+            return parts
+    return [*parts, (offset, end - offset)]
+
+
+def _holds(disk: Disk, offset: int, length: int, payload: memoryview | None, skip: int) -> bool:
+    """Whether the disk holds there what an entry says: its payload from ``skip`` on, or zeroes."""
+    try:
+        return disk.holds(offset, length, None if payload is None else payload[skip : skip + length])
+    except OSError:
+        # Whoever reads it in order to log it anew finds the same, and says so.
+        return False
 
 
 # --- the verdict ---------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ async def resume(ports: TapPorts, start: Start, tracker: Tracker, state_path: st
 
 
 def _mend(start: Start, tracker: Tracker) -> None:
-    """Log anew what the last group left in doubt (R26). Raises OSError where the log can't be written."""
+    """Log anew what the last group left in doubt (R26), if anything. Raises OSError where the log can't be written."""
     tail = start.tail
     assert tail is not None and tracker.log is not None
     if not tail.cursor.inside:

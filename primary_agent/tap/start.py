@@ -15,6 +15,7 @@ from primary_agent.tap.recovery import (
     check_state,
     check_witnesses,
     read_tail,
+    still_in_doubt,
 )
 from primary_agent.tap.state import MAX_TEXT, STATE_BYTES, Loaded, Loss, StateFile, Status, TapState
 from primary_agent.tap.supply import no_room
@@ -168,6 +169,7 @@ def _take_up(ports: TapPorts, start: Start, state: TapState, log: list[LogFile])
     else:
         witnesses = [start.state_file.read_witness(disk.slot) for disk in start.disks]
         check_witnesses(tail, start.disks, identities, witnesses)
+        tail.doubt = still_in_doubt(ports.files, tail, start.disks)
     start.file = ports.files.open(tail.file.path, write=True)
     start.files.used.extend(log)
     start.tail = tail

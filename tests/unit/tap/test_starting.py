@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from primary_agent.tap.recovery import WRITE_SLACK_NS, explained_by
+from primary_agent.tap.disks import Disk
+from primary_agent.tap.engine import TapEngine
+from primary_agent.tap.log_files import LogFiles
+from primary_agent.tap.recovery import WRITE_SLACK_NS, explained_by, read_tail, still_in_doubt
 from primary_agent.tap.state import PAGE, STATE_BYTES, Witness
 from protocol.hrl import SealReason
 from shared.errors import DiskInUseError, NotFoundError, StorageError, VmreplicaError
+from shared.nbd.backend import Mutation
+from shared.planning import PrimaryView, wrote_since
 from shared.ports import FileIdentity
 from shared.ports.files import RealFileSystem
 from shared.tap_config import STATE_NAME
 from shared.tap_control import LostReason, Tracking
-from tests.unit.tap.rig import EPOCH, KIB, MIB, OTHER_EPOCH, Box, copy, make_box, write, zeroes
+from tests.unit.tap.rig import EPOCH, KIB, MIB, OTHER_EPOCH, Box, copy, make_box, trim, write, zeroes
 
 SIZE = 64 * KIB
 
@@ -376,3 +381,69 @@ async def test_huge_sparse_disk() -> None:
             assert await status_after(box) == (Tracking.ON, None, "")
     finally:
         shutil.rmtree(folder)
+
+
+# --- the last group after a kill -----------------------------------------------------------------------------------
+
+
+async def killed_after(box: Box, *batches: list[Mutation]) -> tuple[TapEngine, dict[int, bytes]]:
+    """A tap that was killed when it had done these; and the disks as they were when its epoch began."""
+    engine = box.engine()
+    await engine.start()
+    await engine.begin(EPOCH)
+    base = box.images()
+    for batch in batches:
+        done = engine.mutate(engine.disks[0], batch)
+        if done is not None:
+            await done
+    await box.killed(engine)
+    return engine, base
+
+
+OVERLAPPING = [
+    write(0, b"a" * 8192),
+    zeroes(4096, 8192),
+    write(2048, b"b" * 4096),
+    trim(32768, 4096),
+    write(34816, b"c" * 512),
+]
+
+
+async def test_kill_after_a_finished_group_logs_nothing_anew(tmp_path: Path) -> None:
+    """R26: what the disk holds as the log says is not in doubt: this side has not moved on since that cut."""
+    async with make_box(tmp_path, (SIZE, SIZE)) as box:
+        engine = box.engine()
+        await engine.start()
+        await engine.begin(EPOCH)
+        base = box.images()
+        assert engine.mutate(engine.disks[0], OVERLAPPING) is None
+        cut = (await engine.cut(SealReason.COMMAND)).position
+        await box.killed(engine)
+        async with box.running() as again:
+            log = again.tracker.log
+            assert log is not None and log.entry == cut.entry and log.segment > cut.segment
+            assert (newest := again.tracker.newest_cut) is not None
+            assert newest.position.entry == cut.entry
+            result = box.replay(base)
+            assert copy(result.images) == box.images()
+            view = PrimaryView((), epoch=EPOCH, tracking="on", log_epoch=EPOCH, log_end=log.position, acked=cut)
+            assert not wrote_since(view, cut)
+
+
+@pytest.mark.parametrize("place", [0, 2048, 6143, 6144, 12287, 32768, 34816, 36863])
+async def test_only_what_differs_is_in_doubt(tmp_path: Path, place: int) -> None:
+    """R26: later entries of the group count, and a single byte that is not as they say puts its part in doubt."""
+    async with make_box(tmp_path, (SIZE, SIZE)) as box:
+        engine, _ = await killed_after(box, [write(place - place % 512, b"before" + bytes(506))], OVERLAPPING)
+        sizes = {disk.index: disk.size for disk in engine.disks}
+        files = LogFiles(box.ports.files, box.config.log_folder, box.config.vm_id, MIB, 4 * MIB, lambda: 0.0)
+        tail = read_tail(box.ports.files, files.discover(EPOCH, 1), sizes)
+        disk = Disk.open(box.ports.files, 0, box.config.disks[0])
+        other = Disk.open(box.ports.files, 1, box.config.disks[1])
+        assert still_in_doubt(box.ports.files, tail, [disk, other]) == {}
+        before = disk.file.read(place, 1)
+        disk.file.write(place, bytes([before[0] ^ 1]))
+        ((start, length),) = still_in_doubt(box.ports.files, tail, [disk, other])[disk.index]
+        assert start <= place < start + length < SIZE
+        disk.file.close()
+        other.file.close()
