@@ -33,7 +33,7 @@ from protocol.messages import (
 )
 from protocol.position import NO_EPOCH, Position
 from shared.events import EventId
-from shared.hrl_files import LogDamagedError
+from shared.hrl_follower import LogDamagedError
 from shared.planning import (
     CommitConfirmed,
     Decision,

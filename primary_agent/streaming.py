@@ -19,7 +19,8 @@ from protocol.messages import MessageType
 from protocol.position import Position
 from shared.channel import Channel
 from shared.errors import NotFoundError
-from shared.hrl_files import LogDamagedError, LogFollower, LogGoneError, Run
+from shared.hrl_files import Run
+from shared.hrl_follower import LogDamagedError, LogFollower, LogGoneError
 from shared.ports import Ports
 from shared.tap_control import LogPlace
 from shared.tasks import Signal, together

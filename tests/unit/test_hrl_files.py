@@ -21,9 +21,6 @@ from protocol.position import Position
 from shared.hrl_files import (
     RUN_BYTES,
     EndKind,
-    LogDamagedError,
-    LogFollower,
-    LogGoneError,
     RecordReader,
     ScanResult,
     find_later,
@@ -32,6 +29,7 @@ from shared.hrl_files import (
     read_file_header,
     scan_file,
 )
+from shared.hrl_follower import LogDamagedError, LogFollower, LogGoneError
 from shared.ports.files import RealFile, RealFileSystem
 from tests.vectors.logs import EPOCH, OTHER_EPOCH, SIZES, VM, LogBuilder, Write, data, discard, pattern, small_log, zero
 

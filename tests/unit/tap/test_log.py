@@ -13,7 +13,7 @@ from primary_agent.tap.tracker import EMPTY_CUTS_MAX
 from protocol.hrl import RecordKind, SealReason
 from protocol.position import Position
 from shared.errors import InvalidStateError, NotFoundError, UsageError
-from shared.hrl_files import LogFollower, LogGoneError
+from shared.hrl_follower import LogFollower, LogGoneError
 from shared.nbd.backend import CommandKind, Mutation
 from shared.nbd.constants import Errno
 from shared.tap_control import Tracking
