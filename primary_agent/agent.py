@@ -6,6 +6,7 @@ import asyncio
 import os
 import posixpath
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,8 @@ class PrimaryAgent:
         self.vms: dict[bytes, PrimaryVm] = {}
         self.damaged: dict[str, DamagedVm] = {}
         self.started_time = ports.clock.wall()
+        self.certificate_end: Callable[[], float | None] = lambda: None
+        """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
         self._changing = asyncio.Lock()
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -130,6 +133,7 @@ class PrimaryAgent:
             pid=os.getpid(),
             started_time=self.started_time,
             time=now,
+            certificate_not_after_time=self.certificate_end(),
             vms=sorted([*statuses, *damaged], key=lambda vm: vm.name),
         )
 

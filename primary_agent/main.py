@@ -23,6 +23,7 @@ class _Service:
         software = f"vmreplica {metadata.version('vmreplica')}"
         surroundings = Surroundings.of(config, real.ports, software)
         self._agent = PrimaryAgent(config, real.ports, surroundings=surroundings)
+        self._agent.certificate_end = real.network.certificate_end
 
     async def start(self) -> None:
         await self._agent.start()

@@ -55,6 +55,8 @@ class ReplicaAgent:
             self.surroundings, Authorization.of(config), self._storage_of, self._vm_for, lambda: len(self.vms)
         )
         self.started_time = ports.clock.wall()
+        self.certificate_end: Callable[[], float | None] = lambda: None
+        """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
         self.exposed: list[Callable[[ReplicaVm, Position], None]] = []
         """Called synchronously whenever the disks of a VM are exactly at a new point, and at its start."""
         self._changing = asyncio.Lock()
@@ -74,7 +76,7 @@ class ReplicaAgent:
         for task in list(self._revivals):
             task.cancel()
         await settle(self._revivals)
-        await asyncio.gather(*(vm.end_sessions(_STOPPING) for vm in self.vms.values()))
+        await asyncio.gather(*(vm.connections.end(_STOPPING) for vm in self.vms.values()))
         await self.sessions.close()
         await asyncio.gather(*(vm.stop() for vm in self.vms.values()))
         self.vms.clear()
@@ -219,6 +221,7 @@ class ReplicaAgent:
             pid=os.getpid(),
             started_time=self.started_time,
             time=now,
+            certificate_not_after_time=self.certificate_end(),
             listening=[str(listener.address)] if listener is not None else [],
             vms=sorted(statuses, key=lambda vm: vm.name),
         )

@@ -107,15 +107,27 @@ class Exports:
     """The exports of one VM."""
 
     def __init__(
-        self, ports: Ports, applier: Applier, layout: Layout, sockets: str, *, reserve: int, limit: int = 0
+        self,
+        ports: Ports,
+        applier: Applier,
+        layout: Layout,
+        sockets: str,
+        *,
+        reserve: int,
+        limit: int = 0,
+        group: str = "",
     ) -> None:
-        """``sockets`` is the folder for sockets, ``limit`` the spill's bytes of one export (0: the default)."""
+        """``sockets`` is the folder for sockets, ``limit`` the spill's bytes of one export (0: the default).
+
+        Members of ``group`` may connect, too.
+        """
         self._ports = ports
         self._applier = applier
         self._layout = layout
         self._sockets = sockets
         self._reserve = reserve
         self._limit = limit
+        self._group = group
         self._exports: dict[str, Export] = {}
         self._told: set[str] = set()
 
@@ -152,7 +164,7 @@ class Exports:
         self._exports[identity] = export
         try:
             await finish(self._ports.workers.run(self._ports.files.make_folder, self._sockets))
-            await server.start_unix(export.socket)
+            await server.start_unix(export.socket, group=self._group)
         except BaseException:
             await self._end(export)
             raise

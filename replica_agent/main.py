@@ -22,6 +22,7 @@ class _Service:
     def __init__(self, config: ReplicaConfig, real: RealPorts) -> None:
         software = f"vmreplica {metadata.version('vmreplica')}"
         self._agent = ReplicaAgent(config, real.ports, surroundings=Surroundings.of(config, real.ports, software))
+        self._agent.certificate_end = real.network.certificate_end
 
     async def start(self) -> None:
         await self._agent.start()

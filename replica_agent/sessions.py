@@ -176,14 +176,14 @@ class Sessions:
         vm = await self._find_vm(grant, body, channel.peer.fingerprint)
         try:
             if body.role is Role.CONTROL:
-                await vm.serve_control(channel, body)
+                await vm.connections.serve_control(channel, body)
             else:
-                await vm.serve_bulk(channel, body)
+                await vm.connections.serve_bulk(channel, body)
         except ChannelClosed:
             raise
         except (VmreplicaError, OSError, ProtocolError) as error:
             told = refusal(error, vm.name)
-            vm.note_trouble(told)
+            vm.connections.note_trouble(told)
             # What the channel found itself it has told already.
             channel.refuse(told.code, told.text, told.remedy)
             log.warning("session ended", vm=vm.name, reason=told.text, code=told.code, peer=channel.peer.address)

@@ -1,4 +1,4 @@
-"""One VM at the replica: its files and tasks, and the connections that its primary has open."""
+"""One VM at the replica: its files, tasks and connections, from start to end, and the orders it takes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import structlog
 
-from protocol.messages import ErrorCode, Open, Opened, WireDisk, WirePosition, wire_lineage
+from protocol.messages import ErrorCode, Open
 from protocol.position import NO_EPOCH, Position
 from replica_agent.baseline import Baseline
-from replica_agent.bulk import BulkConnection
-from replica_agent.control import Control
+from replica_agent.connections import Connections
 from replica_agent.exports import Exports
 from replica_agent.finishing import finish
 from replica_agent.ledger import Ledger, LedgerError
@@ -20,7 +19,6 @@ from replica_agent.parts import Surroundings, VmParts, assemble
 from replica_agent.promotion import Promotion, fenced
 from replica_agent.recovery import recover
 from replica_agent.refusals import Refusal
-from shared.channel import Channel
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
 from shared.planning import compare_geometry
@@ -49,21 +47,14 @@ class ReplicaVm:
             f"{surroundings.runtime_folder}/{parts.uuid}",
             reserve=surroundings.reserve,
             limit=surroundings.export_limit,
+            group=surroundings.nbd_group,
         )
         self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self.exports.stop)
         self.statistics = ReplicationStatistics(ledger.statistics, surroundings.ports.clock.wall())
         parts.applier.statistics = self.statistics
         self.failure: Cause | None = None
         self.on_failure: Callable[[ReplicaVm], None] | None = None
-        self.trouble: Cause | None = None
-        """Why the last session ended, where only an administrator, or time, can help; None once one goes well."""
-        self.control: Control | None = None
-        self.bulk: BulkConnection | None = None
-        self.peer = ""
-        """Fingerprint of the certificate of the primary that is connected."""
-        self.connected_time: float | None = None
-        """Since when there is a session, or none; seconds since the Unix epoch."""
-        self._serving: dict[Control, asyncio.Task[Any]] = {}
+        self.connections = Connections(self.parts, self.baseline, self.statistics, self.judge, self.fail)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -103,7 +94,7 @@ class ReplicaVm:
     async def end(self) -> None:
         """Like :meth:`stop`, but the store stays open."""
         self._closing = True
-        await self.end_sessions(Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again."))
+        await self.connections.end(Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again."))
         for task in list(self._tasks):
             task.cancel()
         await settle(self._tasks)
@@ -145,7 +136,7 @@ class ReplicaVm:
             except Exception as error:
                 log.exception("a task of a VM failed", vm=self.name)
                 await self.fail(error)
-                await self.end_sessions(self._refusal_of_failure())
+                await self.connections.end(self._refusal_of_failure())
 
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)
@@ -193,130 +184,11 @@ class ReplicaVm:
                 code = ErrorCode.STORAGE
         return Refusal(code, f"{self.name}: {self.failure.text}", self.failure.remedy)
 
-    async def serve_control(self, channel: Channel, body: Open) -> None:
-        """Serve a control connection: the one before is ended, and nothing of it runs any more, before (R13)."""
-        self.judge(body)
-        self._judge_peer(channel)
-        control = Control(self.parts, self.baseline, channel, self.statistics)
-        before = list(self._serving)
-        self.control = control
-        self.peer = channel.peer.fingerprint
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving[control] = task
-        try:
-            await self._end_all(before, Refusal(ErrorCode.STALE, "A newer connection of the same VM took over."))
-            # Much may have happened while the older connections ended.
-            self.judge(body)
-            await self._meet(channel, body)
-            channel.send(self.opened())
-            self.trouble = None
-            self.connected_time = self.parts.ports.clock.wall()
-            self.parts.changed.notify()
-            await control.run()
-        except LedgerError as error:
-            await self.fail(error)
-            raise
-        finally:
-            await finish(self._left(control))
-
-    async def _left(self, control: Control) -> None:
-        """Everything that belongs to the connection has to end before the next one is served."""
-        if self.bulk is not None and self.bulk.belongs_to(control):
-            self.bulk.channel.abort("its control connection ended")
-            await self.bulk.ended.wait()
-        control.ended.set()
-        del self._serving[control]
-        if self.control is control:
-            self.control = None
-        self.parts.changed.notify()
-
-    def _judge_peer(self, channel: Channel) -> None:
-        """Two primaries of one VM: the second is refused while the first is well."""
-        control = self.control
-        if control is not None and self.peer != channel.peer.fingerprint and control.channel.healthy():
-            raise Refusal(
-                ErrorCode.BUSY,
-                f"{self.name} is being replicated by another primary, {control.channel.peer.address}.",
-                "Only one host may run the VM: stop it on the other one.",
-            )
-
-    async def _meet(self, channel: Channel, body: Open) -> None:
-        """Remember what the primary calls itself and the VM."""
-        hello = channel.session.peer
-        host = hello.host if hello is not None else ""
-        record, vm = self.ledger.replication, self.ledger.vm
-        if (record.peer_host, record.interval_seconds, vm.name) != (host, body.interval_seconds, body.name):
-            async with self.ledger.transaction() as draft:
-                draft.vm.name = body.name
-                draft.replication.peer_host = host
-                draft.replication.interval_seconds = body.interval_seconds
-
-    async def serve_bulk(self, channel: Channel, body: Open) -> None:
-        """Serve the bulk connection of the present control connection."""
-        self.judge(body)
-        control = self.control
-        if control is None or control.channel.closed or body.control_token != control.token:
-            raise Refusal(ErrorCode.STALE, "The control connection that this one belongs to has ended.")
-        if channel.peer.fingerprint != control.channel.peer.fingerprint:
-            raise Refusal(ErrorCode.STALE, "The control connection that this one belongs to has ended.")
-        before = self.bulk
-        bulk = self.bulk = BulkConnection(self.parts, self.baseline, control, channel)
-        try:
-            if before is not None:
-                before.channel.refuse(ErrorCode.STALE, "A newer bulk connection took over.")
-                await before.ended.wait()
-            channel.send(self.opened())
-            await bulk.run()
-        finally:
-            bulk.ended.set()
-            if self.bulk is bulk:
-                self.bulk = None
-
-    def opened(self) -> Opened:
-        """What the primary is told of this VM."""
-        record = self.ledger.replication
-        resync, spool = self.parts.resync, self.parts.applier.spool
-        received = spool.position if spool is not None else None
-        if resync is not None and resync.tracked.position.segment > 0:
-            received = resync.tracked.position
-        applied = record.applied.position if record.applied is not None else None
-        return Opened(
-            state=record.state.title,
-            promoted=False,
-            epoch=record.epoch,
-            lineage=wire_lineage(record.ancestors),
-            disks=[WireDisk.of(disk) for disk in self.ledger.vm.geometry],
-            received=WirePosition.of(received) if received is not None else None,
-            applied=WirePosition.of(applied) if applied is not None else None,
-            resync=resync.state if resync is not None else None,
-        )
-
-    async def end_sessions(self, reason: Refusal) -> None:
-        """End the primary's connections with this answer; returns when nothing of them runs any more."""
-        await self._end_all(list(self._serving), reason)
-
-    async def _end_all(self, controls: list[Control], reason: Refusal) -> None:
-        for control in controls:
-            control.channel.refuse(reason.code, reason.text, reason.remedy)
-            self._serving[control].cancel()
-        for control in controls:
-            await control.ended.wait()
-
     async def _end_sessions_for_failover(self) -> None:
-        await self.end_sessions(self._failing_over())
+        await self.connections.end(self._failing_over())
 
     def _failing_over(self) -> Refusal:
         return Refusal(ErrorCode.BUSY, f"{self.name} is being failed over.", "Look at its status on the replica.")
-
-    def note_trouble(self, told: Refusal) -> None:
-        """A session ended for a reason that a reconnect alone does not heal: shown until one goes well."""
-        quiet = (ErrorCode.BUSY, ErrorCode.STALE, ErrorCode.SHUTDOWN, ErrorCode.FENCED)
-        if told.code not in quiet:
-            now = self.parts.ports.clock.wall()
-            self.trouble = Cause(code=told.code, text=told.text, time=now, remedy=told.remedy)
-            self.statistics.failed(now)
-            self.parts.changed.notify()
 
     # --- orders ----------------------------------------------------------------------------------------------------
 
@@ -324,7 +196,7 @@ class ReplicaVm:
         """Receive nothing until resumed; what was received is still applied. Raises InvalidStateError."""
         async with self.parts.order, self.ledger.transaction() as draft:
             draft.step(ReplicaEvent.SUSPENDED, "suspended by the administrator")
-        await self.end_sessions(
+        await self.connections.end(
             Refusal(
                 ErrorCode.BUSY,
                 f"Replication of {self.name} was suspended at the replica.",

@@ -29,7 +29,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         state=state.title,
         state_code=int(state),
         causes=list(record.causes),
-        problem=vm.failure or record.suspect or parts.applier.problem or vm.trouble,
+        problem=vm.failure or record.suspect or parts.applier.problem or vm.connections.trouble,
         baseline=record.epoch != NO_EPOCH,
         suspended=state is ReplicationState.SUSPENDED,
         interval_seconds=record.interval_seconds,
@@ -82,9 +82,9 @@ def _cut(vm: ReplicaVm, position: Position | None) -> CutStatus | None:
 
 
 def _link(vm: ReplicaVm) -> LinkStatus:
-    channel = vm.control.channel if vm.control is not None else None
+    channel = vm.connections.control.channel if vm.connections.control is not None else None
     if channel is None:
-        trouble = vm.trouble
+        trouble = vm.connections.trouble
         return LinkStatus(
             last_error=trouble.text if trouble is not None else "", last_error_code=trouble.code if trouble else ""
         )
@@ -92,7 +92,7 @@ def _link(vm: ReplicaVm) -> LinkStatus:
         connected=not channel.closed,
         healthy=channel.healthy(),
         peer=channel.peer.address,
-        since_time=vm.connected_time,
+        since_time=vm.connections.opened_time,
         rtt_ms=channel.rtt * 1000 if channel.rtt is not None else None,
         bytes_sent=channel.bytes_sent,
         bytes_received=channel.bytes_received,

@@ -88,6 +88,10 @@ class RealNetwork:
 
             self._contexts = load_contexts(self._identity)
 
+    def certificate_end(self) -> float | None:
+        """When this host's own certificate ends, in seconds since the Unix epoch; None without one."""
+        return self._contexts.own.not_valid_after_utc.timestamp() if self._contexts is not None else None
+
     def contexts(self, address: Address) -> TlsContexts | None:
         """What a connection with ``address`` needs for TLS, or None where it is to have none."""
         if not address.tls:

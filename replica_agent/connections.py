@@ -1,0 +1,182 @@
+"""The connections of primaries to one VM: one control connection at a time, and the bulk connection of it (R13)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from protocol.messages import ErrorCode, Open, Opened, WireDisk, WirePosition, wire_lineage
+from replica_agent.baseline import Baseline
+from replica_agent.bulk import BulkConnection
+from replica_agent.control import Control
+from replica_agent.finishing import finish
+from replica_agent.ledger import LedgerError
+from replica_agent.parts import VmParts
+from replica_agent.refusals import Refusal
+from shared.channel import Channel
+from shared.stats import ReplicationStatistics
+from shared.status import Cause
+
+
+class Connections:
+    """Serves them in turn.
+
+    ``judge`` raises what an OPEN is refused with at the moment; ``fail`` is told where the state could not be written.
+    """
+
+    def __init__(
+        self,
+        parts: VmParts,
+        baseline: Baseline,
+        statistics: ReplicationStatistics,
+        judge: Callable[[Open], None],
+        fail: Callable[[Exception], Awaitable[None]],
+    ) -> None:
+        self.control: Control | None = None
+        """The newest control connection."""
+        self.bulk: BulkConnection | None = None
+        self.opened_time: float | None = None
+        """When the present control connection was opened, seconds since the Unix epoch."""
+        self.trouble: Cause | None = None
+        """Why the last one ended, where only an administrator, or time, can help; None once one goes well."""
+        self._parts = parts
+        self._baseline = baseline
+        self._statistics = statistics
+        self._judge = judge
+        self._fail = fail
+        self._serving: dict[Control, asyncio.Task[Any]] = {}
+
+    def __len__(self) -> int:
+        """Control connections that are served, or are waiting for an older one to end."""
+        return len(self._serving)
+
+    # --- control ---------------------------------------------------------------------------------------------------
+
+    async def serve_control(self, channel: Channel, body: Open) -> None:
+        """Serve a control connection: the one before is ended, and nothing of it runs any more, before."""
+        self._judge(body)
+        self._judge_peer(channel)
+        control = Control(self._parts, self._baseline, channel, self._statistics)
+        before = list(self._serving)
+        self.control = control
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving[control] = task
+        try:
+            await self._end_all(before, Refusal(ErrorCode.STALE, "A newer connection of the same VM took over."))
+            # Much may have happened while the older connections ended.
+            self._judge(body)
+            await self._meet(channel, body)
+            channel.send(self.opened())
+            self.trouble = None
+            self.opened_time = self._parts.ports.clock.wall()
+            self._parts.changed.notify()
+            await control.run()
+        except LedgerError as error:
+            await self._fail(error)
+            raise
+        finally:
+            await finish(self._left(control))
+
+    def _judge_peer(self, channel: Channel) -> None:
+        """Two primaries of one VM: the second is refused while the first is well."""
+        former = self.control.channel if self.control is not None else None
+        if former is not None and former.peer.fingerprint != channel.peer.fingerprint and former.healthy():
+            raise Refusal(
+                ErrorCode.BUSY,
+                f"{self._parts.ledger.vm.name} is being replicated by another primary, {former.peer.address}.",
+                "Only one host may run the VM: stop it on the other one.",
+            )
+
+    async def _meet(self, channel: Channel, body: Open) -> None:
+        """Remember what the primary calls itself and the VM."""
+        hello, ledger = channel.session.peer, self._parts.ledger
+        host = hello.host if hello is not None else ""
+        record = ledger.replication
+        if (record.peer_host, record.interval_seconds, ledger.vm.name) != (host, body.interval_seconds, body.name):
+            async with ledger.transaction() as draft:
+                draft.vm.name = body.name
+                draft.replication.peer_host = host
+                draft.replication.interval_seconds = body.interval_seconds
+
+    async def _left(self, control: Control) -> None:
+        """Everything that belongs to the connection has to end before the next one is served."""
+        if self.bulk is not None and self.bulk.belongs_to(control):
+            self.bulk.channel.abort("its control connection ended")
+            await self.bulk.ended.wait()
+        control.ended.set()
+        del self._serving[control]
+        if self.control is control:
+            self.control = None
+        self._parts.changed.notify()
+
+    def opened(self) -> Opened:
+        """What a primary is told of this VM."""
+        ledger, resync, spool = self._parts.ledger, self._parts.resync, self._parts.applier.spool
+        record = ledger.replication
+        received = spool.position if spool is not None else None
+        if resync is not None and resync.tracked.position.segment > 0:
+            received = resync.tracked.position
+        applied = record.applied.position if record.applied is not None else None
+        return Opened(
+            state=record.state.title,
+            promoted=False,
+            epoch=record.epoch,
+            lineage=wire_lineage(record.ancestors),
+            disks=[WireDisk.of(disk) for disk in ledger.vm.geometry],
+            received=WirePosition.of(received) if received is not None else None,
+            applied=WirePosition.of(applied) if applied is not None else None,
+            resync=resync.state if resync is not None else None,
+        )
+
+    # --- bulk ------------------------------------------------------------------------------------------------------
+
+    async def serve_bulk(self, channel: Channel, body: Open) -> None:
+        """Serve the bulk connection of the present control connection."""
+        self._judge(body)
+        control = self.control
+        if (
+            control is None
+            or control.channel.closed
+            or body.control_token != control.token
+            or channel.peer.fingerprint != control.channel.peer.fingerprint
+        ):
+            raise Refusal(ErrorCode.STALE, "The control connection that this one belongs to has ended.")
+        before = self.bulk
+        bulk = self.bulk = BulkConnection(self._parts, self._baseline, control, channel)
+        try:
+            if before is not None:
+                before.channel.refuse(ErrorCode.STALE, "A newer bulk connection took over.")
+                await before.ended.wait()
+            channel.send(self.opened())
+            await bulk.run()
+        except LedgerError as error:
+            await self._fail(error)
+            raise
+        finally:
+            bulk.ended.set()
+            if self.bulk is bulk:
+                self.bulk = None
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    async def end(self, reason: Refusal) -> None:
+        """End all connections with this answer; returns when nothing of them runs any more."""
+        await self._end_all(list(self._serving), reason)
+
+    async def _end_all(self, controls: list[Control], reason: Refusal) -> None:
+        for control in controls:
+            control.channel.refuse(reason.code, reason.text, reason.remedy)
+            self._serving[control].cancel()
+        for control in controls:
+            await control.ended.wait()
+
+    def note_trouble(self, told: Refusal) -> None:
+        """One ended for a reason that a reconnect alone does not heal: shown until one goes well."""
+        quiet = (ErrorCode.BUSY, ErrorCode.STALE, ErrorCode.SHUTDOWN, ErrorCode.FENCED)
+        if told.code not in quiet:
+            now = self._parts.ports.clock.wall()
+            self.trouble = Cause(code=told.code, text=told.text, time=now, remedy=told.remedy)
+            self._statistics.failed(now)
+            self._parts.changed.notify()
