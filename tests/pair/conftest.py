@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.pair.hosts import Hosts
 from tests.pair.rig import Pair
+
+MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture
@@ -23,3 +26,17 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
             yield started
         finally:
             await started.stop()
+
+
+@pytest.fixture
+def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
+    """Two hosts of real processes, not started yet; their logs are shown when the test fails."""
+    if shutil.which("qemu-io") is None or not Path("/usr/lib/python3/dist-packages/nbd.py").exists():
+        pytest.skip("needs qemu-io and Debian's libnbd (packages qemu-utils, libnbd-bin, python3-libnbd)")
+    with tempfile.TemporaryDirectory(prefix="vmr-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        hosts = Hosts(Path(folder))
+        try:
+            yield hosts
+        finally:
+            hosts.stop()
+            print(hosts.logs())

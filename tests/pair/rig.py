@@ -85,6 +85,7 @@ class Pair:
             dead_after_seconds=5,
         )
         self.primary = PrimaryAgent(config, self._ports["alpha"].ports)
+        self.primary.certificate_end = self._ports["alpha"].network.certificate_end
         await self.primary.start()
 
     async def stop(self) -> None:

@@ -1,0 +1,40 @@
+"""SIGKILL at random moments under load: whatever is killed, nothing is lost and no client sees an error."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from tests.pair.hosts import MIB, Hosts
+
+KILLS = {"tap": 17, "primary": 17, "replica": 16}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", KILLS)
+def test_nothing_is_lost_however_often_it_is_killed(hosts: Hosts, target: str) -> None:
+    """I1, I3, I5, I6, R26, R44: after each recovery the disks on both sides are what the client wrote."""
+    hosts.replicate(12 * MIB, 4 * MIB)
+    epoch = hosts.status("primary")["epoch"]
+    rng = random.Random(target)
+    writer = hosts.start_writer(50, depth=16)
+    for _ in range(KILLS[target]):
+        writer.go()
+        # No condition is waited for: the moment is to be any.
+        time.sleep(rng.uniform(0, 0.6))
+        if target == "tap":
+            hosts.kill_tap()
+        else:
+            hosts.kill(target)
+            time.sleep(rng.uniform(0, 0.2))
+            hosts.start(target)
+        hosts.connect()
+        writer.settle()
+        hosts.assert_same(writer.shadows)
+    status = hosts.status("primary")
+    assert (status["epoch"], status["state"], status["causes"]) == (epoch, "Replicating", [])
+    journal = writer.finish()
+    assert journal
+    assert all(write["done"] for write in journal)
