@@ -8,7 +8,8 @@ import sys
 import time
 from collections import Counter
 
-from tests.simulation.mutants import MUTANTS, planted
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.options import draw
 from tests.simulation.run import Result, run
 
 
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=1, help="so many seeds, one after another")
     parser.add_argument("--mutant", choices=sorted(MUTANTS), help="plant this bug until a seed notices")
+    parser.add_argument("--weather", action="store_true", help="only the faults under which the mutant shows soon")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     parser.add_argument("--verbose", action="store_true", help="tell everything that happened")
     parser.add_argument("--twice", action="store_true", help="run each seed twice and compare the traces")
@@ -29,8 +31,10 @@ def main() -> int:
     done = 0
     virtual = 0.0
     for seed in seeds:
-        patches = (planted(arguments.mutant),) if arguments.mutant else ()
-        result = run(seed, verbose=arguments.verbose, patches=patches)
+        mutant = MUTANTS[arguments.mutant] if arguments.mutant else None
+        options = mutant.options(seed) if mutant is not None and arguments.weather else draw(seed)
+        patches = (mutant.planted(),) if mutant is not None else ()
+        result = run(options, verbose=arguments.verbose, patches=patches)
         done += 1
         totals += result.counts
         virtual += result.virtual_seconds

@@ -88,13 +88,12 @@ class Guest:
 
     def _make(self, disk: int) -> Write:
         rng = self.rng
-        fate = rng.random()
-        if fate < 0.8:
+        if rng.random() >= self.options.zeroes:
             count = rng.randint(1, rng.choice((1, 8, 8, self.options.largest)))
             kind = CommandKind.WRITE
         else:
             count = rng.randint(1, rng.choice((8, 64, self.sectors)))
-            kind = CommandKind.ZEROES if fate < 0.9 else CommandKind.TRIM
+            kind = rng.choice((CommandKind.ZEROES, CommandKind.TRIM))
         count = min(count, self.sectors)
         last = self.sectors - count
         # Most writes meet where others went a moment ago.
@@ -207,6 +206,6 @@ class Guest:
             if any(w.disk == disk and w.offset < offset + length and offset < w.offset + w.length for w in busy):
                 return
             if bytes(data) != bytes(self.oracle.images[disk][offset : offset + length]):
-                raise Violation(f"the guest read something else than it wrote at {offset} of disk {disk}")
+                raise Violation(f"R1: the guest read something else than it wrote at {offset} of disk {disk}")
 
         self._when_done(self.process, self.exports[disk].read(offset, length), done)

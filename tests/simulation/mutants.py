@@ -1,8 +1,8 @@
 """Planted bugs: each breaks one rule of the product, and the simulation must notice it within a few hundred seeds.
 
 A net that has never caught anything proves nothing. A mutant is a patch of the real code, or of what a port promises,
-that stands for a mistake which somebody might make. ``SEEDS`` names a first seed that notices each; the tests run the
-mutant from there.
+that stands for a mistake which somebody might make. Where a second defence of the product would hide it, that defence
+is left out as well.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import primary_agent.tap.engine
@@ -36,6 +37,7 @@ from replica_agent.vm import ReplicaVm
 from shared.tap_control import TapClient
 from tests.simulation.disk import SimulatedFile, SimulatedFileSystem
 from tests.simulation.hooks import replaced
+from tests.simulation.options import Options, calm
 
 Patch = tuple[Any, str, Callable[[Any], Any]]
 """Owner, attribute, and what makes its replacement from the original."""
@@ -377,7 +379,11 @@ def apply_over_gap() -> Sequence[Patch]:
 
 def promote_applied_only() -> Sequence[Patch]:
     """I5: a failover forgets what was acknowledged and not applied yet."""
-    return [(Promotion, "_newest_cut", lambda _original: lambda promotion: promotion.parts.applier.applied)]
+
+    def make(original: Any) -> Any:
+        return lambda promotion: promotion.parts.applier.applied or original(promotion)
+
+    return [(Promotion, "_newest_cut", make)]
 
 
 def no_fence() -> Sequence[Patch]:
@@ -472,47 +478,74 @@ def lost_wakeup() -> Sequence[Patch]:
     return [(Control, "_store", make)]
 
 
-MUTANTS: dict[str, Callable[[], Sequence[Patch]]] = {
-    maker.__name__: maker
-    for maker in (
-        flush_nosync,
-        no_recovery_reread,
-        no_write_ahead,
-        answer_early,
-        no_turns,
-        no_drain,
-        same_boot,
-        no_witness,
-        lost_not_marked,
-        release_early,
-        propose_unstored,
-        track_late,
-        commit_unsettled,
-        spool_nosync,
-        spool_folder_nosync,
-        ack_early,
-        base_nosync,
-        differencing_nosync,
-        apply_unmarked,
-        expose_early,
-        no_overlay,
-        recycle_early,
-        apply_over_gap,
-        promote_applied_only,
-        no_fence,
-        export_not_preserved,
-        no_redo,
-        sync_retried,
-        session_behind_promotion,
-        lost_wakeup,
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A planted bug. ``breaks`` are the invariants and rules one of which must be seen broken.
+
+    ``weather`` are the options under which it shows soon; all faults that it does not name stay away.
+    """
+
+    plant: Callable[[], Sequence[Patch]]
+    breaks: tuple[str, ...]
+    weather: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return self.plant.__name__
+
+    def options(self, seed: int) -> Options:
+        """The options of a seed in this mutant's weather."""
+        return calm(seed, **self.weather)
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """The product with that bug in it, for a while."""
+        with ExitStack() as stack:
+            for owner, attribute, make in self.plant():
+                stack.enter_context(replaced(owner, attribute, make))
+            yield
+
+
+BUSY = {"write_rate": 40.0, "in_flight": 12}
+TAP_KILLS = {**BUSY, "kill_tap": 1.0, "aimed": 1.0}
+REPLICA_KILLS = {**BUSY, "kill_replica": 1.0, "aimed": 1.0}
+REPLICA_POWER = {**BUSY, "power_replica": 0.8, "aimed": 0.5}
+RESYNCS = {**BUSY, "resyncs": 0.5}
+LONG_ZEROES = {**BUSY, "zeroes": 0.6, "stalls": 0.1}
+IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
+
+MUTANTS = {
+    mutant.name: mutant
+    for mutant in (
+        Mutant(flush_nosync, ("I4",), {**BUSY, "power_primary": 0.5}),
+        Mutant(no_recovery_reread, ("I1",), TAP_KILLS),
+        Mutant(no_write_ahead, ("I1", "I12"), TAP_KILLS),
+        Mutant(answer_early, ("I2",), {}),
+        Mutant(no_turns, ("R1", "I1", "I12"), LONG_ZEROES),
+        Mutant(no_drain, ("R6",), {**LONG_ZEROES, "resyncs": 2.0}),
+        Mutant(same_boot, ("I1", "I12"), {**BUSY, "power_primary": 0.5}),
+        Mutant(no_witness, ("I1", "I12"), {**BUSY, "kill_tap": 0.5, "foreign_edits": 1.0}),
+        Mutant(lost_not_marked, ("I1", "I12"), {**TAP_KILLS, "log_errors": 0.4}),
+        Mutant(release_early, ("I5",), {**BUSY, "resets": 0.5, "slow": 0.1}),
+        Mutant(propose_unstored, ("I12",), {"resyncs": 2.0, "kill_primary": 2.0, "slow": 0.1, "seconds": 14.0}),
+        Mutant(track_late, ("I1",), BUSY),
+        Mutant(commit_unsettled, ("I1", "I6"), {**RESYNCS, "stalls": 0.02}),
+        Mutant(spool_nosync, ("I5",), {}),
+        Mutant(spool_folder_nosync, ("I5",), {}),
+        Mutant(ack_early, ("I5",), {}),
+        Mutant(base_nosync, ("I6",), REPLICA_POWER),
+        Mutant(differencing_nosync, ("I6",), {**REPLICA_POWER, "resyncs": 2.0, "stalls": 0.02, "crash_at_sync": 0.05}),
+        Mutant(apply_unmarked, ("I6",), {**REPLICA_POWER, **REPLICA_KILLS}),
+        Mutant(expose_early, ("I1",), RESYNCS),
+        Mutant(no_overlay, ("I1", "I6"), {**RESYNCS, "power_replica": 0.5}),
+        Mutant(recycle_early, ("I5", "I6"), REPLICA_KILLS),
+        Mutant(apply_over_gap, ("I1",), {**BUSY, "resets": 2.0, "replica_errors": 2.0}),
+        Mutant(promote_applied_only, ("I5",), {**BUSY, "promote_at": 3.0, "stalls": 0.1}),
+        Mutant(no_fence, ("I5", "I8", "I12"), IDLE_FAILOVER),
+        Mutant(export_not_preserved, ("I1",), {**BUSY, "exports": 0.5}),
+        Mutant(no_redo, ("I1", "I6"), REPLICA_KILLS),
+        Mutant(sync_retried, ("I4", "I5", "I6"), {**BUSY, "replica_errors": 1.0}),
+        Mutant(session_behind_promotion, ("I5", "I8", "I12"), {**IDLE_FAILOVER, "resets": 4.0, "stalls": 0.2}),
+        Mutant(lost_wakeup, ("I12",), {**BUSY, "resyncs": 2.0, "resets": 2.0, "stalls": 0.2}),
     )
 }
-
-
-@contextmanager
-def planted(name: str) -> Iterator[None]:
-    """The product with that bug in it, for a while."""
-    with ExitStack() as stack:
-        for owner, attribute, make in MUTANTS[name]():
-            stack.enter_context(replaced(owner, attribute, make))
-        yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Options:
     in_flight: int
     largest: int
     """Sectors of the longest write."""
+    zeroes: float
+    """Share of the writes that are zeroes and discards."""
     resets: float
     partitions: float
     kill_tap: float
@@ -87,6 +90,7 @@ def draw(seed: int) -> Options:
         write_rate=rng.choice([4.0, 15.0, 40.0]),
         in_flight=rng.choice([1, 4, 12]),
         largest=rng.choice([8, 64, 128]),
+        zeroes=rng.choice([0.05, 0.2, 0.5]),
         resets=swarm(0.5, 0.1, 0.5, 2.0),
         partitions=swarm(0.3, 0.1, 0.3),
         kill_tap=swarm(0.4, 0.1, 0.4, 1.0),
@@ -112,3 +116,15 @@ def draw(seed: int) -> Options:
         agent_restarts=swarm(0.2, 0.1, 0.3),
         tap_restarts=swarm(0.2, 0.1, 0.3),
     )
+
+
+FAULTS = """
+    resets partitions kill_tap kill_primary kill_replica power_primary power_replica aimed crash_at_sync stalls hiccups
+    log_errors replica_errors full_replica foreign_edits suspends resyncs exports agent_restarts tap_restarts
+""".split()
+
+
+def calm(seed: int, **weather: Any) -> Options:
+    """The options of a seed without any fault but those in ``weather``."""
+    chosen: dict[str, Any] = {**dict.fromkeys(FAULTS, 0.0), "promote_at": None, "log_limit": 0, **weather}
+    return dataclasses.replace(draw(seed), **chosen)
