@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from shared.disks.hashing import HASH_NAME, RangeHasher
 
 from primary_agent.compare import BlocksReader, differing_spans, ranges_to_compare, unreadable
 from primary_agent.dialing import Dialled, dial, expect, name_of, open_body
@@ -45,6 +44,7 @@ from protocol.messages import (
 )
 from protocol.position import Position
 from shared.channel import Channel
+from shared.disks.hashing import HASH_NAME, RangeHasher
 from shared.errors import VmreplicaError
 from shared.events import EventId
 from shared.ports import Address, File

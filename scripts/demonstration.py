@@ -180,8 +180,10 @@ class Demonstration:
         details = finished[-1].get("data", finished[-1])
         self.prove("blocks compared by the resync", f"{details['blocks_compared']} of 64 KiB")
         self.prove("blocks that differed and were sent", f"{details['blocks_sent']} ({human(details['bytes_sent'])})")
-        self.prove("bytes on the wire since the link is back", human(vm["link"]["bytes_sent"] - before if
-                   vm["link"]["bytes_sent"] > before else vm["link"]["bytes_sent"]))
+        self.prove(
+            "bytes on the wire since the link is back",
+            human(vm["link"]["bytes_sent"] - before if vm["link"]["bytes_sent"] > before else vm["link"]["bytes_sent"]),
+        )
         self.compare_export("replica after the resync against the primary's disk")
 
     def fail_over(self) -> None:

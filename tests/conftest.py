@@ -21,9 +21,7 @@ hypothesis.settings.register_profile("quick", parent=hypothesis.settings.get_pro
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--quick", action="store_true", help="leave out slow tests; property tests try fewer examples"
-    )
+    parser.addoption("--quick", action="store_true", help="leave out slow tests; property tests try fewer examples")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,7 +4,8 @@ A real pair replicates a sparse disk. Sending is suspended, fio writes through t
 log is sealed. Then sending is resumed, and the time is taken until the replica has acknowledged the last of it as
 durable, and until it is applied. The limit is one TLS 1.3 connection between two processes with the same certificates
 and the same links, sending 64 KiB messages that are thrown away. Both ends share this machine's cores in both cases.
-Absolute figures move from run to run on a busy machine: ratios count.
+Absolute figures move from run to run on a busy machine: ratios count, and so do the processor seconds, user and kernel,
+that each GB costs both ends together up to "received". Every round is printed, with the memory of each process.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
+import os
 import statistics
-import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -31,9 +32,21 @@ from shared.ports.tls import TlsIdentity
 MIB = 1 << 20
 MESSAGE = 64 << 10
 STORES = {"tmpfs": Path("/dev/shm"), "ext4": Path("/var/tmp")}
+LIMIT_BYTES = 2048 * MIB
 ENTRIES = {65536: 1024 * MIB, 4096: 768 * MIB}
 """Entry size in bytes: bytes of payload in the log."""
-POLL_SECONDS = 0.005
+POLL_SECONDS = 0.02
+"""Between two questions for the status; the primary's loop answers them, so more would slow down what is measured."""
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def _processor(*pids: int) -> float:
+    """Seconds of processor time, user and kernel, that processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS
 
 
 # --- the limit -------------------------------------------------------------------------------------------------------
@@ -93,27 +106,28 @@ def _serve_sink(folder: Path, total: int, ready: Connection) -> None:
         runner.run(serve())
 
 
-def tls_limit(folder: Path, total: int) -> float:
-    """Bytes a second of one connection."""
+def tls_limit(folder: Path, total: int) -> tuple[float, float]:
+    """Bytes a second of one connection, and processor seconds a byte of both ends."""
     ours, theirs = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
     process = spawn.Process(target=_serve_sink, args=(folder, total, theirs), daemon=True)
     process.start()
 
-    async def send(port: int) -> float:
+    async def send(port: int) -> tuple[float, float]:
         link = await RealNetwork(_identity(folder, "alpha")).connect(
             Address(host="localhost", port=port, tls=True), timeout=10
         )
         answer, message = _Answer(), bytes(range(256)) * (MESSAGE // 256)
         link.attach(answer)
-        started = time.perf_counter()
+        pids = os.getpid(), process.pid or 0
+        used, started = _processor(*pids), time.perf_counter()
         for _ in range(total // MESSAGE):
             link.write(message)
             await link.drain()
         await answer.arrived.wait()
-        elapsed = time.perf_counter() - started
+        elapsed, used = time.perf_counter() - started, _processor(*pids) - used
         link.close()
-        return total / elapsed
+        return total / elapsed, used / total
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -126,25 +140,29 @@ def tls_limit(folder: Path, total: int) -> float:
 # --- streaming -------------------------------------------------------------------------------------------------------
 
 
-async def _watch(pair: AgentPair, entry: int) -> tuple[float, float]:
-    """Resume sending; seconds until everything up to ``entry`` is received, and until it is applied."""
+async def _watch(pair: AgentPair, entry: int) -> tuple[float, float, float]:
+    """Resume sending; seconds until everything up to ``entry`` is received, processor seconds of both agents until
+    then, and seconds until it is applied.
+    """
     network = RealNetwork()
     client = await JsonRpcClient.connect(network, Address(unix_path=str(pair.sockets["primary"])), 10)
 
-    async def cut(name: str) -> int:
-        vm: dict[str, Any] = (await client.call("status", {"vm": "demo"}))["vms"][0]
-        return int(vm[name]["entry"]) if vm[name] else -1
+    async def reaches(name: str) -> None:
+        while True:
+            vm: dict[str, Any] = (await client.call("status", {"vm": "demo"}))["vms"][0]
+            if vm[name] and int(vm[name]["entry"]) >= entry:
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
-    started = time.perf_counter()
+    pids = [agent.pid for agent in pair.agents.values()]
+    used, started = _processor(*pids), time.perf_counter()
     await client.call("vm.resume", {"vm": "demo"})
-    while await cut("acked_cut") < entry:
-        await asyncio.sleep(POLL_SECONDS)
-    received = time.perf_counter() - started
-    while await cut("applied_cut") < entry:
-        await asyncio.sleep(POLL_SECONDS)
+    await reaches("acked_cut")
+    received, used = time.perf_counter() - started, _processor(*pids) - used
+    await reaches("applied_cut")
     applied = time.perf_counter() - started
     client.close()
-    return received, applied
+    return received, used, applied
 
 
 def _memory(pid: int) -> int:
@@ -164,11 +182,12 @@ def measure(pair: AgentPair, uri: str, size: int, entry_bytes: int, total: int) 
     entries = total // entry_bytes
     target = before + entries
     pair.wait("the seal", "primary", lambda vm: vm["newest_cut"]["entry"] >= target)
-    received, applied = asyncio.run(_watch(pair, target))
+    received, used, applied = asyncio.run(_watch(pair, target))
     return {
         "received": total / received,
         "entries": entries / received,
         "applied": total / applied,
+        "processor": used / total,
         "primary": _memory(pair.agents["primary"].pid),
         "replica": _memory(pair.agents["replica"].pid),
         "tap": _memory(pair.tap_pid()),
@@ -191,28 +210,30 @@ def bench(store: str, folder: Path, runs: int) -> None:
         vm = pair.wait("Replicating", "primary", lambda vm: vm["state"] == "Replicating" and vm["newest_cut"])
         uri = vm["tap"]["uris"][0]
         for entry_bytes, total in ENTRIES.items():
-            limits, rounds = [], []
+            rounds = []
             for number in range(runs + 1):
-                limit = tls_limit(folder, 2048 * MIB)
+                limit, limit_processor = tls_limit(folder, LIMIT_BYTES)
                 result = measure(pair, uri, size, entry_bytes, total)
+                result |= {"limit": limit, "limit processor": limit_processor, "ratio": result["received"] / limit}
+                _report(f"  round {number}", entry_bytes, result)
                 if number:  # The first round fills the log files and the page cache.
-                    limits.append(limit)
                     rounds.append(result)
-            _report(store, entry_bytes, limits, rounds)
+            middle = {key: statistics.median(result[key] for result in rounds) for key in rounds[0]}
+            _report(f"{store}, medians", entry_bytes, middle)
     finally:
         pair.stop()
 
 
-def _report(store: str, entry_bytes: int, limits: list[float], rounds: list[dict[str, float]]) -> None:
-    middle = {key: statistics.median(result[key] for result in rounds) for key in rounds[0]}
-    ratio = statistics.median(result["received"] / limit for result, limit in zip(rounds, limits, strict=True))
+def _report(name: str, entry_bytes: int, result: dict[str, float]) -> None:
     print(
-        f"{store:6} {entry_bytes // 1024:3} KiB entries: received {middle['received'] / 1e6:6.0f} MB/s, "
-        f"{middle['entries']:8.0f} entries/s; TLS limit {statistics.median(limits) / 1e6:6.0f} MB/s, "
-        f"ratio {ratio:.2f}; applied {middle['applied'] / 1e6:6.0f} MB/s; RSS MiB: "
-        f"primary {middle['primary'] / MIB:.0f}, replica {middle['replica'] / MIB:.0f}, tap {middle['tap'] / MIB:.0f}"
+        f"{name:15} {entry_bytes // 1024:3} KiB entries: received {result['received'] / 1e6:5.0f} MB/s, "
+        f"{result['entries']:7.0f} entries/s; TLS limit {result['limit'] / 1e6:5.0f} MB/s, "
+        f"ratio {result['ratio']:.2f}; "
+        f"processor s/GB {result['processor'] * 1e9:.2f}, of the limit {result['limit processor'] * 1e9:.2f}; "
+        f"applied {result['applied'] / 1e6:5.0f} MB/s; RSS MiB: primary {result['primary'] / MIB:.0f}, "
+        f"replica {result['replica'] / MIB:.0f}, tap {result['tap'] / MIB:.0f}",
+        flush=True,
     )
-    sys.stdout.flush()
 
 
 def main() -> None:

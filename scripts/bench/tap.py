@@ -27,7 +27,7 @@ from shared.errors import UnreachableError, VmreplicaError
 from shared.ports.files import RealFileSystem
 from shared.ports.network import RealNetwork
 from shared.tap_config import TapConfig, TapDisk, save_config
-from shared.tap_control import Sealed, TapClient
+from shared.tap_control import TapClient
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 30.0
@@ -156,21 +156,19 @@ def release_cuts(control: str) -> None:
     """What an agent whose replica keeps up does to a tap: begin, cut when much was written, release (a process)."""
 
     async def follow() -> None:
-        client = await TapClient.connect(RealNetwork(), control, timeout=START_SECONDS)
+        client = await TapClient.connect(
+            RealNetwork(), control, timeout=START_SECONDS, on_notification=lambda _method, _params: None
+        )
         await client.begin(os.urandom(16))
         status = await client.subscribe()
-        written, working = 0, False
-        async for note in client.notifications():
-            if isinstance(note, Sealed):
-                await client.release(bytes.fromhex(note.epoch), note.segment)
-                working = False
-            elif not working:
-                status = await client.status()
-                if status.bytes_written - written > status.log.limit // 4:
-                    written, working = status.bytes_written, True
-                    await client.cut()
-                else:
-                    await asyncio.sleep(0.02)
+        released = status.bytes_written
+        while True:
+            status = await client.status()
+            if status.bytes_written - released > status.log.limit // 8:
+                released = status.bytes_written
+                cut = await client.cut()
+                await client.release(bytes.fromhex(cut.epoch), cut.segment)
+            await asyncio.sleep(0.02)
 
     with contextlib.suppress(UnreachableError, KeyboardInterrupt):
         asyncio.run(follow())

@@ -68,9 +68,7 @@ class JsonRpcClient:
         link.attach(client)
         return client
 
-    async def call(
-        self, method: str, params: Mapping[str, Any] | None = None, timeout: float | None = None
-    ) -> Any:
+    async def call(self, method: str, params: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
         """The method's result, as plain JSON values.
 
         Raises the server's error as the class it had there, and UnreachableError when the connection ends or

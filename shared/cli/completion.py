@@ -138,7 +138,7 @@ def _zsh(everything: list[Completed]) -> str:
         "# zsh completion for vmreplica; printed by: vmreplica completion zsh",
         "_vmreplica_vms() {",
         f'    local -a names=("${{(@f)$({SHOWS_VMS})}}")',
-        '    compadd -a names',
+        "    compadd -a names",
         "}",
     ]
     for each in reversed(everything):

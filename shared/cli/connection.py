@@ -51,9 +51,7 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
-    def call(
-        self, method: str, params: Mapping[str, Any] | None = None, timeout: float | None = CALL_SECONDS
-    ) -> Any:
+    def call(self, method: str, params: Mapping[str, Any] | None = None, timeout: float | None = CALL_SECONDS) -> Any:
         """The method's result. Raises the agent's error, or UnreachableError after ``timeout`` seconds."""
         return self.wait(self.begin(method, params), method, timeout)
 

@@ -15,9 +15,7 @@ from shared.status import CutStatus, DiskStatus, ExportStatus, TapStatus, VmStat
 LABEL_WIDTH = 14
 
 
-def page_lines(
-    vm: VmStatus, now: float, width: int | None, palette: Palette, zone: tzinfo | None = None
-) -> list[str]:
+def page_lines(vm: VmStatus, now: float, width: int | None, palette: Palette, zone: tzinfo | None = None) -> list[str]:
     """The VM's page. ``now`` is when the status was taken; times are shown in ``zone`` (None: the host's)."""
     lines = [f"{palette.strong(vm.name)}  {vm.role}"]
     for label, text in _facts(vm, now, palette, zone):

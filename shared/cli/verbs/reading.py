@@ -120,9 +120,7 @@ def _status_json(agents: Agents, options: argparse.Namespace) -> dict[str, Any]:
             {**raw, "vms": [vm for vm in raw["vms"] if vm["uuid"] in uuids]}
             for _, raw, uuids in _wanted(agents, options)
         ],
-        "unreachable": [
-            {"code": error.code, "text": error.text, "remedy": error.remedy} for error in agents.failed
-        ],
+        "unreachable": [{"code": error.code, "text": error.text, "remedy": error.remedy} for error in agents.failed],
     }
 
 

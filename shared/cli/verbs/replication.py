@@ -144,9 +144,7 @@ def try_connection(options: argparse.Namespace, context: Context) -> int:
     """Let the primary agent try its way to a replica, and tell how far it came."""
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
-        raw = agents.of_role("primary").call(
-            admin.TEST_CONNECTION, {"replica": options.replica}, options.timeout
-        )
+        raw = agents.of_role("primary").call(admin.TEST_CONNECTION, {"replica": options.replica}, options.timeout)
     report = msgspec.convert(printable_values(raw), admin.ConnectionReport)
     console = context.console
     if options.json:

@@ -36,7 +36,7 @@ def test_lines_of_one_disk() -> None:
 def test_names_are_quoted_for_their_reader() -> None:
     uri = "nbd+unix:///a%2Cb%22%3C?socket=/run/x%2Cy.sock"
     assert nbd_place(uri) == ("/run/x,y.sock", 'a,b"<')
-    assert "server.path=/run/x,,y.sock,export=a,,b\"<," in qemu_lines(uri, 0)[0]
+    assert 'server.path=/run/x,,y.sock,export=a,,b"<,' in qemu_lines(uri, 0)[0]
     assert any("name='a,b\"&lt;'" in line for line in libvirt_lines(uri, 0))
 
 

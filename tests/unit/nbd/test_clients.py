@@ -259,6 +259,7 @@ async def test_fio_verifies_what_it_wrote(socket: Path, tmp_path: Path) -> None:
         tool, "--name=verify", "--ioengine=nbd", f"--uri={uri(socket)}", "--rw=randrw", "--rwmixwrite=70",
         "--bsrange=512-128k", "--blockalign=512", "--iodepth=32", "--size=48M", "--verify=crc32c", "--do_verify=1",
         "--verify_fatal=1", "--output-format=json", f"--aux-path={tmp_path}",
+        "--verify_state_save=0",
     )  # fmt: skip
     (job,) = json.loads(result.stdout[result.stdout.index("{") :])["jobs"]
     assert job["error"] == 0

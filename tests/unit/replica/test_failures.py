@@ -249,7 +249,7 @@ async def test_state_that_can_not_be_written_stops_the_vm_until_it_is_started_an
         await until(lambda: VM in rig.agent.vms and rig.agent.vms[VM] is not failed)
         assert rig.vm.failure is None
         assert await rig.reconnect() == "Replicating"
-        opened = rig.vm.opened()
+        opened = rig.vm.connections.opened()
         assert opened.received is not None
         for number in range(opened.received.segment + 1, rig.tap.segment + 1):
             rig.control.log(rig.tap.sent[number][0])

@@ -267,7 +267,7 @@ async def test_many_sessions_at_once_leave_one(world: World) -> None:
             return primary
 
         opened = [primary for primary in await asyncio.gather(*(dial() for _ in range(5))) if primary]
-        assert len(pair.agent.vms[VM]._serving) == 1
+        assert len(pair.agent.vms[VM].connections) == 1
         log, seal = pair.tap.random_segment(pair.rng)
         answers = 0
         for primary in opened:
@@ -284,7 +284,7 @@ async def test_many_sessions_at_once_leave_one(world: World) -> None:
 async def test_second_primary_is_refused_while_the_first_is_well(world: World) -> None:
     world.authorize = [world.entry("primary"), world.entry("other")]
     async with replicating(world) as pair:
-        await until(pair.agent.vms[VM].control.channel.healthy)  # type: ignore[union-attr]
+        await until(pair.agent.vms[VM].connections.control.channel.healthy)  # type: ignore[union-attr]
         error = await refused_open(dialler_of(world, pair.agent, "other"), epoch=EPOCH)
         assert (error.code, error.retryable) == ("busy", True)
         assert "another primary" in error.text
@@ -441,7 +441,7 @@ async def test_range_that_was_not_compared_is_not_settled(world: World) -> None:
         assert resync.bulk is not None
         resync.bulk.channel.send(resync.done(0, 0, DISKS[0].size))
         assert (await refusal_of(resync.bulk)).code == "protocol"
-        assert pair.agent.vms[VM].opened().resync is not None
+        assert pair.agent.vms[VM].connections.opened().resync is not None
         await pair.check_unharmed()
 
 
@@ -518,8 +518,8 @@ async def test_cancel_leaves_everything_as_it_was(world: World) -> None:
         pair.control.channel.send(ResyncCancel(id=resync.identity, text="enough"))
         await pair.control.expect(ResyncCancelled)
         vm = pair.agent.vms[VM]
-        assert vm.opened().resync is None
-        assert vm.opened().state == "WaitingForStartResynchronize"
+        assert vm.connections.opened().resync is None
+        assert vm.connections.opened().state == "WaitingForStartResynchronize"
         assert list((world.folder_of() / "resync").iterdir()) == []
         assert all(path.name.startswith("free-") for path in (world.folder_of() / "spool").iterdir())
         await pair.check_unharmed()
