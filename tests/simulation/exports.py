@@ -20,7 +20,7 @@ class SilentNbdServer:
         self.directory = directory
         self.connections: tuple[()] = ()
 
-    async def start_unix(self, path: str) -> None:
+    async def start_unix(self, path: str, *, mode: int = 0o600, group: str = "") -> None:
         """Nobody connects."""
 
     async def close(self) -> None:
