@@ -10,7 +10,7 @@ lost meanwhile, starts anew under another epoch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,10 @@ class ResyncDriver:
         connection: Connection,
         progress: ResyncProgress,
         answers: asyncio.Queue[Body],
+        *,
+        settled: Callable[[], None],
     ) -> None:
+        """``settled`` is called whenever the replica has made a range durable."""
         self.resync = resync
         self.progress = progress
         self._surroundings = surroundings
@@ -101,6 +104,7 @@ class ResyncDriver:
         self._manifests: dict[tuple[int, int], asyncio.Future[Manifest]] = {}
         self._unsettled: dict[tuple[int, int], int] = {}
         self._settled = Signal()
+        self._note_settled = settled
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
@@ -335,6 +339,7 @@ class ResyncDriver:
                 raise ProtocolError(f"RANGE_SETTLED of disk {run.disk}, offset {run.offset}, which was not sent")
             self.progress.disks[run.disk].settled_bytes += run.length
         self._settled.notify()
+        self._note_settled()
 
     async def _note(self, number: EventId, text: str, data: dict[str, Any]) -> None:
         await self._replication.note(self._replication.event(number, text, data=data))

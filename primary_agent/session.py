@@ -76,6 +76,8 @@ class Session:
         self._acknowledged = Signal()
         self._orders = parts.replication.orders
         self._epoch_needed = NO_EPOCH
+        self.fruitful = False
+        """Whether the replica has made something durable over this session: then the next failure is another one."""
         self._released: Position | None = None
         self._stored_at = -STORE_SECONDS
 
@@ -259,6 +261,7 @@ class Session:
                 self._connection,
                 progress,
                 self._answers,
+                settled=self._note_settled,
             )
             await driver.begin_tracking()
             self._epoch_needed = resync.epoch
@@ -338,6 +341,7 @@ class Session:
             latency = now - cut.time_ns / 1e9
             self._replication.statistics.acknowledged(now, latency=latency, size=cut.size)
         if newly:
+            self.fruitful = True
             self._note_acknowledged(newly[-1])
 
     def _note_acknowledged(self, cut: SentCut) -> None:
@@ -345,6 +349,9 @@ class Session:
         if cut.position.epoch == self._replication.record.epoch:
             self._replication.acked = Acked(cut.position, cut.time_ns, cut.place)
             self._acknowledged.notify()
+
+    def _note_settled(self) -> None:
+        self.fruitful = True
 
     def _take_applied(self, position: Position) -> None:
         self._parts.applied = position

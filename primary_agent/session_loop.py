@@ -76,8 +76,9 @@ class SessionLoop:
         self._opened()
         self._link.dialled = dialled
         opened_at = self._ports.clock.monotonic()
+        session = Session(parts, dialled, connection)
         try:
-            await Session(parts, dialled, connection).run()
+            await session.run()
         except asyncio.CancelledError:
             channel.abort("the agent stops")
             raise
@@ -85,8 +86,8 @@ class SessionLoop:
             await channel.close(str(error) or type(error).__name__)
             raise
         finally:
-            if self._ports.clock.monotonic() - opened_at > self._backoff:
-                # It went well for longer than the wait before it: what comes is another outage.
+            if session.fruitful or self._ports.clock.monotonic() - opened_at > self._backoff:
+                # It got somewhere, or went well for longer than the wait before it: what comes is another outage.
                 self._backoff = BACKOFF_FIRST_SECONDS
                 self._link.attempts = 0
                 self._told = ""
@@ -122,14 +123,24 @@ class SessionLoop:
         self._link.last_error = str(failure)
         self._link.last_error_code = failure.code
         self._link.retryable = retryable
-        delay = self._next_delay() if retryable else SLOW_RETRY_SECONDS
+        if not retryable:
+            delay = SLOW_RETRY_SECONDS
+        elif not self._tap_answers():
+            # The next session waits for the tap, which has waits of its own; the replica has no part in it.
+            delay = 0.0
+        else:
+            delay = self._next_delay()
         await self._tell(failure, retryable=retryable, delay=delay)
         self._link.next_attempt = now.monotonic() + delay
-        if await self._link.poke.wait_for(delay):
+        if delay and await self._link.poke.wait_for(delay):
             self._backoff = BACKOFF_FIRST_SECONDS
 
+    def _tap_answers(self) -> bool:
+        connection = self._parts.tap.connection
+        return connection is not None and connection.alive
+
     def _next_delay(self) -> float:
-        """1, 2, 4 ... 30 s with jitter; a session that lasted longer than the wait before it starts anew."""
+        """1, 2, 4 ... 30 s with jitter, from the start again after a session that got somewhere."""
         delay = self._backoff
         self._backoff = min(2 * delay, BACKOFF_LAST_SECONDS)
         return delay - self._ports.random.uniform(0, JITTER * delay)

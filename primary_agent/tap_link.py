@@ -123,6 +123,7 @@ class TapLink:
             self.connection = connection
             self.failure = None
             self.changed.notify()
+            connected_at = self._ports.clock.monotonic()
             try:
                 await self._reconcile(connection)
                 await asyncio.shield(connection.client.rpc.closed)
@@ -132,7 +133,12 @@ class TapLink:
                 connection.client.close()
                 self.connection = None
                 self.changed.notify()
-            delay = RETRY_FIRST_SECONDS
+            if self._ports.clock.monotonic() - connected_at > delay:
+                delay = RETRY_FIRST_SECONDS
+            else:
+                # A tap that ends as soon as it serves is not started without a pause.
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_LAST_SECONDS)
 
     async def _reconcile(self, connection: Connection) -> None:
         """A tap that outlived a change of settings is told now."""

@@ -50,6 +50,31 @@ async def test_writes_during_the_initial_replication_are_part_of_it(pair: Pair) 
     await pair.assert_same()
 
 
+async def test_waits_start_anew_after_a_session_that_got_somewhere(pair: Pair) -> None:
+    """I12: a link that breaks again and again, but carries cuts between, is not waited for longer and longer."""
+    await pair.replicate(4 * MIB)
+    link = pair.vm.parts.link
+    for number in range(5):
+        await pair.write(0, f"write -P {number + 1} 0 64k")
+        await pair.assert_same()
+        await pair.until("the acknowledgement", lambda: pair.vm.parts.replication.acked)
+        pair.cut_link()
+        await pair.until("the end of the session", lambda: link.dialled is None and link.next_attempt is not None)
+        assert link.attempts == 1
+        link.poke.notify()
+        await pair.until("another session", lambda: link.dialled)
+
+
+async def test_a_tap_that_ends_costs_no_wait_for_the_replica(pair: Pair) -> None:
+    await pair.replicate(4 * MIB)
+    for number in range(4):
+        await pair.kill_tap()
+        await pair.healthy()
+        await pair.write(0, f"write -P {number + 1} 0 64k")
+    assert pair.vm.parts.link.attempts <= 1
+    await pair.assert_same()
+
+
 async def test_a_broken_link_costs_nothing_but_time(pair: Pair) -> None:
     """I12, R33, R34: the log resumes where the replica stands, also inside a segment."""
     await pair.replicate(16 * MIB)
