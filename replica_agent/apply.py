@@ -182,7 +182,7 @@ class Applier:
             except NoSpaceError as error:
                 await self._wait_for_space(error)
             except (OSError, StorageError) as error:
-                await self._distrust(error, redone=redone)
+                await self._fail(error, redone=redone)
             else:
                 self.problem = None
             self.changed.notify()
@@ -274,16 +274,17 @@ class Applier:
 
     async def _wait_for_space(self, error: NoSpaceError) -> None:
         if self.problem is None:
-            self.problem = Cause(code="no_space", text=error.text, time=self.ports.clock.wall(), remedy=error.remedy)
             await self.ledger.note(EventId.APPLY_FAILED, error.text, cause="no_space")
-        self.changed.notify()
-        await asyncio.sleep(RETRY_SECONDS)
+        await self._wait(Cause(code="no_space", text=error.text, time=self.ports.clock.wall(), remedy=error.remedy))
 
-    async def _distrust(self, error: Exception, *, redone: bool) -> None:
-        """What was received can't be applied, and only a resync helps.
+    async def _fail(self, error: Exception, *, redone: bool) -> None:
+        """What was received could not be applied, and only a resync helps.
 
         Where the disks were already being changed they may be anything now: no promotion and no export until a resync
         has committed (R17). Otherwise they still are the newest point.
+
+        After a failover nobody is left to resync from, but the spool still holds everything that these disks had not
+        synced: writing all of it again, and syncing that, heals what a failed sync lost. So it is tried again.
         """
         cause = Cause(
             code="spool_damaged" if isinstance(error, UnreadableError) else "disk_failed",
@@ -294,13 +295,26 @@ class Applier:
         suspect = redone or self.disks.touched
         identities = None if suspect else await finish(self.ports.workers.run(self.disks.identities))
         async with self.ledger.transaction() as draft:
-            draft.event(EventId.APPLY_FAILED, cause.text, cause=cause.code)
-            draft.require_resync(cause, suspect=suspect, reread=isinstance(error, _SyncOfDisksError))
-            if not suspect:
-                draft.replication.applying = None
-                draft.replication.identities = identities
-        if self.spool is not None:
+            promoted = draft.promotion is not None
+            if not promoted or self.problem is None:
+                draft.event(EventId.APPLY_FAILED, cause.text, cause=cause.code)
+            if not promoted:
+                draft.require_resync(cause, suspect=suspect, reread=isinstance(error, _SyncOfDisksError))
+                if not suspect:
+                    draft.replication.applying = None
+                    draft.replication.identities = identities
+        if promoted:
+            cause.remedy = "Check the volume; it is tried again."
+            await self._wait(cause)
+        elif self.spool is not None:
+            # At once, in the step that ends the transaction: a failover must not count on these any more.
             self.spool.segments.clear()
+
+    async def _wait(self, cause: Cause) -> None:
+        """Show why nothing is applied, and let some time pass."""
+        self.problem = cause
+        self.changed.notify()
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 class _SyncOfDisksError(StorageError):

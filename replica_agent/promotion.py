@@ -49,9 +49,7 @@ class Promotion:
             self._judge()
             await self.end_sessions()
             async with parts.order:
-                self._judge()
-                cut = self._newest_cut()
-                await self._commit(cut)
+                await self._commit()
         parts.applier.changed.notify()
         parts.changed.notify()
         return True
@@ -75,11 +73,14 @@ class Promotion:
         assert cut is not None
         return cut
 
-    async def _commit(self, cut: Position) -> None:
+    async def _commit(self) -> None:
         parts = self.parts
-        opened, parts.resync = parts.resync, None
         epoch = parts.ports.random.bytes(16)
         async with parts.ledger.transaction() as draft:
+            # Judged in the transaction's turn: an apply that fails meanwhile drops what a cut chosen before rested on.
+            self._judge()
+            cut = self._newest_cut()
+            opened, parts.resync = parts.resync, None
             # Past its commit a resync can't be dropped: its merge is part of what is applied now (R40).
             if draft.resync is not None and draft.resync.end is None:
                 draft.resync = None

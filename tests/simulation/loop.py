@@ -139,16 +139,28 @@ class SimulatedTask(asyncio.Task[Any]):
         return self.number
 
 
-class _Handle(asyncio.Handle):
-    """A callback of a process; skipped once that process is dead."""
+class _Handle:
+    """A callback of a process; skipped once that process is dead. Does all that asyncio wants of its own handles."""
 
-    __slots__ = ("process",)
-    process: Process | None
+    __slots__ = ("args", "callback", "context", "gone", "process", "time")
 
+    def __init__(self, callback: Any, args: tuple[Any, ...], context: contextvars.Context, time: float) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self.time = time
+        self.process = context.get(CURRENT)
+        self.gone = False
 
-class _TimerHandle(asyncio.TimerHandle):
-    __slots__ = ("process",)
-    process: Process | None
+    def when(self) -> float:
+        return self.time
+
+    def cancel(self) -> None:
+        self.gone = True
+        self.callback = self.args = None
+
+    def cancelled(self) -> bool:
+        return self.gone
 
 
 class SimulationLoop(asyncio.BaseEventLoop):
@@ -163,8 +175,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
         self.trace = Trace()
         self.processes: list[Process] = []
         self.errors: list[dict[str, Any]] = []
-        self._timers: list[tuple[float, int, _TimerHandle]] = []
-        self._ready: deque[_Handle | _TimerHandle] = deque()
+        self._timers: list[tuple[float, int, _Handle]] = []
+        self._ready: deque[_Handle] = deque()
         self.set_exception_handler(lambda _loop, context: self.errors.append(context))
         self.set_task_factory(_make_task)
 
@@ -180,22 +192,22 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> _Handle:
-        handle = _Handle(callback, args, self, context)
-        handle.process = CURRENT.get() if context is None else context.get(CURRENT)
+        handle = _Handle(callback, args, contextvars.copy_context() if context is None else context, self.now)
         self._ready.append(handle)
         return handle
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
-    ) -> _TimerHandle:
-        handle = _TimerHandle(when, callback, args, self, context)
-        handle.process = CURRENT.get() if context is None else context.get(CURRENT)
+    ) -> _Handle:
+        handle = _Handle(callback, args, contextvars.copy_context() if context is None else context, when)
         self.numbers += 1
         heapq.heappush(self._timers, (when, self.numbers, handle))
         return handle
 
-    def _timer_handle_cancelled(self, _handle: asyncio.TimerHandle) -> None:
-        pass
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> _Handle:
+        return self.call_at(self.now + delay, callback, *args, context=context)
 
     def run_in_executor(self, _executor: Any, function: Any, *_args: Any) -> Any:  # type: ignore[override]
         raise RuntimeError(f"{function} was given to a thread past the ports")
@@ -207,8 +219,16 @@ class SimulationLoop(asyncio.BaseEventLoop):
         pass
 
     def _run_once(self) -> None:
+        """Run until told to stop: asyncio asks between any two rounds, which costs more than many a round."""
+        while True:
+            self._run_round()
+            if self._stopping:  # type: ignore[attr-defined]
+                return
+
+    def _run_round(self) -> None:
+        """What is due now, in the order in which it became due; where nothing is, time goes on to the next timer."""
         ready, timers = self._ready, self._timers
-        while timers and (timers[0][2].cancelled() or _is_dead(timers[0][2].process)):
+        while timers and _is_over(timers[0][2]):
             heapq.heappop(timers)
         if not ready and not self._stopping:  # type: ignore[attr-defined]
             if not timers:
@@ -222,10 +242,14 @@ class SimulationLoop(asyncio.BaseEventLoop):
             raise Livelock(f"{self.steps} steps at {self.now:.6f} s")
         for _ in range(count):
             handle = ready.popleft()
-            process = handle.process
-            if handle.cancelled() or (process is not None and process.dead):
+            if _is_over(handle):
                 continue
-            handle._run()
+            try:
+                handle.context.run(handle.callback, *handle.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.call_exception_handler({"message": f"{handle.callback} failed", "exception": error})
 
     def unretrieved(self) -> list[BaseException]:
         """Exceptions that ended a task of a living process and that nobody looked at, and failed callbacks."""
@@ -281,8 +305,8 @@ def _close(coroutine: Any) -> None:
         return
 
 
-def _is_dead(process: Process | None) -> bool:
-    return process is not None and process.dead
+def _is_over(handle: _Handle) -> bool:
+    return handle.gone or (handle.process is not None and handle.process.dead)
 
 
 def _frames(coroutine: Any) -> list[str]:
