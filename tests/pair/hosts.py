@@ -144,10 +144,13 @@ class Hosts(AgentPair):
     def caught_up(self) -> Status:
         """Take a cut, and wait until the replica's disks are at it. Survives taps and agents that come and go."""
         cut: Status | None = None
-        for _ in patience("a cut", {}):
-            with contextlib.suppress(PairError):
+        told: dict[str, object] = {}
+        for _ in patience("a cut", told):
+            try:
                 cut = self.tap("cut", reason="test")
                 break
+            except PairError as error:
+                told["error"] = str(error)
         assert cut is not None
         epoch, segment = cut["epoch"], cut["segment"]
 

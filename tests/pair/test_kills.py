@@ -16,10 +16,11 @@ KILLS = {"tap": 17, "primary": 17, "replica": 16}
 @pytest.mark.parametrize("target", KILLS)
 def test_nothing_is_lost_however_often_it_is_killed(hosts: Hosts, target: str) -> None:
     """I1, I3, I5, I6, R26, R44: after each recovery the disks on both sides are what the client wrote."""
-    hosts.replicate(12 * MIB, 4 * MIB)
+    # While an agent starts, the client goes on: the log has to have room for that.
+    hosts.replicate(12 * MIB, 4 * MIB, log_limit=2048 * MIB)
     epoch = hosts.status("primary")["epoch"]
     rng = random.Random(target)
-    writer = hosts.start_writer(50, depth=16)
+    writer = hosts.start_writer(50, depth=16, pause=0.002)
     for _ in range(KILLS[target]):
         writer.go()
         # No condition is waited for: the moment is to be any.
