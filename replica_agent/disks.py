@@ -135,8 +135,10 @@ class BaseDisks:
         self._open[index].allocate(offset, length)
 
     def sync(self) -> None:
-        """Make all changes since the last sync durable. Raises OSError: trying again proves nothing unless all is written
-        again before (R17)."""
+        """Make all changes since the last sync durable.
+
+        Raises OSError; trying again proves nothing then, unless all of it is written again before (R17).
+        """
         for index in sorted(self._touched):
             self._open[index].sync()
         self._touched.clear()

@@ -40,7 +40,8 @@ class Inode:
         end = min(offset + length, self.size)
         if end <= offset:
             return b""
-        return bytes(self.data[offset:end]).ljust(end - offset, b"\0")
+        with memoryview(self.data) as view:
+            return bytes(view[offset:end]).ljust(end - offset, b"\0")
 
     def write(self, offset: int, data: Buffer) -> None:
         end = offset + len(data)
@@ -63,8 +64,9 @@ class Inode:
         return self.read(0, self.size)
 
     def sync(self) -> None:
-        for index in self.dirty:
-            self.durable[index] = bytes(self.data[index * PAGE : (index + 1) * PAGE])
+        with memoryview(self.data) as view:
+            for index in self.dirty:
+                self.durable[index] = bytes(view[index * PAGE : (index + 1) * PAGE])
         self.spoiled -= self.dirty
         self.dirty.clear()
         self.durable_size = self.size

@@ -7,8 +7,6 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from shared.nbd.backend import CommandKind, ExportBackend, Mutation
 from tests.simulation.disk import SECTOR
 from tests.simulation.loop import Process, ProcessDead, SimulationLoop
@@ -106,12 +104,16 @@ class Guest:
 
     def _payload(self, start: int, count: int) -> bytes:
         """Sectors that name the write and their own place, so that nothing can be mixed up unnoticed."""
-        words = np.full((count, SECTOR // 8), self.last_number, "<u8")
-        words[:, 1] = np.arange(start, start + count)
+        number = self.last_number.to_bytes(8, "little")
+        body = SECTOR - 16
         if self.rng.random() < 0.5:
-            noise = np.frombuffer(self.rng.randbytes(count * (SECTOR - 16)), "<u8")
-            words[:, 2:] = noise.reshape(count, -1)
-        return words.tobytes()
+            noise = self.rng.randbytes(count * body)
+            rests = [noise[index : index + body] for index in range(0, count * body, body)]
+        else:
+            rests = [number * (body // 8)] * count
+        return b"".join(
+            b"%b%b%b" % (number, place.to_bytes(8, "little"), rest) for place, rest in enumerate(rests, start)
+        )
 
     def _again(self, write: Write) -> Write:
         return Write(write.disk, write.kind, write.offset, write.length, write.payload)

@@ -83,8 +83,9 @@ class Process:
         if self.dead:
             raise ProcessDead
         self.operations += 1
-        if self.loop is not None:
-            self.loop.trace.mix(self.loop.now, self.number, self.operations, *details)
+        loop = self.loop
+        if loop is not None:
+            loop.trace.mix(loop.now, self.number, self.operations, *details)
         if self.die_at is not None and self.operations >= self.die_at:
             self.kill()
             raise ProcessDead
@@ -157,7 +158,7 @@ class _Handle:
 
     def cancel(self) -> None:
         self.gone = True
-        self.callback = self.args = None
+        self.callback, self.args = None, ()
 
     def cancelled(self) -> bool:
         return self.gone
@@ -242,7 +243,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
             raise Livelock(f"{self.steps} steps at {self.now:.6f} s")
         for _ in range(count):
             handle = ready.popleft()
-            if _is_over(handle):
+            process = handle.process
+            if handle.gone or (process is not None and process.dead):
                 continue
             try:
                 handle.context.run(handle.callback, *handle.args)
