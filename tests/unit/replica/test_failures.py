@@ -13,10 +13,12 @@ import pytest
 
 from protocol.messages import ResyncKind
 from replica_agent import agent as agent_module
+from replica_agent import apply
 from replica_agent.agent import ReplicaAgent
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
 from shared.channel import ChannelClosed
+from shared.errors import InvalidStateError
 from shared.events import EventId
 from tests.unit.replica.failing import FailingFiles
 from tests.unit.replica.logs import EPOCH, VM, Tap
@@ -215,8 +217,6 @@ async def test_spool_that_can_not_be_read_costs_no_point(world: World) -> None:
 
 async def test_apply_waits_for_room_and_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """I12, R39: a full volume stops nothing for good."""
-    from replica_agent import apply
-
     monkeypatch.setattr(apply, "RETRY_SECONDS", 0.05)
     async with failing(world) as rig:
         rig.files.fail_only("disk-", "write", number=errno.ENOSPC)
@@ -232,6 +232,54 @@ async def test_apply_waits_for_room_and_goes_on(world: World, monkeypatch: pytes
         await until(lambda: rig.vm.parts.applier.problem is None)
         assert rig.vm.point() == rig.tap.position
     check_points(world, rig.tap)
+
+
+@pytest.mark.parametrize("operation", ["write", "sync"])
+async def test_failover_outlives_a_failing_disk(world: World, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+    """R17, I12: nobody is left to resync from, and the spool has all of it, so it is written and synced again."""
+    monkeypatch.setattr(apply, "RETRY_SECONDS", 0.05)
+    async with failing(world) as rig:
+        applier = rig.vm.parts.applier
+        async with applier.turn:
+            for _ in range(3):
+                await rig.control.send_segment(rig.tap, rig.rng)
+            rig.files.fail_only("disk-", operation)
+            assert await rig.vm.promotion.decide()
+        rig.vm._spawn(rig.vm.promotion.complete())
+        await until(lambda: applier.problem is not None)
+        assert status_of(rig.vm).health == "Critical"
+        assert rig.vm.ledger.replication.suspect is None
+        rig.files.fail_nothing()
+        await until(lambda: rig.vm.ledger.promotion is not None and rig.vm.ledger.promotion.serving)
+        assert applier.problem is None
+        for disk in DISKS:
+            assert disk_bytes(world, disk.index) == rig.tap.cuts[rig.tap.segment][disk.index]
+
+
+async def test_failover_does_not_count_on_what_a_failing_apply_gives_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R17, I6: decided while the failure is being put on record, it finds the disks distrusted, not a cut to go to."""
+    fail = apply.Applier._fail
+    deciding: list[asyncio.Task[bool]] = []
+    async with failing(world) as rig:
+        vm = rig.vm
+
+        async def fail_while_deciding(applier: apply.Applier, error: Exception, *, redone: bool) -> None:
+            async with vm.ledger._turn:
+                failed = asyncio.create_task(fail(applier, error, redone=redone))
+                await asyncio.sleep(0)
+                # From here on the failure is next in turn, and the ledger does not tell of it yet.
+                deciding.append(asyncio.create_task(vm.promotion.decide()))
+                await until(lambda: vm.promotion.deciding.locked() and vm.parts.order.locked())
+            await failed
+
+        monkeypatch.setattr(apply.Applier, "_fail", fail_while_deciding)
+        rig.files.fail_only("disk-", "sync")
+        await rig.control.send_segment(rig.tap, rig.rng)
+        await until(lambda: deciding and deciding[0].done())
+        assert isinstance(deciding[0].exception(), InvalidStateError)
+        assert vm.ledger.promotion is None
 
 
 async def test_state_that_can_not_be_written_stops_the_vm_until_it_is_started_anew(
