@@ -165,8 +165,12 @@ class Exports:
         try:
             await finish(self._ports.workers.run(self._ports.files.make_folder, self._sockets))
             await server.start_unix(export.socket, group=self._group)
+            if identity not in self._exports:
+                raise InvalidStateError(f"Export {identity} was ended while it began.", "Look at `vmreplica status`.")
         except BaseException:
             await self._end(export)
+            # Whoever ended it meanwhile may have closed a server that did not listen yet.
+            await finish(server.close())
             raise
         await self._applier.ledger.note(
             EventId.EXPORT, f"Export {identity} of cut {epoch}/{cut.segment} began.", export=identity
@@ -177,9 +181,13 @@ class Exports:
         """End one export, or all. Raises NotFoundError for one that does not exist."""
         if identity is not None and identity not in self._exports:
             raise NotFoundError(f"{self._name} has no export {identity}.", "See the exports with `vmreplica status`.")
-        for export in [self._exports[identity]] if identity is not None else list(self._exports.values()):
-            await self._end(export)
-            await self._applier.ledger.note(EventId.EXPORT, f"Export {export.id} ended.", export=export.id)
+        if identity is None:
+            async with self._applier.turn:
+                # One that is just freezing its point is known when its turn is over, and must not outlive a failover.
+                pass
+        for export in list(self._exports.values()):
+            if identity in (None, export.id) and await self._end(export):
+                await self._applier.ledger.note(EventId.EXPORT, f"Export {export.id} ended.", export=export.id)
 
     async def close(self) -> None:
         """End all exports, at the end of this agent."""
@@ -227,14 +235,17 @@ class Exports:
             self._reserve,
         )
 
-    async def _end(self, export: Export) -> None:
-        del self._exports[export.id]
+    async def _end(self, export: Export) -> bool:
+        """Whether it was this call that ended it."""
+        if self._exports.pop(export.id, None) is None:
+            return False
         await finish(export.server.close())
         disks = self._applier.disks
         # Nobody may close the point's files while an apply is preserving into them.
         disks.watchers = tuple(watcher for watcher in disks.watchers if watcher is not export.point)
         async with self._applier.turn:
             await finish(self._ports.workers.run(export.point.close))
+        return True
 
 
 def export_name(index: int) -> str:

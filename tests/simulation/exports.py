@@ -46,7 +46,10 @@ class ExportReaders:
     async def _read(self, process: Process, vm: Any) -> None:
         rng = self.world.rng
         status = await vm.exports.start(vm.describe)
-        export = vm.exports._exports[status.id]
+        export = vm.exports._exports.get(status.id)
+        if export is None:
+            # A failover ended it while its beginning was being recorded.
+            return
         try:
             cut = (bytes.fromhex(status.cut.epoch), status.cut.segment)
             found = [bytearray(disk.size) for disk in export.disks]

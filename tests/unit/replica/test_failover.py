@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+import threading
 from pathlib import Path
 
 import pytest
 
 from protocol.messages import ResyncKind
 from protocol.position import Position
+from replica_agent.exports import Exports
+from replica_agent.frozen import FrozenPoint
 from replica_agent.vm import ReplicaVm
 from shared.errors import InvalidStateError
 from shared.tap_config import load_config
@@ -75,6 +78,44 @@ async def test_failed_over_vm_is_not_exported(world: World) -> None:
         with pytest.raises(InvalidStateError, match="was failed over"):
             await vm.exports.start(vm.describe)
         assert vm.point() is None
+
+
+async def test_export_that_just_begins_does_not_outlive_a_failover(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I1: from the failover on the tap changes the disks, and nobody preserves what they were."""
+    frozen, freeze = threading.Event(), Exports._freeze
+
+    def freeze_late(exports: Exports, identity: str) -> FrozenPoint:
+        frozen.wait(WAIT_SECONDS)
+        return freeze(exports, identity)
+
+    monkeypatch.setattr(Exports, "_freeze", freeze_late)
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        turn = vm.parts.applier.turn
+        beginning = asyncio.create_task(vm.exports.start(vm.describe))
+        await until(turn.locked)
+        assert await vm.promotion.decide()
+        vm._spawn(vm.promotion.complete())
+        promotion = vm.ledger.promotion
+        assert promotion is not None
+        await until(lambda: turn._waiters or promotion.serving)
+        frozen.set()
+        with pytest.raises(InvalidStateError, match="was ended while it began"):
+            await beginning
+        await until(lambda: vm.ledger.promotion is not None and vm.ledger.promotion.serving)
+        assert len(vm.exports) == 0
+        assert vm.failure is None
+
+
+async def test_exports_may_be_ended_by_several_at_once(world: World) -> None:
+    """I12: a failover that ends all exports must not stumble over somebody who ends one of them."""
+    async with replicating(world) as pair:
+        exports = pair.agent.vms[VM].exports
+        started = [await exports.start(pair.agent.vms[VM].describe) for _ in range(3)]
+        await asyncio.gather(exports.stop(), exports.stop(started[2].id), exports.stop())
+        assert len(exports) == 0
 
 
 async def test_failover_cuts_a_partial_segment_off(world: World) -> None:
