@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import time
 from collections import Counter
@@ -26,7 +25,6 @@ def main() -> int:
     arguments = parser.parse_args()
     started, totals = time.monotonic(), Counter[str]()
     failed: list[Result] = []
-    gc.freeze()
     seeds = range(arguments.seed, arguments.seed + arguments.count)
     done = 0
     virtual = 0.0

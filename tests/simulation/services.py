@@ -92,14 +92,16 @@ class SimulatedWorkers:
     async def _pass(self, delay: float) -> asyncio.CancelledError | None:
         """Let time pass; a cancellation meanwhile is handed back."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        loop.call_later(delay, future.set_result, None)
+        end = loop.time() + delay
         cancelled = None
-        while not future.done():
+        while loop.time() < end:
+            future: asyncio.Future[None] = loop.create_future()
+            timer = loop.call_at(end, future.set_result, None)
             try:
-                await asyncio.shield(future)
+                await future
             except asyncio.CancelledError as error:
                 cancelled = error
+                timer.cancel()
         return cancelled
 
 
