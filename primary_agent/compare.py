@@ -6,7 +6,7 @@ is sent as zeroes (R45). A block that can't be read fails the resync by name; it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -178,21 +178,30 @@ def unreadable(path: str, disk: int, offset: int, length: int, reason: str) -> S
     )
 
 
-def ranges_to_compare(size: int, settled: list[Run]) -> Iterator[tuple[int, int]]:
+def ranges_to_compare(
+    size: int, settled: list[Run], scope: Sequence[tuple[int, int]] | None = None
+) -> Iterator[tuple[int, int]]:
     """Offset and length of the ranges of a disk of ``size`` bytes that are not yet settled, in order.
 
-    Settled ranges are those of an earlier session, so they begin and end at multiples of the block size or at the
-    disk's end; others are compared again rather than trusted.
+    ``scope`` are the ranges that have to be compared at all, in order and apart, at multiples of the block size; None
+    for the whole disk. Settled ranges are those of an earlier session, so they begin and end at multiples of the block
+    size or at the disk's end; others are compared again rather than trusted.
     """
-    at = 0
+    for start, length in ((0, size),) if scope is None else scope:
+        yield from _unsettled(start, start + length, size, settled)
+
+
+def _unsettled(at: int, limit: int, size: int, settled: list[Run]) -> Iterator[tuple[int, int]]:
     for run in sorted(settled, key=lambda run: run.offset):
         end = run.offset + run.length
         if end > size or run.offset % BLOCK_SIZE or (end % BLOCK_SIZE and end != size):
             continue
+        if run.offset >= limit:
+            break
         if run.offset > at:
             yield from _cut_up(at, run.offset)
         at = max(at, end)
-    yield from _cut_up(at, size)
+    yield from _cut_up(at, limit)
 
 
 def _cut_up(start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -44,10 +44,14 @@ class ResyncProgress:
         self.phase = phase
         self.text = text
 
-    def begin_disk(self, index: int, settled_bytes: int) -> None:
-        """A session takes up a disk: what is settled need not be compared again, the rest counts anew."""
+    def begin_disk(self, index: int, total_bytes: int) -> None:
+        """A session takes up a disk, of which so much is to be compared in all."""
+        self.disks[index].total_bytes = total_bytes
+
+    def settled_before(self, index: int, left: int) -> None:
+        """What is settled need not be compared again, the rest, ``left`` bytes, counts anew."""
         disk = self.disks[index]
-        disk.settled_bytes = disk.compared_bytes = settled_bytes
+        disk.settled_bytes = disk.compared_bytes = disk.total_bytes - left
 
     def note(self, now: float) -> None:
         """Take a sample for the rate (monotonic seconds)."""

@@ -21,6 +21,7 @@ from primary_agent.dialing import Dialled, dial, expect, name_of, open_body
 from primary_agent.progress import COMMITTING, COMPARING, STARTING, TRACKED_WRITES, ResyncProgress
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Replication
+from primary_agent.scope import read_scope
 from primary_agent.streaming import CutLedger, LogSender
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import Connection, TapLink
@@ -37,6 +38,7 @@ from protocol.messages import (
     RangeDone,
     RangeSettled,
     ResyncBegin,
+    ResyncKind,
     ResyncReady,
     Role,
     Run,
@@ -47,6 +49,7 @@ from shared.channel import Channel
 from shared.disks.hashing import HASH_NAME, RangeHasher
 from shared.errors import VmreplicaError
 from shared.events import EventId
+from shared.map_file import Range
 from shared.ports import Address, File
 from shared.rates import duration_text, size_text
 from shared.tap_control import Tracking
@@ -121,6 +124,7 @@ class ResyncDriver:
         """Begin at the replica, and bring all differing blocks there; returns when all of them are durable."""
         self.progress.enter(STARTING, "beginning at the replica")
         self.progress.count(self._dialled.channel)
+        scope = await self._scope()
         key = self._fresh_key()
         settled = await self._begin(key)
         token = self._dialled.channel.session.token
@@ -128,7 +132,7 @@ class ResyncDriver:
         bulk = (await dial(self._surroundings, self._address, body)).channel
         self.progress.count(bulk)
         try:
-            await together(self._compare_disks(bulk, key, settled), self._receive(bulk))
+            await together(self._compare_disks(bulk, key, settled, scope), self._receive(bulk))
         except BaseException:
             bulk.abort("the compare was interrupted")
             raise
@@ -197,17 +201,27 @@ class ResyncDriver:
 
     # --- the compare -----------------------------------------------------------------------------------------------
 
-    async def _compare_disks(self, bulk: Channel, key: _Key, settled: dict[int, list[Run]]) -> None:
+    async def _scope(self) -> dict[int, list[Range]]:
+        """The ranges that have to be compared: whole disks, or what the tap's dirty map leaves in doubt (R28)."""
+        if self.resync.kind is not ResyncKind.BOUNDED:
+            return {disk.index: [(0, disk.size)] for disk in self._disks}
+        folder, vm = self._tap.folder, self._replication.vm.vm
+        return await self._ports.workers.run(read_scope, self._ports.files, folder, vm, self._disks)
+
+    async def _compare_disks(
+        self, bulk: Channel, key: _Key, settled: dict[int, list[Run]], scope: dict[int, list[Range]]
+    ) -> None:
         self.progress.enter(COMPARING)
         for disk, record in zip(self._disks, self._replication.vm.disks, strict=True):
-            await self._compare_disk(bulk, disk, record.path, key, settled[disk.index])
+            ranges = list(ranges_to_compare(disk.size, settled[disk.index], scope[disk.index]))
+            self.progress.begin_disk(disk.index, sum(length for _, length in scope[disk.index]))
+            await self._compare_disk(bulk, disk, record.path, key, ranges)
         while self._unsettled:
             await self._settled.wait()
 
-    async def _compare_disk(self, bulk: Channel, disk: Geometry, path: str, key: _Key, settled: list[Run]) -> None:
-        ranges = list(ranges_to_compare(disk.size, settled))
+    async def _compare_disk(self, bulk: Channel, disk: Geometry, path: str, key: _Key, ranges: list[Range]) -> None:
         left = sum(length for _, length in ranges)
-        self.progress.begin_disk(disk.index, disk.size - left)
+        self.progress.settled_before(disk.index, left)
         if not ranges:
             return
         counters = self.progress.disks[disk.index]
@@ -219,10 +233,12 @@ class ResyncDriver:
             "first_block": first,
             "last_block": last,
             "block_bytes": BLOCK_SIZE,
+            "kind": self.resync.kind.value,
         }
-        await self._note(
-            EventId.RESYNC_STARTED, f"{name}, disk {disk.index}: comparing blocks {first} to {last}.", scope
-        )
+        what = f"comparing blocks {first} to {last}"
+        if self.resync.kind is ResyncKind.BOUNDED:
+            what += f", of them {size_text(left)} that are in doubt"
+        await self._note(EventId.RESYNC_STARTED, f"{name}, disk {disk.index}: {what}.", scope)
         file = await self._ports.workers.run(self._open, disk, path)
         try:
             queue = iter(ranges)

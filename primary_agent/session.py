@@ -18,6 +18,7 @@ from primary_agent.progress import MERGING, WAITING, ResyncProgress
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Acked, mint
 from primary_agent.resync import ResyncDriver
+from primary_agent.scope import position_to_prove
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
 from protocol.errors import ProtocolError
@@ -59,6 +60,8 @@ RELEASE_SECONDS = 0.1
 STORE_SECONDS = 2.0
 """The acknowledged cut and the statistics are written down at most so often."""
 HEALTH_POLL_SECONDS = 0.2
+MAP_POLL_SECONDS = 0.5
+"""Between two questions whether the dirty map is complete."""
 
 
 class Session:
@@ -176,6 +179,9 @@ class Session:
             if state in (ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.RESYNCHRONIZING):
                 return
             wanted = self._replication.vm.auto_resynchronize or self._replication.record.resync_wanted
+            if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and not wanted:
+                # What is bounded costs little, and does not wait for anybody (I12): a catch-up runs in every mode.
+                wanted = await self._is_bounded()
             if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted:
                 # The gate (I20): a resync that starts by itself waits until connectivity is proven.
                 if self._dialled.channel.healthy():
@@ -184,6 +190,16 @@ class Session:
                     await asyncio.sleep(HEALTH_POLL_SECONDS)
                 continue
             await self._replication.changed.wait()
+
+    async def _is_bounded(self) -> bool:
+        """Whether a compare of what the tap's dirty map leaves in doubt is enough; waits until the map is complete."""
+        status = await self._parts.tap.refresh()
+        while status.doubt is not None and not status.doubt.complete:
+            await asyncio.sleep(MAP_POLL_SECONDS)
+            status = await self._parts.tap.refresh()
+        causes = [cause.code for cause in self._replication.record.causes]
+        cut = position_to_prove(status.doubt, self._replica, causes)
+        return cut is not None and await self._connection.client.knows_cut(cut)
 
     # --- streaming -------------------------------------------------------------------------------------------------
 
@@ -264,6 +280,10 @@ class Session:
                 settled=self._note_settled,
             )
             await driver.begin_tracking()
+            if resync.kind is ResyncKind.BOUNDED and self._connection.status.doubt is None:
+                # The map is gone that bounded it: whole disks, under another epoch.
+                await self._replication.update(resync=None)
+                raise Replan("the session is planned anew")
             self._epoch_needed = resync.epoch
             await driver.compare()
         end = await driver.cut()
@@ -294,10 +314,13 @@ class Session:
     async def _mint(self) -> ResyncRecord:
         received = self._replica.received
         same = received is not None and received.epoch == self._replication.record.epoch
+        kind = self._kind()
+        if kind is ResyncKind.RESYNC and await self._is_bounded():
+            kind = ResyncKind.BOUNDED
         resync = mint(
             identity=self._ports.random.bytes(16),
             epoch=self._ports.random.bytes(16),
-            kind=self._kind(),
+            kind=kind,
             replication=self._replication.record,
             parent_segment=received.segment if received is not None and same else 0,
             now=self._ports.clock.wall(),

@@ -124,8 +124,8 @@ class PrimaryVm:
         if connection.tracks(record.epoch) or not connection.alive:
             return
         lost = connection.lost
-        if connection.tracking is Tracking.LOST and lost is not None:
-            evidence = {"reason": lost.reason.value, "time": lost.time}
+        if connection.tracking in (Tracking.LOST, Tracking.MAP) and lost is not None:
+            evidence = {"reason": lost.reason.value, "time": lost.time, "bounded": connection.tracking is Tracking.MAP}
             await self._replication.require_resync(ResyncCause.TRACKING_LOST, lost.text, evidence)
         else:
             text = f"The tap does not track the baseline {record.epoch.hex()[:8]}: tracking is {connection.tracking}."

@@ -96,10 +96,14 @@ class Role(StrEnum):
 
 
 class ResyncKind(StrEnum):
-    """INITIAL writes blocks in place, since there is no point to protect; RESYNC goes through a differencing file."""
+    """INITIAL writes blocks in place, since there is no point to protect; the others go through a differencing file.
+
+    RESYNC compares whole disks, and BOUNDED only what the primary has on record as in doubt.
+    """
 
     INITIAL = "initial"
     RESYNC = "resync"
+    BOUNDED = "bounded"
 
 
 class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -69,6 +69,9 @@ class Baseline:
                 "an initial replication would overwrite the recovery point that this replica holds", code="state"
             )
 
+        if body.kind is ResyncKind.BOUNDED and (body.parent != record.epoch or record.epoch == NO_EPOCH):
+            raise ProtocolError("a bounded resynchronization of another baseline than this replica's", code="state")
+
     def _check_room(self) -> None:
         require_room(self.parts.ports.files, self.parts.layout.folder, BEGIN_BYTES, self.parts.surroundings.reserve)
 

@@ -21,6 +21,7 @@ from protocol.messages import (
     ManifestRequest,
     RangeDone,
     ResyncBegin,
+    ResyncKind,
     ResyncReady,
     ResyncState,
     Run,
@@ -246,7 +247,9 @@ class OpenResync:
         """Whether everything up to ``end`` is here, durably (I7). Raises ProtocolError with what is missing."""
         if end.epoch != self.record.epoch:
             raise ProtocolError("COMMIT with an end in another epoch", code="chain")
-        if not self.differences.is_settled():
+        if self.pending:
+            raise ProtocolError(f"COMMIT although {len(self.pending)} ranges are not settled", code="state")
+        if self.record.kind is not ResyncKind.BOUNDED and not self.differences.is_settled():
             total = sum(self.disks.sizes.values())
             raise ProtocolError(
                 f"COMMIT although {self.differences.settled_bytes} of {total} bytes are settled", code="state"

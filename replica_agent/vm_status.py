@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH, Position
 from replica_agent.exports import export_name
 from replica_agent.parts import VmParts
@@ -128,7 +127,7 @@ def _resync_progress(parts: VmParts) -> ProgressStatus | None:
     settled = {index: ranges.bytes for index, ranges in resync.differences.settled.items()}
     complete = resync.differences.is_settled()
     return ProgressStatus(
-        kind="initial" if resync.record.kind is ResyncKind.INITIAL else "resync",
+        kind=resync.record.kind.value,
         phase="tracked writes" if complete else "comparing" if resync.key is not None else "waiting",
         text="" if resync.key is not None else "It goes on when the primary connects again.",
         started_time=resync.record.started_time,

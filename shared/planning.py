@@ -48,7 +48,7 @@ class PrimaryView:
     """Where the primary stands.
 
     ``epoch`` is the committed baseline (NO_EPOCH before the first), ``proposed`` an epoch whose commit may
-    have been sent (R33). ``tracking`` is the tap's word (on, off, lost); ``log_epoch``, ``first_segment`` and
+    have been sent (R33). ``tracking`` is the tap's word (on, off, lost, map); ``log_epoch``, ``first_segment`` and
     ``log_end`` say what its log holds; ``acked`` is the last cut known to be durable at the replica.
     ``required`` says that a cause for a resync is already on record.
     """
@@ -300,7 +300,8 @@ def _same_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
     if replica.needs_resync:
         return ResyncRequired(ResyncCause.REPLICA_REQUEST, "The replica asks for a resynchronization.", evidence)
     if primary.tracking != "on" or primary.log_epoch != primary.epoch or primary.log_end is None:
-        cause = ResyncCause.TRACKING_LOST if primary.tracking == "lost" else ResyncCause.TRACKING_OFF
+        lost = primary.tracking in ("lost", "map")
+        cause = ResyncCause.TRACKING_LOST if lost else ResyncCause.TRACKING_OFF
         return ResyncRequired(cause, f"Tracking is {primary.tracking}. {primary.lost_reason}".strip(), evidence)
     if replica.received is None:
         return ResyncRequired(ResyncCause.REPLICA_BEHIND, "The replica tells no position in the log.", evidence)

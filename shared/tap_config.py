@@ -27,6 +27,15 @@ LOG_FILE_UNIT = 1 << 20
 # The longest record and the end-of-file record must fit a file beside its header, with room to spare.
 assert MIN_LOG_FILE > 2 * (FILE_HEADER_BYTES + MAX_RECORD)
 
+MAP_NAME = "dirty.map"
+HOT_NAME = "hot.map"
+DIRTY_BLOCK_BITS = 16
+"""A bit of the dirty map stands for 64 KiB, the block of a resync's compare."""
+MIN_HOT_REGION = 1 << 20
+MAX_HOT_REGION = 64 << 20
+MAX_REQUEST_BYTES = 4 << 30
+"""One NBD request is shorter than that, and all its regions have to be hot at once."""
+
 DEFAULT_INTERVAL = 300.0
 """Seconds, as Hyper-V Replica's default."""
 
@@ -72,6 +81,14 @@ class TapConfig(ConfigStruct, frozen=True):
     interval_seconds: Annotated[float, msgspec.Meta(ge=1, le=86400)] = DEFAULT_INTERVAL
     nbd_tcp: str = ""
     nbd_group: str = ""
+    hot_region_bytes: Annotated[int, msgspec.Meta(ge=MIN_HOT_REGION, le=MAX_HOT_REGION)] = 4 << 20
+    """Size of a region of the hot-region map, a power of two."""
+    hot_regions: Annotated[int, msgspec.Meta(gt=0, le=1 << 24)] = 4096
+    """The most regions that are hot at a time: what a power loss may leave in doubt."""
+
+    @property
+    def hot_region_bits(self) -> int:
+        return self.hot_region_bytes.bit_length() - 1
 
     @property
     def vm_id(self) -> bytes:
@@ -101,6 +118,13 @@ class TapConfig(ConfigStruct, frozen=True):
             values = [getattr(disk, field) for disk in self.disks]
             if len(set(values)) != len(values):
                 raise UsageError(f"Two disks of {self.name} have the same {field}.")
+        region = self.hot_region_bytes
+        if region & (region - 1):
+            raise UsageError(f"Hot regions of {region} bytes are not possible.", "Choose a power of two.")
+        if self.hot_regions < 2 * (MAX_REQUEST_BYTES // region):
+            least = 2 * (MAX_REQUEST_BYTES // region)
+            text = f"{self.hot_regions} hot regions of {region} bytes are too few for the longest requests."
+            raise UsageError(text, f"Choose at least {least}.")
         size = self.log_file_size
         if size < MIN_LOG_FILE or size % 4096 or 2 * size > self.log_limit:
             raise UsageError(

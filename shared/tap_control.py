@@ -37,7 +37,9 @@ class Tracking(StrEnum):
     """Never begun, or ended by order."""
     ON = "on"
     LOST = "lost"
-    """The log no longer tells what changed since the epoch's start: resync required."""
+    """Nothing tells what changed since the epoch's start: whole disks have to be compared."""
+    MAP = "map"
+    """The log could not go on: the dirty map names every block that changed since its base."""
 
 
 class LostReason(StrEnum):
@@ -60,6 +62,8 @@ class LostReason(StrEnum):
     """The state file could not be written."""
     BEGIN_FAILED = "begin_failed"
     """The tap ended while tracking was being started."""
+    MAP_FAILED = "map_failed"
+    """The dirty map could not be written."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +109,21 @@ class Lost(Result, frozen=True):
     reason: LostReason
     text: str
     time: float
+
+
+class Doubt(Result, frozen=True):
+    """What the dirty map says: every block that changed after cut ``base_segment`` of ``base_epoch`` is in it.
+
+    ``end_segment`` is the last segment of the log that it goes on from. ``complete``: all that the log knew is in it,
+    durably. ``catch_up``: an unclean stop began it. ``bytes`` are those of its blocks.
+    """
+
+    base_epoch: Hex16
+    base_segment: Count
+    end_segment: Count
+    complete: bool
+    catch_up: bool
+    bytes: int
 
 
 class LogUsage(Result, frozen=True):
@@ -157,6 +176,10 @@ class TapStatus(Result, frozen=True):
     writes: int
     bytes_written: int
     last_write_time: float | None
+    doubt: Doubt | None = None
+    """Set while the dirty map is in force: also while a fresh log is tracked, until its epoch is committed."""
+    hot_bytes: int = 0
+    """Bytes of the regions that a power loss now would leave in doubt."""
 
 
 # --- parameters ----------------------------------------------------------------------------------------------------
@@ -200,6 +223,20 @@ class ReleaseParams(Params, frozen=True):
 
     epoch: Hex16
     segment: Count
+
+
+class KnowsCutParams(Params, frozen=True):
+    """A cut of the dirty map's base epoch, with its chain."""
+
+    epoch: Hex16
+    segment: Count
+    chain: Hex16
+
+
+class KnowsCut(Result, frozen=True):
+    """``known``: the log that the dirty map goes on from had exactly this cut."""
+
+    known: bool
 
 
 # --- notifications -------------------------------------------------------------------------------------------------
@@ -336,6 +373,11 @@ class TapClient:
     async def release(self, epoch: bytes, segment: int) -> None:
         """Raises InvalidStateError for an epoch that is not tracked or a segment that is not sealed and durable."""
         await self._call("release", ReleaseParams(epoch=epoch.hex(), segment=segment), dict[str, Any])
+
+    async def knows_cut(self, cut: Position) -> bool:
+        """Whether the log that the dirty map goes on from had exactly this cut (R34)."""
+        params = KnowsCutParams(epoch=cut.epoch.hex(), segment=cut.segment, chain=cut.chain.hex())
+        return (await self._call("knows_cut", params, KnowsCut)).known
 
     async def subscribe(self) -> TapStatus:
         """Ask for notifications; the status is that at the moment from which on they are complete."""

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from primary_agent.tap.dirty_map import DirtyMap, Force
 from primary_agent.tap.disks import Disk
 from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.locate import Place
@@ -26,6 +27,9 @@ from shared.ports import Address
 from shared.tap_control import (
     BeginParams,
     DiskStatus,
+    Doubt,
+    KnowsCut,
+    KnowsCutParams,
     LeaseParams,
     LocateParams,
     LogPlace,
@@ -77,6 +81,7 @@ class TapControl:
         methods.add("cut", ReasonParams, self._cut)
         methods.add("set", SetParams, self._set)
         methods.add("locate", LocateParams, self._locate)
+        methods.add("knows_cut", KnowsCutParams, self._knows_cut)
         methods.add("lease", LeaseParams, self._lease)
         methods.add("release", ReleaseParams, self._release)
         methods.add("subscribe", NoParams, self._subscribe)
@@ -177,6 +182,8 @@ class TapControl:
             writes=sum(disk.writes for disk in engine.disks),
             bytes_written=sum(disk.bytes_written for disk in engine.disks),
             last_write_time=engine.last_write_time,
+            doubt=_doubt(tracker.dirty),
+            hot_bytes=tracker.hot.hot_bytes() if tracker.hot is not None else 0,
         )
 
     def _disk_status(self, disk: Disk) -> DiskStatus:
@@ -223,6 +230,11 @@ class TapControl:
             position = Position(epoch, params.segment, params.entry, bytes.fromhex(params.chain))
         return _log_place(await self._engine.locate(epoch, params.segment, position))
 
+    async def _knows_cut(self, params: KnowsCutParams, client: Client) -> KnowsCut:
+        dirty = self._engine.tracker.dirty
+        cut = bytes.fromhex(params.epoch), params.segment, bytes.fromhex(params.chain)
+        return KnowsCut(known=dirty is not None and dirty.knows(*cut))
+
     async def _lease(self, params: LeaseParams, client: Client) -> dict[str, Any]:
         # A client that is gone keeps its lease until it expires: whoever follows it takes its own in time.
         self._engine.tracker.files.lease(id(client), params.from_file, params.seconds)
@@ -259,6 +271,20 @@ def _sealed(cut: Cut) -> Sealed:
         file=cut.file,
         offset=cut.offset,
         time_ns=cut.time_ns,
+    )
+
+
+def _doubt(dirty: DirtyMap | None) -> Doubt | None:
+    if dirty is None or not dirty.in_force:
+        return None
+    note = dirty.note
+    return Doubt(
+        base_epoch=note.epoch.hex(),
+        base_segment=note.base_segment,
+        end_segment=note.end_segment,
+        complete=note.force is Force.COMPLETE,
+        catch_up=note.catch_up,
+        bytes=dirty.file.set_bytes(),
     )
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 
 from primary_agent.tap.batches import INLINE_ZEROES, entries_of, groups_of, without_slow_zeroes
 from primary_agent.tap.disks import Disk, Range
+from primary_agent.tap.hot_regions import HotNote, HotRegions
 from primary_agent.tap.locate import Place, locate_position, locate_segment
 from primary_agent.tap.log import Cut
 from primary_agent.tap.ports import TapPorts
@@ -28,7 +29,7 @@ from shared.nbd.backend import Mutation, errno_of
 from shared.nbd.constants import Errno
 from shared.ports import Extent
 from shared.tap_config import STATE_NAME, TapConfig
-from shared.tap_control import LostReason
+from shared.tap_control import LostReason, Tracking
 
 QUIET_NS = 10_000_000
 """A disk that was left alone for so long is looked at before it is written again."""
@@ -57,6 +58,8 @@ class TapEngine:
         self._turns = Turns(self.tasks)
         self._syncs: list[SharedSync] = []
         self._tracker: Tracker | None = None
+        self._hot: HotRegions | None = None
+        self._warming: set[asyncio.Task[None]] = set()
         self._start: Start | None = None
         self._refusing = True
         self._interval_changed = asyncio.Event()
@@ -77,14 +80,22 @@ class TapEngine:
         Raises VmreplicaError where the tap has to refuse its work; see :func:`read_start`.
         """
         start = await self._workers.run(read_start, self._ports, self._folder, self.config)
-        tracker = Tracker(self._ports, self.tasks, self.config.vm_id, start.disks, start.files, start.state_file)
+        tracker = Tracker(
+            self._ports, self.tasks, self.config.vm_id, start.disks, start.files, start.state_file, start.dirty
+        )
+        if start.hot is not None:
+            limit = self.config.hot_regions
+            tracker.hot = self._hot = HotRegions(
+                self._ports, self.tasks, start.disks, start.hot, limit, self._checkpoint
+            )
+        self._syncs = [SharedSync(self.tasks, self._syncer(disk)) for disk in start.disks]
+        self._tracker = tracker
         try:
             await resume(self._ports, start, tracker, f"{self._folder}/{STATE_NAME}")
         except BaseException:
             start.close()
             raise
-        self._start, self._tracker, self.disks = start, tracker, start.disks
-        self._syncs = [SharedSync(self.tasks, self._syncer(disk)) for disk in start.disks]
+        self._start, self.disks = start, start.disks
         self._refusing = False
         self._interval_task = self.tasks.spawn(self._cut_at_intervals())
 
@@ -100,9 +111,13 @@ class TapEngine:
         self.drain()
         tracker, start = self.tracker, self._start
         assert start is not None
+        while self._warming:
+            await asyncio.wait(self._warming)
         await self._turns.settle()
         if self._interval_task is not None:
             self._interval_task.cancel()
+        if self._hot is not None:
+            await self._hot.settle()
         errors = [error for sync in self._syncs if (error := await sync.run())]
         await tracker.close()
         await self.tasks.settle()
@@ -141,6 +156,10 @@ class TapEngine:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._turns.queue(lambda: self._perform_in_turn(disk, batch, done, fua=fua))
             return done
+        if self._hot is not None and not self._hot.ready(disk, batch):
+            done = asyncio.get_running_loop().create_future()
+            self._warming.add(self.tasks.spawn(self._perform_when_hot(self._hot, disk, batch, done, fua=fua)))
+            return done
         self._perform(disk, batch)
         if not fua:
             return None
@@ -155,28 +174,47 @@ class TapEngine:
         failed = disk.write(batch, slow_at, self._clock.monotonic, self._is_slow)
         self._finish(disk, batch, time_ns, failed)
 
+    async def _perform_when_hot(
+        self, hot: HotRegions, disk: Disk, batch: list[Mutation], done: asyncio.Future[None], *, fua: bool
+    ) -> None:
+        """Wait for the batch's regions, while other changes go on; only then it gets its numbers (R31)."""
+        task = asyncio.current_task()
+        try:
+            await hot.warm(disk, batch)
+            if done.cancelled():
+                return
+            if self._turns.busy:
+                self._turns.queue(lambda: self._perform_in_turn(disk, batch, done, fua=fua))
+                return
+            self._perform(disk, batch)
+        finally:
+            if task is not None:
+                self._warming.discard(task)
+        if fua:
+            await self._answer_when_durable(disk, batch, done)
+        elif not done.done():
+            done.set_result(None)
+
     def _log(self, disk: Disk, batch: Sequence[Mutation]) -> int:
-        """Append a group to the log; its time, or 0 if it is not tracked."""
+        """Append a group to the log, or mark it in the dirty map; its time, or 0 if it is not tracked."""
         tracker = self.tracker
-        log = tracker.log
-        if log is None:
+        if not tracker.is_tracked:
             return 0
-        time_ns = log.stamp()
+        time_ns = tracker.log.stamp() if tracker.log is not None else int(self._clock.wall() * 1e9)
         if time_ns - disk.done_ns > QUIET_NS:
             tracker.watch.check_unchanged((disk,))
-            if tracker.log is None:
-                return 0
-        entries, payloads, sizes = entries_of(disk.index, batch)
-        try:
-            log.append(entries, payloads, sizes, time_ns)
-        except OSError as error:
-            tracker.lose_log(error)
-            return 0
-        return time_ns
+        if tracker.log is not None:
+            entries, payloads, sizes = entries_of(disk.index, batch)
+            try:
+                tracker.log.append(entries, payloads, sizes, time_ns)
+            except OSError as error:
+                tracker.lose_log(error)
+        tracker.mark(disk, batch)
+        return time_ns if tracker.is_tracked else 0
 
     def _is_slow(self, disk: Disk) -> float:
         """A disk takes long: note that the next write is still ours, and when to note it again."""
-        if self.tracker.log is not None:
+        if self.tracker.is_tracked:
             self.tracker.watch.about_to_write(disk)
         return self._clock.monotonic() + SLOW_SECONDS
 
@@ -184,12 +222,15 @@ class TapEngine:
         """A group is on the disk: log anew what failed, for the disk is the truth (R26), and tell of the progress."""
         self.last_write_time = self._clock.wall()
         tracker = self.tracker
-        if time_ns and tracker.log is not None:
+        if time_ns and failed:
             for _ in tracker.log_anew(disk, failed, time_ns):
                 pass
-        if time_ns and tracker.log is not None:
+            # Where the log was lost over that, the map has to name what the log lacks.
+            tracker.mark(disk, batch)
+        if time_ns and tracker.is_tracked:
             tracker.watch.saw_through(disk, time_ns)
-            tracker.tell_progress()
+            if tracker.log is not None:
+                tracker.tell_progress()
 
     async def _perform_in_turn(
         self, disk: Disk, batch: Sequence[Mutation], done: asyncio.Future[None], *, fua: bool
@@ -198,6 +239,8 @@ class TapEngine:
         for group in groups_of(batch):
             if done.cancelled():
                 return
+            if self._hot is not None:
+                await self._hot.warm(disk, group)
             if group[0].payload is None and group[0].length > INLINE_ZEROES:
                 await self._zero_in_steps(disk, group[0])
             else:
@@ -264,6 +307,15 @@ class TapEngine:
 
         return sync
 
+    async def _checkpoint(self) -> HotNote | None:
+        """Make durable, on the disks and in the log or map, all that was changed before (hot regions)."""
+        pairs = zip(self.disks, self._syncs, strict=True)
+        syncs = [sync.begin() for disk, sync in pairs if disk.unsynced or sync.running]
+        note = await self.tracker.checkpoint()
+        for sync in syncs:
+            await asyncio.shield(sync)
+        return None if any(disk.failed for disk in self.disks) else note
+
     async def cut(self, reason: SealReason) -> Cut:
         """Seal the current segment now; durable when this returns. Raises InvalidStateError if nothing is tracked."""
         return await self.tracker.cut(reason)
@@ -291,6 +343,8 @@ class TapEngine:
                 except InvalidStateError:
                     # Tracking was lost over it, which is told to whoever listens.
                     continue
+            elif self.tracker.tracking is Tracking.MAP:
+                self.tracker.watch.check_unchanged(self.disks)
 
     # --- tracking ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from primary_agent.tap.log_files import LogFile
 from protocol.errors import LogError
-from protocol.hrl import FILE_HEADER_BYTES, RECORD_HEADER_BYTES, FileHeader, RecordKind, decode_record_header
+from protocol.hrl import FILE_HEADER_BYTES, RECORD_HEADER_BYTES, RecordKind, decode_record_header
 from protocol.position import Position
 from shared.errors import NotFoundError
 from shared.ports import FileSystem
@@ -56,7 +56,7 @@ def _not_found(what: str) -> NotFoundError:
 def _places(files: FileSystem, log_file: LogFile) -> list[Place]:
     """The place before the first record of a file and behind each of its records, up to its end."""
     header = log_file.header
-    places = [Place(header.sequence, FILE_HEADER_BYTES, _before(header))]
+    places = [Place(header.sequence, FILE_HEADER_BYTES, log_file.before)]
     try:
         file = files.open(log_file.path)
     except FileNotFoundError:
@@ -76,7 +76,3 @@ def _places(files: FileSystem, log_file: LogFile) -> list[Place]:
     finally:
         file.close()
     return places
-
-
-def _before(header: FileHeader) -> Position:
-    return Position(header.epoch, header.segment, header.entry, header.chain)

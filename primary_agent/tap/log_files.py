@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from protocol.errors import LogError
 from protocol.hrl import FILE_HEADER_BYTES, FileHeader
+from protocol.position import Position
 from shared.hrl_files import log_file_name, log_file_sequence, read_file_header
 from shared.ports import File, FileSystem
 
@@ -31,6 +32,12 @@ class LogFile:
     @property
     def sequence(self) -> int:
         return self.header.sequence
+
+    @property
+    def before(self) -> Position:
+        """The position before the file's first record."""
+        header = self.header
+        return Position(header.epoch, header.segment, header.entry, header.chain)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from protocol.position import Position
 from shared.errors import NotFoundError
 from shared.hrl_files import EndKind, scan_file
 from shared.ports import FileIdentity, FileSystem
-from shared.tap_control import LostReason, Tracking
+from shared.tap_control import LostReason
 
 WRITE_SLACK_NS = 250_000_000
 """How long after the witnessed intention to write a disk its mtime may be set by that write: scheduling, no more."""
@@ -272,7 +272,12 @@ def _holds(disk: Disk, offset: int, length: int, payload: memoryview | None, ski
 # --- the verdict ---------------------------------------------------------------------------------------------------
 
 
-def check_state(loaded: Loaded, vm: bytes, boot_id: str, *, log_exists: bool) -> None:
+def lost_power(state: TapState, boot_id: str) -> bool:
+    """Whether the host stopped while the tap ran: pages may have reached the disk and not the log, or the reverse."""
+    return state.status is Status.ACTIVE and state.boot_id != boot_id
+
+
+def check_state(loaded: Loaded, vm: bytes, *, log_exists: bool) -> None:
     """Whether the state may be relied upon. Raises TrackingLost.
 
     Log files without a state are the rest of a tap that did run.
@@ -285,8 +290,6 @@ def check_state(loaded: Loaded, vm: bytes, boot_id: str, *, log_exists: bool) ->
             raise TrackingLost(LostReason.STATE_DAMAGED, "the state file is missing, but there is a log")
     elif state.vm != vm:
         raise TrackingLost(LostReason.STATE_DAMAGED, f"the state file is that of VM {state.vm.hex()}")
-    elif state.tracking is Tracking.ON and state.status is Status.ACTIVE and state.boot_id != boot_id:
-        raise TrackingLost(LostReason.UNCLEAN_STOP, "the host stopped while the tap ran")
 
 
 def check_disks(state: TapState, disks: Sequence[Disk], identities: Sequence[FileIdentity], boot_id: str) -> None:
@@ -318,6 +321,27 @@ def check_log_end(state: TapState, tail: Tail) -> None:
     ):
         text = f"the log ends at offset {tail.file.end} of {tail.file.path}, not where the tap left it"
         raise TrackingLost(LostReason.LOG_DAMAGED, text)
+
+
+def check_lease(lease_ns: int, disks: Sequence[Disk], identities: Sequence[FileIdentity]) -> None:
+    """After power loss no disk was written later than its hot regions were vouched for (R30). Raises TrackingLost."""
+    for disk, identity in zip(disks, identities, strict=True):
+        if identity.mtime_ns > lease_ns:
+            text = (
+                f"{disk.config.path} was written at {show_time(identity.mtime_ns)}, "
+                f"later than its hot regions were on record ({show_time(lease_ns)})"
+            )
+            raise TrackingLost(LostReason.DISK_CHANGED, text)
+
+
+def check_map_witnesses(
+    disks: Sequence[Disk], identities: Sequence[FileIdentity], witnesses: Sequence[Witness | None]
+) -> None:
+    """After a kill in the dirty map's time nobody else wrote the disks (R27). Raises TrackingLost."""
+    for disk, identity, witness in zip(disks, identities, witnesses, strict=True):
+        evidence = explained_by(witness, identity, witness.before_ns if witness is not None else 0, touched=True)
+        if evidence:
+            raise TrackingLost(LostReason.DISK_CHANGED, f"{disk.config.path} was changed: {evidence}")
 
 
 def check_witnesses(

@@ -7,6 +7,7 @@ from primary_agent.tap.start import Start
 from primary_agent.tap.tracker import Tracker
 from primary_agent.tap.watch import why
 from shared.errors import StorageError
+from shared.tap_control import LostReason
 
 
 async def resume(ports: TapPorts, start: Start, tracker: Tracker, state_path: str) -> None:
@@ -17,6 +18,11 @@ async def resume(ports: TapPorts, start: Start, tracker: Tracker, state_path: st
     the same group in doubt as this start did. Raises StorageError where the state can't be written.
     """
     tracker.restore(start.state, start.loss)
+    if start.bounded is not None and start.changes is not None:
+        try:
+            tracker.begin_map(start.bounded, start.changes)
+        except OSError as error:
+            tracker.lose(LostReason.MAP_FAILED, f"the dirty map can't be written: {why(error)}")
     if start.tail is not None and start.file is not None:
         try:
             tracker.resume(start.tail, start.file)
@@ -37,8 +43,31 @@ async def resume(ports: TapPorts, start: Start, tracker: Tracker, state_path: st
             tracker.log.open_segment()
         except OSError as error:
             tracker.lose_log(error)
+    if tracker.is_tracked and tracker.log is None:
+        for disk in start.disks:
+            tracker.watch.saw_through(disk, int(ports.clock.wall() * 1e9))
+    await _take_up_hot_regions(ports, start, tracker)
     await tracker.sync.run()
+    tracker.resume_map(start.changes)
     tracker.tidy()
+
+
+async def _take_up_hot_regions(ports: TapPorts, start: Start, tracker: Tracker) -> None:
+    """What was hot stays hot; where that is not known, everything is made durable first."""
+    hot = tracker.hot
+    if hot is None:
+        return
+    try:
+        if not tracker.is_tracked:
+            hot.clear()
+            return
+        if start.hot_is_new:
+            for disk in start.disks:
+                await ports.workers.run(disk.file.sync)
+        hot.adopt()
+    except OSError as error:
+        tracker.lose(LostReason.DISK_FAILED, f"a disk or map can't be made durable: {why(error)}")
+    hot.begin()
 
 
 def _mend(start: Start, tracker: Tracker) -> None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from primary_agent.tap.disks import Disk
+import structlog
+
+from primary_agent.tap.changes import LoggedChanges, LogUnreadableError, read_changes
+from primary_agent.tap.dirty_map import DirtyMap, Force
+from primary_agent.tap.disks import Disk, join_ranges
+from primary_agent.tap.hot_regions import HotNote
 from primary_agent.tap.log_files import LogFile, LogFiles, prepare
 from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.recovery import (
     Tail,
     TrackingLost,
     check_disks,
+    check_lease,
     check_log_end,
+    check_map_witnesses,
     check_state,
     check_witnesses,
+    lost_power,
     read_tail,
     still_in_doubt,
 )
@@ -22,9 +30,13 @@ from primary_agent.tap.supply import no_room
 from primary_agent.tap.watch import NO_SPACE, why
 from shared.errors import DiskInUseError, NoSpaceError, StorageError
 from shared.hrl_files import log_file_sequence
+from shared.map_file import MapDamagedError, MapFile, MapKind
 from shared.ports import File, FileSystem
-from shared.tap_config import LOCK_NAME, STATE_NAME, TapConfig
+from shared.rates import size_text
+from shared.tap_config import DIRTY_BLOCK_BITS, HOT_NAME, LOCK_NAME, MAP_NAME, STATE_NAME, TapConfig
 from shared.tap_control import LostReason, Tracking
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -45,6 +57,13 @@ class Start:
     file: File | None = None
     clean: bool = False
     fresh: bool = False
+    dirty: DirtyMap | None = None
+    hot: MapFile | None = None
+    hot_is_new: bool = False
+    """The hot-region map was made by this start: what was hot before is not known."""
+    bounded: Loss | None = None
+    """Why the dirty map takes the place of the log at this start; ``changes`` are what goes into it."""
+    changes: LoggedChanges | None = None
 
     def close(self) -> None:
         """Close everything: the start is given up."""
@@ -52,6 +71,10 @@ class Start:
             disk.file.close()
         if self.file is not None:
             self.file.close()
+        if self.dirty is not None:
+            self.dirty.file.close()
+        if self.hot is not None:
+            self.hot.close()
         self.files.close()
         self.state_file.close()
         self.lock.close()
@@ -90,6 +113,7 @@ def read_start(ports: TapPorts, folder: str, config: TapConfig) -> Start:
         )
         start = Start(lock, state_file, log_files, disks, fresh=state_file.is_new or bool(loaded.damage))
         try:
+            _open_maps(ports.files, folder, config, start)
             _judge(ports, config, start, loaded)
         except BaseException:
             start.close()
@@ -120,13 +144,40 @@ def lock_folder(files: FileSystem, folder: str) -> File:
     return file
 
 
+def _open_maps(files: FileSystem, folder: str, config: TapConfig, start: Start) -> None:
+    """Open both maps, or make them. Without them tracking goes on, and bounds nothing when it is lost."""
+    dirty = _open_map(files, f"{folder}/{MAP_NAME}", config, MapKind.DIRTY, DIRTY_BLOCK_BITS)
+    if dirty is not None:
+        start.dirty = DirtyMap(dirty[0])
+    hot = _open_map(files, f"{folder}/{HOT_NAME}", config, MapKind.HOT, config.hot_region_bits)
+    if hot is not None:
+        start.hot, start.hot_is_new = hot
+
+
+def _open_map(
+    files: FileSystem, path: str, config: TapConfig, kind: MapKind, region_bits: int
+) -> tuple[MapFile, bool] | None:
+    """A map, and whether it had to be made; None where it can't be."""
+    disks = [disk.geometry for disk in config.disks]
+    try:
+        if files.exists(path):
+            try:
+                return MapFile.open(files, path, kind, config.vm_id, region_bits, disks), False
+            except MapDamagedError as error:
+                _log.warning("a map is made anew", path=path, reason=str(error))
+        return MapFile.create(files, path, kind, config.vm_id, region_bits, disks), True
+    except OSError as error:
+        _log.warning("there is no map", path=path, reason=why(error))
+        return None
+
+
 def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> None:
     """Fill in what state and log say. Raises StorageError only where a first start finds no room."""
     state = start.state = loaded.state
-    tracked = state is not None and state.tracking is Tracking.ON
+    tracked = state is not None and state.tracking in (Tracking.ON, Tracking.MAP)
     try:
         numbered = [name for name in ports.files.list(config.log_folder) if log_file_sequence(name) is not None]
-        check_state(loaded, config.vm_id, ports.clock.boot_id(), log_exists=bool(numbered))
+        check_state(loaded, config.vm_id, log_exists=bool(numbered))
     except TrackingLost as lost:
         start.loss = Loss(lost.reason, lost.text[:MAX_TEXT], ports.clock.wall())
         tracked = False
@@ -134,12 +185,19 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
         # Whoever needs the folder next will say so.
         pass
     try:
-        epoch = state.epoch if state is not None and tracked else b""
+        mapped = start.dirty is not None and start.dirty.note.force is Force.COMPLETE
+        logged = state is not None and tracked and not (state.tracking is Tracking.MAP and mapped)
+        epoch = state.epoch if state is not None and logged else b""
         log = start.files.discover(epoch, state.first_file if state is not None else 1)
         if state is None and start.loss is None:
             start.files.prepared(_proof_of_room(ports.files, start.files))
         elif state is not None and tracked:
-            _take_up(ports, start, state, log)
+            if lost_power(state, ports.clock.boot_id()):
+                _bound(ports, start, state, log)
+            elif state.tracking is Tracking.MAP:
+                _take_up_map(ports, start, state, log)
+            else:
+                _take_up(ports, start, state, log)
     except TrackingLost as lost:
         start.loss = Loss(lost.reason, lost.text[:MAX_TEXT], ports.clock.wall())
     except OSError as error:
@@ -173,3 +231,47 @@ def _take_up(ports: TapPorts, start: Start, state: TapState, log: list[LogFile])
     start.file = ports.files.open(tail.file.path, write=True)
     start.files.used.extend(log)
     start.tail = tail
+
+
+def _take_up_map(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -> None:
+    """Go on in the dirty map. Raises TrackingLost or OSError."""
+    identities = [disk.file.identity() for disk in start.disks]
+    check_disks(state, start.disks, identities, ports.clock.boot_id())
+    if start.dirty is None or not start.dirty.in_force:
+        raise TrackingLost(LostReason.MAP_FAILED, "the dirty map is damaged or missing")
+    start.clean = state.status is Status.CLEAN
+    if not start.clean:
+        witnesses = [start.state_file.read_witness(disk.slot) for disk in start.disks]
+        check_map_witnesses(start.disks, identities, witnesses)
+    start.files.used.extend(log)
+
+
+def _bound(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -> None:
+    """After power loss: what is in doubt, from log, dirty map and hot regions (R3). Raises TrackingLost or OSError."""
+    stopped = "the host stopped while the tap ran"
+    identities = [disk.file.identity() for disk in start.disks]
+    check_disks(state, start.disks, identities, ports.clock.boot_id())
+    dirty, hot = start.dirty, start.hot
+    if dirty is None or hot is None or start.hot_is_new:
+        raise TrackingLost(LostReason.UNCLEAN_STOP, f"{stopped}, and its maps are damaged or missing")
+    if state.tracking is Tracking.MAP and not dirty.in_force:
+        raise TrackingLost(LostReason.MAP_FAILED, f"{stopped}, and the dirty map is damaged")
+    note = HotNote.decode(hot.note)
+    check_lease(note.lease_ns, start.disks, identities)
+    changes = LoggedChanges(0)
+    if state.tracking is Tracking.ON or dirty.note.force is Force.OPEN:
+        durable = (note.file, note.offset) if note.epoch == state.epoch else (0, 0)
+        sizes = {disk.index: disk.size for disk in start.disks}
+        try:
+            changes = read_changes(ports.files, log, sizes, durable=durable, torn=True)
+        except LogUnreadableError as error:
+            raise TrackingLost(LostReason.LOG_DAMAGED, f"{stopped}, and {error}") from None
+    hot_bytes = 0
+    for disk in start.disks:
+        ranges = list(hot.ranges(disk.index))
+        hot_bytes += sum(length for _, length in ranges)
+        changes.ranges[disk.index] = join_ranges([*changes.ranges.get(disk.index, ()), *ranges])
+    start.files.used.extend(log)
+    start.changes = changes
+    text = f"{stopped}: {size_text(hot_bytes)} that were written last are in doubt"
+    start.bounded = Loss(LostReason.UNCLEAN_STOP, text, ports.clock.wall())

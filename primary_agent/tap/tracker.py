@@ -7,7 +7,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
 
+from primary_agent.tap.changes import LoggedChanges, LogUnreadableError, read_changes
+from primary_agent.tap.dirty_map import DirtyMap, Force
 from primary_agent.tap.disks import Disk, Range
+from primary_agent.tap.hot_regions import HotNote, HotRegions
 from primary_agent.tap.log import Cut, LogFullError, LogWriter
 from primary_agent.tap.log_files import LogFiles
 from primary_agent.tap.ports import TapPorts
@@ -18,12 +21,17 @@ from primary_agent.tap.tasks import SharedSync, Tasks
 from primary_agent.tap.watch import NO_SPACE, Watch, why
 from protocol.hrl import SealReason
 from shared.errors import InvalidStateError, StorageError
+from shared.nbd.backend import Mutation
 from shared.ports import File, FileSystem
 from shared.tap_control import LostReason, Tracking
 
 STATE_RETRY_SECONDS = 5.0
 ENDING_SECONDS = 10.0
 """How long a new beginning waits until the end before it is durable."""
+ADD_AT_ONCE = 4096
+"""Ranges that are brought into the dirty map before others get their turn."""
+BOUNDED = frozenset({LostReason.LOG_FULL, LostReason.LOG_FAILED})
+"""Losses of the log after which the dirty map still names all that changed."""
 EMPTY_CUTS_MAX = 1000
 """Unreleased sealed segments above which an interval does not seal another empty one."""
 
@@ -52,8 +60,13 @@ class Tracker:
         disks: Sequence[Disk],
         files: LogFiles,
         state_file: StateFile,
+        dirty: DirtyMap | None = None,
     ) -> None:
         self.log: LogWriter | None = None
+        self.dirty = dirty
+        """The dirty map; None where there is none that can be written."""
+        self.hot: HotRegions | None = None
+        """The hot-region map, once the engine has set it; None where there is none that can be written."""
         self.tracking = Tracking.OFF
         self.epoch = b""
         self.loss: Loss | None = None
@@ -77,6 +90,7 @@ class Tracker:
         self._ending: asyncio.Task[None] | None = None
         self._former: LogWriter | None = None
         """The log before a new epoch's, until that epoch is durable."""
+        self._dropping: asyncio.Task[None] | None = None
         self._closing = False
 
     # --- start and stop ---------------------------------------------------------------------------------------------
@@ -88,8 +102,15 @@ class Tracker:
             self._first_file = state.first_file
         if loss is not None:
             self.tracking, self.loss = Tracking.LOST, loss
-        if self.tracking is not Tracking.ON:
+        if self.tracking not in (Tracking.ON, Tracking.MAP):
             self._first_file = self.files.next_sequence
+            if self.dirty is not None:
+                self.dirty.void()
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether log or dirty map name what changes."""
+        return self.log is not None or self.tracking is Tracking.MAP
 
     def activate(self, path: str, twice: bool) -> None:
         """Write the state of a running tap durably, into both slots if asked to. Blocks. Raises OSError.
@@ -121,7 +142,7 @@ class Tracker:
 
     def tidy(self) -> None:
         """Remove the rest of a log that is not needed any more."""
-        if self.log is None:
+        if self.log is None and self._ending is None:
             self.files.drop()
 
     async def close(self) -> None:
@@ -146,11 +167,19 @@ class Tracker:
         """Close everything; ``clean`` writes the CLEAN state first. Blocks. Raises OSError."""
         try:
             if clean:
+                if self.dirty is not None and self.tracking is Tracking.MAP:
+                    self.dirty.sync()
+                if self.hot is not None:
+                    self.hot.clear()
                 self._state_file.write(self._state(Status.CLEAN))
                 self._state_file.sync()
         finally:
             if self.log is not None:
                 self.log.close()
+            if self.dirty is not None:
+                self.dirty.file.close()
+            if self.hot is not None:
+                self.hot.close()
             self.files.close()
             self._state_file.close()
 
@@ -172,6 +201,17 @@ class Tracker:
         )
 
     # --- what is written --------------------------------------------------------------------------------------------
+
+    def mark(self, disk: Disk, batch: Sequence[Mutation]) -> None:
+        """In the dirty map's time: its bits are in the page cache before the disk changes. Never fails."""
+        if self.tracking is not Tracking.MAP or self.dirty is None:
+            return
+        try:
+            self.dirty.mark(disk, batch)
+        except OSError as error:
+            self.lose(LostReason.MAP_FAILED, f"the dirty map can't be written: {why(error)}")
+        else:
+            self.watch.about_to_write(disk)
 
     def log_anew(self, disk: Disk, ranges: Sequence[Range], time_ns: int) -> Iterator[None]:
         """Log what the disk now holds in ranges that are in doubt, as a part of their group (R26).
@@ -234,7 +274,11 @@ class Tracker:
 
     def begin_sync(self) -> asyncio.Future[str] | None:
         """Start to make durable what is logged now; None where that is done already. To be shielded."""
-        if self.log is None or (self.log.is_synced and not self.sync.running):
+        if self.log is not None:
+            synced = self.log.is_synced
+        else:
+            synced = self.tracking is not Tracking.MAP or self.dirty is None or not self.dirty.unsynced
+        if synced and not self.sync.running:
             return None
         return self.sync.begin()
 
@@ -242,7 +286,7 @@ class Tracker:
         """Make durable what is in the log now, and publish the cuts in it."""
         log = self.log
         if log is None:
-            return ""
+            return await self._sync_map()
         folder = self.files.folder if log.folder_unsynced else ""
         synced, cuts = log.begin_sync(), len(self._unpublished)
         try:
@@ -260,6 +304,34 @@ class Tracker:
                     listener.sealed(self.newest_cut)
         return ""
 
+    async def _sync_map(self) -> str:
+        """Make the dirty map durable, where it is in use."""
+        if self.tracking is not Tracking.MAP or self.dirty is None:
+            return ""
+        try:
+            await self._ports.workers.run(self.dirty.sync)
+        except OSError as error:
+            self.lose(LostReason.MAP_FAILED, f"the dirty map can't be made durable: {why(error)}")
+            return why(error)
+        return ""
+
+    async def checkpoint(self) -> HotNote | None:
+        """Make tracking durable; the place in the log that this covers, or None where it failed.
+
+        The disks have to be synced by the caller, from the same moment on.
+        """
+        log, tracking = self.log, self.tracking
+        if tracking is Tracking.MAP and (self.dirty is None or self.dirty.note.force is not Force.COMPLETE):
+            # Until the map is complete only the hot regions may name what a failed log has lost.
+            return None
+        note = HotNote(0, *log.place, log.epoch) if log is not None else HotNote()
+        pending = self.begin_sync()
+        failed = await asyncio.shield(pending) if pending is not None else ""
+        if failed:
+            return None
+        # What was lost meanwhile may not be in the map yet, and then only the hot regions name it.
+        return note if self.log is log and self.tracking is tracking else None
+
     def release(self, epoch: bytes, segment: int) -> None:
         """The replica has everything up to this segment durably (I5). Raises InvalidStateError where it can't."""
         if self.log is None or epoch != self.epoch:
@@ -270,6 +342,23 @@ class Tracker:
             raise InvalidStateError(text, "Release what was acknowledged only.", code="not_sealed")
         self.released_segment = max(self.released_segment, segment)
         self.files.release(self.released_segment)
+        if self.dirty is not None and self.dirty.in_force and not self.dirty.broken and self._dropping is None:
+            # The baseline of this epoch is committed: what came before it is not in doubt any more.
+            self._dropping = self._tasks.spawn(self._drop_map(self.dirty))
+
+    async def _drop_map(self, dirty: DirtyMap) -> None:
+        """Take the dirty map out of force, durably before its bits go."""
+        try:
+            if self.log is not None:
+                dirty.drop()
+                await self._ports.workers.run(dirty.sync)
+                if not dirty.in_force:
+                    dirty.clear()
+        except OSError:
+            # A map that is broken takes over nothing any more; left in force, it costs a compare in vain.
+            return
+        finally:
+            self._dropping = None
 
     # --- begin, end, loss -------------------------------------------------------------------------------------------
 
@@ -313,6 +402,8 @@ class Tracker:
             self._not_tracking()
         self.log = log
         self._supply.wanted = True
+        if self.hot is not None:
+            self.hot.begin()
 
     async def finish_begin(self) -> None:
         """Make the beginning durable, and only then let go of the log before.
@@ -354,18 +445,111 @@ class Tracker:
             self.lose(LostReason.LOG_FAILED, f"the log can't be written: {why(error)}")
 
     def lose(self, reason: LostReason, text: str) -> None:
-        """The log does not name everything that changes any more.
+        """The log does not name everything that changes any more: the dirty map takes over, where it can.
 
-        The state says so before this returns, as far as a killed process goes; a host that stops while the tap runs
-        loses tracking anyway. The guest goes on (I14).
+        The state says so before this returns, as far as a killed process goes. The guest goes on (I14).
         """
-        if self.tracking is Tracking.ON:
-            self._end(Tracking.LOST, Loss(reason, text[:MAX_TEXT], self._ports.clock.wall()))
+        if self.tracking not in (Tracking.ON, Tracking.MAP):
+            return
+        loss = Loss(reason, text[:MAX_TEXT], self._ports.clock.wall())
+        if self.tracking is Tracking.ON and reason in BOUNDED and self._take_to_map(loss):
+            return
+        self._end(Tracking.LOST, loss)
+
+    def _take_to_map(self, loss: Loss) -> bool:
+        """Go on in the dirty map (R28); False where it can't be written."""
+        log, dirty = self.log, self.dirty
+        if log is None or dirty is None or dirty.broken or not self.files.used or self._dropping is not None:
+            return False
+        base = self.first_segment - 1
+        try:
+            dirty.begin(self.epoch, base, log.segment, catch_up=False)
+            self.log, self.tracking, self.loss = None, Tracking.MAP, loss
+            self._state_file.write(self._state(Status.ACTIVE))
+        except OSError:
+            self.log, self.tracking = log, Tracking.ON
+            return False
+        self._supply.wanted = False
+        self._forget_cuts()
+        self._ending = self._tasks.spawn(self._finish_map(self._ending, log))
+        return True
+
+    def begin_map(self, loss: Loss, changes: LoggedChanges) -> None:
+        """At a start after an unclean stop: the dirty map takes the place of the log. Raises OSError."""
+        dirty = self.dirty
+        assert dirty is not None
+        self.tracking, self.loss = Tracking.MAP, loss
+        if changes.end is not None:
+            dirty.begin(self.epoch, changes.base_segment, changes.end.segment, catch_up=True)
+            return
+        # Complete before, it stays so: until what is added now is durable, the hot regions name it.
+        for index, ranges in changes.ranges.items():
+            dirty.add(index, ranges)
+        dirty.write()
+        dirty.note_catch_up()
+
+    def resume_map(self, changes: LoggedChanges | None) -> None:
+        """Complete the dirty map, where that is still to be done; None: from the log's files."""
+        if self.tracking is Tracking.MAP and self.dirty is not None and self.dirty.note.force is not Force.COMPLETE:
+            self._ending = self._tasks.spawn(self._finish_map(self._ending, None, changes))
+
+    async def _finish_map(
+        self, before: asyncio.Task[None] | None, log: LogWriter | None, changes: LoggedChanges | None = None
+    ) -> None:
+        """Bring into the map what the log knew; when that is durable the map is complete, and the log may go."""
+        if before is not None:
+            await before
+        await self.sync.settle()
+        dirty, sizes = self.dirty, {disk.index: disk.size for disk in self._disks}
+        assert dirty is not None
+        try:
+            if changes is None:
+                used, epoch = list(self.files.used), self.epoch
+                # Behind what the last checkpoint made durable a log that failed may hold anything.
+                failed = self.loss is not None and self.loss.reason is LostReason.LOG_FAILED and self.hot is not None
+                durable = self.hot.log_place(epoch) if self.hot is not None else (0, 0)
+                changes = await self._ports.workers.run(
+                    lambda: read_changes(self._ports.files, used, sizes, durable=durable, torn=failed)
+                )
+            if self.tracking is Tracking.MAP:
+                if self.loss is not None and self.loss.reason is not LostReason.LOG_FULL and self.hot is not None:
+                    for disk, ranges in self.hot.ranges():
+                        dirty.add(disk.index, ranges)
+                await self._add(dirty, changes)
+                await self._ports.workers.run(dirty.sync)
+                dirty.complete()
+                await self._ports.workers.run(dirty.sync)
+        except LogUnreadableError as error:
+            self.lose(LostReason.LOG_DAMAGED, str(error))
+        except OSError as error:
+            self.lose(LostReason.MAP_FAILED, f"the dirty map can't be completed: {why(error)}")
+        if self.tracking is Tracking.MAP:
+            await self._state_durable()
+            if log is not None:
+                log.close()
+            if self.log is None and not self._closing:
+                self.files.drop()
+            self._tell_tracking()
+        elif log is not None:
+            log.close()
+
+    async def _add(self, dirty: DirtyMap, changes: LoggedChanges) -> None:
+        for index, ranges in changes.ranges.items():
+            for start in range(0, len(ranges), ADD_AT_ONCE):
+                dirty.add(index, ranges[start : start + ADD_AT_ONCE])
+                await asyncio.sleep(0)
+        if changes.end is not None and changes.end.epoch == dirty.note.epoch:
+            dirty.keep_cuts(changes.cuts)
+        dirty.write()
 
     def _end(self, tracking: Tracking, loss: Loss | None) -> None:
         log, self.log = self.log, None
         self.tracking, self.loss = tracking, loss
         self._first_file = self.files.next_sequence
+        if self.hot is not None:
+            self.hot.active = False
+        if self.dirty is not None:
+            self.dirty.void()
         self._supply.wanted = False
         self._forget_cuts()
         try:
@@ -380,18 +564,8 @@ class Tracker:
         """Make the end durable; only then may the log's files go."""
         if before is not None:
             await before
-        while True:
-            try:
-                if not written:
-                    self._state_file.write(self._state(Status.ACTIVE))
-                await self._ports.workers.run(self._state_file.sync)
-                break
-            except OSError:
-                # What failed to be synced has to be written again, or syncing it would prove nothing.
-                written = False
-            if self._closing:
-                return
-            await asyncio.sleep(STATE_RETRY_SECONDS)
+        if not await self._state_durable(written=written):
+            return
         await self.sync.settle()
         if log is not None:
             log.close()
@@ -399,6 +573,21 @@ class Tracker:
         if self.log is None:
             self.files.drop()
         self._tell_tracking()
+
+    async def _state_durable(self, *, written: bool = True) -> bool:
+        """Make the state durable, however long that takes; False where the tap ends before."""
+        while True:
+            try:
+                if not written:
+                    self._state_file.write(self._state(Status.ACTIVE))
+                await self._ports.workers.run(self._state_file.sync)
+                return True
+            except OSError:
+                # What failed to be synced has to be written again, or syncing it would prove nothing.
+                written = False
+            if self._closing:
+                return False
+            await asyncio.sleep(STATE_RETRY_SECONDS)
 
     def _forget_cuts(self) -> None:
         self._unpublished.clear()

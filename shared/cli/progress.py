@@ -15,6 +15,7 @@ from shared.status import ProgressStatus, VmStatus
 KINDS = {
     "initial": "initial replication",
     "resync": "resynchronization",
+    "bounded": "resynchronization of what is in doubt",
     "merge": "merge",
     "promotion": "failover",
 }

@@ -16,7 +16,7 @@ from protocol.hrl import SealReason
 from shared.errors import InvalidStateError, StorageError
 from shared.nbd.constants import Errno
 from shared.tap_control import LostReason, Tracking
-from tests.unit.tap.rig import EPOCH, KIB, OTHER_EPOCH, copy, make_config, replay, write, zeroes
+from tests.unit.tap.rig import EPOCH, KIB, OTHER_EPOCH, WarmEngine, copy, make_config, replay, write, zeroes
 from tests.unit.tap.world import World
 
 SIZE = 256 * KIB
@@ -41,7 +41,7 @@ def failing(world: World, operation: str, part: str, number: int = errno.EIO) ->
 
 
 async def started(world: World, ports: OwnPorts, *, track: bool = True) -> TapEngine:
-    tap = TapEngine(world.folder, world.config, ports)
+    tap = WarmEngine(world.folder, world.config, ports)
     await tap.start()
     if track:
         await tap.begin(EPOCH)

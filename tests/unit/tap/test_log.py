@@ -17,7 +17,7 @@ from shared.hrl_follower import LogFollower, LogGoneError
 from shared.nbd.backend import CommandKind, Mutation
 from shared.nbd.constants import Errno
 from shared.tap_control import Tracking
-from tests.unit.tap.rig import EPOCH, KIB, OTHER_EPOCH, copy, make_config, replay, trim, write, zeroes
+from tests.unit.tap.rig import EPOCH, KIB, OTHER_EPOCH, WarmEngine, copy, make_config, replay, trim, write, zeroes
 from tests.unit.tap.world import World
 
 SIZE = 128 * KIB
@@ -33,7 +33,7 @@ def world() -> Iterator[World]:
 
 
 async def started(world: World, ports: OwnPorts) -> TapEngine:
-    tap = TapEngine(world.folder, world.config, ports)
+    tap = WarmEngine(world.folder, world.config, ports)
     await tap.start()
     await tap.begin(EPOCH)
     return tap
@@ -127,7 +127,7 @@ def test_positions_survive_restarts(world: World) -> None:
         world.process.kill()
 
     async def second(ports: OwnPorts) -> None:
-        tap = TapEngine(world.folder, world.config, ports)
+        tap = WarmEngine(world.folder, world.config, ports)
         await tap.start()
         for position in known:
             assert (await tap.locate(EPOCH, position.segment, position)).position == position

@@ -1,0 +1,65 @@
+"""The scope of a bounded resync: what the tap's dirty map leaves in doubt, and whether the replica fits it.
+
+A compare limited to the map is sound only where the map is complete and the replica stands at a cut of this very log,
+at or after the map's base (R28, R34). Everything else needs whole disks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from protocol.hrl import Geometry
+from protocol.position import Position
+from shared.errors import StorageError
+from shared.map_file import MapDamagedError, MapFile, MapKind, Range
+from shared.planning import ReplicaView, ResyncCause
+from shared.ports import FileSystem
+from shared.tap_config import DIRTY_BLOCK_BITS, MAP_NAME
+from shared.tap_control import Doubt
+
+JOIN_BYTES = 512 << 10
+"""Ranges in doubt with no more than this between them are compared as one: hashing is cheaper than asking twice."""
+BOUNDED_CAUSES = frozenset({ResyncCause.TRACKING_LOST.value})
+"""Causes of a resync that the map speaks about; any other one needs whole disks."""
+
+
+def position_to_prove(doubt: Doubt | None, replica: ReplicaView, causes: Iterable[str]) -> Position | None:
+    """The cut that the tap has to know for a compare limited to the map; None where only whole disks will do."""
+    received = replica.received
+    if doubt is None or received is None or replica.needs_resync or not set(causes) <= BOUNDED_CAUSES:
+        return None
+    base = bytes.fromhex(doubt.base_epoch)
+    if replica.epoch != base or received.epoch != base:
+        return None
+    return received if doubt.base_segment <= received.segment <= doubt.end_segment else None
+
+
+def read_scope(files: FileSystem, folder: str, vm: bytes, disks: Sequence[Geometry]) -> dict[int, list[Range]]:
+    """The ranges in doubt of each disk, in order, with small gaps filled. ``folder`` is the tap's. Blocks.
+
+    Raises StorageError where the map can't be read.
+    """
+    path = f"{folder}/{MAP_NAME}"
+    try:
+        found = MapFile.open(files, path, MapKind.DIRTY, vm, DIRTY_BLOCK_BITS, disks, write=False)
+    except MapDamagedError as error:
+        raise StorageError(f"The dirty map can't be used: {error}.", "Whole disks are compared.") from None
+    except OSError as error:
+        raise StorageError(f"{path} can't be read: {error.strerror}.", "Check the volume.") from error
+    try:
+        return {disk.index: list(_joined(found.ranges(disk.index))) for disk in disks}
+    finally:
+        found.close()
+
+
+def _joined(ranges: Iterator[Range]) -> Iterator[Range]:
+    start = end = -1
+    for offset, length in ranges:
+        if end >= 0 and offset - end <= JOIN_BYTES:
+            end = offset + length
+            continue
+        if end >= 0:
+            yield start, end - start
+        start, end = offset, offset + length
+    if end >= 0:
+        yield start, end - start

@@ -1,0 +1,290 @@
+"""The hot-region map: regions that were written lately are on record, durably, before the first write into them (R2).
+
+After power loss only these regions are in doubt: everything else was in the log, or acknowledged, and on the disk when
+its region was let go of (R29). ``docs/maps.md`` has the file, ``docs/tap.md`` the reasoning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from primary_agent.tap.disks import Disk, Range
+from primary_agent.tap.ports import TapPorts
+from primary_agent.tap.tasks import SharedSync, Tasks
+from shared.map_file import MapFile
+from shared.nbd.backend import Mutation
+
+TOUCHED = 4
+"""Heat of a region that was written since the last checkpoint began; each checkpoint takes one away."""
+IDLE = 1
+"""Heat at which a checkpoint lets a region go even where there is plenty of room."""
+CHECKPOINT_SECONDS = 30.0
+LEASE_SECONDS = 10.0
+"""For so long the map vouches for the disks without being renewed (R30)."""
+LEASE_SLACK_SECONDS = 0.25
+
+_NOTE = struct.Struct("<QQQ16s")
+
+
+@dataclass(frozen=True, slots=True)
+class HotNote:
+    """What the map says beside its bits.
+
+    ``lease_ns``: until then (nanoseconds, Unix epoch) the disks' files may have been written without the map being
+    renewed. ``file`` and ``offset`` are the place in the log of ``epoch`` up to which the log is known to be durable
+    and no region that is not hot is in doubt: a log that ends earlier has lost what it must have.
+    """
+
+    lease_ns: int = 0
+    file: int = 0
+    offset: int = 0
+    epoch: bytes = bytes(16)
+
+    def encode(self) -> bytes:
+        return _NOTE.pack(self.lease_ns, self.file, self.offset, self.epoch)
+
+    @classmethod
+    def decode(cls, note: bytes) -> HotNote:
+        """Of an empty note: nothing is known."""
+        return cls(*_NOTE.unpack(note)) if len(note) == _NOTE.size else cls()
+
+
+class HotRegions:
+    """The hot regions of one VM's disks. Used on the event loop only.
+
+    ``limit`` is the most regions that are hot at a time. ``checkpoint`` makes disks and tracking durable up to its
+    call, and returns the place in the log that this covers, or None where it failed.
+    """
+
+    def __init__(
+        self,
+        ports: TapPorts,
+        tasks: Tasks,
+        disks: Sequence[Disk],
+        map_file: MapFile,
+        limit: int,
+        checkpoint: Callable[[], Awaitable[HotNote | None]],
+    ) -> None:
+        self.active = False
+        """Whether writes have to wait for their regions: only while something is tracked."""
+        self.failure = ""
+        """Why the map can't be written any more; from then on it vouches for nothing that is new (R30)."""
+        self.limit = limit
+        self._clock = ports.clock
+        self._workers = ports.workers
+        self._tasks = tasks
+        self._disks = disks
+        self._map = map_file
+        self._checkpoint = checkpoint
+        self._shift = map_file.region_bits
+        self._heat = [bytearray(-(-disk.size >> self._shift)) for disk in disks]
+        self._hot: set[tuple[int, int]] = set()
+        self._wanted: set[tuple[int, int]] = set()
+        self._waiting: dict[tuple[int, int], int] = {}
+        self._note = HotNote.decode(map_file.note)
+        self._lease_until = -1.0
+        """Monotonic; from then on a write has to wait until the lease is renewed."""
+        self._renewing = False
+        self._sync = SharedSync(tasks, self._record)
+        self._cooling: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+
+    # --- on the hot path --------------------------------------------------------------------------------------------
+
+    def ready(self, disk: Disk, batch: Sequence[Mutation]) -> bool:
+        """Whether the batch may be written now: its regions are hot and the lease holds. Notes the use."""
+        if not self.active:
+            return True
+        heat, shift = self._heat[disk.slot], self._shift
+        for mutation in batch:
+            first = mutation.offset >> shift
+            last = (mutation.offset + mutation.length - 1) >> shift
+            if not heat[first] or not heat[last]:
+                return False
+            heat[first] = heat[last] = TOUCHED
+            if last - first > 1:
+                if not all(heat[first:last]):
+                    return False
+                heat[first:last] = bytes((TOUCHED,)) * (last - first)
+        left = self._lease_until - self._clock.monotonic()
+        if left < LEASE_SECONDS / 2:
+            if left < 0:
+                return False
+            self._renew()
+        return True
+
+    # --- warming ----------------------------------------------------------------------------------------------------
+
+    async def warm(self, disk: Disk, batch: Sequence[Mutation]) -> None:
+        """Wait until the batch may be written. Its regions stay hot until it was: call ``ready``, then write at once.
+
+        Never fails: where the map can't be written, waiting for the end of its lease makes a later start compare all.
+        """
+        regions = {
+            (disk.slot, region)
+            for mutation in batch
+            for region in range(
+                mutation.offset >> self._shift, ((mutation.offset + mutation.length - 1) >> self._shift) + 1
+            )
+        }
+        for region in regions:
+            self._waiting[region] = self._waiting.get(region, 0) + 1
+        try:
+            while self.active and not self.ready(disk, batch):
+                if self.failure:
+                    # From the end of the lease on, a start after power loss finds the disks written later than that.
+                    await self._outlive_lease()
+                    self.active = False
+                    return
+                self._wanted |= regions - self._hot
+                await self._sync.run()
+        finally:
+            for region in regions:
+                self._waiting[region] -= 1
+                if not self._waiting[region]:
+                    del self._waiting[region]
+
+    async def _outlive_lease(self) -> None:
+        left = self._lease_until + LEASE_SLACK_SECONDS - self._clock.monotonic()
+        if left > 0:
+            await asyncio.sleep(left)
+
+    def _take(self, regions: set[tuple[int, int]]) -> None:
+        self._hot |= regions
+        for slot, region in regions:
+            self._heat[slot][region] = TOUCHED
+
+    def _renew(self) -> None:
+        if not self._renewing and not self.failure:
+            self._renewing = True
+            self._tasks.spawn(self._renew_now())
+
+    async def _renew_now(self) -> None:
+        try:
+            await self._sync.run()
+        finally:
+            self._renewing = False
+
+    async def _record(self) -> str:
+        """One round: make room, then bits and lease durable together. First touches share it."""
+        if self.failure:
+            return self.failure
+        while self._wanted and len(self._hot) + len(self._wanted - self._hot) > self.limit and self.active:
+            if not await self._cool(pressed=True):
+                break
+        wanted, self._wanted = self._wanted, set()
+        lease_ns = int((self._clock.wall() + LEASE_SECONDS) * 1e9)
+        until = self._clock.monotonic() + LEASE_SECONDS
+        for slot, region in wanted:
+            self._map.set_range(self._disks[slot].index, region << self._shift, 1)
+        self._note = HotNote(lease_ns, self._note.file, self._note.offset, self._note.epoch)
+        try:
+            self._map.write()
+            self._map.write_note(self._note.encode())
+            await self._workers.run(self._map.sync)
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+            return self.failure
+        self._lease_until = until
+        self._take(wanted)
+        if self._cooling is None and self.active:
+            self._cooling = self._tasks.spawn(self._cool_now_and_then())
+        return ""
+
+    # --- cooling ----------------------------------------------------------------------------------------------------
+
+    async def _cool_now_and_then(self) -> None:
+        """Checkpoints while there are hot regions; ends where there are none."""
+        try:
+            while self._hot and not self.failure:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CHECKPOINT_SECONDS):
+                        await self._ended.wait()
+                        return
+                await self._cool(pressed=False)
+        finally:
+            self._cooling = None
+
+    async def _cool(self, *, pressed: bool) -> bool:
+        """Let go of regions that were not written since this began; whether that could be done."""
+        busy = {disk.slot for disk in self._disks if disk.stepping}
+        for slot, region in self._hot:
+            self._heat[slot][region] -= self._heat[slot][region] > IDLE
+        note = await self._checkpoint()
+        if note is None or self.failure:
+            return False
+        busy |= {disk.slot for disk in self._disks if disk.stepping}
+        most = TOUCHED - 1 if pressed else IDLE
+        cold = {
+            (slot, region)
+            for slot, region in self._hot
+            if self._heat[slot][region] <= most and slot not in busy and (slot, region) not in self._waiting
+        }
+        self._note = HotNote(self._note.lease_ns, note.file, note.offset, note.epoch)
+        try:
+            # What must be in the log has to be durable before the regions count as cold.
+            self._map.write_note(self._note.encode())
+            await self._workers.run(self._map.sync)
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+            return False
+        cold = {(slot, region) for slot, region in cold if self._heat[slot][region] <= most}
+        for slot, region in cold:
+            self._heat[slot][region] = 0
+            self._map.clear(self._disks[slot].index, region)
+        self._hot -= cold
+        # Not synced: a bit that comes back after power loss is compared in vain, and nothing else.
+        try:
+            self._map.write()
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+            return False
+        return True
+
+    # --- start and stop ---------------------------------------------------------------------------------------------
+
+    def adopt(self) -> None:
+        """Take over the bits in the map as hot, from the next ``_record`` on: they may not be durable."""
+        for disk in self._disks:
+            for region in self._map.regions(disk.index):
+                self._wanted.add((disk.slot, region))
+
+    def begin(self) -> None:
+        """Something is tracked from now on."""
+        self.active = not self.failure
+
+    def clear(self) -> None:
+        """Nothing is in doubt: the tap stops in order, and all is durable. Raises OSError."""
+        self._map.clear_all()
+        self._map.write()
+        self._map.write_note(HotNote().encode())
+
+    def log_place(self, epoch: bytes) -> tuple[int, int]:
+        """File and offset up to which the log of ``epoch`` was durable at the last checkpoint; zeroes before one."""
+        return (self._note.file, self._note.offset) if self._note.epoch == epoch else (0, 0)
+
+    def ranges(self) -> Iterator[tuple[Disk, list[Range]]]:
+        """The hot regions of each disk as ranges of bytes."""
+        for disk in self._disks:
+            hot = sorted(region for slot, region in self._hot if slot == disk.slot)
+            size = 1 << self._shift
+            yield disk, [(region * size, min(size, disk.size - region * size)) for region in hot]
+
+    def hot_bytes(self) -> int:
+        """Bytes of the regions that power loss would leave in doubt now."""
+        return sum(length for _, ranges in self.ranges() for _, length in ranges)
+
+    async def settle(self) -> None:
+        """End the background work."""
+        self.active = False
+        self._ended.set()
+        await self._sync.settle()
+        if self._cooling is not None:
+            await asyncio.wait({self._cooling})
+
+    def close(self) -> None:
+        self._map.close()
