@@ -22,7 +22,11 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     parser.add_argument("--verbose", action="store_true", help="tell everything that happened")
     parser.add_argument("--twice", action="store_true", help="run each seed twice and compare the traces")
+    parser.add_argument("--table", action="store_true", help="only print the table of bugs that can be planted")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(*(mutant.row() for mutant in MUTANTS.values()), sep="\n")
+        return 0
     started, totals = time.monotonic(), Counter[str]()
     failed: list[Result] = []
     seeds = range(arguments.seed, arguments.seed + arguments.count)
