@@ -273,9 +273,10 @@ class Applier:
     # --- trouble -----------------------------------------------------------------------------------------------------
 
     async def _wait_for_space(self, error: NoSpaceError) -> None:
-        if self.problem is None:
-            await self.ledger.note(EventId.APPLY_FAILED, error.text, cause="no_space")
-        await self._wait(Cause(code="no_space", text=error.text, time=self.ports.clock.wall(), remedy=error.remedy))
+        cause = Cause(code="no_space", text=error.text, time=self.ports.clock.wall(), remedy=error.remedy)
+        if self._is_new(cause):
+            await self.ledger.note(EventId.APPLY_FAILED, error.text, cause=cause.code)
+        await self._wait(cause)
 
     async def _fail(self, error: Exception, *, redone: bool) -> None:
         """What was received could not be applied, and only a resync helps.
@@ -296,7 +297,7 @@ class Applier:
         identities = None if suspect else await finish(self.ports.workers.run(self.disks.identities))
         async with self.ledger.transaction() as draft:
             promoted = draft.promotion is not None
-            if not promoted or self.problem is None:
+            if not promoted or self._is_new(cause):
                 draft.event(EventId.APPLY_FAILED, cause.text, cause=cause.code)
             if not promoted:
                 draft.require_resync(cause, suspect=suspect, reread=isinstance(error, _SyncOfDisksError))
@@ -310,9 +311,14 @@ class Applier:
             # At once, in the step that ends the transaction: a failover must not count on these any more.
             self.spool.segments.clear()
 
+    def _is_new(self, cause: Cause) -> bool:
+        """Whether it is another problem than the one that is shown, and not that one met again."""
+        return self.problem is None or self.problem.code != cause.code
+
     async def _wait(self, cause: Cause) -> None:
-        """Show why nothing is applied, and let some time pass."""
-        self.problem = cause
+        """Show why nothing is applied, and since when, and let some time pass."""
+        if self._is_new(cause):
+            self.problem = cause
         self.changed.notify()
         await asyncio.sleep(RETRY_SECONDS)
 

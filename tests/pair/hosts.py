@@ -18,7 +18,8 @@ from scripts.agent_pair import PROGRAMS, ROLES, AgentPair, PairError, signal_pro
 MIB = 1 << 20
 VM = "demo"
 DEBIAN_PYTHON = "/usr/bin/python3"
-WRITER = Path(__file__).parent / "nbd_writer.py"
+ROOT = Path(__file__).parents[2]
+WRITER = "tests.pair.nbd_writer"
 WAIT_SECONDS = 120.0
 LOG_TAIL = 6000
 Status = dict[str, Any]
@@ -214,7 +215,7 @@ class Writer:
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [DEBIAN_PYTHON, str(WRITER), json.dumps(plan)],
+                [DEBIAN_PYTHON, "-m", WRITER, json.dumps(plan)], cwd=ROOT,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
 

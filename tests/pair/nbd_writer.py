@@ -4,12 +4,14 @@ Started with a plan as JSON: ``uris`` of the disks, ``shadows`` (files that hold
 ``journal``, ``seed``, and perhaps ``depth``, ``longest`` (bytes), ``pause`` (seconds), ``align``. Reads orders from
 standard input: ``go``, ``stop``, ``end``.
 
+The data of each write is its own (tests/pair/content.py), so that of every sector can be told who wrote it.
+
 Each write is done in the shadow when it is sent. A connection that ends is made anew, and everything that was not
 answered on it is sent again in its order, before anything else: what a driver with a reconnect delay does. Any error
 that the server answers ends the process, for a guest would have seen it.
 
-The journal has one line for each write sent: ``disk, kind, offset, length, fill`` (a seed of the data), ``sent`` and
-``done`` (steps of one counter for all disks, ``done`` only for what was answered).
+The journal has one line for each write that was answered: ``disk, kind, offset, length, number``, ``sent`` and ``done``
+(steps of one counter for all disks), ``sent_ns`` and ``done_ns`` (the clock, before sending and after the answer).
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from typing import Any, TextIO
 
 import nbd
 
-SECTOR = 512
+from tests.pair.content import SECTOR, content
+
 PATIENCE_SECONDS = 100.0
 LOST = (errno.ENOTCONN, errno.ESHUTDOWN)
 """What libnbd says of commands whose connection ended; everything else was said by the server."""
@@ -80,6 +83,7 @@ class Client:
         self.align = plan.get("align", SECTOR)
         self.journal = journal
         self.step = 0
+        self.number = plan["seed"] << 32
         self.disks = [
             Disk(index, uri, shadow)
             for index, (uri, shadow) in enumerate(zip(plan["uris"], plan["shadows"], strict=True))
@@ -99,26 +103,28 @@ class Client:
         last = units - length
         if self.random.random() < 0.5:
             last = min(last, units // 10)
+        self.number += 1
         kind = self.random.choices(("data", "zero", "discard"), (8, 1, 1))[0]
         return {
             "disk": disk.index,
             "kind": kind,
             "offset": self.random.randint(0, last) * self.align,
             "length": length * self.align,
-            "fill": self.random.getrandbits(32),
+            "number": self.number,
         }
 
     def send(self, disk: Disk, write: dict[str, Any]) -> None:
         """Send it, do it in the shadow."""
         offset, length = write["offset"], write["length"]
-        write = {**write, "sent": self.tick(), "done": None}
-        data = random.Random(write["fill"]).randbytes(length) if write["kind"] == "data" else bytes(length)
+        write = {**write, "sent": self.tick(), "done": None, "sent_ns": time.time_ns()}
+        data = content(write["number"], length) if write["kind"] == "data" else bytes(length)
         disk.shadow[offset : offset + length] = data
         disk.in_flight.append(write)
 
         def done(error: Any) -> int:
             code = getattr(error, "value", error)
             if code == 0:
+                write["done_ns"] = time.time_ns()
                 write["done"] = self.tick()
             elif code not in LOST:
                 write["error"] = code
@@ -126,7 +132,7 @@ class Client:
 
         handle = disk.handle
         if write["kind"] == "data":
-            buffer = disk.buffers[write["sent"]] = nbd.Buffer.from_bytearray(bytearray(data))
+            buffer = disk.buffers[write["sent"]] = nbd.Buffer.from_bytearray(data)
             handle.aio_pwrite(buffer, offset, completion=done)
         elif write["kind"] == "zero":
             handle.aio_zero(length, offset, completion=done)

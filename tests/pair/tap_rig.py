@@ -26,7 +26,7 @@ from shared.tap_control import TapClient, TapStatus
 from tests.unit.tap.rig import Replayed, make_config, replay
 
 ROOT = Path(__file__).parents[2]
-WRITER = Path(__file__).with_name("nbd_writer.py")
+WRITER = "tests.pair.nbd_writer"
 DEBIAN_PYTHON = "/usr/bin/python3"
 WAIT_SECONDS = 60.0
 EPOCH = bytes(range(100, 116))
@@ -138,7 +138,8 @@ class Writer:
             **plan,
         }
         self._process = subprocess.Popen(
-            [DEBIAN_PYTHON, str(WRITER), json.dumps(orders)],
+            [DEBIAN_PYTHON, "-m", WRITER, json.dumps(orders)],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}"},

@@ -15,7 +15,7 @@ from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
 from tests.simulation.hooks import replaced
 from tests.simulation.mutants_kit import Patch
-from tests.simulation.options import Options, calm
+from tests.simulation.options import FAULTS, Options, calm
 from tests.simulation.oracle import Violation
 
 
@@ -48,6 +48,12 @@ class Mutant:
     def rule(self) -> str:
         """What it breaks, and how, in a sentence."""
         return (self.plant.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+    def row(self) -> str:
+        """Its line in the table of docs/simulation.md."""
+        broken, _, taken_out = self.rule.partition(": ")
+        faults = ", ".join(name for name in self.weather if name in FAULTS or name == "promote_at") or "none"
+        return f"| `{self.name}` | {broken} | {taken_out} | {faults} | {self.first} |"
 
     @contextmanager
     def planted(self) -> Iterator[None]:

@@ -81,8 +81,6 @@ def run(
         loop.trace.kept = result.events
     enabled = gc.isenabled()
     gc.disable()
-    # The collection at the end need not look at what was there before.
-    gc.freeze()
     try:
         asyncio.set_event_loop(loop)
         world = World(options, loop)
@@ -118,7 +116,6 @@ def run(
             world.journal = None
         loop.dismantle()
         asyncio.set_event_loop(None)
-        gc.unfreeze()
         if enabled:
             gc.enable()
     return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.simulation.mutants import MUTANTS, Mutant
@@ -10,6 +12,7 @@ from tests.simulation.run import run
 SEEDS = 40
 """A bug has to be noticed within so many seeds from the one that found it when it was planted."""
 LEAST = 14
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "simulation.md"
 QUICK = "answer_early"
 
 
@@ -32,6 +35,12 @@ def test_planted_bug_is_noticed(mutant: Mutant) -> None:
 def test_enough_bugs_are_planted() -> None:
     assert len(MUTANTS) >= LEAST
     assert all(mutant.rule and mutant.breaks for mutant in MUTANTS.values())
+
+
+def test_documentation_has_them_all() -> None:
+    shown = DOCUMENTATION.read_text().splitlines()
+    missing = [mutant.row() for mutant in MUTANTS.values() if mutant.row() not in shown]
+    assert not missing, "print them with python -m tests.simulation --table"
 
 
 def test_planting_leaves_nothing_behind() -> None:
