@@ -51,6 +51,7 @@ class Dialled:
             lineage=read_lineage(opened.lineage),
             promoted=opened.promoted,
             received=opened.received.position() if opened.received is not None else None,
+            cut=opened.cut.position() if opened.cut is not None else None,
             applied=opened.applied.position() if opened.applied is not None else None,
             resync=OpenResync(resync.id, resync.epoch, resync.settled_bytes) if resync is not None else None,
             needs_resync=opened.state == ReplicationState.WAITING_FOR_START_RESYNCHRONIZE.title,

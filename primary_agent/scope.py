@@ -25,13 +25,13 @@ BOUNDED_CAUSES = frozenset({ResyncCause.TRACKING_LOST.value})
 
 def position_to_prove(doubt: Doubt | None, replica: ReplicaView, causes: Iterable[str]) -> Position | None:
     """The cut that the tap has to know for a compare limited to the map; None where only whole disks will do."""
-    received = replica.received
-    if doubt is None or received is None or replica.needs_resync or not set(causes) <= BOUNDED_CAUSES:
+    cut = replica.cut
+    if doubt is None or cut is None or replica.needs_resync or not set(causes) <= BOUNDED_CAUSES:
         return None
     base = bytes.fromhex(doubt.base_epoch)
-    if replica.epoch != base or received.epoch != base:
+    if replica.epoch != base or cut.epoch != base:
         return None
-    return received if doubt.base_segment <= received.segment <= doubt.end_segment else None
+    return cut if doubt.base_segment <= cut.segment <= doubt.end_segment else None
 
 
 def read_scope(files: FileSystem, folder: str, vm: bytes, disks: Sequence[Geometry]) -> dict[int, list[Range]]:

@@ -228,7 +228,10 @@ class ResyncState(Body, frozen=True):
 
 
 class Opened(Body, frozen=True):
-    """The replica's answer: its own state, disks and positions. ``received`` resumes the log, also inside a segment."""
+    """The replica's answer: its own state, disks and positions. ``received`` resumes the log, also inside a segment.
+
+    ``cut`` is the newest cut of the baseline's epoch that is received.
+    """
 
     state: Name
     promoted: bool
@@ -236,6 +239,7 @@ class Opened(Body, frozen=True):
     lineage: WireLineage
     disks: Disks
     received: WirePosition | None
+    cut: WirePosition | None
     applied: WirePosition | None
     resync: ResyncState | None
 

@@ -126,6 +126,7 @@ class Connections:
             lineage=wire_lineage(record.ancestors),
             disks=[WireDisk.of(disk) for disk in ledger.vm.geometry],
             received=WirePosition.of(received) if received is not None else None,
+            cut=WirePosition.of(spool.received) if spool is not None else None,
             applied=WirePosition.of(applied) if applied is not None else None,
             resync=resync.state if resync is not None else None,
         )

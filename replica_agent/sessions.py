@@ -202,6 +202,7 @@ class Sessions:
                 lineage=[],
                 disks=[],
                 received=None,
+                cut=None,
                 applied=None,
                 resync=None,
             )

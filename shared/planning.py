@@ -76,6 +76,7 @@ class ReplicaView:
     lineage: Lineage = ()
     promoted: bool = False
     received: Position | None = None
+    cut: Position | None = None
     applied: Position | None = None
     resync: OpenResync | None = None
     needs_resync: bool = False

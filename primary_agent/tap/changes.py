@@ -57,6 +57,8 @@ def read_changes(
     if not log:
         raise LogUnreadableError("the log's files are missing")
     changes = LoggedChanges(max(released, log[0].header.segment))
+    # A log that was released up to a cut may begin right behind it; in the middle of a segment this is no cut's chain.
+    changes.cuts.append((log[0].header.segment, log[0].header.chain))
     join_at: dict[int, int] = {}
 
     def visit(offset: int, record: LogRecord) -> None:

@@ -173,8 +173,9 @@ class HotRegions:
         """One round: make room, then bits and lease durable together. First touches share it."""
         if self.failure:
             return self.failure
-        while self._wanted and len(self._hot) + len(self._wanted - self._hot) > self.limit and self.active:
-            if not await self._cool(pressed=True):
+        while self._wanted and self.active and (count := len(self._hot)) + len(self._wanted - self._hot) > self.limit:
+            if not await self._cool(pressed=True) or len(self._hot) == count:
+                # All that is hot is being written: the guest comes first (I14).
                 break
         wanted, self._wanted = self._wanted, set()
         lease_ns = int((self._clock.wall() + LEASE_SECONDS) * 1e9)
@@ -248,10 +249,9 @@ class HotRegions:
     # --- start and stop ---------------------------------------------------------------------------------------------
 
     def adopt(self) -> None:
-        """Take over the bits in the map as hot, from the next ``_record`` on: they may not be durable."""
+        """Take over the bits in the map as hot. They may not be durable, but the lease has to be renewed first."""
         for disk in self._disks:
-            for region in self._map.regions(disk.index):
-                self._wanted.add((disk.slot, region))
+            self._take({(disk.slot, region) for region in self._map.regions(disk.index)})
 
     def begin(self) -> None:
         """Something is tracked from now on."""

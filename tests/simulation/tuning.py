@@ -7,16 +7,33 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import primary_agent.compare
+import primary_agent.scope
 import primary_agent.tap.batches
 import primary_agent.tap.engine
+import primary_agent.tap.hot_regions
 import replica_agent.apply
 import replica_agent.bulk
 import replica_agent.control
 import replica_agent.walk
+from primary_agent.tap.hot_regions import HotRegions
+from shared.tap_config import TapConfig
 from tests.simulation.hooks import replaced
+
+class FewHotRegions(HotRegions):
+    """At most as many hot regions as the longest change needs, and a few more."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.limit = max(len(heat) for heat in self._heat) + 2
+
 
 SMALL: list[tuple[Any, str, Any]] = [
     (primary_agent.compare, "RANGE_BYTES", 128 << 10),
+    (primary_agent.scope, "JOIN_BYTES", 0),
+    (primary_agent.tap.engine, "HotRegions", FewHotRegions),
+    (primary_agent.tap.hot_regions, "CHECKPOINT_SECONDS", 0.3),
+    (primary_agent.tap.hot_regions, "LEASE_SECONDS", 2.0),
+    (TapConfig, "hot_region_bits", property(lambda _config: 14)),
     (primary_agent.tap.batches, "INLINE_ZEROES", 32 << 10),
     (primary_agent.tap.engine, "INLINE_ZEROES", 32 << 10),
     (primary_agent.tap.engine, "STEP_MIN", 32 << 10),

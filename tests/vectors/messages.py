@@ -95,6 +95,7 @@ EXAMPLES: dict[MessageType, Body] = {
         lineage=LINEAGE,
         disks=DISK_LIST,
         received=POSITION,
+        cut=POSITION,
         applied=POSITION,
         resync=ResyncState(id=RESYNC, kind=ResyncKind.RESYNC, epoch=OTHER_EPOCH, round=1, settled_bytes=65536),
     ),
