@@ -360,8 +360,28 @@ class TapEngine:
 
         async with self._begins:
             if await self.tracker.prepare_begin(epoch):
-                await self._turns.take(switch)
+                try:
+                    await self._heat_before_tracking()
+                    await self._turns.take(switch)
+                finally:
+                    if self._hot is not None and not self.tracker.is_tracked:
+                        self._hot.active = False
                 await self.tracker.finish_begin()
+
+    async def _heat_before_tracking(self) -> None:
+        """What was changed while nothing was tracked becomes durable: power loss would take it from a disk whose
+        regions are not hot, when a compare may have read it already.
+
+        Raises StorageError.
+        """
+        if self._hot is None or self.tracker.is_tracked:
+            return
+        self._hot.begin()
+        # Changes from before that are still under way have no hot regions.
+        await self._turns.take(_nothing)
+        for sync in self._syncs:
+            if error := await sync.run():
+                raise StorageError(f"Tracking could not be begun: {error}.", "Repair or replace the disk.")
 
     async def end_tracking(self) -> None:
         """End tracking by order and drop the log."""
@@ -418,3 +438,7 @@ class TapEngine:
         """Read the range into the page cache, as far as that is reasonable. Raises OSError."""
         for start in range(offset, offset + min(length, CACHE_MAX), CACHE_STEP):
             await self._workers.run(disk.file.read, start, min(CACHE_STEP, offset + length - start))
+
+
+async def _nothing() -> None:
+    """A turn that only waits for those before it."""
