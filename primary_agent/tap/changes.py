@@ -54,6 +54,9 @@ def read_changes(
     behind that place anything may be lost, whatever lies behind it; else a damaged middle is an error. Blocks. Raises
     LogUnreadableError and OSError.
     """
+    if not log and torn and durable == (0, 0):
+        # Nothing of the log was made durable yet, and so every region that was written is hot.
+        return LoggedChanges(released)
     if not log:
         raise LogUnreadableError("the log's files are missing")
     changes = LoggedChanges(max(released, log[0].header.segment))

@@ -382,6 +382,7 @@ class TapEngine:
         for sync in self._syncs:
             if error := await sync.run():
                 raise StorageError(f"Tracking could not be begun: {error}.", "Repair or replace the disk.")
+        await self._hot.renew()
 
     async def end_tracking(self) -> None:
         """End tracking by order and drop the log."""

@@ -253,6 +253,10 @@ class HotRegions:
         for disk in self._disks:
             self._take({(disk.slot, region) for region in self._map.regions(disk.index)})
 
+    async def renew(self) -> None:
+        """Have the lease cover whatever was written until now."""
+        await self._sync.run()
+
     def begin(self) -> None:
         """Something is tracked from now on."""
         self.active = not self.failure

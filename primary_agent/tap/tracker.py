@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from primary_agent.tap.changes import LoggedChanges, LogUnreadableError, read_changes
 from primary_agent.tap.dirty_map import DirtyMap, Force
@@ -47,6 +47,15 @@ class Listener(Protocol):
 
     def tracking_changed(self) -> None:
         """Tracking was begun, ended or lost, durably."""
+
+
+class _Before(NamedTuple):
+    """Where tracking stood before a new epoch was begun."""
+
+    tracking: Tracking
+    epoch: bytes
+    loss: Loss | None
+    first_file: int
 
 
 class Tracker:
@@ -385,8 +394,8 @@ class Tracker:
 
         Raises StorageError, and tracking is lost, where the log can't be begun.
         """
+        before = _Before(self.tracking, self.epoch, self.loss, self._first_file)
         self._former, self.log = self.log, None
-        self._forget_cuts()
         self.tracking, self.epoch, self.loss = Tracking.ON, epoch, None
         self._first_file = self.files.next_sequence
         try:
@@ -395,15 +404,36 @@ class Tracker:
                 self.watch.saw_through(disk, 0)
             log = LogWriter.begin(self.files, self._ports.clock, self._vm, self._geometry, epoch)
         except OSError as error:
-            self.lose(LostReason.BEGIN_FAILED, f"the log could not be begun: {why(error)}")
+            self._begin_failed(before, error)
             raise StorageError(f"Tracking could not be begun: {why(error)}.", "Check the log's volume.") from error
         if self.tracking is not Tracking.ON:
             log.close()
             self._not_tracking()
+        self._forget_cuts()
         self.log = log
         self._supply.wanted = True
         if self.hot is not None:
             self.hot.begin()
+
+    def _begin_failed(self, before: _Before, error: OSError) -> None:
+        """What was tracked before goes on in the dirty map, where there is one; else tracking is lost."""
+        epoch = self.epoch
+        former, self._former = self._former, None
+        self.tracking, self.epoch, self.loss, self._first_file = before
+        loss = Loss(LostReason.BEGIN_FAILED, f"the log could not be begun: {why(error)}", self._ports.clock.wall())
+        self.log = former
+        if former is not None and self._take_to_map(loss):
+            return
+        if former is None and self.tracking is Tracking.MAP and self.dirty is not None and self.dirty.in_force:
+            try:
+                self._state_file.write(self._state(Status.ACTIVE))
+            except OSError:
+                pass
+            else:
+                self.files.drop()
+                return
+        self.epoch = epoch
+        self._end(Tracking.LOST, loss)
 
     async def finish_begin(self) -> None:
         """Make the beginning durable, and only then let go of the log before.
@@ -479,8 +509,9 @@ class Tracker:
         dirty = self.dirty
         assert dirty is not None
         self.tracking, self.loss = Tracking.MAP, loss
-        if changes.end is not None:
-            dirty.begin(self.epoch, changes.base_segment, changes.end.segment, catch_up=True)
+        if changes.end is not None or dirty.note.force is not Force.COMPLETE:
+            end = changes.end.segment if changes.end is not None else changes.base_segment
+            dirty.begin(self.epoch, changes.base_segment, end, catch_up=True)
             return
         # Complete before, it stays so: until what is added now is durable, the hot regions name it.
         for index, ranges in changes.ranges.items():
@@ -504,7 +535,8 @@ class Tracker:
         assert dirty is not None
         try:
             if changes is None:
-                used, epoch = list(self.files.used), self.epoch
+                epoch = self.epoch
+                used = [file for file in self.files.used if file.header.epoch == epoch]
                 # Behind what the last checkpoint made durable a log that failed may hold anything.
                 failed = self.loss is not None and self.loss.reason is LostReason.LOG_FAILED and self.hot is not None
                 durable = self.hot.log_place(epoch) if self.hot is not None else (0, 0)
