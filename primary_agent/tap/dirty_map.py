@@ -17,7 +17,7 @@ from primary_agent.tap.disks import Disk
 from shared.map_file import ANNEX_MAX, MapFile, Range
 from shared.nbd.backend import Mutation
 
-_NOTE = struct.Struct("<BB6xQQ16s")
+_NOTE = struct.Struct("<BB6xQQ16s16s")
 _CUT = struct.Struct("<Q16s")
 CUTS_MAX = ANNEX_MAX // _CUT.size
 
@@ -36,7 +36,9 @@ class DirtyNote:
     """What the map says beside its bits.
 
     The bits name every block that changed after cut ``base_segment`` of ``epoch``. The log ended in ``end_segment``: a
-    replica that stands later stands where this log never was. ``catch_up``: an unclean stop began it.
+    replica that stands later stands where this log never was. ``catch_up``: an unclean stop began it. ``log_epoch`` is
+    that of the log whose place the map has taken; it is another than ``epoch`` where the map was in force already when
+    that log was begun. What the log of a later epoch knows is not in the map.
     """
 
     force: Force = Force.NONE
@@ -44,16 +46,18 @@ class DirtyNote:
     base_segment: int = 0
     end_segment: int = 0
     epoch: bytes = bytes(16)
+    log_epoch: bytes = bytes(16)
 
     def encode(self) -> bytes:
-        return _NOTE.pack(self.force, self.catch_up, self.base_segment, self.end_segment, self.epoch)
+        segments = self.base_segment, self.end_segment
+        return _NOTE.pack(self.force, self.catch_up, *segments, self.epoch, self.log_epoch)
 
     @classmethod
     def decode(cls, note: bytes) -> DirtyNote:
         if len(note) != _NOTE.size:
             return cls()
-        force, catch_up, base, end, epoch = _NOTE.unpack(note)
-        return cls(Force(force), bool(catch_up), base, end, epoch) if force in tuple(Force) else cls()
+        force, catch_up, *known = _NOTE.unpack(note)
+        return cls(Force(force), bool(catch_up), *known) if force in tuple(Force) else cls()
 
 
 class DirtyMap:
@@ -74,6 +78,30 @@ class DirtyMap:
     def in_force(self) -> bool:
         return self.note.force is not Force.NONE and not self.broken
 
+    def is_complete(self, log_epoch: bytes) -> bool:
+        """Whether all that the log of this epoch knew is in the map, so that the log is not needed any more."""
+        return self.in_force and self.note.force is Force.COMPLETE and self.note.log_epoch == log_epoch
+
+    def take_up(self, log_epoch: bytes, *, tracks: bool, older: bool) -> None:
+        """At a start: what counts of the note is what agrees with the tap's state, which may be older or newer.
+
+        ``tracks``: the state says that the map has taken the place of the log of ``log_epoch``. ``older``: it says that
+        the map was in force when that epoch began. Only memory is changed: the next note that is written says it.
+        """
+        note = self.note
+        if note.force is Force.NONE or (tracks or note.force is Force.COMPLETE) and note.log_epoch == log_epoch:
+            return
+        if not older:
+            # Of a tracking before, or of a loss that did not take place, since nothing was changed without the log.
+            self._forget()
+        elif note.log_epoch == log_epoch:
+            # The same; but the older map that it went on from was complete, and its bits are all there.
+            self.note = replace(note, force=Force.COMPLETE, log_epoch=note.epoch)
+
+    def reaches(self, log_epoch: bytes, base_segment: int) -> bool:
+        """Whether a log that begins behind ``base_segment`` leaves no gap behind the map's base."""
+        return base_segment <= (self.note.base_segment if self.note.epoch == log_epoch else 0)
+
     def note_catch_up(self) -> None:
         """An unclean stop has added to a map that is complete."""
         self._write_note(replace(self.note, catch_up=True))
@@ -82,10 +110,11 @@ class DirtyMap:
         """From now on the map tracks. One that is in force already keeps its older base."""
         note = self.note
         if note.force is Force.NONE:
-            note = DirtyNote(Force.OPEN, catch_up, base_segment, end_segment, epoch)
+            note = DirtyNote(Force.OPEN, catch_up, base_segment, end_segment, epoch, epoch)
         else:
             end = max(note.end_segment, end_segment) if note.epoch == epoch else note.end_segment
-            note = replace(note, force=Force.OPEN, catch_up=note.catch_up or catch_up, end_segment=end)
+            catch_up = note.catch_up or catch_up
+            note = replace(note, force=Force.OPEN, catch_up=catch_up, end_segment=end, log_epoch=epoch)
         self._write_note(note)
 
     def mark(self, disk: Disk, batch: Sequence[Mutation]) -> None:
@@ -103,7 +132,6 @@ class DirtyMap:
 
     def write(self) -> None:
         """Bring what was set to the file's page cache."""
-        self.unsynced = True
         with self._breaking():
             self.file.write()
 
@@ -129,18 +157,32 @@ class DirtyMap:
     def sync(self) -> None:
         """Blocks. Raises OSError: never retried as if it had worked (R17)."""
         self.unsynced = False
-        with self._breaking():
+        try:
             self.file.sync()
+        except OSError:
+            self.broken = True
+            raise
 
     def void(self) -> None:
-        """The map proves nothing any more, for the disks changed in ways that nobody tracked."""
+        """The map proves nothing any more, for the disks changed in ways that nobody tracked.
+
+        Its bits stay in the file until the note that says so is durable, or else the tap's state.
+        """
         if self.in_force:
             with suppress(OSError):
                 self.drop()
-                self.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        self.note = DirtyNote()
+        self.file.clear_all()
 
     def drop(self) -> None:
-        """The replica has everything: the map is not in force any more. The bits are cleared by :meth:`clear`."""
+        """The replica has everything: the map is not in force any more. The bits are cleared by :meth:`clear`.
+
+        Both slots say so, lest damage to one bring back what the other said before.
+        """
+        self._write_note(DirtyNote())
         self._write_note(DirtyNote())
 
     def clear(self) -> None:
@@ -154,7 +196,6 @@ class DirtyMap:
         with self._breaking():
             self.file.write_note(note.encode())
         self.note = note
-        self.unsynced = True
 
     @contextmanager
     def _breaking(self) -> Iterator[None]:
@@ -163,3 +204,6 @@ class DirtyMap:
         except OSError:
             self.broken = True
             raise
+        finally:
+            # After the write: a sync that began before it does not cover it.
+            self.unsynced = True

@@ -177,7 +177,7 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
     tracked = state is not None and state.tracking in (Tracking.ON, Tracking.MAP)
     try:
         numbered = [name for name in ports.files.list(config.log_folder) if log_file_sequence(name) is not None]
-        check_state(loaded, config.vm_id, log_exists=bool(numbered))
+        check_state(loaded, config.vm_id, ports.clock.boot_id(), log_exists=bool(numbered))
     except TrackingLost as lost:
         start.loss = Loss(lost.reason, lost.text[:MAX_TEXT], ports.clock.wall())
         tracked = False

@@ -80,7 +80,8 @@ class TapState(msgspec.Struct, frozen=True, array_like=True):
     """Everything that one slot holds.
 
     ``first_file`` is the sequence number of the first log file of ``epoch``'s log; what has a lower number belongs to
-    no log any more. ``end`` is set in a CLEAN state while tracking is on.
+    no log any more. ``end`` is set in a CLEAN state while tracking is on. ``doubt``: the dirty map was in force when
+    this epoch began, and still is unless it says otherwise.
     """
 
     vm: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
@@ -92,6 +93,7 @@ class TapState(msgspec.Struct, frozen=True, array_like=True):
     loss: Loss | None
     disks: Annotated[list[Stamp], msgspec.Meta(max_length=MAX_DISKS)]
     end: LogEnd | None
+    doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +112,14 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the file says. ``damage`` names what is wrong with it; then ``state`` is not to be relied upon."""
+    """What the file says. ``damage`` names what is wrong with it; then ``state`` is not to be relied upon.
+
+    ``gap``: both slots are sound, but writings between them are missing, as power loss leaves it before a sync.
+    """
 
     state: TapState | None
     damage: str = ""
+    gap: bool = False
 
 
 class StateFile:
@@ -164,7 +170,8 @@ class StateFile:
             if isinstance(slot, str):
                 return Loaded(newest, f"slot {name} {slot}")
         if abs(sequences[0] - sequences[1]) != 1:
-            return Loaded(newest, f"the slots' numbers {sequences[0]} and {sequences[1]} do not follow each other")
+            text = f"the slots' numbers {sequences[0]} and {sequences[1]} do not follow each other"
+            return Loaded(newest, text, gap=True)
         return Loaded(newest)
 
     def write(self, state: TapState) -> None:
