@@ -76,6 +76,9 @@ class AdminMethods:
 
     async def resume(self, params: ResumeParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
+        if vm.failure is not None:
+            await self._agent.revive(vm)
+            return await self._agent.find(params.vm).status()
         return await _ordered(vm, "resume", vm.resume(resynchronize=params.resynchronize))
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import posixpath
 import uuid
@@ -21,10 +22,15 @@ from primary_agent.vm import PrimaryVm
 from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
 from shared.config import PrimaryConfig
-from shared.errors import NotFoundError, StoreDamagedError, VmreplicaError
+from shared.errors import NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.ports import FileSystem, Ports
 from shared.status import AgentStatus, VmStatus
 from shared.tap_config import CONFIG_NAME, TapConfig, load_config, save_config
+
+REVIVAL_SECONDS = 30.0
+"""A VM whose state could not be written is started anew after so long,"""
+REVIVAL_ROOM = 1 << 20
+"""once its volume has so many bytes free."""
 
 TAP_START_SECONDS = 60.0
 """How long ``enable`` waits for the tap to serve the disks."""
@@ -54,6 +60,7 @@ class PrimaryAgent:
         self.certificate_end: Callable[[], float | None] = lambda: None
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
         self._changing = asyncio.Lock()
+        self._revivals: set[asyncio.Task[None]] = set()
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -67,6 +74,9 @@ class PrimaryAgent:
 
     async def stop(self) -> None:
         """End all tasks of all VMs and close their stores."""
+        for task in self._revivals:
+            task.cancel()
+        await asyncio.gather(*self._revivals, return_exceptions=True)
         await asyncio.gather(*(vm.stop() for vm in self.vms.values()))
         self.vms.clear()
 
@@ -74,8 +84,10 @@ class PrimaryAgent:
         folder = f"{self._vms_folder}/{name}"
         try:
             store = await self.ports.stores.open(folder)
-        except StoreDamagedError as error:
-            if await self.ports.workers.run(_is_empty, self.ports.files, folder):
+        except VmreplicaError as error:
+            if isinstance(error, StoreDamagedError) and await self.ports.workers.run(
+                _is_empty, self.ports.files, folder
+            ):
                 # Enabling was interrupted before it wrote anything.
                 await self.ports.workers.run(self.ports.files.remove_tree, folder)
                 return
@@ -90,8 +102,41 @@ class PrimaryAgent:
             self._damaged(name, folder, error)
             return
         vm = PrimaryVm(folder, replication, config, self.surroundings)
-        self.vms[replication.vm.vm] = vm
+        self._take_in(vm)
+
+    def _take_in(self, vm: PrimaryVm) -> None:
+        self.vms[vm.record.vm] = vm
+        vm.on_failure = self._failed
         vm.start()
+
+    def _failed(self, vm: PrimaryVm) -> None:
+        """Try a VM that failed again after a while: what failed may be over, and its state says how to go on."""
+
+        async def later() -> None:
+            while vm.failure is not None and self.vms.get(vm.record.vm) is vm:
+                await asyncio.sleep(REVIVAL_SECONDS)
+                with contextlib.suppress(NoSpaceError):
+                    await self.revive(vm)
+
+        task = asyncio.get_running_loop().create_task(later())
+        self._revivals.add(task)
+        task.add_done_callback(self._revivals.discard)
+
+    async def revive(self, vm: PrimaryVm) -> None:
+        """Start a failed VM anew from its durable state. Raises NoSpaceError where that would fail at once."""
+        async with self._changing:
+            if vm.failure is None or self.vms.get(vm.record.vm) is not vm:
+                return
+            free = await self.ports.workers.run(self.ports.files.free_space, vm.folder)
+            if free < REVIVAL_ROOM:
+                raise NoSpaceError(
+                    f"{vm.name} can't go on: the volume of {vm.folder} has {free} bytes free, "
+                    f"{REVIVAL_ROOM - free} too few.",
+                    "Make room there; it then goes on by itself, or at once with `vmreplica resume`.",
+                )
+            await vm.stop()
+            del self.vms[vm.record.vm]
+            await self._load(vm.uuid)
 
     def _damaged(self, name: str, folder: str, error: Exception) -> None:
         if not isinstance(error, VmreplicaError):
@@ -179,6 +224,7 @@ class PrimaryAgent:
         except (Exception, asyncio.CancelledError):
             await store.close()
             raise
+        vm.on_failure = self._failed
         vm.start()
         try:
             await _served(vm.parts.tap)

@@ -49,6 +49,7 @@ class PrimaryVm:
         self.parts = Parts(surroundings, replication, TapLink(f"{folder}/tap", config, surroundings.ports))
         self.failure: VmreplicaError | None = None
         """Why this VM's tasks have ended, where its store failed."""
+        self.on_failure: Callable[[PrimaryVm], None] | None = None
         self._replication = replication
         self._ports = surroundings.ports
         self._task: asyncio.Task[None] | None = None
@@ -91,14 +92,19 @@ class PrimaryVm:
                 group.create_task(self._guard("session", SessionLoop(self.parts).run))
                 group.create_task(self._guard("tracking", self._watch_tracking))
                 group.create_task(self._guard("clockwork", self._tick))
-        except* StoreDamagedError as group_error:
+        except* VmreplicaError as group_error:
             found = group_error.exceptions[0]
-            assert isinstance(found, StoreDamagedError)
+            assert isinstance(found, VmreplicaError)
             self.failure = found
             log.error("the VM stops: its state can't be written", vm=self.name, reason=str(found))
+            if self.on_failure is not None:
+                self.on_failure(self)
 
     async def _guard(self, part: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Run ``work`` for ever: an unexpected error is put on record and the work begins again."""
+        """Run ``work`` for ever: an unexpected error is put on record and the work begins again.
+
+        Raises VmreplicaError where it can't be put on record: after a failed commit a store takes no more of them.
+        """
         while True:
             try:
                 await work()

@@ -137,7 +137,7 @@ class AgentPair:
 
     def stop(self) -> None:
         """End everything that was started: agents, then the taps they left."""
-        taps = self._taps()
+        taps = self.taps()
         for agent in self.agents.values():
             agent.terminate()
         for agent in self.agents.values():
@@ -152,7 +152,7 @@ class AgentPair:
         if self.link is not None:
             self.link.close()
 
-    def _taps(self) -> list[int]:
+    def taps(self) -> list[int]:
         """The taps of our VMs: processes whose command line names a folder of ours."""
         pids = []
         homes = (f"{self.state}/", f"{self.storage}/")

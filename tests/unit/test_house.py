@@ -167,36 +167,36 @@ def may_touch_the_world(path: str) -> bool:
     return path.startswith(OUTSIDE) or path.endswith("/main.py") or path in ALSO_OUTSIDE
 
 
-@pytest.mark.parametrize("path", PRODUCT)
-def test_imports_point_down(path: str) -> None:
-    assert not upward_imports(parsed(path), path)
+def test_imports_point_down() -> None:
+    for path in PRODUCT:
+        assert not upward_imports(parsed(path), path), path
 
 
-@pytest.mark.parametrize("path", EVERYTHING)
-def test_first_docstring_says_the_job(path: str) -> None:
-    docstring = ast.get_docstring(parsed(path))
-    assert docstring, f"{path} has no docstring"
-    assert docstring.splitlines()[0].rstrip().endswith((".", ":")), f"{path}: the first line is a sentence"
+def test_first_docstring_says_the_job() -> None:
+    for path in EVERYTHING:
+        docstring = ast.get_docstring(parsed(path))
+        assert docstring, f"{path} has no docstring"
+        assert docstring.splitlines()[0].rstrip().endswith((".", ":")), f"{path}: the first line is a sentence"
 
 
-@pytest.mark.parametrize("path", PRODUCT)
-def test_module_is_short_or_has_a_reason(path: str) -> None:
-    lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
-    if path in LONG_MODULES:
-        assert lines > MODULE_LINES_MAX, f"{path} has {lines} lines: take it off LONG_MODULES"
-    else:
-        assert lines <= MODULE_LINES_MAX, f"{path} has {lines} lines; split it by jobs, or give the reason"
+def test_module_is_short_or_has_a_reason() -> None:
+    for path in PRODUCT:
+        lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+        if path in LONG_MODULES:
+            assert lines > MODULE_LINES_MAX, f"{path} has {lines} lines: take it off LONG_MODULES"
+        else:
+            assert lines <= MODULE_LINES_MAX, f"{path} has {lines} lines; split it by jobs, or give the reason"
 
 
-@pytest.mark.parametrize("path", EVERYTHING)
-def test_name_says_something(path: str) -> None:
-    for part in Path(path).with_suffix("").parts:
-        assert not EMPTY_NAME.fullmatch(part), f"{path}: {part!r} names no job"
+def test_name_says_something() -> None:
+    for path in EVERYTHING:
+        for part in Path(path).with_suffix("").parts:
+            assert not EMPTY_NAME.fullmatch(part), f"{path}: {part!r} names no job"
 
 
-@pytest.mark.parametrize("path", [path for path in PRODUCT if not may_touch_the_world(path)])
-def test_only_ports_touch_the_world(path: str) -> None:
-    assert not direct_uses(parsed(path), path)
+def test_only_ports_touch_the_world() -> None:
+    for path in (path for path in PRODUCT if not may_touch_the_world(path)):
+        assert not direct_uses(parsed(path), path), path
 
 
 def test_exceptions_name_modules_that_exist() -> None:

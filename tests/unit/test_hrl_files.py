@@ -97,6 +97,7 @@ def test_end_of_file_record_ends_the_scan(tmp_path: Path) -> None:
     assert result.end == len(log.content)
 
 
+@pytest.mark.slow
 def test_log_truncated_at_every_byte_keeps_its_valid_prefix(tmp_path: Path) -> None:
     """P7."""
     path = tmp_path / "log.hrl"
@@ -126,6 +127,7 @@ def test_log_that_reads_as_zeroes_from_any_byte_keeps_its_valid_prefix(tmp_path:
 
 @settings(max_examples=300)
 @given(at=st.integers(FILE_HEADER_BYTES, len(LOG.content) - 1), change=st.integers(1, 255))
+@pytest.mark.slow
 def test_damage_is_told_from_a_torn_tail(tmp_path_factory: pytest.TempPathFactory, at: int, change: int) -> None:
     """P9: a changed byte in the middle is damage, in the last record a torn tail; never is a record made up."""
     content = bytearray(LOG.content)

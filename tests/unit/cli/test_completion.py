@@ -49,6 +49,7 @@ def test_bash_completes_verbs_options_and_values(vmreplica: Command) -> None:
     assert completed(vmreplica, "enable", "--interval", "") == []
 
 
+@pytest.mark.slow
 def test_bash_completes_files_and_names_of_vms(vmreplica: Command) -> None:
     (vmreplica.folder / "disk.raw").touch()
     assert completed(vmreplica, "enable", "--disk", "disk") == ["disk.raw"]

@@ -52,6 +52,7 @@ def test_json_is_what_the_agents_say_with_fields_of_tomorrow(vmreplica: Command)
     assert json.loads(ran.out)["agents"][0]["vms"][0]["lag_seconds"] == 2.1
 
 
+@pytest.mark.slow
 def test_page_of_one_vm_by_name_and_by_uuid(vmreplica: Command) -> None:
     vmreplica.agent(vms=[healthy(), resynchronizing()])
     vmreplica.agent("replica", [replica()])

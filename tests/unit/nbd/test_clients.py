@@ -199,6 +199,7 @@ async def test_qemu_img_info(socket: Path) -> None:
     assert json.loads(result.stdout)["virtual-size"] == SIZE
 
 
+@pytest.mark.slow
 async def test_qemu_img_convert_compare_map(socket: Path, source: Path, disk: Path, content: bytes) -> None:
     tool = require("qemu-img")
     await run(tool, "convert", "-n", "-f", "raw", "-O", "raw", str(source), uri(socket))
@@ -250,6 +251,7 @@ async def test_qemu_io_is_told_when_a_read_only_export_is_written(disk: Path, tm
 # --- fio --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_fio_verifies_what_it_wrote(socket: Path, tmp_path: Path) -> None:
     tool = require("fio")
     engines = await run(tool, "--enghelp")

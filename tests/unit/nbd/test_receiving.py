@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,6 +140,7 @@ class Pinned:
     ),
     seed=st.integers(0, 1 << 32),
 )
+@pytest.mark.slow
 def test_pinned_bytes_stay_as_they_are(sizes: list[int], seed: int) -> None:
     """I17: one copy of a payload, unchanged until its write is done, whatever is received meanwhile."""
 

@@ -234,6 +234,7 @@ async def test_abort_is_answered_and_ends(socket: Path, server: NbdServer) -> No
 # --- clients that do not read, or hang --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_client_that_never_reads_is_not_served_without_end(
     socket: Path, server: NbdServer, export: FileBackend
 ) -> None:

@@ -251,6 +251,7 @@ async def test_cold_reads_under_way_are_capped(socket: Path, export: FileBackend
 
 @pytest.mark.parametrize("inline", [False, True])
 @pytest.mark.parametrize("structured", [False, True])
+@pytest.mark.slow
 async def test_reads_of_every_size(socket: Path, export: FileBackend, inline: bool, structured: bool) -> None:
     export.inline = inline
     client = await RawClient.attach(socket, structured=structured)
@@ -350,6 +351,7 @@ async def test_draining_refuses_new_changes_and_waits_for_old_ones(
 # --- several connections, statistics, goodbye -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_several_connections_write_at_once(socket: Path, disk: Path) -> None:
     share = SIZE // 8
     content = Random(8).randbytes(SIZE)

@@ -98,6 +98,7 @@ def test_restart_goes_on_from_what_was_applied(rig: Rig, tap: Tap) -> None:
     assert len(rig.names()) == 3
 
 
+@pytest.mark.slow
 def test_torn_tail_is_cut_at_every_byte(rig: Rig, tap: Tap) -> None:
     """P7: whatever part of the last records a crash left, only whole ones count."""
     spool = rig.open()

@@ -169,7 +169,7 @@ def test_killed_anywhere(seed: int, step: int) -> None:
 def test_killed_at_some_places() -> None:
     """I3, R26: the quick version of the one above."""
     total = operations(7)
-    for die_at in range(3, total, max(1, total // 40)):
+    for die_at in range(3, total, max(1, total // 12)):
         killed_at(7, die_at)
 
 

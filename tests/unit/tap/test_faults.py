@@ -334,6 +334,7 @@ def test_state_that_cannot_be_written(world: World) -> None:
     assert world.run(main)
 
 
+@pytest.mark.slow
 def test_loss_is_durable_before_log_is_freed(world: World) -> None:
     """I3: a kill in any call after the loss finds it in the state, or finds the log whole."""
     total = 0

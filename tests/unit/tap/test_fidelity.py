@@ -48,7 +48,7 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=min(60, settings().max_examples))
 @given(st.lists(actions, min_size=1, max_size=25))
 def test_every_cut_is_what_the_disks_held(story: list[tuple[str, list[tuple[int, Mutation]] | None]]) -> None:
     """I1, I2: over two disks, with restarts and kills between."""
@@ -97,6 +97,7 @@ async def live(folder: Path, story: list[tuple[str, list[tuple[int, Mutation]] |
         assert copy(result.images) == box.images() == copy(model)
 
 
+@pytest.mark.slow
 async def test_cut_parts_no_batch(tmp_path: Path) -> None:
     """I2: a write of 32 MiB is many records in several files, and wholly in a cut or wholly out."""
     async with make_box(tmp_path, (40 * MIB,)) as box, box.running() as engine:
