@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from tests.simulation import mutants_maps as maps
 from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
 from tests.simulation.hooks import replaced
@@ -68,6 +69,15 @@ BUSY = {"write_rate": 40.0, "in_flight": 12}
 TAP_KILLS = {**BUSY, "kill_tap": 1.0, "aimed": 1.0}
 REPLICA_KILLS = {**BUSY, "kill_replica": 1.0, "aimed": 1.0}
 REPLICA_POWER = {**BUSY, "power_replica": 0.8, "aimed": 0.5}
+PRIMARY_POWER = {
+    "write_rate": 15.0,
+    "in_flight": 4,
+    "power_primary": 0.5,
+    "zeroes": 0.05,
+    "pages": 128,
+    "seconds": 14.0,
+}
+LOG_FAILURES = {"write_rate": 15.0, "in_flight": 4, "log_errors": 1.0, "zeroes": 0.05, "pages": 128, "seconds": 14.0}
 RESYNCS = {**BUSY, "resyncs": 0.5}
 LONG_ZEROES = {**BUSY, "zeroes": 0.6, "stalls": 0.1}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
@@ -93,6 +103,16 @@ MUTANTS = {
         ),
         Mutant(primary.track_late, ("I1",), BUSY),
         Mutant(primary.commit_unsettled, ("I1", "I6"), {**RESYNCS, "stalls": 0.02}, first=2),
+        Mutant(maps.hot_nosync, ("I1", "I12"), PRIMARY_POWER),
+        Mutant(maps.no_hot_regions, ("I1", "I12"), PRIMARY_POWER),
+        Mutant(maps.cooled_unsynced, ("I1", "I12"), PRIMARY_POWER),
+        Mutant(maps.begun_over_unsynced, ("I1", "I12"), {**PRIMARY_POWER, "calm_start": False}),
+        Mutant(maps.map_forgets_log, ("I1", "I12"), LOG_FAILURES),
+        Mutant(maps.map_unmarked, ("I1", "I12"), LOG_FAILURES),
+        Mutant(maps.map_dropped_early, ("I1", "I12"), {**LOG_FAILURES, "log_errors": 2.0, "slow": 0.1}),
+        Mutant(maps.stale_map, ("I1", "I12"), {**LOG_FAILURES, "resyncs": 0.5}),
+        Mutant(maps.small_scope, ("I1", "I12"), LOG_FAILURES),
+        Mutant(maps.lease_ignored, ("I1", "I12"), PRIMARY_POWER),
         Mutant(replica.spool_nosync, ("I5",), {}),
         Mutant(replica.spool_folder_nosync, ("I5",), {}),
         Mutant(replica.ack_early, ("I5",), {}),

@@ -8,6 +8,7 @@ from typing import Any
 
 import primary_agent.tap.engine
 import primary_agent.tap.start
+from primary_agent.compare import ranges_to_compare
 from primary_agent.record import plain
 from primary_agent.replication import Replication
 from primary_agent.resync import ResyncDriver
@@ -17,7 +18,7 @@ from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.tasks import Turns
 from primary_agent.tap.tracker import Tracker
 from protocol.position import Position
-from replica_agent.differencing import DifferencingFile
+from replica_agent.resync import OpenResync
 from shared.tap_control import TapClient
 from tests.simulation.disk import SimulatedFile
 from tests.simulation.mutants_kit import Patch, forever, nothing, nothing_async, unsynced
@@ -85,13 +86,10 @@ def same_boot() -> Sequence[Patch]:
     """R16, R26: after power loss the tap believes that its page cache has survived."""
 
     def make(original: Any) -> Any:
-        def check(loaded: Any, vm: bytes, _boot_id: str, **options: Any) -> Any:
-            boot_id = loaded.state.boot_id if loaded.state is not None else ""
-            return original(loaded, vm, boot_id, **options)
+        del original
+        return lambda _state, _boot_id: False
 
-        return check
-
-    return [(primary_agent.tap.start, "check_state", make)]
+    return [(primary_agent.tap.start, "lost_power", make)]
 
 
 def no_witness() -> Sequence[Patch]:
@@ -113,7 +111,8 @@ def lost_not_marked() -> Sequence[Patch]:
 
         return end
 
-    return [(Tracker, "_end", make), *no_witness()]
+    no_map = (Tracker, "_take_to_map", lambda _original: lambda _tracker, _loss: False)
+    return [(Tracker, "_end", make), no_map, *no_witness()]
 
 
 # --- the primary agent ---
@@ -169,11 +168,12 @@ def commit_unsettled() -> Sequence[Patch]:
     """R35: the commit does not wait until all differing blocks are durable, and the replica does not insist."""
 
     def make(_original: Any) -> Any:
-        async def compare_disks(driver: ResyncDriver, bulk: Any, key: Any, settled: Any) -> None:
+        async def compare_disks(driver: ResyncDriver, bulk: Any, key: Any, settled: Any, scope: Any) -> None:
             driver.progress.enter("comparing")
             for disk, record in zip(driver._disks, driver._replication.vm.disks, strict=True):
-                await driver._compare_disk(bulk, disk, record.path, key, settled[disk.index])
+                ranges = list(ranges_to_compare(disk.size, settled[disk.index], scope[disk.index]))
+                await driver._compare_disk(bulk, disk, record.path, key, ranges)
 
         return compare_disks
 
-    return [(ResyncDriver, "_compare_disks", make), (DifferencingFile, "is_settled", lambda _: lambda _self: True)]
+    return [(ResyncDriver, "_compare_disks", make), (OpenResync, "judge_commit", nothing)]

@@ -19,6 +19,7 @@ from primary_agent.tap.hot_regions import HotRegions
 from shared.tap_config import TapConfig
 from tests.simulation.hooks import replaced
 
+
 class FewHotRegions(HotRegions):
     """At most as many hot regions as the longest change needs, and a few more."""
 

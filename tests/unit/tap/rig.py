@@ -204,11 +204,9 @@ async def abandon(engine: TapEngine, ports: TapPorts) -> None:
         disk.file.close()
     if tracker.log is not None:
         tracker.log.close()
-    if tracker.hot is not None:
-        await tracker.hot.settle()
-        tracker.hot.close()
-    if tracker.dirty is not None:
-        tracker.dirty.file.close()
+    if tracker.maps.hot is not None:
+        await tracker.maps.hot.settle()
+    tracker.maps.close()
     tracker.files.close()
     start.state_file.close()
     start.lock.close()
