@@ -182,8 +182,8 @@ class TapControl:
             writes=sum(disk.writes for disk in engine.disks),
             bytes_written=sum(disk.bytes_written for disk in engine.disks),
             last_write_time=engine.last_write_time,
-            doubt=_doubt(tracker.dirty),
-            hot_bytes=tracker.hot.hot_bytes() if tracker.hot is not None else 0,
+            doubt=_doubt(tracker.maps.dirty),
+            hot_bytes=tracker.maps.hot.hot_bytes() if tracker.maps.hot is not None else 0,
         )
 
     def _disk_status(self, disk: Disk) -> DiskStatus:
@@ -231,7 +231,7 @@ class TapControl:
         return _log_place(await self._engine.locate(epoch, params.segment, position))
 
     async def _knows_cut(self, params: KnowsCutParams, client: Client) -> KnowsCut:
-        dirty = self._engine.tracker.dirty
+        dirty = self._engine.tracker.maps.dirty
         cut = bytes.fromhex(params.epoch), params.segment, bytes.fromhex(params.chain)
         return KnowsCut(known=dirty is not None and dirty.knows(*cut))
 

@@ -89,7 +89,7 @@ class DirtyMap:
         the map was in force when that epoch began. Only memory is changed: the next note that is written says it.
         """
         note = self.note
-        if note.force is Force.NONE or (tracks or note.force is Force.COMPLETE) and note.log_epoch == log_epoch:
+        if note.force is Force.NONE or ((tracks or note.force is Force.COMPLETE) and note.log_epoch == log_epoch):
             return
         if not older:
             # Of a tracking before, or of a loss that did not take place, since nothing was changed without the log.

@@ -85,7 +85,7 @@ class TapEngine:
         )
         if start.hot is not None:
             limit = self.config.hot_regions
-            tracker.hot = self._hot = HotRegions(
+            tracker.maps.hot = self._hot = HotRegions(
                 self._ports, self.tasks, start.disks, start.hot, limit, self._checkpoint
             )
         self._syncs = [SharedSync(self.tasks, self._syncer(disk)) for disk in start.disks]
@@ -260,6 +260,9 @@ class TapEngine:
         offset, end = mutation.offset, mutation.offset + mutation.length
         try:
             while offset < end:
+                if self._hot is not None:
+                    # The lease has to hold as long as this goes on.
+                    await self._hot.warm(disk, (mutation,))
                 self._is_slow(disk)
                 offset = await self._workers.run(disk.zero_for_a_while, mutation, offset, self._clock.monotonic)
                 disk.unsynced = True

@@ -90,6 +90,10 @@ class HotRegions:
         """Monotonic; from then on a write has to wait until the lease is renewed."""
         self._renewing = False
         self._sync = SharedSync(tasks, self._record)
+        self._checkpoints = asyncio.Lock()
+        """One at a time: what a later one has cooled was perhaps written after an earlier one began to sync."""
+        self._noting = asyncio.Lock()
+        """One note at a time is not durable yet, so that power loss tears no more than one."""
         self._cooling: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
 
@@ -177,24 +181,30 @@ class HotRegions:
             if not await self._cool(pressed=True) or len(self._hot) == count:
                 # All that is hot is being written: the guest comes first (I14).
                 break
-        wanted, self._wanted = self._wanted, set()
-        lease_ns = int((self._clock.wall() + LEASE_SECONDS) * 1e9)
-        until = self._clock.monotonic() + LEASE_SECONDS
-        for slot, region in wanted:
-            self._map.set_range(self._disks[slot].index, region << self._shift, 1)
-        self._note = HotNote(lease_ns, self._note.file, self._note.offset, self._note.epoch)
+        async with self._noting:
+            wanted, self._wanted = self._wanted, set()
+            lease_ns = int((self._clock.wall() + LEASE_SECONDS) * 1e9)
+            until = self._clock.monotonic() + LEASE_SECONDS
+            for slot, region in wanted:
+                self._map.set_range(self._disks[slot].index, region << self._shift, 1)
+            self._note = HotNote(lease_ns, self._note.file, self._note.offset, self._note.epoch)
+            if not await self._write_note():
+                return self.failure
+            self._lease_until = until
+            self._take(wanted)
+        if self._cooling is None and self.active:
+            self._cooling = self._tasks.spawn(self._cool_now_and_then())
+        return ""
+
+    async def _write_note(self) -> bool:
+        """Make bits and note durable together; False where that failed, once and for all (R17)."""
         try:
             self._map.write()
             self._map.write_note(self._note.encode())
             await self._workers.run(self._map.sync)
         except OSError as error:
-            self.failure = error.strerror or str(error)
-            return self.failure
-        self._lease_until = until
-        self._take(wanted)
-        if self._cooling is None and self.active:
-            self._cooling = self._tasks.spawn(self._cool_now_and_then())
-        return ""
+            self.failure = self.failure or error.strerror or str(error)
+        return not self.failure
 
     # --- cooling ----------------------------------------------------------------------------------------------------
 
@@ -212,6 +222,10 @@ class HotRegions:
 
     async def _cool(self, *, pressed: bool) -> bool:
         """Let go of regions that were not written since this began; whether that could be done."""
+        async with self._checkpoints:
+            return await self._cool_alone(pressed=pressed)
+
+    async def _cool_alone(self, *, pressed: bool) -> bool:
         busy = {disk.slot for disk in self._disks if disk.stepping}
         for slot, region in self._hot:
             self._heat[slot][region] -= self._heat[slot][region] > IDLE
@@ -225,14 +239,11 @@ class HotRegions:
             for slot, region in self._hot
             if self._heat[slot][region] <= most and slot not in busy and (slot, region) not in self._waiting
         }
-        self._note = HotNote(self._note.lease_ns, note.file, note.offset, note.epoch)
-        try:
+        async with self._noting:
             # What must be in the log has to be durable before the regions count as cold.
-            self._map.write_note(self._note.encode())
-            await self._workers.run(self._map.sync)
-        except OSError as error:
-            self.failure = error.strerror or str(error)
-            return False
+            self._note = HotNote(self._note.lease_ns, note.file, note.offset, note.epoch)
+            if not await self._write_note():
+                return False
         cold = {(slot, region) for slot, region in cold if self._heat[slot][region] <= most}
         for slot, region in cold:
             self._heat[slot][region] = 0
@@ -242,7 +253,7 @@ class HotRegions:
         try:
             self._map.write()
         except OSError as error:
-            self.failure = error.strerror or str(error)
+            self.failure = self.failure or error.strerror or str(error)
             return False
         return True
 

@@ -32,6 +32,8 @@ async def resume(ports: TapPorts, start: Start, tracker: Tracker, state_path: st
             tracker.lose_log(error)
         for disk in start.disks:
             tracker.watch.saw_through(disk, start.tail.newest_ns)
+        if not start.clean and tracker.log is not None:
+            await _sync_log(ports, start, tracker)
         if not start.clean:
             tracker.seal_recovered()
     try:
@@ -52,16 +54,37 @@ async def resume(ports: TapPorts, start: Start, tracker: Tracker, state_path: st
     tracker.tidy()
 
 
+async def _sync_log(ports: TapPorts, start: Start, tracker: Tracker) -> None:
+    """Make durable what the tap that was killed may not have synced, in the files before the last one.
+
+    Else a cut that is told as durable would not be.
+    """
+
+    def sync() -> None:
+        for log_file in list(start.files.used)[:-1]:
+            file = ports.files.open(log_file.path, write=True)
+            try:
+                file.sync()
+            finally:
+                file.close()
+        ports.files.sync_folder(start.files.folder)
+
+    try:
+        await ports.workers.run(sync)
+    except OSError as error:
+        tracker.lose(LostReason.LOG_FAILED, f"the log can't be made durable: {why(error)}")
+
+
 async def _take_up_hot_regions(ports: TapPorts, start: Start, tracker: Tracker) -> None:
     """What was hot stays hot; where that is not known, everything is made durable first."""
-    hot = tracker.hot
+    hot = tracker.maps.hot
     if hot is None:
         return
     try:
         if not tracker.is_tracked:
             hot.clear()
             return
-        if start.hot_is_new:
+        if start.hot_is_new or start.unvouched:
             for disk in start.disks:
                 await ports.workers.run(disk.file.sync)
         hot.adopt()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from primary_agent.tap.changes import LoggedChanges, LogUnreadableError, read_changes
-from primary_agent.tap.dirty_map import DirtyMap, Force
+from primary_agent.tap.dirty_map import DirtyMap
 from primary_agent.tap.disks import Disk, join_ranges
 from primary_agent.tap.hot_regions import HotNote
 from primary_agent.tap.log_files import LogFile, LogFiles, prepare
+from primary_agent.tap.map_tracking import NOT_WHOLE
 from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.recovery import (
     Tail,
@@ -31,7 +33,7 @@ from primary_agent.tap.watch import NO_SPACE, why
 from shared.errors import DiskInUseError, NoSpaceError, StorageError
 from shared.hrl_files import log_file_sequence
 from shared.map_file import MapDamagedError, MapFile, MapKind
-from shared.ports import File, FileSystem
+from shared.ports import File, FileIdentity, FileSystem
 from shared.rates import size_text
 from shared.tap_config import DIRTY_BLOCK_BITS, HOT_NAME, LOCK_NAME, MAP_NAME, STATE_NAME, TapConfig
 from shared.tap_control import LostReason, Tracking
@@ -61,6 +63,8 @@ class Start:
     hot: MapFile | None = None
     hot_is_new: bool = False
     """The hot-region map was made by this start: what was hot before is not known."""
+    unvouched: bool = False
+    """The hot-region map does not name all that may not be durable yet."""
     bounded: Loss | None = None
     """Why the dirty map takes the place of the log at this start; ``changes`` are what goes into it."""
     changes: LoggedChanges | None = None
@@ -185,9 +189,12 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
         # Whoever needs the folder next will say so.
         pass
     try:
-        mapped = start.dirty is not None and start.dirty.note.force is Force.COMPLETE
-        logged = state is not None and tracked and not (state.tracking is Tracking.MAP and mapped)
-        epoch = state.epoch if state is not None and logged else b""
+        epoch = b""
+        if state is not None and tracked:
+            if start.dirty is not None:
+                tracks = state.tracking is Tracking.MAP
+                start.dirty.take_up(state.epoch, tracks=tracks, older=state.doubt)
+            epoch = b"" if _is_mapped(start, state, ports.clock.boot_id()) else state.epoch
         log = start.files.discover(epoch, state.first_file if state is not None else 1)
         if state is None and start.loss is None:
             start.files.prepared(_proof_of_room(ports.files, start.files))
@@ -206,6 +213,12 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
         if tracked:
             text = f"the log in {config.log_folder} can't be read: {why(error)}"
             start.loss = Loss(LostReason.LOG_FAILED, text[:MAX_TEXT], ports.clock.wall())
+
+
+def _is_mapped(start: Start, state: TapState, boot_id: str) -> bool:
+    """Whether the dirty map has wholly taken the place of the log; after power loss the state may not say so yet."""
+    says_so = state.tracking is Tracking.MAP or lost_power(state, boot_id)
+    return says_so and start.dirty is not None and start.dirty.is_complete(state.epoch)
 
 
 def _proof_of_room(files: FileSystem, log_files: LogFiles) -> File:
@@ -228,6 +241,7 @@ def _take_up(ports: TapPorts, start: Start, state: TapState, log: list[LogFile])
         witnesses = [start.state_file.read_witness(disk.slot) for disk in start.disks]
         check_witnesses(tail, start.disks, identities, witnesses)
         tail.doubt = still_in_doubt(ports.files, tail, start.disks)
+        start.unvouched = _is_unvouched(start, identities)
     start.file = ports.files.open(tail.file.path, write=True)
     start.files.used.extend(log)
     start.tail = tail
@@ -237,13 +251,25 @@ def _take_up_map(ports: TapPorts, start: Start, state: TapState, log: list[LogFi
     """Go on in the dirty map. Raises TrackingLost or OSError."""
     identities = [disk.file.identity() for disk in start.disks]
     check_disks(state, start.disks, identities, ports.clock.boot_id())
-    if start.dirty is None or not start.dirty.in_force:
+    dirty, reason = start.dirty, state.loss.reason if state.loss is not None else None
+    if dirty is None or not dirty.in_force or dirty.note.log_epoch != state.epoch:
         raise TrackingLost(LostReason.MAP_FAILED, "the dirty map is damaged or missing")
+    if start.hot_is_new and reason in NOT_WHOLE and not dirty.is_complete(state.epoch):
+        raise TrackingLost(LostReason.MAP_FAILED, "the hot-region map is damaged or missing, and the log not whole")
     start.clean = state.status is Status.CLEAN
     if not start.clean:
+        start.unvouched = _is_unvouched(start, identities)
         witnesses = [start.state_file.read_witness(disk.slot) for disk in start.disks]
         check_map_witnesses(start.disks, identities, witnesses)
     start.files.used.extend(log)
+
+
+def _is_unvouched(start: Start, identities: Sequence[FileIdentity]) -> bool:
+    """After a kill: whether disks were written while the hot-region map could not be, or there is none."""
+    if start.hot is None:
+        return False
+    lease_ns = HotNote.decode(start.hot.note).lease_ns
+    return start.hot_is_new or any(identity.mtime_ns > lease_ns for identity in identities)
 
 
 def _bound(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -> None:
@@ -254,12 +280,13 @@ def _bound(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -
     dirty, hot = start.dirty, start.hot
     if dirty is None or hot is None or start.hot_is_new:
         raise TrackingLost(LostReason.UNCLEAN_STOP, f"{stopped}, and its maps are damaged or missing")
-    if state.tracking is Tracking.MAP and not dirty.in_force:
-        raise TrackingLost(LostReason.MAP_FAILED, f"{stopped}, and the dirty map is damaged")
     note = HotNote.decode(hot.note)
+    if state.tracking is Tracking.MAP and not dirty.in_force and (note.epoch != state.epoch or not log):
+        # Only while the last checkpoint was one of the log, the log is all there and says what the map said.
+        raise TrackingLost(LostReason.MAP_FAILED, f"{stopped}, and the dirty map is damaged")
     check_lease(note.lease_ns, start.disks, identities)
     changes = LoggedChanges(0)
-    if state.tracking is Tracking.ON or dirty.note.force is Force.OPEN:
+    if not _is_mapped(start, state, ports.clock.boot_id()):
         durable = (note.file, note.offset) if note.epoch == state.epoch else (0, 0)
         sizes = {disk.index: disk.size for disk in start.disks}
         try:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple, NoReturn, Protocol
 
-from primary_agent.tap.changes import LoggedChanges, LogUnreadableError, read_changes
-from primary_agent.tap.dirty_map import DirtyMap, Force
+from primary_agent.tap.changes import LoggedChanges, LogUnreadableError
+from primary_agent.tap.dirty_map import DirtyMap
 from primary_agent.tap.disks import Disk, Range
-from primary_agent.tap.hot_regions import HotNote, HotRegions
+from primary_agent.tap.hot_regions import HotNote
 from primary_agent.tap.log import Cut, LogFullError, LogWriter
 from primary_agent.tap.log_files import LogFiles
+from primary_agent.tap.map_tracking import MapTracking
 from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.recovery import Tail
 from primary_agent.tap.state import MAX_TEXT, LogEnd, Loss, Stamp, StateFile, Status, TapState
@@ -28,10 +30,6 @@ from shared.tap_control import LostReason, Tracking
 STATE_RETRY_SECONDS = 5.0
 ENDING_SECONDS = 10.0
 """How long a new beginning waits until the end before it is durable."""
-ADD_AT_ONCE = 4096
-"""Ranges that are brought into the dirty map before others get their turn."""
-BOUNDED = frozenset({LostReason.LOG_FULL, LostReason.LOG_FAILED})
-"""Losses of the log after which the dirty map still names all that changed."""
 EMPTY_CUTS_MAX = 1000
 """Unreleased sealed segments above which an interval does not seal another empty one."""
 
@@ -72,10 +70,7 @@ class Tracker:
         dirty: DirtyMap | None = None,
     ) -> None:
         self.log: LogWriter | None = None
-        self.dirty = dirty
-        """The dirty map; None where there is none that can be written."""
-        self.hot: HotRegions | None = None
-        """The hot-region map, once the engine has set it; None where there is none that can be written."""
+        self.maps = MapTracking(ports, disks, dirty)
         self.tracking = Tracking.OFF
         self.epoch = b""
         self.loss: Loss | None = None
@@ -113,8 +108,7 @@ class Tracker:
             self.tracking, self.loss = Tracking.LOST, loss
         if self.tracking not in (Tracking.ON, Tracking.MAP):
             self._first_file = self.files.next_sequence
-            if self.dirty is not None:
-                self.dirty.void()
+            self.maps.void()
 
     @property
     def is_tracked(self) -> bool:
@@ -165,6 +159,9 @@ class Tracker:
                 # Lost in its last moment: then that is what the state says.
                 pass
         await self.settle()
+        if self.tracking is Tracking.MAP:
+            await self.sync.run()
+            await self.settle()
         await self.sync.settle()
 
     async def settle(self) -> None:
@@ -176,19 +173,16 @@ class Tracker:
         """Close everything; ``clean`` writes the CLEAN state first. Blocks. Raises OSError."""
         try:
             if clean:
-                if self.dirty is not None and self.tracking is Tracking.MAP:
-                    self.dirty.sync()
-                if self.hot is not None:
-                    self.hot.clear()
+                if self.maps.hot is not None:
+                    # What stays hot although nothing is in doubt does no harm.
+                    with suppress(OSError):
+                        self.maps.hot.clear()
                 self._state_file.write(self._state(Status.CLEAN))
                 self._state_file.sync()
         finally:
             if self.log is not None:
                 self.log.close()
-            if self.dirty is not None:
-                self.dirty.file.close()
-            if self.hot is not None:
-                self.hot.close()
+            self.maps.close()
             self.files.close()
             self._state_file.close()
 
@@ -207,16 +201,17 @@ class Tracker:
             loss=self.loss,
             disks=[Stamp.of(disk.index, disk.file.identity()) for disk in self._disks],
             end=end,
+            doubt=self.maps.is_older(self.epoch),
         )
 
     # --- what is written --------------------------------------------------------------------------------------------
 
     def mark(self, disk: Disk, batch: Sequence[Mutation]) -> None:
         """In the dirty map's time: its bits are in the page cache before the disk changes. Never fails."""
-        if self.tracking is not Tracking.MAP or self.dirty is None:
+        if self.tracking is not Tracking.MAP:
             return
         try:
-            self.dirty.mark(disk, batch)
+            self.maps.mark(disk, batch)
         except OSError as error:
             self.lose(LostReason.MAP_FAILED, f"the dirty map can't be written: {why(error)}")
         else:
@@ -286,7 +281,8 @@ class Tracker:
         if self.log is not None:
             synced = self.log.is_synced
         else:
-            synced = self.tracking is not Tracking.MAP or self.dirty is None or not self.dirty.unsynced
+            dirty = self.maps.dirty
+            synced = self.tracking is not Tracking.MAP or dirty is None or not dirty.unsynced
         if synced and not self.sync.running:
             return None
         return self.sync.begin()
@@ -315,10 +311,11 @@ class Tracker:
 
     async def _sync_map(self) -> str:
         """Make the dirty map durable, where it is in use."""
-        if self.tracking is not Tracking.MAP or self.dirty is None:
+        dirty = self.maps.dirty
+        if self.tracking is not Tracking.MAP or dirty is None:
             return ""
         try:
-            await self._ports.workers.run(self.dirty.sync)
+            await self._ports.workers.run(dirty.sync)
         except OSError as error:
             self.lose(LostReason.MAP_FAILED, f"the dirty map can't be made durable: {why(error)}")
             return why(error)
@@ -330,7 +327,7 @@ class Tracker:
         The disks have to be synced by the caller, from the same moment on.
         """
         log, tracking = self.log, self.tracking
-        if tracking is Tracking.MAP and (self.dirty is None or self.dirty.note.force is not Force.COMPLETE):
+        if tracking is Tracking.MAP and not self.maps.is_complete(self.epoch):
             # Until the map is complete only the hot regions may name what a failed log has lost.
             return None
         note = HotNote(0, *log.place, log.epoch) if log is not None else HotNote()
@@ -351,18 +348,14 @@ class Tracker:
             raise InvalidStateError(text, "Release what was acknowledged only.", code="not_sealed")
         self.released_segment = max(self.released_segment, segment)
         self.files.release(self.released_segment)
-        if self.dirty is not None and self.dirty.in_force and not self.dirty.broken and self._dropping is None:
+        if self.maps.in_force() and self._dropping is None:
             # The baseline of this epoch is committed: what came before it is not in doubt any more.
-            self._dropping = self._tasks.spawn(self._drop_map(self.dirty))
+            self._dropping = self._tasks.spawn(self._let_go_of_map())
 
-    async def _drop_map(self, dirty: DirtyMap) -> None:
-        """Take the dirty map out of force, durably before its bits go."""
+    async def _let_go_of_map(self) -> None:
         try:
             if self.log is not None:
-                dirty.drop()
-                await self._ports.workers.run(dirty.sync)
-                if not dirty.in_force:
-                    dirty.clear()
+                await self.maps.let_go()
         except OSError:
             # A map that is broken takes over nothing any more; left in force, it costs a compare in vain.
             return
@@ -412,8 +405,8 @@ class Tracker:
         self._forget_cuts()
         self.log = log
         self._supply.wanted = True
-        if self.hot is not None:
-            self.hot.begin()
+        if self.maps.hot is not None:
+            self.maps.hot.begin()
 
     def _begin_failed(self, before: _Before, error: OSError) -> None:
         """What was tracked before goes on in the dirty map, where there is one; else tracking is lost."""
@@ -424,7 +417,7 @@ class Tracker:
         self.log = former
         if former is not None and self._take_to_map(loss):
             return
-        if former is None and self.tracking is Tracking.MAP and self.dirty is not None and self.dirty.in_force:
+        if former is None and self.tracking is Tracking.MAP and self.maps.in_force():
             try:
                 self._state_file.write(self._state(Status.ACTIVE))
             except OSError:
@@ -482,14 +475,16 @@ class Tracker:
         if self.tracking not in (Tracking.ON, Tracking.MAP):
             return
         loss = Loss(reason, text[:MAX_TEXT], self._ports.clock.wall())
-        if self.tracking is Tracking.ON and reason in BOUNDED and self._take_to_map(loss):
+        if self.tracking is Tracking.ON and self._take_to_map(loss):
             return
         self._end(Tracking.LOST, loss)
 
     def _take_to_map(self, loss: Loss) -> bool:
         """Go on in the dirty map (R28); False where it can't be written."""
-        log, dirty = self.log, self.dirty
-        if log is None or dirty is None or dirty.broken or not self.files.used or self._dropping is not None:
+        log, dirty = self.log, self.maps.dirty
+        if log is None or dirty is None or not self.files.used or self._dropping is not None:
+            return False
+        if not self.maps.covers(loss.reason):
             return False
         base = self.first_segment - 1
         try:
@@ -506,82 +501,48 @@ class Tracker:
 
     def begin_map(self, loss: Loss, changes: LoggedChanges) -> None:
         """At a start after an unclean stop: the dirty map takes the place of the log. Raises OSError."""
-        dirty = self.dirty
-        assert dirty is not None
         self.tracking, self.loss = Tracking.MAP, loss
-        if changes.end is not None or dirty.note.force is not Force.COMPLETE:
-            end = changes.end.segment if changes.end is not None else changes.base_segment
-            dirty.begin(self.epoch, changes.base_segment, end, catch_up=True)
-            return
-        # Complete before, it stays so: until what is added now is durable, the hot regions name it.
-        for index, ranges in changes.ranges.items():
-            dirty.add(index, ranges)
-        dirty.write()
-        dirty.note_catch_up()
+        self.maps.begin(self.epoch, changes)
 
     def resume_map(self, changes: LoggedChanges | None) -> None:
         """Complete the dirty map, where that is still to be done; None: from the log's files."""
-        if self.tracking is Tracking.MAP and self.dirty is not None and self.dirty.note.force is not Force.COMPLETE:
+        if self.tracking is Tracking.MAP and not self.maps.is_complete(self.epoch):
             self._ending = self._tasks.spawn(self._finish_map(self._ending, None, changes))
 
     async def _finish_map(
         self, before: asyncio.Task[None] | None, log: LogWriter | None, changes: LoggedChanges | None = None
     ) -> None:
-        """Bring into the map what the log knew; when that is durable the map is complete, and the log may go."""
+        """Make the taking over durable, and bring into the map what the log knew; only then may the log go."""
         if before is not None:
             await before
         await self.sync.settle()
-        dirty, sizes = self.dirty, {disk.index: disk.size for disk in self._disks}
-        assert dirty is not None
+        if log is not None:
+            log.close()
+        if self.tracking is Tracking.MAP and not await self.sync.run() and await self._state_durable():
+            self._tell_tracking()
         try:
-            if changes is None:
-                epoch = self.epoch
-                used = [file for file in self.files.used if file.header.epoch == epoch]
-                # Behind what the last checkpoint made durable a log that failed may hold anything.
-                failed = self.loss is not None and self.loss.reason is LostReason.LOG_FAILED and self.hot is not None
-                durable = self.hot.log_place(epoch) if self.hot is not None else (0, 0)
-                changes = await self._ports.workers.run(
-                    lambda: read_changes(self._ports.files, used, sizes, durable=durable, torn=failed)
-                )
-            if self.tracking is Tracking.MAP:
-                if self.loss is not None and self.loss.reason is not LostReason.LOG_FULL and self.hot is not None:
-                    for disk, ranges in self.hot.ranges():
-                        dirty.add(disk.index, ranges)
-                await self._add(dirty, changes)
-                await self._ports.workers.run(dirty.sync)
-                dirty.complete()
-                await self._ports.workers.run(dirty.sync)
+            if self.tracking is Tracking.MAP and changes is None:
+                changes = await self.maps.read(list(self.files.used), self.epoch, self._map_reason)
+            if self.tracking is Tracking.MAP and changes is not None:
+                await self.maps.complete(changes, self.epoch, self._map_reason)
         except LogUnreadableError as error:
             self.lose(LostReason.LOG_DAMAGED, str(error))
         except OSError as error:
             self.lose(LostReason.MAP_FAILED, f"the dirty map can't be completed: {why(error)}")
         if self.tracking is Tracking.MAP:
-            await self._state_durable()
-            if log is not None:
-                log.close()
             if self.log is None and not self._closing:
                 self.files.drop()
             self._tell_tracking()
-        elif log is not None:
-            log.close()
 
-    async def _add(self, dirty: DirtyMap, changes: LoggedChanges) -> None:
-        for index, ranges in changes.ranges.items():
-            for start in range(0, len(ranges), ADD_AT_ONCE):
-                dirty.add(index, ranges[start : start + ADD_AT_ONCE])
-                await asyncio.sleep(0)
-        if changes.end is not None and changes.end.epoch == dirty.note.epoch:
-            dirty.keep_cuts(changes.cuts)
-        dirty.write()
+    @property
+    def _map_reason(self) -> LostReason:
+        return self.loss.reason if self.loss is not None else LostReason.UNCLEAN_STOP
 
     def _end(self, tracking: Tracking, loss: Loss | None) -> None:
         log, self.log = self.log, None
         self.tracking, self.loss = tracking, loss
         self._first_file = self.files.next_sequence
-        if self.hot is not None:
-            self.hot.active = False
-        if self.dirty is not None:
-            self.dirty.void()
+        self.maps.void()
         self._supply.wanted = False
         self._forget_cuts()
         try:
