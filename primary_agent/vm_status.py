@@ -143,6 +143,8 @@ def _tap(parts: Parts, connection: Connection | None) -> TapStatus:
         writes=status.writes,
         bytes_written=status.bytes_written,
         last_write_time=status.last_write_time,
+        doubt_bytes=status.doubt.bytes if status.doubt is not None else None,
+        hot_bytes=status.hot_bytes,
     )
 
 

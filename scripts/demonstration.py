@@ -100,7 +100,8 @@ class Demonstration:
     def run(self) -> None:
         self.first_copy()
         self.replicate()
-        self.lose_tracking()
+        self.fill_log()
+        self.change_behind_its_back()
         self.resynchronize()
         self.fail_over()
 
@@ -147,21 +148,51 @@ class Demonstration:
         self.compare_export("replica's newest cut against the primary's disk")
         self.pair.show("status")
 
-    def lose_tracking(self) -> None:
-        self.step("Cut the link, and write more than the log may hold (64 MiB): tracking is lost on purpose")
+    def fill_log(self) -> None:
+        self.step("Cut the link, and write more than the log may hold (64 MiB): the dirty map takes over")
         assert self.pair.link is not None
         self.pair.link.cut()
         fio(self.uri, "offline", "--rw=randwrite", "--bs=64k", "--iodepth=8", f"--offset={self.size // 4}",
             f"--size={self.size // 8}", "--io_size=100m", "--norandommap", "--end_fsync=1")  # fmt: skip
-        self.pair.wait("tracking lost", "primary", lambda vm: (vm["tap"] or {}).get("tracking") == "lost")
+        self.pair.wait("the dirty map", "primary", lambda vm: (vm["tap"] or {}).get("tracking") == "map")
         self.pair.show("status")
-        self.step("Restore the link")
+        self.step("Restore the link: what is in doubt is compared by itself, and nothing else")
+        compared = self.compared()
         self.pair.link.restore()
+        self.pair.wait("the link", "primary", lambda vm: vm["link"]["connected"])
+        self.pair.wait("Replicating", "primary", lambda vm: vm["state"] == "Replicating" and not vm["causes"])
+        details = self.compared()[len(compared) :][-1]
+        self.prove(
+            "compared after the log was full",
+            f"{human(details['bytes_compared'])} of {human(self.size)}, {human(details['bytes_sent'])} differed",
+        )
+        self.caught_up()
+        self.compare_export("replica after the bounded resync against the primary's disk")
+
+    def compared(self) -> list[dict[str, Any]]:
+        """What the events 29244 tell of each compare until now."""
+        events = json.loads(self.pair.run("events", "demo", "--json"))["events"]
+        return [event["data"] for event in events if event["event"] == 29244]
+
+    def change_behind_its_back(self) -> None:
+        self.step("Lose tracking on purpose: stop agent and tap, and change the disk behind their backs")
+        tap = self.pair.tap_pid()
+        self.pair.kill("primary")
+        signal_process(tap, signal.SIGTERM)
+        while Path(f"/proc/{tap}").exists():
+            time.sleep(0.02)
+        with self.disk.open("r+b") as disk:
+            for number in range(64):
+                disk.seek(number * self.size // 64)
+                disk.write(os.urandom(4096))
+        self.pair.start("primary")
+        self.pair.wait("tracking lost", "primary", lambda vm: (vm["tap"] or {}).get("tracking") == "lost")
         self.pair.wait("the link", "primary", lambda vm: vm["link"]["healthy"])
+        self.pair.show("status")
 
     def resynchronize(self) -> None:
         self.step("Resynchronize while the client goes on writing: manifests are compared, only differing blocks sent")
-        before = self.pair.status("primary")["link"]["bytes_sent"]
+        before, compared = self.pair.status("primary")["link"]["bytes_sent"], len(self.compared())
         writer = subprocess.Popen(
             ["fio", "--name=during", "--ioengine=nbd", f"--uri={self.uri}", "--minimal", "--rw=randwrite", "--bs=4k",
              "--iodepth=4", "--rate=4m", "--time_based", "--runtime=3", f"--size={self.size}"],
@@ -171,19 +202,11 @@ class Demonstration:
         vm = self.pair.wait("Replicating", "primary", lambda vm: vm["state"] == "Replicating")
         writer.wait()
         self.caught_up()
-        finished = [
-            event for event in json.loads(self.pair.run("events", "demo", "--json"))["events"]
-            if event.get("event") == 29244 or event.get("code") == 29244
-        ]  # fmt: skip
-        if not finished:
-            raise PairError("no event 29244 tells what the resync did")
-        details = finished[-1].get("data", finished[-1])
+        details = self.compared()[compared:][-1]
         self.prove("blocks compared by the resync", f"{details['blocks_compared']} of 64 KiB")
         self.prove("blocks that differed and were sent", f"{details['blocks_sent']} ({human(details['bytes_sent'])})")
-        self.prove(
-            "bytes on the wire since the link is back",
-            human(vm["link"]["bytes_sent"] - before if vm["link"]["bytes_sent"] > before else vm["link"]["bytes_sent"]),
-        )
+        sent = vm["link"]["bytes_sent"]
+        self.prove("bytes on the wire since the resync began", human(sent - before if sent > before else sent))
         self.compare_export("replica after the resync against the primary's disk")
 
     def fail_over(self) -> None:

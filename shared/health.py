@@ -96,14 +96,35 @@ def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) 
             f"`vmreplica resume {name} --resynchronize`.",
         )
     elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE or (status.causes and state not in _RESYNCING):
-        result.critical(resync_required_text(name), _resync_remedy(status))
+        result.critical(_required_text(status), _resync_remedy(status))
     if state in _RESYNCING:
         result.warn("A resynchronization is not complete; the replica keeps its older recovery point until then.")
     if state in _INITIAL or (not status.baseline and state is ReplicationState.SUSPENDED):
         result.warn("Initial replication has not been completed.", _initial_remedy(status, state))
 
 
+def _required_text(status: VmStatus) -> str:
+    """The sentence that users know; where the dirty map bounds the compare it says so instead of asking for help."""
+    if not _is_bounded(status) or status.tap is None:
+        return resync_required_text(status.name)
+    return (
+        f"Resynchronization is required for the virtual machine {status.name}. Only "
+        f"{size_text(status.tap.doubt_bytes or 0)} are in doubt; they are compared by themselves as soon as "
+        f"connectivity is healthy."
+    )
+
+
+def _is_bounded(status: VmStatus) -> bool:
+    return (
+        status.tap is not None
+        and status.tap.tracking == "map"
+        and all(cause.code == "tracking_lost" for cause in status.causes)
+    )
+
+
 def _resync_remedy(status: VmStatus) -> str:
+    if _is_bounded(status):
+        return ""
     if status.role == "replica":
         return f"Run `vmreplica resume {status.name} --resynchronize` at the primary."
     return f"Run `vmreplica resume {status.name} --resynchronize`."
@@ -125,7 +146,7 @@ def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result
         if tap.log_limit_bytes and tap.log_used_bytes > LOG_WARNING_FRACTION * tap.log_limit_bytes:
             result.warn(
                 f"The replication log uses {size_text(tap.log_used_bytes)} of its limit of "
-                f"{size_text(tap.log_limit_bytes)}; past it a resynchronization is required."
+                f"{size_text(tap.log_limit_bytes)}; past it the dirty map takes over, and what it names is compared."
             )
     waits = state in (ReplicationState.SUSPENDED, ReplicationState.FAILED_OVER, ReplicationState.ERROR)
     if not link.connected and link.attempts > 0 and not waits and status.problem is None:

@@ -56,7 +56,7 @@ class TapStatus(StatusStruct):
     running: bool = False
     pid: int | None = None
     tracking: str = "off"
-    """``off``, ``on`` or ``lost``."""
+    """``off``, ``on``, ``lost``, or ``map``: the log could not go on, and the dirty map tells what changes."""
     lost_reason: str = ""
     lost_text: str = ""
     uris: list[str] = []
@@ -67,6 +67,10 @@ class TapStatus(StatusStruct):
     writes: int = 0
     bytes_written: int = 0
     last_write_time: float | None = None
+    doubt_bytes: int | None = None
+    """What the dirty map says is in doubt, and will be compared; None while it says nothing."""
+    hot_bytes: int = 0
+    """What a power loss now would leave in doubt."""
     error: str = ""
     """Why the tap could not be reached or started, empty while it runs."""
 
