@@ -144,7 +144,13 @@ class DirtyMap:
 
     def knows(self, epoch: bytes, segment: int, chain: bytes) -> bool:
         """Whether the log that the map goes on from had this cut (R34)."""
-        return self.in_force and epoch == self.note.epoch and (segment, chain) in self.cuts()
+        if not self.in_force or epoch != self.note.epoch:
+            return False
+        try:
+            return (segment, chain) in self.cuts()
+        except OSError:
+            # What can't be read is not proven.
+            return False
 
     def cuts(self) -> list[tuple[int, bytes]]:
         """Segment and chain of the cuts that are kept."""

@@ -261,8 +261,8 @@ class TapEngine:
         try:
             while offset < end:
                 if self._hot is not None:
-                    # The lease has to hold as long as this goes on.
-                    await self._hot.warm(disk, (mutation,))
+                    # Its regions stay hot as long as this goes on; the lease has to be renewed.
+                    await self._hot.warm(disk, ())
                 self._is_slow(disk)
                 offset = await self._workers.run(disk.zero_for_a_while, mutation, offset, self._clock.monotonic)
                 disk.unsynced = True
