@@ -47,7 +47,7 @@ from shared.tap_control import (
     notification_name,
 )
 
-PROGRESS_SECONDS = 0.005
+PROGRESS_SECONDS = 0.02
 """Progress is told at once after a pause, and at most this often."""
 
 
