@@ -1,0 +1,111 @@
+"""What the maps bound, over real parts: a full log, and a host that stopped. Nobody has to act for that."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+
+from primary_agent.tap.state import StateFile
+from shared.events import EventId
+from shared.ports.files import RealFileSystem
+from shared.states import ReplicationState
+from shared.tap_config import STATE_NAME
+from shared.tap_control import LostReason, Tracking
+from tests.pair.rig import MIB, Pair
+
+FILES = RealFileSystem()
+
+
+async def compared(pair: Pair) -> int:
+    """Bytes that all compares until now have looked at."""
+    return sum(event["data"]["bytes_compared"] for event in await pair.events(EventId.RESYNC_COMPARED))
+
+
+async def stop_the_host(pair: Pair) -> None:
+    """Kill agent and tap, and let the next start believe that the host has stopped since."""
+    tap = pair.vm.parts.tap.require()
+    folder, pid = pair.vm.parts.tap.folder, tap.status.pid
+    await pair.primary.stop()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    state_file, loaded = StateFile.open(FILES, f"{folder}/{STATE_NAME}")
+    assert loaded.state is not None
+    for _ in range(2):
+        state_file.write(msgspec.structs.replace(loaded.state, boot_id="the boot before"))
+    state_file.sync()
+    state_file.close()
+
+
+async def test_a_full_log_costs_a_compare_of_what_was_written(pair: Pair) -> None:
+    """I3, I12, I14, R21, R28: the dirty map takes over, and what it names is compared without anybody's order."""
+    await pair.replicate(256 * MIB, log_limit_bytes=64 * MIB)
+    await pair.assert_same()
+    before = await compared(pair)
+    await pair.replica.stop()
+    for _ in range(3):
+        await pair.write(0, *(f"write -P {number + 1} {32 + number}M 1M" for number in range(32)))
+    await pair.until("the dirty map", lambda: pair.vm.parts.tap.require().tracking is Tracking.MAP)
+    await pair.state(ReplicationState.WAITING_FOR_START_RESYNCHRONIZE)
+    status = await pair.vm.status()
+    assert status.tap is not None
+    assert status.tap.doubt_bytes is not None
+    assert status.tap.doubt_bytes <= 40 * MIB
+    assert "compared by themselves" in status.reasons[0]
+    assert status.remedy == ""
+    await pair.start_replica()
+    pair.vm.parts.link.poke.notify()
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
+    assert await compared(pair) - before <= 40 * MIB
+    assert (await pair.vm.parts.tap.refresh()).doubt is None
+
+
+async def test_a_host_that_stopped_compares_what_was_hot(pair: Pair) -> None:
+    """I3, R3, R26: writes that the disk lost, though the replica has them, are found among the hot regions alone."""
+    await pair.replicate(256 * MIB)
+    await pair.write(0, "write -P 0x11 100M 1M")
+    await pair.assert_same()
+    before = await compared(pair)
+    disk, point = pair.disk(0), pair.copy.point()
+    await pair.write(0, "write -P 0x22 200M 1M")
+    await pair.assert_same()
+    times = disk.stat()
+    await stop_the_host(pair)
+    lose_pages(disk, 200 * MIB, MIB // 2, times)
+    await pair.start_primary()
+    await pair.until("the catch-up", lambda: pair.vm.parts.replication.record.epoch != point.epoch if point else None)
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
+    content = Path(pair.copy.parts.layout.disk(0)).read_bytes()
+    assert content[200 * MIB : 201 * MIB] == bytes(MIB // 2) + b"\x22" * (MIB // 2)
+    assert 0 < await compared(pair) - before <= 16 * MIB
+
+
+async def test_a_disk_that_was_written_after_its_lease_is_compared_wholly(pair: Pair) -> None:
+    """R30, I10: nothing on record explains that time, so an administrator is asked."""
+    await pair.replicate(64 * MIB)
+    await pair.write(0, "write -P 0x11 10M 1M")
+    await pair.assert_same()
+    await stop_the_host(pair)
+    later = pair.disk(0).stat().st_mtime_ns + 3600 * 10**9
+    os.utime(pair.disk(0), ns=(later, later))
+    await pair.start_primary()
+    await pair.state(ReplicationState.WAITING_FOR_START_RESYNCHRONIZE)
+    lost = (await pair.vm.parts.tap.refresh()).lost
+    assert lost is not None
+    assert lost.reason is LostReason.DISK_CHANGED
+    await pair.healthy()
+    await pair.vm.resume(resynchronize=True)
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
+
+
+def lose_pages(disk: Path, offset: int, length: int, times: os.stat_result) -> None:
+    """Undo writes as power loss does: the pages are gone, and the file's times tell nothing of it."""
+    with disk.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(length))
+    os.utime(disk, ns=(times.st_atime_ns, times.st_mtime_ns))
