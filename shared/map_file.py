@@ -127,7 +127,7 @@ class MapFile:
         file = files.open(path, write=write)
         try:
             found = cls(file, kind, vm, region_bits, disks)
-            if file.read(0, PAGE) != found._header():
+            if file.size() != found.size or file.read(0, PAGE) != found._header():
                 raise MapDamagedError(f"{path} is damaged, or is not about these disks")
             found._load()
         except BaseException:

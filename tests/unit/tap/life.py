@@ -103,6 +103,8 @@ class Life:
         await tap.tracker.settle()
         self.check(tap)
         await self.some(tap, 4)
+        # It may have become full.
+        await tap.tracker.settle()
         self.check(tap)
         await tap.stop()
 

@@ -35,6 +35,8 @@ class World:
         self.rng = random.Random(seed)
         self.volume = Volume(random.Random(seed), lambda: EPOCH_OF_WORLD + self.loop.now)
         self.boots = 1
+        self.latency = 0.0
+        """Seconds that each call of a worker takes."""
         self.process = Process("none", self.loop)
         folder = config.log_folder.rpartition("/")[0]
         self.volume.folders |= {folder, folder.rpartition("/")[0]}
@@ -60,7 +62,7 @@ class World:
         ports = OwnPorts(
             SimulatedClock(self.loop, lambda: f"boot-{self.boots}"),
             SimulatedRandom(self.rng),
-            SimulatedWorkers(process, self.rng, lambda: 0.0),
+            SimulatedWorkers(process, self.rng, lambda: self.latency),
             SimulatedFileSystem(self.volume, process),
             NoNetwork(),
         )
