@@ -341,7 +341,9 @@ def a_map(life: Life, note: DirtyNote) -> DirtyMap:
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("force", [Force.OPEN, Force.COMPLETE])
 @pytest.mark.parametrize("log_epoch", [E1, E2])
-def test_what_of_a_note_counts_at_a_start(life: Life, tracks: bool, older: bool, force: Force, log_epoch: bytes) -> None:
+def test_what_of_a_note_counts_at_a_start(
+    life: Life, tracks: bool, older: bool, force: Force, log_epoch: bytes
+) -> None:
     """The state says whether the map took the place of E2's log, and whether an older one was in force before.
 
     Each of the two files may be older than the other where power was lost.

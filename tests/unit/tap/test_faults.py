@@ -97,7 +97,7 @@ class Heard:
     ],
 )
 def test_log_that_cannot_be_written(world: World, number: int, reason: LostReason) -> None:
-    """I14, R21: the guest sees no error, tracking is lost and stays so, and the log's files are gone."""
+    """I14, R21, R28: the guest sees no error, the dirty map takes over for good, and then the log's files go."""
 
     async def main(ports: OwnPorts) -> None:
         tap = await started(world, ports)
@@ -105,15 +105,21 @@ def test_log_that_cannot_be_written(world: World, number: int, reason: LostReaso
         with failing(world, "write", "/log/", number):
             assert put(tap, 0, 0, b"a" * 4096) == 0
         assert put(tap, 0, 4096, b"b" * 4096) == 0
-        assert (tap.tracker.tracking, lost(tap)) == (Tracking.LOST, reason)
+        assert (tap.tracker.tracking, lost(tap)) == (Tracking.MAP, reason)
+        dirty = tap.tracker.maps.dirty
+        assert dirty is not None and not dirty.is_complete(EPOCH)
         assert await tap.flush(tap.disks[0]) == 0
         await tap.tracker.settle()
-        assert heard.trackings == [Tracking.LOST]
+        assert dirty.is_complete(EPOCH)
+        # Told when it is durable, and again when it is complete.
+        assert heard.trackings == [Tracking.MAP, Tracking.MAP]
         # Workers remove the files.
         await asyncio.sleep(1)
         assert world.files.list(world.config.log_folder) == []
         tap = await restarted(world, ports, tap)
-        assert (tap.tracker.tracking, lost(tap)) == (Tracking.LOST, reason)
+        assert (tap.tracker.tracking, lost(tap)) == (Tracking.MAP, reason)
+        dirty = tap.tracker.maps.dirty
+        assert dirty is not None and dirty.is_complete(EPOCH) and dirty.file.is_set(0, 0)
         with pytest.raises(InvalidStateError, match="lost"):
             await tap.cut(SealReason.COMMAND)
         with pytest.raises(InvalidStateError, match="taken up again"):
@@ -127,14 +133,18 @@ def test_log_that_cannot_be_written(world: World, number: int, reason: LostReaso
 
 
 def test_log_that_is_full(world: World) -> None:
-    """R21: at its limit the log ends, and with it tracking; the guest goes on."""
+    """R21, R28: at its limit the log ends, and the dirty map names what changed; the guest goes on."""
 
     async def main(ports: OwnPorts) -> None:
         tap = await started(world, ports)
         for number in range(200):
             assert put(tap, 0, 0, bytes([number]) * 32 * KIB) == 0
             assert tap.tracker.files.used_bytes <= 8 * LOG_FILE
-        assert (tap.tracker.tracking, lost(tap)) == (Tracking.LOST, LostReason.LOG_FULL)
+        assert (tap.tracker.tracking, lost(tap)) == (Tracking.MAP, LostReason.LOG_FULL)
+        await tap.tracker.settle()
+        dirty = tap.tracker.maps.dirty
+        assert dirty is not None and dirty.is_complete(EPOCH)
+        assert list(dirty.file.ranges(0)) == [(0, 64 * KIB)] and not list(dirty.file.ranges(1))
         await tap.stop()
 
     assert world.run(main)
@@ -159,7 +169,7 @@ def test_log_that_is_released_never_fills(world: World) -> None:
 
 
 def test_log_that_cannot_be_synced(world: World) -> None:
-    """R17, I14: never tried again, tracking is lost, no cut is told; the guest's FLUSH succeeds with its disk."""
+    """R17, I14: never tried again, the map takes over, no cut is told; the guest's FLUSH succeeds with its disk."""
 
     async def main(ports: OwnPorts) -> None:
         tap = await started(world, ports)
@@ -167,9 +177,14 @@ def test_log_that_cannot_be_synced(world: World) -> None:
         assert put(tap, 0, 0, b"a" * 4096) == 0
         with failing(world, "sync", "/log/"):
             assert await tap.flush(tap.disks[0]) == 0
-        assert (tap.tracker.tracking, lost(tap)) == (Tracking.LOST, LostReason.LOG_FAILED)
+        assert (tap.tracker.tracking, lost(tap)) == (Tracking.MAP, LostReason.LOG_FAILED)
         with pytest.raises(InvalidStateError):
             await tap.cut(SealReason.COMMAND)
+        await tap.tracker.settle()
+        dirty = tap.tracker.maps.dirty
+        assert dirty is not None and dirty.is_complete(EPOCH)
+        # What the log had since the last checkpoint may be gone: its regions are all in the map.
+        assert list(dirty.file.ranges(0)) == [(0, SIZE)]
         await tap.stop()
         assert heard.cuts == []
 
@@ -354,13 +369,23 @@ def lose_and_die(die_at: int | None) -> int:
         base.update(world.images())
         for number in range(8):
             assert put(tap, 0, 4096 * number, bytes([number]) * 32 * KIB) == 0
-        assert tap.tracker.tracking is Tracking.LOST
+        assert tap.tracker.tracking is Tracking.MAP
         await tap.stop()
 
     async def again(ports: OwnPorts) -> None:
         tap = await started(world, ports, track=False)
         if tap.tracker.tracking is Tracking.ON:
             assert copy(replay(world.files, world.config, EPOCH, base).images) == world.images(), die_at
+        elif tap.tracker.tracking is Tracking.MAP:
+            await tap.tracker.settle()
+            dirty = tap.tracker.maps.dirty
+            assert dirty is not None and dirty.is_complete(EPOCH), die_at
+            found = set(dirty.file.regions(0))
+            now = world.images()[0]
+            assert {at >> 16 for at in range(0, SIZE, 4096) if now[at : at + 4096] != base[0][at : at + 4096]} <= found
+        else:
+            # Not begun yet when it was killed.
+            assert lost(tap) in (None, LostReason.LOG_DAMAGED), die_at
         await tap.stop()
 
     world.run(main, die_at=die_at)

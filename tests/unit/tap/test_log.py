@@ -39,6 +39,13 @@ async def started(world: World, ports: OwnPorts) -> TapEngine:
     return tap
 
 
+async def put_later(tap: TapEngine, offset: int) -> None:
+    """Write after a pause in which the hot regions' lease has ended, or the region has cooled."""
+    done = tap.mutate(tap.disks[0], [write(offset, bytes([1 + offset % 251]) * 4 * KIB)])
+    assert done is not None
+    await done
+
+
 def put(tap: TapEngine, offset: int, length: int = 4 * KIB) -> None:
     """Write at once."""
     mutation = write(offset, bytes([1 + offset % 251]) * length)
@@ -207,6 +214,7 @@ def test_leased_files_are_kept(world: World) -> None:
         assert follower.position == tap.tracker.log.position
         follower.seek(start.file, start.offset, start.position)
         await asyncio.sleep(31)
+        await put_later(tap, 0)
         await fill(tap, 3)
         tap.tracker.release(EPOCH, (await fill(tap, 1))[0].segment)
         assert files.used[0].sequence > first
@@ -268,7 +276,7 @@ def test_interval(world: World) -> None:
         newest = tap.tracker.newest_cut
         assert newest is not None and newest.position.segment == 3
         tap.set_interval(2.0)
-        put(tap, 0)
+        await put_later(tap, 0)
         await asyncio.sleep(9)
         newest = tap.tracker.newest_cut
         assert newest is not None and newest.position.segment == 7
@@ -293,7 +301,7 @@ def test_empty_cuts_do_not_pile_up(world: World) -> None:
         await asyncio.sleep(EMPTY_CUTS_MAX + 200)
         newest = tap.tracker.newest_cut
         assert newest is not None and newest.position.segment == EMPTY_CUTS_MAX
-        put(tap, 0)
+        await put_later(tap, 0)
         await asyncio.sleep(2)
         newest = tap.tracker.newest_cut
         assert newest is not None and newest.position.segment == EMPTY_CUTS_MAX + 1

@@ -352,7 +352,7 @@ async def test_numbers_of_files_rise_for_ever(tmp_path: Path) -> None:
 
 
 async def test_huge_sparse_disk() -> None:
-    """A disk of 64 TiB: its last sector, and zeroing and reading back all of it, take no time to speak of."""
+    """A disk of 64 TiB: its last sector, and zeroing and reading back 4 GiB of it, take no time to speak of."""
     folder = Path("/dev/shm") / f"vmreplica-huge-{os.getpid()}"
     try:
         async with make_box(folder, (512,)) as box:
@@ -371,10 +371,11 @@ async def test_huge_sparse_disk() -> None:
             engine = box.engine()
             await engine.start()
             await engine.begin(EPOCH)
-            assert engine.mutate(engine.disks[0], [write(size - 512, b"e" * 512)]) is None
-            done = engine.mutate(engine.disks[0], [zeroes(0, size - 512)])
-            assert done is not None
-            await done
+            # The last sector has to become hot first; no NBD request is longer than the second.
+            for mutation in (write(size - 512, b"e" * 512), zeroes(size - (4 << 30), (4 << 30) - 512)):
+                done = engine.mutate(engine.disks[0], [mutation])
+                assert done is not None
+                await done
             assert await engine.read(engine.disks[0], size - 1024, 1024) == bytes(512) + b"e" * 512
             await box.killed(engine)
             # The zeroing is in doubt and is read back, as holes.
