@@ -121,9 +121,23 @@ def make_disk(path: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def tap(folder: Path, size: int, options: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """URI and process id of a tap, with a client that releases every cut it hears of."""
-    disk, home = folder / "tap.raw", folder / "tap"
+    """URI and process id of a tap on a written disk."""
+    disk = folder / "tap.raw"
     make_disk(disk, size)
+    profile = options.profile.split() if options.profile else []
+    command = [*profile, sys.executable, "-m", "primary_agent.tap.main"]
+    with tap_on(folder, disk, size, options.log_limit, command) as served:
+        yield served
+    disk.unlink()
+
+
+@contextlib.contextmanager
+def tap_on(folder: Path, disk: Path, size: int, log_limit: int, command: list[str]) -> Iterator[tuple[str, int]]:
+    """URI and process id of ``command`` as the tap of a disk, with a client that releases every cut it hears of.
+
+    ``log_limit`` in MiB.
+    """
+    home = folder / "tap"
     config = TapConfig(
         vm=str(uuid.uuid4()),
         name="bench",
@@ -131,14 +145,11 @@ def tap(folder: Path, size: int, options: argparse.Namespace) -> Iterator[tuple[
         nbd_socket=str(folder / "tap-nbd.sock"),
         control_socket=str(folder / "tap-control.sock"),
         log_folder=str(home / "log"),
-        log_limit_bytes=options.log_limit << 20,
+        log_limit_bytes=log_limit << 20,
         interval_seconds=1,
     )
     save_config(RealFileSystem(), str(home), config)
-    socket = Path(config.control_socket)
-    profile = options.profile.split() if options.profile else []
-    command = [*profile, sys.executable, "-m", "primary_agent.tap.main", str(home)]
-    with running(command, socket) as process:
+    with running([*command, str(home)], Path(config.control_socket)) as process:
         agent = multiprocessing.get_context("spawn").Process(target=release_cuts, args=(config.control_socket,))
         agent.start()
         try:
@@ -149,7 +160,6 @@ def tap(folder: Path, size: int, options: argparse.Namespace) -> Iterator[tuple[
             agent.terminate()
             agent.join()
     shutil.rmtree(home)
-    disk.unlink()
 
 
 def release_cuts(control: str) -> None:
