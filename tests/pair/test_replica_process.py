@@ -26,7 +26,6 @@ from shared.ports.clock import RealClock
 from shared.ports.network import RealNetwork
 from shared.ports.tls import TlsIdentity
 
-pytestmark = pytest.mark.quick
 WAIT_SECONDS = 30.0
 
 
@@ -185,6 +184,7 @@ async def test_hangup_reloads_the_authorization(agent: Program) -> None:
     assert (await agent.call(verbs.STATUS))["role"] == "replica"
 
 
+@pytest.mark.quick
 async def test_terminate_ends_in_order(agent: Program) -> None:
     assert await agent.end(signal.SIGTERM) == 0
     assert not os.path.exists(agent.folder / "admin.sock")
@@ -192,6 +192,7 @@ async def test_terminate_ends_in_order(agent: Program) -> None:
     assert (await agent.call(verbs.STATUS))["role"] == "replica"
 
 
+@pytest.mark.quick
 async def test_missing_configuration_is_told(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,

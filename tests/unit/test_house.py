@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("house")
+"""Every module is parsed once, in one process."""
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("primary_agent", "replica_agent", "shared", "protocol")
 

@@ -15,6 +15,8 @@ from shared.status import Cause, LinkStatus, ProgressStatus, VmStatus, to_plain
 from tests.unit.cli.conftest import WAIT, CannedAgent, Command
 from tests.unit.cli.samples import NOW, URI, UUID, agent, cut, healthy, replica
 
+pytestmark = pytest.mark.slow
+
 GIB = 1 << 30
 
 
@@ -118,7 +120,6 @@ def test_resume(vmreplica: Command) -> None:
     assert canned.calls == [(admin.RESUME, {"vm": UUID, "resynchronize": False})]
 
 
-@pytest.mark.slow
 def test_remove_asks_and_is_not_guessed(vmreplica: Command) -> None:
     primary = vmreplica.agent()
     ran = vmreplica("remove", "web")
@@ -153,7 +154,6 @@ def test_question_is_answered_with_the_name(vmreplica: Command, typed: str, code
 # --- long work
 
 
-@pytest.mark.slow
 def test_initial_is_followed_to_its_end(vmreplica: Command) -> None:
     canned = vmreplica.agent(vms=[ready()])
     working(canned, copying(0), copying(60), healthy())
@@ -197,7 +197,6 @@ def test_work_that_ends_badly_says_why(vmreplica: Command) -> None:
     assert ran.err.splitlines() == ["vmreplica: Disk 0 has another size there.", "  Resize it."]
 
 
-@pytest.mark.slow
 def test_work_is_left_with_ctrl_c_and_joined_again(vmreplica: Command) -> None:
     canned = vmreplica.agent(vms=[ready()])
     working(canned, copying(10))
@@ -218,7 +217,6 @@ def test_work_is_left_with_ctrl_c_and_joined_again(vmreplica: Command) -> None:
     assert out.splitlines()[-1].startswith("Protected")
 
 
-@pytest.mark.slow
 def test_live_view_on_a_terminal(vmreplica: Command) -> None:
     canned = vmreplica.agent(vms=[ready()])
     working(canned, copying(10))
@@ -235,7 +233,6 @@ def test_live_view_on_a_terminal(vmreplica: Command) -> None:
         terminal.close()
 
 
-@pytest.mark.slow
 def test_agent_that_is_restarted_meanwhile_is_found_again(vmreplica: Command) -> None:
     canned = vmreplica.agent(vms=[copying(10)])
     started = vmreplica.start("status", "web", "--watch")
@@ -249,7 +246,6 @@ def test_agent_that_is_restarted_meanwhile_is_found_again(vmreplica: Command) ->
     assert out.startswith("Protected")
 
 
-@pytest.mark.slow
 def test_resync_of_a_healthy_vm_asks(vmreplica: Command) -> None:
     canned = vmreplica.agent()
     ran = vmreplica("resume", "web", "--resynchronize")
@@ -295,7 +291,6 @@ def test_export_and_unexport(vmreplica: Command) -> None:
     assert (ran.code, ran.err.splitlines()) == (3, ["vmreplica: web has no export 7.", "  Its exports: 1."])
 
 
-@pytest.mark.slow
 def test_failover_shows_progress_and_ends_with_the_disks(vmreplica: Command) -> None:
     canned = vmreplica.agent("replica", [replica()])
     released = threading.Event()
@@ -320,7 +315,6 @@ def test_failover_shows_progress_and_ends_with_the_disks(vmreplica: Command) -> 
     assert canned.calls == [(admin.FAILOVER, {"vm": UUID})]
 
 
-@pytest.mark.slow
 def test_failover_that_goes_on_after_the_answer_is_followed(vmreplica: Command) -> None:
     canned = vmreplica.agent("replica", [replica()])
     promoted = {"state": "FailedOverWaitingCompletion", "state_code": 6}

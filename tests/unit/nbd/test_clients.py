@@ -18,6 +18,8 @@ from shared.nbd.server import NbdServer
 from tests.unit.nbd.conftest import SIZE, require
 from tests.unit.nbd.file_backend import Directory, FileBackend
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
 
@@ -199,7 +201,6 @@ async def test_qemu_img_info(socket: Path) -> None:
     assert json.loads(result.stdout)["virtual-size"] == SIZE
 
 
-@pytest.mark.slow
 async def test_qemu_img_convert_compare_map(socket: Path, source: Path, disk: Path, content: bytes) -> None:
     tool = require("qemu-img")
     await run(tool, "convert", "-n", "-f", "raw", "-O", "raw", str(source), uri(socket))
@@ -251,7 +252,6 @@ async def test_qemu_io_is_told_when_a_read_only_export_is_written(disk: Path, tm
 # --- fio --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 async def test_fio_verifies_what_it_wrote(socket: Path, tmp_path: Path) -> None:
     tool = require("fio")
     engines = await run(tool, "--enghelp")
@@ -310,7 +310,6 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
 """
 
 
-@pytest.mark.slow
 def test_memory_stays_bounded_under_large_writes(served: tuple[Path, int]) -> None:
     """I13: 8 clients with three writes of 32 MiB each would be 768 MiB; the budget is 65 MiB."""
     socket, pid = served

@@ -185,10 +185,11 @@ def test_killed_anywhere(seed: int, step: int) -> None:
         killed_at(seed, die_at)
 
 
-def test_killed_at_some_places() -> None:
+@pytest.mark.parametrize("places", [12, pytest.param(40, marks=pytest.mark.slow)])
+def test_killed_at_some_places(places: int) -> None:
     """I3, R26: the quick version of the one above."""
     total = operations(7)
-    for die_at in range(3, total, max(1, total // 12)):
+    for die_at in range(3, total, max(1, total // places)):
         killed_at(7, die_at)
 
 
