@@ -27,6 +27,7 @@ LEASE_SECONDS = 10.0
 """For so long the map vouches for the disks without being renewed (R30)."""
 LEASE_SLACK_SECONDS = 0.25
 
+NO_LOG = (1 << 63) - 1
 _NOTE = struct.Struct("<QQQ16s")
 
 
@@ -36,7 +37,8 @@ class HotNote:
 
     ``lease_ns``: until then (nanoseconds, Unix epoch) the disks' files may have been written without the map being
     renewed. ``file`` and ``offset`` are the place in the log of ``epoch`` up to which the log is known to be durable
-    and no region that is not hot is in doubt: a log that ends earlier has lost what it must have.
+    and no region that is not hot is in doubt: a log that ends earlier has lost what it must have. Every log does once
+    ``file`` is NO_LOG: the dirty map has taken its place.
     """
 
     lease_ns: int = 0
@@ -272,11 +274,13 @@ class HotRegions:
         """Something is tracked from now on."""
         self.active = not self.failure
 
-    def clear(self) -> None:
-        """Nothing is in doubt: the tap stops in order, and all is durable. Raises OSError."""
+    def clear(self, place: HotNote) -> None:
+        """Nothing is in doubt: all that was written is durable, and tracked up to ``place``. Raises OSError."""
         self._map.clear_all()
         self._map.write()
-        self._map.write_note(HotNote().encode())
+        # Until now everything is vouched for; the next tap may stop before it has written anything.
+        place = HotNote(int(self._clock.wall() * 1e9), place.file, place.offset, place.epoch)
+        self._map.write_note(place.encode())
 
     def log_place(self, epoch: bytes) -> tuple[int, int]:
         """File and offset up to which the log of ``epoch`` was durable at the last checkpoint; zeroes before one."""

@@ -82,7 +82,7 @@ async def _take_up_hot_regions(ports: TapPorts, start: Start, tracker: Tracker) 
         return
     try:
         if not tracker.is_tracked:
-            hot.clear()
+            hot.clear(tracker.place)
             return
         if start.hot_is_new or start.unvouched:
             for disk in start.disks:

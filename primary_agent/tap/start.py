@@ -281,9 +281,6 @@ def _bound(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -
     if dirty is None or hot is None or start.hot_is_new:
         raise TrackingLost(LostReason.UNCLEAN_STOP, f"{stopped}, and its maps are damaged or missing")
     note = HotNote.decode(hot.note)
-    if state.tracking is Tracking.MAP and not dirty.in_force and (note.epoch != state.epoch or not log):
-        # Only while the last checkpoint was one of the log, the log is all there and says what the map said.
-        raise TrackingLost(LostReason.MAP_FAILED, f"{stopped}, and the dirty map is damaged")
     check_lease(note.lease_ns, start.disks, identities)
     changes = LoggedChanges(0)
     if not _is_mapped(start, state, ports.clock.boot_id()):

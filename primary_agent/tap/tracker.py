@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn, Protocol
 from primary_agent.tap.changes import LoggedChanges, LogUnreadableError
 from primary_agent.tap.dirty_map import DirtyMap
 from primary_agent.tap.disks import Disk, Range
-from primary_agent.tap.hot_regions import HotNote
+from primary_agent.tap.hot_regions import NO_LOG, HotNote
 from primary_agent.tap.log import Cut, LogFullError, LogWriter
 from primary_agent.tap.log_files import LogFiles
 from primary_agent.tap.map_tracking import MapTracking
@@ -176,7 +176,7 @@ class Tracker:
                 if self.maps.hot is not None:
                     # What stays hot although nothing is in doubt does no harm.
                     with suppress(OSError):
-                        self.maps.hot.clear()
+                        self.maps.hot.clear(self.place)
                 self._state_file.write(self._state(Status.CLEAN))
                 self._state_file.sync()
         finally:
@@ -330,13 +330,20 @@ class Tracker:
         if tracking is Tracking.MAP and not self.maps.is_complete(self.epoch):
             # Until the map is complete only the hot regions may name what a failed log has lost.
             return None
-        note = HotNote(0, *log.place, log.epoch) if log is not None else HotNote()
+        note = self.place
         pending = self.begin_sync()
         failed = await asyncio.shield(pending) if pending is not None else ""
         if failed:
             return None
         # What was lost meanwhile may not be in the map yet, and then only the hot regions name it.
         return note if self.log is log and self.tracking is tracking else None
+
+    @property
+    def place(self) -> HotNote:
+        """How far the log reaches, for the hot regions' map."""
+        if self.log is not None:
+            return HotNote(0, *self.log.place, self.log.epoch)
+        return HotNote(0, NO_LOG, 0, self.epoch) if self.tracking is Tracking.MAP else HotNote()
 
     def release(self, epoch: bytes, segment: int) -> None:
         """The replica has everything up to this segment durably (I5). Raises InvalidStateError where it can't."""

@@ -264,13 +264,13 @@ def test_damaged_bitmap_page(path: Path, index: int, page: int, at: int) -> None
     expected = {0: [5, 2 * BITS], 7: [0]}
     flip(path, ((FIRST_BITMAP_PAGE if index == 0 else FIRST_OF_7) + page) * PAGE + at)
     found = reopened(path)
-    for disk in expected:
+    for disk, regions in expected.items():
         told = list(found.regions(disk))
         if disk == index:
-            others = [region for region in expected[disk] if region // BITS != page]
+            others = [region for region in regions if region // BITS != page]
             assert told == sorted(others + whole(index, page))
         else:
-            assert told == expected[disk]
+            assert told == regions
     # The next writing mends it.
     found.write()
     found.close()

@@ -12,9 +12,10 @@ import pytest
 from primary_agent.tap.dirty_map import CUTS_MAX, DirtyMap, DirtyNote, Force
 from primary_agent.tap.ports import OwnPorts
 from protocol.hrl import Geometry
+from protocol.position import Position
 from shared.map_file import MapFile, MapKind
 from shared.tap_control import LostReason, Tracking
-from tests.unit.tap.life import LOG_FILE, Life, epoch_of, small_maps
+from tests.unit.tap.life import Life, epoch_of, small_maps
 from tests.unit.tap.rig import KIB, write
 
 E1, E2, E3 = (epoch_of(number) for number in (1, 2, 3))
@@ -191,9 +192,8 @@ def test_new_epoch_keeps_the_map_until_it_is_released(life: Life) -> None:
     assert life.world.run(main)
 
 
-def _cut(position: object) -> tuple[bytes, int, bytes]:
-    epoch, segment, _, chain = position  # type: ignore[misc]
-    return epoch, segment, chain
+def _cut(position: Position) -> tuple[bytes, int, bytes]:
+    return position.epoch, position.segment, position.chain
 
 
 def test_only_cuts_of_this_log_are_known(life: Life) -> None:
@@ -315,11 +315,12 @@ def test_log_that_failed_while_no_region_was_hot(life: Life) -> None:
         await life.some(tap, 3)
         hot = tap.tracker.maps.hot
         assert hot is not None and hot.failure and not hot.active
-        assert tap.tracker.tracking is Tracking.ON
+        assert (tap.tracker.tracking, tap.tracker.loss) == (Tracking.ON, None)
         world.volume.fault = lambda what, path: errno.EIO if what == "sync" and "/log/" in path else 0
         await life.change(tap, 0, [write(100 * KIB, b"x" * 512)])
         await tap.flush(tap.disks[0])
-        assert tap.tracker.tracking is Tracking.LOST
+        loss = tap.tracker.loss
+        assert (tap.tracker.tracking, loss and loss.reason) == (Tracking.LOST, LostReason.LOG_FAILED)
         world.volume.fault = lambda _what, _path: 0
         await tap.stop()
 
@@ -341,9 +342,7 @@ def a_map(life: Life, note: DirtyNote) -> DirtyMap:
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("force", [Force.OPEN, Force.COMPLETE])
 @pytest.mark.parametrize("log_epoch", [E1, E2])
-def test_what_of_a_note_counts_at_a_start(
-    life: Life, tracks: bool, older: bool, force: Force, log_epoch: bytes
-) -> None:
+def test_what_of_a_note_counts(life: Life, tracks: bool, older: bool, force: Force, log_epoch: bytes) -> None:
     """The state says whether the map took the place of E2's log, and whether an older one was in force before.
 
     Each of the two files may be older than the other where power was lost.
@@ -390,4 +389,3 @@ def test_log_that_begins_behind_the_base_leaves_a_gap(life: Life) -> None:
     assert not dirty.reaches(E1, 4)
     # Of a later log nothing may be missing.
     assert dirty.reaches(E2, 0) and not dirty.reaches(E2, 1)
-    assert LOG_FILE
