@@ -78,7 +78,10 @@ def read_changes(
                     join_at[disk] = max(JOIN_ABOVE, 2 * len(joined))
 
     for number, log_file in enumerate(log):
-        file = files.open(log_file.path)
+        try:
+            file = files.open(log_file.path)
+        except FileNotFoundError:
+            raise LogUnreadableError(f"{log_file.path} is gone") from None
         try:
             result = scan_file(file, visit=visit, keep=False)
         except LogError as error:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -91,6 +91,16 @@ class TapRun:
     async def status(self) -> TapStatus:
         assert self.client is not None
         return await self.client.status()
+
+    async def until(self, reached: Callable[[TapStatus], bool]) -> TapStatus:
+        """The first status that is so; fails after a minute."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            status = await self.status()
+            if reached(status):
+                return status
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"the tap does not get there: {status}")
 
     def refused(self) -> tuple[int, dict[str, str]]:
         """Start the program, which is to refuse its work; its exit code and what it left for its starter."""

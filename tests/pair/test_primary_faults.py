@@ -75,7 +75,7 @@ def stop_all(hosts: Hosts) -> None:
 
 
 def test_full_volume_of_the_log_costs_a_resync_and_no_error(small: Hosts) -> None:
-    """R21, I14: the client sees nothing of it; the loss outlives kills, and a resync under load heals it."""
+    """R21, R28, I14: the client sees nothing of it; the dirty map outlives kills, and bounds what heals it."""
     small.replicate(16 * MIB, 4 * MIB, log_limit=64 * MIB)
     assert small.link is not None
     writer = small.start_writer(61, pause=0.001)
@@ -98,21 +98,26 @@ def test_full_volume_of_the_log_costs_a_resync_and_no_error(small: Hosts) -> Non
     assert "full" in status["problem"]["text"]
     with pytest.raises(PairError, match="too few"):
         small.call("primary", "vm.resume", vm=VM)
-    # The tap does not need its agent to lose tracking for its client's sake.
+    # The tap does not need its agent to give up the log for its client's sake.
     writer.go()
     assert lost_by_tap(small)["reason"] == "log_full"
+    epoch = small.status("replica")["epoch"]
     point = small.status("replica")["applied_cut"]
     ballast.unlink()
     small.call("primary", "vm.resume", vm=VM)
-    assert lost(small)["reason"] == "log_full"
-    # The loss is durable on both sides of the control socket.
+    assert lost_by_tap(small)["reason"] == "log_full"
+    # The map is there on both sides of the control socket, however they end.
     kill_all(small)
     small.start("primary")
-    assert lost(small)["reason"] == "log_full"
+    assert lost_by_tap(small)["reason"] == "log_full"
+    status = small.wait_state("WaitingForStartResynchronize")
+    assert [cause["code"] for cause in status["causes"]] == ["tracking_lost"]
+    assert (status["health"], status["remedy"], status["tap"]["tracking"]) == ("Critical", "", "map")
+    assert small.status("replica")["applied_cut"] == point
     small.link.restore()
     small.connect()
-    assert small.status("replica")["applied_cut"] == point
-    resynchronize(small)
+    small.wait("another baseline", "replica", lambda vm: vm["epoch"] != epoch)
+    small.wait_state("Replicating")
     writer.settle()
     small.assert_same(writer.shadows)
     assert small.status("primary")["causes"] == []
