@@ -66,7 +66,7 @@ class DirtyMap:
     def __init__(self, map_file: MapFile) -> None:
         self.file = map_file
         self.note = DirtyNote.decode(map_file.note)
-        self.unsynced = False
+        self.unsynced = self.note.force is not Force.NONE
         """Whether something was written since the last sync began."""
         self.broken = False
         """Whether writing or syncing it failed: from then on it proves nothing."""

@@ -36,6 +36,11 @@ class MapTracking:
     def in_force(self) -> bool:
         return self.dirty is not None and self.dirty.in_force
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether all that the dirty map says, if it is in force, has been written before the last sync of it began."""
+        return self.dirty is None or not self.dirty.in_force or not self.dirty.unsynced
+
     def is_complete(self, epoch: bytes) -> bool:
         """Whether the dirty map has wholly taken the place of the log of ``epoch``."""
         return self.dirty is not None and self.dirty.is_complete(epoch)

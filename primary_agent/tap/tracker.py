@@ -278,17 +278,13 @@ class Tracker:
 
     def begin_sync(self) -> asyncio.Future[str] | None:
         """Start to make durable what is logged now; None where that is done already. To be shielded."""
-        if self.log is not None:
-            synced = self.log.is_synced
-        else:
-            dirty = self.maps.dirty
-            synced = self.tracking is not Tracking.MAP or dirty is None or not dirty.unsynced
-        if synced and not self.sync.running:
+        synced = self.log is None or self.log.is_synced
+        if synced and self.maps.is_synced and not self.sync.running:
             return None
         return self.sync.begin()
 
     async def _sync(self) -> str:
-        """Make durable what is in the log now, and publish the cuts in it."""
+        """Make durable what is in the log now, and publish the cuts in it; and the dirty map, where it is in force."""
         log = self.log
         if log is None:
             return await self._sync_map()
@@ -307,19 +303,28 @@ class Tracker:
                 self.newest_cut = self._unpublished.popleft()
                 for listener in self.listeners:
                     listener.sealed(self.newest_cut)
-        return ""
+        return await self._sync_map()
 
     async def _sync_map(self) -> str:
-        """Make the dirty map durable, where it is in use."""
+        """Make the dirty map durable, where it is in force."""
         dirty = self.maps.dirty
-        if self.tracking is not Tracking.MAP or dirty is None:
+        if dirty is None or self.maps.is_synced:
             return ""
         try:
             await self._ports.workers.run(dirty.sync)
+            return ""
         except OSError as error:
-            self.lose(LostReason.MAP_FAILED, f"the dirty map can't be made durable: {why(error)}")
-            return why(error)
-        return ""
+            failed = why(error)
+        if self.tracking is Tracking.MAP:
+            self.lose(LostReason.MAP_FAILED, f"the dirty map can't be made durable: {failed}")
+        elif self.tracking is Tracking.ON:
+            # An older map beside the log: it proves nothing any more, which a later start has to know.
+            try:
+                self._state_file.write(self._state(Status.ACTIVE))
+                await self._ports.workers.run(self._state_file.sync)
+            except OSError as error:
+                self.lose(LostReason.STATE_FAILED, f"the state file can't be made durable: {why(error)}")
+        return failed
 
     async def checkpoint(self) -> HotNote | None:
         """Make tracking durable; the place in the log that this covers, or None where it failed.

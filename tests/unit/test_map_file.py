@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import struct
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,9 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from primary_agent.tap.dirty_map import DirtyMap
+from primary_agent.tap.hot_regions import HotNote
 from protocol.hrl import MAX_DISKS, Geometry
 from shared.map_file import (
     ANNEX_MAX,
@@ -29,6 +33,11 @@ from shared.map_file import (
 from shared.ports.files import RealFileSystem
 from tests.simulation.disk import SimulatedFileSystem, Volume
 from tests.simulation.loop import Process, SimulationLoop
+from tests.vectors.logs import EPOCH, OTHER_EPOCH
+from tests.vectors.logs import VM as LOG_VM
+from tests.vectors.maps import CUTS, DIRTY_BITS, DIRTY_NOTE, HOT_BITS, HOT_NOTE, VECTORS, content
+from tests.vectors.maps import DISKS as VECTOR_DISKS
+from tests.vectors.maps import FOLDER as VECTOR_FOLDER
 
 FILES = RealFileSystem()
 VM = bytes(range(16))
@@ -374,3 +383,60 @@ def test_what_could_not_be_written_is_written_next_time(process: Process) -> Non
     made.write()
     found = MapFile.open(files, "/maps/some.map", MapKind.DIRTY, VM, BITS_OF_REGION, DISKS)
     assert list(found.ranges(0)) == [(0, 2 * PAGE_BYTES)]
+
+
+# --- the recorded files ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(VECTORS))
+def test_recorded_file_is_what_is_written_today(name: str) -> None:
+    """A map of this version stays readable, and other programs may rely on the page that describes it."""
+    assert (VECTOR_FOLDER / name).read_bytes() == content(name)
+
+
+def test_recorded_hot_region_map_is_read() -> None:
+    path = str(VECTOR_FOLDER / "hot.map")
+    found = MapFile.open(FILES, path, MapKind.HOT, LOG_VM, HOT_BITS, VECTOR_DISKS, write=False)
+    assert HotNote.decode(found.note) == HOT_NOTE
+    assert list(found.ranges(0)) == [(5 << 22, 2 << 22)]
+    assert list(found.ranges(2)) == [(0, (1 << 20) + 512)]
+    found.close()
+
+
+def test_recorded_dirty_map_is_read() -> None:
+    path = str(VECTOR_FOLDER / "dirty.map")
+    found = MapFile.open(FILES, path, MapKind.DIRTY, LOG_VM, DIRTY_BITS, VECTOR_DISKS, write=False)
+    dirty = DirtyMap(found)
+    assert (dirty.note, dirty.cuts()) == (DIRTY_NOTE, CUTS)
+    assert list(found.ranges(0)) == [(0, 1 << 16), (32703 << 16, 2 << 16)]
+    assert list(found.ranges(2)) == [(1 << 20, 512)]
+    found.close()
+
+
+def test_page_describes_the_recorded_dirty_map() -> None:
+    """Read by the numbers of docs/maps.md alone."""
+    raw = (VECTOR_FOLDER / "dirty.map").read_bytes()
+    page = (VECTOR_FOLDER.parents[1] / "docs" / "maps.md").read_text(encoding="utf-8")
+    for number in (PAGE, BITS, ANNEX_MAX, NOTE_MAX, ANNEX_PAGES):
+        assert str(number) in page, number
+    assert struct.unpack_from("<8sBBH4x16s", raw) == (b"VMRMAP\x01\n", 2, 16, 2, LOG_VM)
+    assert struct.unpack_from("<I4xQI4xQ", raw, 32) == (0, 10 << 30, 2, (1 << 20) + 512)
+    # The third note lies in the slot of odd numbers, which is the second one.
+    sequence, length = struct.unpack_from("<QI", raw, 2 * PAGE)
+    assert (sequence, length) == (3, 56)
+    assert struct.unpack_from("<BB6xQQ16s16s", raw, 2 * PAGE + 16) == (2, 1, 3, 5, EPOCH, OTHER_EPOCH)
+    # 163840 blocks take six bitmap pages, 17 blocks one more; then the annex.
+    assert raw[3 * PAGE] == 1 and raw[4 * PAGE - 9] == 0x80 and raw[4 * PAGE] == 1
+    assert raw[9 * PAGE + 2] == 1
+    assert struct.unpack_from("<I4xQ16s", raw, 10 * PAGE + 8) == (48, 3, CUTS[0][1])
+    assert len(raw) == (10 + ANNEX_PAGES) * PAGE
+    for number in range(10):
+        payload, check = (
+            raw[number * PAGE : (number + 1) * PAGE - 8],
+            raw[(number + 1) * PAGE - 8 : (number + 1) * PAGE],
+        )
+        blank = not any(payload + check)
+        assert blank or check == struct.pack("<Q", xxhash.xxh3_64_intdigest(payload, number))
+    assert raw[10 * PAGE : 10 * PAGE + 8] == struct.pack(
+        "<Q", xxhash.xxh3_64_intdigest(raw[10 * PAGE + 8 : 10 * PAGE + 16 + 48], ANNEX_PAGES)
+    )

@@ -60,6 +60,7 @@ class Life:
         self.released: set[bytes] = set()
         self.seen: list[tuple[Tracking, LostReason | None]] = []
         """Tracking at each start, and why it is not on."""
+        self.bounded: list[Position] = []
         self.provable = 0
         """How many cuts a bounded compare was possible from, at the last check."""
         self.epochs = 0
@@ -172,6 +173,7 @@ class Life:
             result = replay(self.world.files, self.world.config, tracker.epoch, base)
             assert copy(result.images) == self.world.images(), "I3: the log does not lead to the disks' content"
         self.provable = 0
+        self.bounded = []
         if dirty is None or not dirty.in_force or tracker.tracking is Tracking.LOST:
             return
         assert dirty.note.force is Force.COMPLETE
@@ -186,6 +188,7 @@ class Life:
                 continue
             if dirty.knows(cut.epoch, cut.segment, cut.chain):
                 self.provable += 1
+                self.bounded.append(cut)
                 for index, content in now.items():
                     compared = bytearray(image[index])
                     for offset, length in dirty.file.ranges(index):

@@ -196,6 +196,65 @@ def _cut(position: Position) -> tuple[bytes, int, bytes]:
     return position.epoch, position.segment, position.chain
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["power-lost", "stopped"])
+def test_bits_are_durable_before_their_regions_cool_in_a_new_epoch(life: Life, stopped: bool) -> None:
+    """R29: a bit that was set just before the new epoch began is in no log, and so keeps its region hot."""
+
+    async def main(ports: OwnPorts) -> None:
+        tap = await life.start(ports)
+        await life.begin(tap)
+        await life.cut(tap)
+        await life.overflow(tap)
+        await tap.tracker.settle()
+        await life.change(tap, 1, [write(96 * KIB, b"late" * 1024)])
+        await life.begin(tap)
+        if stopped:
+            await tap.stop()
+            return
+        await asyncio.sleep(1)
+        assert tap.tracker.maps.hot is not None and tap.tracker.maps.hot.hot_bytes() == 0
+        life.world.process.kill()
+
+    assert life.world.run(main) is stopped
+    # Of what was not synced only the clearing of hot bits gets to the disk.
+    for path, inode in life.world.volume.entries.items():
+        if path.endswith("hot.map"):
+            inode.sync()
+        inode.dirty.clear()
+    life.world.lose_power()
+    life.adopt_disks()
+    assert life.world.run(life.later)
+    assert life.seen[-1][0] is (Tracking.ON if stopped else Tracking.MAP)
+    assert life.provable
+
+
+def test_older_map_that_cannot_be_synced(life: Life) -> None:
+    """R17: it proves nothing from then on, durably; the log of the new epoch goes on."""
+
+    async def main(ports: OwnPorts) -> None:
+        tap = await life.start(ports)
+        await life.begin(tap)
+        await life.cut(tap)
+        await life.overflow(tap)
+        await tap.tracker.settle()
+        await life.change(tap, 1, [write(96 * KIB, b"late" * 1024)])
+        await life.begin(tap)
+        life.world.volume.fault = lambda what, path: errno.EIO if what == "sync" and "dirty.map" in path else 0
+        await asyncio.sleep(1)
+        assert tap.tracker.tracking is Tracking.ON and not tap.tracker.maps.in_force()
+        await life.some(tap, 3)
+        life.world.process.kill()
+
+    assert not life.world.run(main)
+    life.world.volume.fault = lambda _what, _path: 0
+    for inode in life.world.volume.entries.values():
+        inode.dirty.clear()
+    life.world.lose_power()
+    life.adopt_disks()
+    assert life.world.run(life.later)
+    assert not any(cut.epoch == E1 for cut in life.bounded)
+
+
 def test_only_cuts_of_this_log_are_known(life: Life) -> None:
     """R34: another chain, another epoch, a segment that never was sealed."""
 
