@@ -177,7 +177,7 @@ class TapControl:
                 folder=files.folder,
             ),
             disks=[self._disk_status(disk) for disk in engine.disks],
-            interval=engine.interval,
+            interval=engine.intervals.seconds,
             nbd_uri=f"nbd+unix:///?socket={quote(config.nbd_socket)}",
             writes=sum(disk.writes for disk in engine.disks),
             bytes_written=sum(disk.bytes_written for disk in engine.disks),
@@ -219,7 +219,7 @@ class TapControl:
         if params.log_limit is not None:
             self._engine.set_log_limit(params.log_limit)
         if params.interval is not None:
-            self._engine.set_interval(params.interval)
+            self._engine.intervals.set(params.interval)
         return self.status()
 
     async def _locate(self, params: LocateParams, client: Client) -> LogPlace:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import islice
 
 from primary_agent.tap.batches import INLINE_ZEROES, entries_of, groups_of, without_slow_zeroes
 from primary_agent.tap.disks import Disk, Range
 from primary_agent.tap.hot_regions import HotNote, HotRegions
+from primary_agent.tap.intervals import Intervals
 from primary_agent.tap.locate import Place, locate_position, locate_segment
 from primary_agent.tap.log import Cut
 from primary_agent.tap.ports import TapPorts
@@ -24,21 +24,16 @@ from primary_agent.tap.tracker import Tracker
 from primary_agent.tap.watch import why
 from protocol.hrl import SealReason
 from protocol.position import Position
-from shared.errors import InvalidStateError, StorageError, UsageError
+from shared.errors import StorageError, UsageError
 from shared.nbd.backend import Mutation, errno_of
 from shared.nbd.constants import Errno
-from shared.ports import Extent
 from shared.tap_config import STATE_NAME, TapConfig
-from shared.tap_control import LostReason, Tracking
+from shared.tap_control import LostReason
 
 QUIET_NS = 10_000_000
 """A disk that was left alone for so long is looked at before it is written again."""
 SLOW_SECONDS = 0.1
-EXTENTS_MAX = 1 << 16
-"""Extents of one answer; what they do not cover counts as data."""
 LOCATE_SECONDS = 60.0
-CACHE_STEP = 4 << 20
-CACHE_MAX = 256 << 20
 
 
 class TapEngine:
@@ -46,7 +41,7 @@ class TapEngine:
 
     def __init__(self, folder: str, config: TapConfig, ports: TapPorts) -> None:
         self.config = config
-        self.interval = config.interval_seconds
+        self.intervals = Intervals(ports.clock, config.interval_seconds)
         self.disks: list[Disk] = []
         self.tasks = Tasks()
         """``tasks.failure`` is done when an unexpected error makes going on impossible."""
@@ -54,7 +49,7 @@ class TapEngine:
         self._folder = folder
         self._ports = ports
         self._clock = ports.clock
-        self._workers = ports.workers
+        self.workers = ports.workers
         self._turns = Turns(self.tasks)
         self._syncs: list[SharedSync] = []
         self._tracker: Tracker | None = None
@@ -62,8 +57,6 @@ class TapEngine:
         self._warming: set[asyncio.Task[None]] = set()
         self._start: Start | None = None
         self._refusing = True
-        self._interval_changed = asyncio.Event()
-        self._interval_task: asyncio.Task[None] | None = None
         self._begins = asyncio.Lock()
 
     @property
@@ -79,7 +72,7 @@ class TapEngine:
 
         Raises VmreplicaError where the tap has to refuse its work; see :func:`read_start`.
         """
-        start = await self._workers.run(read_start, self._ports, self._folder, self.config)
+        start = await self.workers.run(read_start, self._ports, self._folder, self.config)
         tracker = Tracker(
             self._ports, self.tasks, self.config.vm_id, start.disks, start.files, start.state_file, start.dirty
         )
@@ -97,7 +90,7 @@ class TapEngine:
             raise
         self._start, self.disks = start, start.disks
         self._refusing = False
-        self._interval_task = self.tasks.spawn(self._cut_at_intervals())
+        self.intervals.begin(self.tasks, tracker, self.disks)
 
     def drain(self) -> None:
         """Refuse further changes with ESHUTDOWN."""
@@ -114,15 +107,14 @@ class TapEngine:
         while self._warming:
             await asyncio.wait(self._warming)
         await self._turns.settle()
-        if self._interval_task is not None:
-            self._interval_task.cancel()
+        self.intervals.end()
         if self._hot is not None:
             await self._hot.settle()
         errors = [error for sync in self._syncs if (error := await sync.run())]
         await tracker.close()
         await self.tasks.settle()
         try:
-            await self._workers.run(tracker.close_files, not errors)
+            await self.workers.run(tracker.close_files, not errors)
         except OSError as error:
             errors.append(f"the tap's state can't be written: {why(error)}")
         finally:
@@ -143,8 +135,7 @@ class TapEngine:
             for mutation in batch:
                 mutation.error = Errno.ESHUTDOWN
             return None
-        fua = False
-        zeroes = 0
+        fua, zeroes = False, 0
         for mutation in batch:
             if mutation.fua:
                 fua = True
@@ -158,7 +149,9 @@ class TapEngine:
             return done
         if self._hot is not None and not self._hot.ready(disk, batch):
             done = asyncio.get_running_loop().create_future()
-            self._warming.add(self.tasks.spawn(self._perform_when_hot(self._hot, disk, batch, done, fua=fua)))
+            task = self.tasks.spawn(self._perform_when_hot(self._hot, disk, batch, done, fua=fua))
+            self._warming.add(task)
+            task.add_done_callback(self._warming.discard)
             return done
         self._perform(disk, batch)
         if not fua:
@@ -178,18 +171,13 @@ class TapEngine:
         self, hot: HotRegions, disk: Disk, batch: list[Mutation], done: asyncio.Future[None], *, fua: bool
     ) -> None:
         """Wait for the batch's regions, while other changes go on; only then it gets its numbers (R31)."""
-        task = asyncio.current_task()
-        try:
-            await hot.warm(disk, batch)
-            if done.cancelled():
-                return
-            if self._turns.busy:
-                self._turns.queue(lambda: self._perform_in_turn(disk, batch, done, fua=fua))
-                return
-            self._perform(disk, batch)
-        finally:
-            if task is not None:
-                self._warming.discard(task)
+        await hot.warm(disk, batch)
+        if done.cancelled():
+            return
+        if self._turns.busy:
+            self._turns.queue(lambda: self._perform_in_turn(disk, batch, done, fua=fua))
+            return
+        self._perform(disk, batch)
         if fua:
             await self._answer_when_durable(disk, batch, done)
         elif not done.done():
@@ -264,7 +252,7 @@ class TapEngine:
                     # Its regions stay hot as long as this goes on; the lease has to be renewed.
                     await self._hot.warm(disk, ())
                 self._is_slow(disk)
-                offset = await self._workers.run(disk.zero_for_a_while, mutation, offset, self._clock.monotonic)
+                offset = await self.workers.run(disk.zero_for_a_while, mutation, offset, self._clock.monotonic)
                 disk.unsynced = True
         except OSError as error:
             mutation.error = errno_of(error)
@@ -301,7 +289,7 @@ class TapEngine:
             if not disk.failed:
                 disk.unsynced = False
                 try:
-                    await self._workers.run(disk.file.sync)
+                    await self.workers.run(disk.file.sync)
                 except OSError as error:
                     # For good: pages that failed to reach the disk count as clean now (R17).
                     disk.failed = f"{disk.config.path} can't be made durable: {why(error)}"
@@ -322,32 +310,6 @@ class TapEngine:
     async def cut(self, reason: SealReason) -> Cut:
         """Seal the current segment now; durable when this returns. Raises InvalidStateError if nothing is tracked."""
         return await self.tracker.cut(reason)
-
-    def set_interval(self, seconds: float) -> None:
-        """The next cut is made ``seconds`` from now, and then every so many."""
-        self.interval = seconds
-        self._interval_changed.set()
-
-    async def _cut_at_intervals(self) -> None:
-        """The tap owns the interval: cuts go on while no agent runs (R44)."""
-        due = self._clock.monotonic() + self.interval
-        while True:
-            try:
-                async with asyncio.timeout(max(0.0, due - self._clock.monotonic())):
-                    await self._interval_changed.wait()
-                self._interval_changed.clear()
-                due = self._clock.monotonic() + self.interval
-                continue
-            except TimeoutError:
-                due = max(due, self._clock.monotonic() - self.interval) + self.interval
-            if self.tracker.wants_interval_cut():
-                try:
-                    await self.tracker.cut(SealReason.INTERVAL)
-                except InvalidStateError:
-                    # Tracking was lost over it, which is told to whoever listens.
-                    continue
-            elif self.tracker.tracking is Tracking.MAP:
-                self.tracker.watch.check_unchanged(self.disks)
 
     # --- tracking ---------------------------------------------------------------------------------------------------
 
@@ -372,8 +334,7 @@ class TapEngine:
                 await self.tracker.finish_begin()
 
     async def _heat_before_tracking(self) -> None:
-        """What was changed while nothing was tracked becomes durable: power loss would take it from a disk whose
-        regions are not hot, when a compare may have read it already.
+        """Make durable what was changed untracked: no region tells of it, and a compare may read it before power loss.
 
         Raises StorageError.
         """
@@ -410,8 +371,8 @@ class TapEngine:
             files.lease(holder, log[0].sequence, LOCATE_SECONDS)
         try:
             if position is not None:
-                return await self._workers.run(locate_position, self._ports.files, log, position)
-            return await self._workers.run(locate_segment, self._ports.files, log, epoch, segment)
+                return await self.workers.run(locate_position, self._ports.files, log, position)
+            return await self.workers.run(locate_segment, self._ports.files, log, epoch, segment)
         except OSError as error:
             raise StorageError(f"The log can't be read: {why(error)}.", "Check the log's volume.") from error
         finally:
@@ -429,19 +390,10 @@ class TapEngine:
 
     async def read(self, disk: Disk, offset: int, length: int) -> bytes:
         """Raises OSError."""
-        data = await self._workers.run(disk.file.read, offset, length)
+        data = await self.workers.run(disk.file.read, offset, length)
         if len(data) != length:
             raise OSError(errno.EIO, "the file has become shorter", disk.config.path)
         return data
-
-    async def extents(self, disk: Disk, offset: int, length: int) -> list[Extent]:
-        """Data and holes from ``offset`` on, perhaps not to the range's end. Raises OSError."""
-        return await self._workers.run(lambda: list(islice(disk.file.extents(offset, length), EXTENTS_MAX)))
-
-    async def cache(self, disk: Disk, offset: int, length: int) -> None:
-        """Read the range into the page cache, as far as that is reasonable. Raises OSError."""
-        for start in range(offset, offset + min(length, CACHE_MAX), CACHE_STEP):
-            await self._workers.run(disk.file.read, start, min(CACHE_STEP, offset + length - start))
 
 
 async def _nothing() -> None:

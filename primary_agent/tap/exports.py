@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import islice
 
 from primary_agent.tap.disks import Disk
 from primary_agent.tap.engine import TapEngine
 from shared.nbd.backend import ExportBackend, Mutation
 from shared.ports import Extent
+
+EXTENTS_MAX = 1 << 16
+"""Extents of one answer; what they do not cover counts as data."""
+CACHE_STEP = 4 << 20
+CACHE_MAX = 256 << 20
 
 
 class DiskExport:
@@ -35,10 +41,15 @@ class DiskExport:
         return await self._engine.flush(self._disk)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        return await self._engine.extents(self._disk, offset, length)
+        """Data and holes from ``offset`` on, perhaps not to the range's end. Raises OSError."""
+        file = self._disk.file
+        return await self._engine.workers.run(lambda: list(islice(file.extents(offset, length), EXTENTS_MAX)))
 
     async def cache(self, offset: int, length: int) -> None:
-        await self._engine.cache(self._disk, offset, length)
+        """Read the range into the page cache, as far as that is reasonable. Raises OSError."""
+        end = offset + length
+        for start in range(offset, min(end, offset + CACHE_MAX), CACHE_STEP):
+            await self._engine.workers.run(self._disk.file.read, start, min(CACHE_STEP, end - start))
 
 
 class DiskDirectory:

@@ -194,8 +194,7 @@ class Box:
 
 async def abandon(engine: TapEngine, ports: TapPorts) -> None:
     """Leave everything of an engine as it is, but close its files, so that their locks are free."""
-    if engine._interval_task is not None:
-        engine._interval_task.cancel()
+    engine.intervals.end()
     start, tracker = engine._start, engine.tracker
     assert start is not None
     await engine._turns.settle()

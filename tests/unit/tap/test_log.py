@@ -275,7 +275,7 @@ def test_interval(world: World) -> None:
         await asyncio.sleep(35)
         newest = tap.tracker.newest_cut
         assert newest is not None and newest.position.segment == 3
-        tap.set_interval(2.0)
+        tap.intervals.set(2.0)
         await put_later(tap, 0)
         await asyncio.sleep(9)
         newest = tap.tracker.newest_cut
@@ -297,7 +297,7 @@ def test_empty_cuts_do_not_pile_up(world: World) -> None:
 
     async def main(ports: OwnPorts) -> None:
         tap = await started(world, ports)
-        tap.set_interval(1.0)
+        tap.intervals.set(1.0)
         await asyncio.sleep(EMPTY_CUTS_MAX + 200)
         newest = tap.tracker.newest_cut
         assert newest is not None and newest.position.segment == EMPTY_CUTS_MAX
