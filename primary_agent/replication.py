@@ -121,6 +121,14 @@ class Replication:
             event = self.event(EventId.RESYNC_REQUIRED, text, cause=str(cause), data=data)
             await self._transition(PrimaryEvent.RESYNC_REQUIRED, text, [event], {"causes": causes})
 
+    async def tell_restart(self, reason: str) -> None:
+        """The open resync starts anew, since tracking was lost meanwhile."""
+        text = f"The compare starts anew, since tracking was lost meanwhile: {reason}"
+        if self.state is ReplicationState.RESYNCHRONIZING:
+            await self.require_resync(ResyncCause.TRACKING_LOST, text)
+        else:
+            await self.note(self.event(EventId.RESYNC_REQUIRED, text, cause=ResyncCause.TRACKING_LOST.value))
+
     async def begin_resync(self, resync: ResyncRecord) -> None:
         """Put an open resync (or initial replication) on record, before the tap is told its epoch."""
         await self.update(resync=resync)

@@ -6,8 +6,10 @@ at or after the map's base (R28, R34). Everything else needs whole disks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import asyncio
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from primary_agent.tap_link import TapLink
 from protocol.hrl import Geometry
 from protocol.position import Position
 from shared.errors import StorageError
@@ -19,6 +21,8 @@ from shared.tap_control import Doubt
 
 JOIN_BYTES = 512 << 10
 """Ranges in doubt with no more than this between them are compared as one: hashing is cheaper than asking twice."""
+POLL_SECONDS = 0.5
+"""Between two questions whether the dirty map is complete."""
 BOUNDED_CAUSES = frozenset({ResyncCause.TRACKING_LOST.value})
 """Causes of a resync that the map speaks about; any other one needs whole disks."""
 
@@ -32,6 +36,16 @@ def position_to_prove(doubt: Doubt | None, replica: ReplicaView, causes: Iterabl
     if replica.epoch != base or cut.epoch != base:
         return None
     return cut if doubt.base_segment <= cut.segment <= doubt.end_segment else None
+
+
+async def is_bounded(tap: TapLink, replica: ReplicaView, causes: Collection[str]) -> bool:
+    """Whether a compare of what the tap's dirty map leaves in doubt is enough; waits until the map is complete."""
+    status = await tap.refresh()
+    while status.doubt is not None and not status.doubt.complete:
+        await asyncio.sleep(POLL_SECONDS)
+        status = await tap.refresh()
+    cut = position_to_prove(status.doubt, replica, causes)
+    return cut is not None and await tap.require().client.knows_cut(cut)
 
 
 def read_scope(files: FileSystem, folder: str, vm: bytes, disks: Sequence[Geometry]) -> dict[int, list[Range]]:

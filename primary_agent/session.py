@@ -18,7 +18,7 @@ from primary_agent.progress import MERGING, WAITING, ResyncProgress
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Acked, mint
 from primary_agent.resync import ResyncDriver
-from primary_agent.scope import position_to_prove
+from primary_agent.scope import is_bounded
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
 from protocol.errors import ProtocolError
@@ -33,7 +33,6 @@ from protocol.messages import (
     ResyncReady,
 )
 from protocol.position import NO_EPOCH, Position
-from shared.events import EventId
 from shared.hrl_follower import LogDamagedError
 from shared.planning import (
     CommitConfirmed,
@@ -60,8 +59,6 @@ RELEASE_SECONDS = 0.1
 STORE_SECONDS = 2.0
 """The acknowledged cut and the statistics are written down at most so often."""
 HEALTH_POLL_SECONDS = 0.2
-MAP_POLL_SECONDS = 0.5
-"""Between two questions whether the dirty map is complete."""
 
 
 class Session:
@@ -130,7 +127,7 @@ class Session:
             case GoOnWithResync(known=known):
                 await self._resync(self._continued(known=known))
             case RestartResync(reason):
-                await self._tell_restart(reason)
+                await self._replication.tell_restart(reason)
                 await self._resync(None)
 
     async def _decide(self) -> Decision:
@@ -192,14 +189,8 @@ class Session:
             await self._replication.changed.wait()
 
     async def _is_bounded(self) -> bool:
-        """Whether a compare of what the tap's dirty map leaves in doubt is enough; waits until the map is complete."""
-        status = await self._parts.tap.refresh()
-        while status.doubt is not None and not status.doubt.complete:
-            await asyncio.sleep(MAP_POLL_SECONDS)
-            status = await self._parts.tap.refresh()
         causes = [cause.code for cause in self._replication.record.causes]
-        cut = position_to_prove(status.doubt, self._replica, causes)
-        return cut is not None and await self._connection.client.knows_cut(cut)
+        return await is_bounded(self._parts.tap, self._replica, causes)
 
     # --- streaming -------------------------------------------------------------------------------------------------
 
@@ -252,13 +243,6 @@ class Session:
     def _kind(self) -> ResyncKind:
         """In place where the replica has no point that has to be protected."""
         return ResyncKind.INITIAL if self._replica.epoch == NO_EPOCH else ResyncKind.RESYNC
-
-    async def _tell_restart(self, reason: str) -> None:
-        text = f"The compare starts anew, since tracking was lost meanwhile: {reason}"
-        if self._replication.state is ReplicationState.RESYNCHRONIZING:
-            await self._require(ResyncCause.TRACKING_LOST, text, {})
-        else:
-            await self._replication.note(self._replication.event(EventId.RESYNC_REQUIRED, text, cause="tracking_lost"))
 
     async def _resync(self, resync: ResyncRecord | None) -> None:
         """Drive ``resync``, or a fresh one, to its commit, and stream on from there."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import primary_agent.resync
-import primary_agent.session
+import primary_agent.scope
 import primary_agent.tap.start
 import primary_agent.tap.tracker
 from primary_agent.tap.changes import LoggedChanges
@@ -112,7 +112,7 @@ def stale_map() -> Sequence[Patch]:
 
         return anything
 
-    return [(primary_agent.session, "position_to_prove", position), (TapControl, "_knows_cut", knows)]
+    return [(primary_agent.scope, "position_to_prove", position), (TapControl, "_knows_cut", knows)]
 
 
 def small_scope() -> Sequence[Patch]:
