@@ -388,6 +388,9 @@ class Tracker:
             raise InvalidStateError(text, "Begin a new epoch.", code="epoch_used")
         if self._ending is not None:
             await asyncio.wait({self._ending}, timeout=ENDING_SECONDS)
+            if not self._ending.done() and self.tracking is Tracking.MAP:
+                text = "What the log knew is still being brought into the dirty map, so that no epoch can be begun."
+                raise InvalidStateError(text, "It is tried again.", code="map_filling")
             if not self._ending.done():
                 text = "The tap can't write its state, so that no tracking can be begun."
                 raise StorageError(text, "Check the volume of the tap's folder.")
@@ -518,7 +521,8 @@ class Tracker:
 
     def resume_map(self, changes: LoggedChanges | None) -> None:
         """Complete the dirty map, where that is still to be done; None: from the log's files."""
-        if self.tracking is Tracking.MAP and not self.maps.is_complete(self.epoch):
+        # A log that was lost during this start is being brought into the map already.
+        if self.tracking is Tracking.MAP and not self.maps.is_complete(self.epoch) and self._ending is None:
             self._ending = self._tasks.spawn(self._finish_map(self._ending, None, changes))
 
     async def _finish_map(

@@ -7,13 +7,13 @@ from typing import Any
 
 import primary_agent.resync
 import primary_agent.scope
+import primary_agent.tap.map_tracking
 import primary_agent.tap.start
-import primary_agent.tap.tracker
 from primary_agent.tap.changes import LoggedChanges
 from primary_agent.tap.control import TapControl
 from primary_agent.tap.dirty_map import DirtyMap
 from primary_agent.tap.engine import TapEngine
-from primary_agent.tap.hot_regions import HotNote
+from primary_agent.tap.hot_regions import HotNote, HotRegions
 from primary_agent.tap.tracker import Tracker
 from shared.map_file import MapFile, MapKind
 from shared.tap_control import KnowsCut
@@ -35,7 +35,7 @@ def no_hot_regions() -> Sequence[Patch]:
 
         return ranges
 
-    return [(MapFile, "ranges", make)]
+    return [(MapFile, "ranges", make), (HotRegions, "ranges", lambda _original: lambda _hot: ())]
 
 
 def cooled_unsynced() -> Sequence[Patch]:
@@ -76,7 +76,7 @@ def map_forgets_log() -> Sequence[Patch]:
 
         return read
 
-    return [(primary_agent.tap.tracker, "read_changes", make)]
+    return [(primary_agent.tap.map_tracking, "read_changes", make)]
 
 
 def map_unmarked() -> Sequence[Patch]:

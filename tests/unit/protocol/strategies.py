@@ -101,6 +101,7 @@ bodies: st.SearchStrategy[Body] = st.one_of(
         lineage=lineage,
         disks=disks,
         received=maybe(position),
+        cut=maybe(position),
         applied=maybe(position),
         resync=maybe(resync_state),
     ),
