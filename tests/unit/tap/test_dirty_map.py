@@ -66,6 +66,7 @@ def killed_at(seed: int, die_at: int, *again: int, power: str) -> Life:
 
 
 @pytest.mark.parametrize("power", ["0", "1"], ids=["killed", "power-lost"])
+@pytest.mark.slow
 def test_stopped_at_some_places(power: str) -> None:
     """R28, I3: the quick version of the one below; most of the time something is bounded."""
     total = operations(5)

@@ -50,6 +50,7 @@ actions = st.one_of(
 
 @settings(max_examples=min(60, settings().max_examples))
 @given(st.lists(actions, min_size=1, max_size=25))
+@pytest.mark.slow
 def test_every_cut_is_what_the_disks_held(story: list[tuple[str, list[tuple[int, Mutation]] | None]]) -> None:
     """I1, I2: over two disks, with restarts and kills between."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:

@@ -96,6 +96,7 @@ def calls(seed: int) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_what_power_loss_takes_was_hot_at_some_places() -> None:
     total = calls(11)
     for die_at in range(5, total, max(1, total // 80)):
@@ -393,6 +394,7 @@ def survived(seed: int, fail_at: int, die_at: int, again: int) -> Life:
     return life
 
 
+@pytest.mark.slow
 def test_map_that_failed_and_works_again(request: pytest.FixtureRequest) -> None:
     """R30: what was written while the map failed is made durable before the next tap vouches for anything again."""
     quick = request.config.getoption("--quick")
