@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,23 +14,13 @@ from protocol.hrl import Geometry
 from protocol.position import Position
 from shared.map_file import MapFile, MapKind
 from shared.tap_control import LostReason, Tracking
-from tests.unit.tap.life import Life, epoch_of, small_maps
+from tests.unit.tap.life import Life, epoch_of
 from tests.unit.tap.rig import KIB, write
 
 E1, E2, E3 = (epoch_of(number) for number in (1, 2, 3))
 
 
-@pytest.fixture(autouse=True)
-def small() -> Iterator[None]:
-    with small_maps():
-        yield
-
-
-@pytest.fixture
-def life() -> Iterator[Life]:
-    life = Life(0)
-    yield life
-    life.world.close()
+pytestmark = pytest.mark.usefixtures("small_maps_of_taps")
 
 
 def operations(seed: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,23 +14,13 @@ from primary_agent.tap.ports import OwnPorts
 from shared.map_file import MapDamagedError, MapFile, MapKind
 from shared.tap_control import LostReason, Tracking
 from tests.simulation.disk import PAGE
-from tests.unit.tap.life import HOT_LIMIT, REGION_BITS, Life, small_maps
+from tests.unit.tap.life import HOT_LIMIT, REGION_BITS, Life
 from tests.unit.tap.rig import KIB, write, zeroes
 
 REGION = 1 << REGION_BITS
 
 
-@pytest.fixture(autouse=True)
-def small() -> Iterator[None]:
-    with small_maps():
-        yield
-
-
-@pytest.fixture
-def life() -> Iterator[Life]:
-    life = Life(0)
-    yield life
-    life.world.close()
+pytestmark = pytest.mark.usefixtures("small_maps_of_taps")
 
 
 def hot_of(tap: TapEngine) -> HotRegions:

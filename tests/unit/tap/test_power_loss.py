@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,23 +17,19 @@ from protocol.position import Position
 from shared.map_file import MapFile, MapKind
 from shared.tap_control import LostReason, Tracking
 from tests.simulation.disk import Inode
-from tests.unit.tap.life import REGION_BITS, Life, epoch_of, small_maps
+from tests.unit.tap.life import REGION_BITS, Life, epoch_of
 from tests.unit.tap.rig import KIB, write
 
 E1 = epoch_of(1)
 
 
-@pytest.fixture(autouse=True)
-def small() -> Iterator[None]:
-    with small_maps():
-        yield
+pytestmark = pytest.mark.usefixtures("small_maps_of_taps")
 
 
 @pytest.fixture
-def life() -> Iterator[Life]:
-    life = Life(4)
-    yield life
-    life.world.close()
+def seed() -> int:
+    """Of this module's lives."""
+    return 4
 
 
 class Stopped:
