@@ -96,6 +96,9 @@ class Cursor:
                 return self.inside is not False and self.segment > 0
             case RecordKind.SETTLED:
                 return self.segment == 0
+            case RecordKind.UNDO_INDEX | RecordKind.UNDO_END:
+                # Undo logs have no order to follow: they are read by their index, from their end.
+                return False
             case RecordKind.END_OF_FILE:
                 return True
 

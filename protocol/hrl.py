@@ -8,11 +8,11 @@ A log file is a 4096-byte file header followed by records. A record is an 80-byt
 
     offset size field
     0      4    magic b"HRLR"
-    4      1    kind: 1 segment, 2 batch, 3 seal, 4 end of file, 5 settled range
+    4      1    kind: 1 segment, 2 batch, 3 seal, 4 end of file, 5 settled range, 6 undo index, 7 undo end
     5      1    version, 1
     6      2    flags, 0
     8      4    body length in bytes, a multiple of 8, at most MAX_BODY
-    12     4    count: entries in a batch, disks in a segment record, else 0
+    12     4    count: entries in a batch, disks in a segment record, batches in an undo index, else 0
     16     16   epoch
     32     8    segment number
     40     8    number of the first entry in a batch; of the next entry in every other kind
@@ -70,6 +70,8 @@ class RecordKind(IntEnum):
     SEAL = 3
     END_OF_FILE = 4
     SETTLED = 5
+    UNDO_INDEX = 6
+    UNDO_END = 7
 
 
 class SealReason(IntEnum):
@@ -96,6 +98,9 @@ assert _HEADER_PLAIN.size + _CHECK.size == _CHECKED_BYTES
 SEGMENT_DISK_BYTES = _SEGMENT_DISK.size
 SEAL_BODY_BYTES = _SEAL.size
 SETTLED_BODY_BYTES = _SETTLED.size
+UNDO_INDEX_ENTRY_BYTES = 48
+UNDO_END_BODY_BYTES = 104
+"""The bodies of undo logs' records are those of :mod:`protocol.undo`."""
 
 _SEAL_REASONS = {int(reason): reason for reason in SealReason}
 _RECORD_KINDS = {int(kind): kind for kind in RecordKind}
@@ -293,6 +298,10 @@ def _valid_lengths(kind: RecordKind, body: int, count: int) -> bool:
             return count == 0 and body == SEAL_BODY_BYTES
         case RecordKind.SETTLED:
             return count == 0 and body == SETTLED_BODY_BYTES
+        case RecordKind.UNDO_INDEX:
+            return count > 0 and body == count * UNDO_INDEX_ENTRY_BYTES <= MAX_BODY
+        case RecordKind.UNDO_END:
+            return count == 0 and body == UNDO_END_BODY_BYTES
         case RecordKind.END_OF_FILE:
             return count == 0 and body == 0
 

@@ -7,15 +7,25 @@ from typing import Any
 
 from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
+from replica_agent.points import find_point, point_settings, points_of
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
 from shared.admin import verbs
 from shared.admin.methods import Methods
 from shared.admin.server import Client
-from shared.admin.verbs import AnyVmParams, EventsParams, RemoveParams, ResumeParams, UnexportParams, VmParams
+from shared.admin.verbs import (
+    AnyVmParams,
+    EventsParams,
+    ExportParams,
+    RemoveParams,
+    ResumeParams,
+    SetParams,
+    UnexportParams,
+    VmParams,
+)
 from shared.errors import InvalidStateError, UsageError
 from shared.events import EventId
-from shared.status import AgentStatus, ExportStatus, Statistics, VmStatus
+from shared.status import AgentStatus, ExportStatus, PointsStatus, Statistics, VmStatus
 
 
 class AdminMethods:
@@ -34,7 +44,9 @@ class AdminMethods:
         methods.add(verbs.SUSPEND, VmParams, self.suspend)
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
-        methods.add(verbs.EXPORT, VmParams, self.export)
+        methods.add(verbs.SET, SetParams, self.set)
+        methods.add(verbs.POINTS, VmParams, self.points)
+        methods.add(verbs.EXPORT, ExportParams, self.export)
         methods.add(verbs.UNEXPORT, UnexportParams, self.unexport)
         methods.add(verbs.FAILOVER, VmParams, self.failover)
         return methods
@@ -69,9 +81,17 @@ class AdminMethods:
             raise UsageError(f"Removing {params.vm} here deletes its recovery point.", "Repeat it with --yes.")
         await finish(self._agent.remove(params.vm))
 
-    async def export(self, params: VmParams, client: Client) -> ExportStatus:
+    async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
-        return await finish(vm.exports.start(vm.describe))
+        await finish(vm.set_retention(point_settings(params.settings)))
+        return status_of(vm)
+
+    async def points(self, params: VmParams, client: Client) -> PointsStatus:
+        return points_of(self._agent.find(params.vm))
+
+    async def export(self, params: ExportParams, client: Client) -> ExportStatus:
+        vm = self._agent.find(params.vm)
+        return await finish(vm.exports.start(vm.describe, find_point(vm, params.point)))
 
     async def unexport(self, params: UnexportParams, client: Client) -> None:
         await finish(self._agent.find(params.vm).exports.stop(params.id))

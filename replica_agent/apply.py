@@ -1,24 +1,27 @@
 """Applies what was received to the disks, cut by cut, in the background; decoupled from receiving.
 
-An apply is: say durably to which cut it goes; write; sync the disks; say durably that they are there; only then is the
-point exposed and the spool's files given back. A crash anywhere is answered by doing it again from the spool.
+An apply is: save what is going to be overwritten in an undo log, durably (R25); say durably to which cut it goes;
+write; sync the disks; say durably that they are there; only then is the point exposed and the spool's files given back.
+A crash anywhere is answered by doing it again from the spool, with the undo log that is there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protocol.position import Position
 from replica_agent.disks import BaseDisks
-from replica_agent.finishing import finish
+from replica_agent.finishing import finish, in_steps
+from replica_agent.history import History
 from replica_agent.layout import Layout
 from replica_agent.ledger import Ledger
-from replica_agent.record import PositionRecord
+from replica_agent.record import PositionRecord, UndoRecord
 from replica_agent.replay import Replay, Source, UnreadableError
 from replica_agent.space import no_space, space_error
 from replica_agent.spool import SealedSegment, Spool
+from replica_agent.undo import Link
 from shared.errors import NoSpaceError, StorageError
 from shared.events import EventId
 from shared.ports import Ports
@@ -88,6 +91,7 @@ class Applier:
     ledger: Ledger
     disks: BaseDisks
     layout: Layout
+    history: History
     reserve: int = 0
     spool: Spool | None = None
     merge: Merge | None = None
@@ -126,13 +130,15 @@ class Applier:
             return None
         least = self.merge.end.segment if self.merge is not None else 0
         begun = self.ledger.replication.applying
+        most = GROUP_SEGMENTS
         if begun is not None and begun.epoch == spool.epoch:
-            # The disks may already hold something of it.
+            # The disks may already hold something of it, and its undo log has what exactly that overwrites.
             least = max(least, begun.segment)
+            most = least - spool.segments[0].number + 1
         chosen: list[SealedSegment] = []
         size = 0
         for segment in spool.segments:
-            full = size + segment.length > GROUP_BYTES or len(chosen) >= GROUP_SEGMENTS
+            full = size + segment.length > GROUP_BYTES or len(chosen) >= min(most, GROUP_SEGMENTS)
             if chosen and full and segment.number > least:
                 break
             chosen.append(segment)
@@ -190,15 +196,11 @@ class Applier:
     async def _apply(self, group: Group) -> None:
         replay = Replay(self.ports.files, self.ledger.vm.vm, self.disks)
         target = PositionRecord.of(group.target)
-        if self.ledger.replication.applying is None:
-            await finish(self.ports.workers.run(self._check_room, replay, group))
-        if self.ledger.replication.applying != target:
-            async with self.ledger.transaction() as draft:
-                draft.replication.applying = target
-                draft.replication.identities = None
+        if not self._begun(group):
+            await self._begin(replay, group, target)
         self.progress = ApplyProgress(total=group.bytes, merging=group.merge is not None)
         for source in group.sources:
-            await self._replay(replay.apply(source))
+            await self._replay(replay, source)
         await finish(self.ports.workers.run(self._sync))
         identities = await finish(self.ports.workers.run(self.disks.identities))
         async with self.ledger.transaction() as draft:
@@ -207,6 +209,7 @@ class Applier:
             draft.replication.applying = None
             draft.replication.identities = identities
             draft.replication.boot_id = self.ports.clock.boot_id()
+            self.history.advance(draft)
             if group.merge is not None:
                 draft.resync = None
             if self.statistics is not None:
@@ -214,8 +217,56 @@ class Applier:
                 draft.statistics = self.statistics.plain()
         spool = self.spool
         assert spool is not None
+        self.history.unguarded = False
         self._expose(group)
         await finish(self.ports.workers.run(self._give_back, spool, group))
+        await self.history.tidy()
+
+    def _begun(self, group: Group) -> bool:
+        """Whether the disks may already hold something of the group."""
+        if group.merge is not None:
+            resync = self.ledger.resync
+            return resync is not None and resync.merging
+        return self.ledger.replication.applying is not None
+
+    async def _begin(self, replay: Replay, group: Group, target: PositionRecord) -> None:
+        """Everything that comes before the first write. Raises NoSpaceError, and what saving raises."""
+        await self._make_room(replay, group)
+        undo = await self._save(group)
+        if undo is None:
+            # From here on nobody can begin to read what no undo log keeps.
+            self.history.abandon()
+        async with self.ledger.transaction() as draft:
+            draft.replication.applying = target
+            draft.replication.identities = None
+            draft.replication.undo = undo
+            if undo is None:
+                self.history.unguard(draft)
+            if draft.resync is not None and group.merge is not None:
+                draft.resync.merging = True
+        if undo is not None:
+            await self.history.publish(undo)
+        else:
+            await self.history.tidy()
+
+    async def _make_room(self, replay: Replay, group: Group) -> None:
+        while True:
+            try:
+                await finish(self.ports.workers.run(self._check_room, replay, group))
+            except NoSpaceError as error:
+                if not await self.history.give_way(error.text):
+                    raise
+            else:
+                return
+
+    async def _save(self, group: Group) -> UndoRecord | None:
+        record, resync = self.ledger.replication, self.ledger.resync
+        untrusted = group.merge is not None and (resync is None or not resync.trusted)
+        if record.applied is None or untrusted:
+            return None
+        newer_time = group.segments[-1].time_ns / 1e9
+        link = Link(record.applied.position, group.target, record.applied_time or 0.0, newer_time)
+        return await self.history.save(group.sources, link)
 
     def _check_room(self, replay: Replay, group: Group) -> None:
         """Before the first write: is there room for all of it? Blocks. Raises NoSpaceError.
@@ -230,23 +281,14 @@ class Applier:
         if missing > 0:
             raise no_space(self.layout.folder, missing)
 
-    async def _replay(self, steps: Generator[int]) -> None:
-        def work() -> bool:
-            done = 0
-            for count in steps:
-                done += count
-                self.progress.done += count
-                if done >= STEP_BYTES:
-                    return True
-            return False
+    async def _replay(self, replay: Replay, source: Source) -> None:
+        def done(count: int) -> None:
+            self.progress.done += count
 
         try:
-            while await finish(self.ports.workers.run(work)):
-                pass
+            await in_steps(self.ports, replay.apply(source), STEP_BYTES, done)
         except OSError as error:
             raise space_error(error, self.layout.folder, STEP_BYTES) from error
-        finally:
-            steps.close()
 
     def _sync(self) -> None:
         try:
@@ -303,7 +345,9 @@ class Applier:
                 draft.require_resync(cause, suspect=suspect, reread=isinstance(error, _SyncOfDisksError))
                 if not suspect:
                     draft.replication.applying = None
+                    draft.replication.undo = None
                     draft.replication.identities = identities
+        self.history.unguarded = self.history.unguarded and suspect
         if promoted:
             cause.remedy = "Check the volume; it is tried again."
             await self._wait(cause)

@@ -222,6 +222,10 @@ class Baseline:
             replication.lineage = lineage_records(extend(replication.ancestors, step))
             replication.epoch = record.epoch
             replication.applying = PositionRecord.of(merge.end)
+            trusted = replication.suspect is None and not replication.reread
+            if not trusted:
+                # What the older points rest on may be anything (R38).
+                parts.history.unguard(draft)
             replication.suspect = None
             replication.reread = False
             replication.causes = []
@@ -230,6 +234,7 @@ class Baseline:
             draft.resync.end = PositionRecord.of(merge.end)
             draft.resync.differences_end = PositionRecord.of(source.end)
             draft.resync.differences_length = source.length
+            draft.resync.trusted = trusted
             draft.step(ReplicaEvent.INITIAL_COMPLETED if initial else ReplicaEvent.RESYNC_COMPLETED)
             draft.event(
                 EventId.BASELINE_COMMITTED,

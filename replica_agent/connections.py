@@ -15,6 +15,7 @@ from replica_agent.ledger import LedgerError
 from replica_agent.parts import VmParts
 from replica_agent.refusals import Refusal
 from shared.channel import Channel
+from shared.errors import NoSpaceError
 from shared.stats import ReplicationStatistics
 from shared.status import Cause
 
@@ -75,6 +76,9 @@ class Connections:
             await control.run()
         except LedgerError as error:
             await self._fail(error)
+            raise
+        except NoSpaceError as error:
+            await finish(self._parts.history.give_way(error.text))
             raise
         finally:
             await finish(self._left(control))
@@ -154,6 +158,9 @@ class Connections:
             await bulk.run()
         except LedgerError as error:
             await self._fail(error)
+            raise
+        except NoSpaceError as error:
+            await finish(self._parts.history.give_way(error.text))
             raise
         finally:
             bulk.ended.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from protocol.hrl import Geometry
 from replica_agent.changes import Write
@@ -13,23 +12,12 @@ from shared.errors import StorageError
 from shared.ports import File, FileSystem
 
 
-class BeforeWrite(Protocol):
-    """Sees every change of a disk before it is made. Called in a worker; must not raise for its own failures."""
-
-    def preserve(self, disk: int, offset: int, length: int, *, zero: bool) -> None:
-        """The range is going to be overwritten, with zeroes or with data."""
-
-
 class BaseDisks:
-    """The open and locked disk files of one VM. All methods block: they belong into a worker.
-
-    ``watchers`` see every change before it is made.
-    """
+    """The open and locked disk files of one VM. All methods block: they belong into a worker."""
 
     def __init__(self, files: FileSystem, layout: Layout, geometry: tuple[Geometry, ...]) -> None:
         self.geometry = geometry
         self.sizes = {disk.index: disk.size for disk in geometry}
-        self.watchers: tuple[BeforeWrite, ...] = ()
         self._files = files
         self._layout = layout
         self._open: dict[int, File] = {}
@@ -118,8 +106,6 @@ class BaseDisks:
     def write(self, writes: Iterable[Write]) -> None:
         """Make the changes in order. Raises OSError; what was made before stays made."""
         for disk, offset, length, pieces in writes:
-            for watcher in self.watchers:
-                watcher.preserve(disk, offset, length, zero=pieces is None)
             file = self._open[disk]
             self._touched.add(disk)
             if pieces is None:

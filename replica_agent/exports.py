@@ -1,7 +1,8 @@
-"""Exports of a VM's newest point over NBD: read-only, fixed at one cut while applying goes on."""
+"""Exports of a VM's recovery points over NBD: read-only, each fixed at one cut while applying goes on."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from urllib.parse import quote
 from protocol.position import Position
 from replica_agent.apply import Applier
 from replica_agent.finishing import finish
-from replica_agent.frozen import FrozenPoint
-from replica_agent.layout import Layout
+from replica_agent.history import Reading
+from replica_agent.layers import PointReader
 from shared.errors import InvalidStateError, NotFoundError
 from shared.events import EventId
 from shared.nbd.backend import ExportBackend, Mutation
@@ -20,20 +21,17 @@ from shared.nbd.server import NbdServer
 from shared.ports import Extent, Ports
 from shared.status import CutStatus, ExportStatus
 
-EXPORTS_MAX = 4
+EXPORTS_MAX = 8
 """Exports of one VM at a time."""
-SPILL_MIN = 64 << 20
-SPILL_FRACTION = 0.2
-"""The spill's default limit: this part of the disks, but no less than the minimum."""
 SHORT_EPOCH_DIGITS = 8
 
 
-class FrozenDisk:
-    """One disk of a frozen point as the NBD server takes it (shared.nbd.backend.ExportBackend)."""
+class PointDisk:
+    """One disk of a recovery point as the NBD server takes it (shared.nbd.backend.ExportBackend)."""
 
     read_only = True
 
-    def __init__(self, ports: Ports, point: FrozenPoint, index: int, size: int, description: str) -> None:
+    def __init__(self, ports: Ports, point: PointReader, index: int, size: int, description: str) -> None:
         self.name = export_name(index)
         self.size = size
         self.description = description
@@ -65,10 +63,10 @@ class FrozenDisk:
         await self._ports.workers.run(self._point.read, self._index, offset, min(length, 1 << 20))
 
 
-class FrozenDirectory:
+class PointDirectory:
     """The disks of one export."""
 
-    def __init__(self, disks: list[FrozenDisk]) -> None:
+    def __init__(self, disks: list[PointDisk]) -> None:
         self._disks = {disk.name: disk for disk in disks}
 
     def find(self, name: str) -> ExportBackend | None:
@@ -87,9 +85,13 @@ class Export:
     id: str
     cut: CutStatus
     socket: str
-    point: FrozenPoint
+    reading: Reading
     server: NbdServer
-    disks: list[FrozenDisk]
+    disks: list[PointDisk]
+
+    @property
+    def point(self) -> PointReader:
+        return self.reading.reader
 
     def status(self) -> ExportStatus:
         return ExportStatus(
@@ -97,8 +99,7 @@ class Export:
             uris=[f"nbd+unix:///{disk.name}?socket={quote(self.socket)}" for disk in self.disks],
             cut=self.cut,
             clients=len(self.server.connections),
-            spill_bytes=self.point.used,
-            spill_limit_bytes=self.point.limit,
+            held_bytes=self.point.held_bytes,
             error=self.point.failed,
         )
 
@@ -106,30 +107,15 @@ class Export:
 class Exports:
     """The exports of one VM."""
 
-    def __init__(
-        self,
-        ports: Ports,
-        applier: Applier,
-        layout: Layout,
-        sockets: str,
-        *,
-        reserve: int,
-        limit: int = 0,
-        group: str = "",
-    ) -> None:
-        """``sockets`` is the folder for sockets, ``limit`` the spill's bytes of one export (0: the default).
-
-        Members of ``group`` may connect, too.
-        """
+    def __init__(self, ports: Ports, applier: Applier, sockets: str, *, group: str = "") -> None:
+        """``sockets`` is the folder for sockets; members of ``group`` may connect to them, too."""
         self._ports = ports
         self._applier = applier
-        self._layout = layout
         self._sockets = sockets
-        self._reserve = reserve
-        self._limit = limit
         self._group = group
         self._exports: dict[str, Export] = {}
         self._told: set[str] = set()
+        self._starting = asyncio.Lock()
 
     def __len__(self) -> int:
         return len(self._exports)
@@ -137,31 +123,30 @@ class Exports:
     def status(self) -> list[ExportStatus]:
         return [export.status() for export in self._exports.values()]
 
-    async def start(self, describe: Callable[[Position], CutStatus]) -> ExportStatus:
-        """Serve the newest point. Waits until no apply is in the middle.
+    async def start(self, describe: Callable[[Position], CutStatus], position: Position | None = None) -> ExportStatus:
+        """Serve the point at ``position``, by default the newest. Waits while the disks change unguarded.
 
-        Raises InvalidStateError where there is no whole point, or too many exports already.
+        Raises InvalidStateError where there is no whole point, or too many exports already; NotFoundError where that
+        point is none any more.
         """
         if len(self._exports) >= EXPORTS_MAX:
             raise InvalidStateError(
                 f"{self._name} has {len(self._exports)} exports already.", "End one with `vmreplica unexport`."
             )
         identity = self._ports.random.bytes(4).hex()
-        async with self._applier.turn:
-            self._check_whole()
-            applied = self._applier.ledger.replication.applied
-            assert applied is not None
-            cut = describe(applied.position)
-            point = await finish(self._ports.workers.run(self._freeze, identity))
-            self._applier.disks.watchers = (*self._applier.disks.watchers, point)
-        epoch = cut.epoch[:SHORT_EPOCH_DIGITS]
-        disks = [
-            FrozenDisk(self._ports, point, disk.index, disk.size, f"{self._name} at cut {epoch}/{cut.segment}")
-            for disk in self._applier.disks.geometry
-        ]
-        server = NbdServer(FrozenDirectory(disks))
-        export = Export(identity, cut, f"{self._sockets}/export-{identity}.sock", point, server, disks)
-        self._exports[identity] = export
+        async with self._starting:
+            reading = await self._read(position)
+            cut = describe(reading.position)
+            epoch = cut.epoch[:SHORT_EPOCH_DIGITS]
+            disks = [
+                PointDisk(
+                    self._ports, reading.reader, disk.index, disk.size, f"{self._name} at cut {epoch}/{cut.segment}"
+                )
+                for disk in self._applier.disks.geometry
+            ]
+            server = NbdServer(PointDirectory(disks))
+            export = Export(identity, cut, f"{self._sockets}/export-{identity}.sock", reading, server, disks)
+            self._exports[identity] = export
         try:
             await finish(self._ports.workers.run(self._ports.files.make_folder, self._sockets))
             await server.start_unix(export.socket, group=self._group)
@@ -177,13 +162,25 @@ class Exports:
         )
         return export.status()
 
+    async def _read(self, position: Position | None) -> Reading:
+        history = self._applier.history
+        while True:
+            self._check_trusted()
+            if self._applier.whole or history.is_readable():
+                reading = await history.read(position)
+                if reading is not None:
+                    return reading
+            async with self._applier.turn:
+                # Whatever changed the disks unguarded has ended.
+                self._check_whole()
+
     async def stop(self, identity: str | None = None) -> None:
         """End one export, or all. Raises NotFoundError for one that does not exist."""
         if identity is not None and identity not in self._exports:
             raise NotFoundError(f"{self._name} has no export {identity}.", "See the exports with `vmreplica status`.")
         if identity is None:
-            async with self._applier.turn:
-                # One that is just freezing its point is known when its turn is over, and must not outlive a failover.
+            async with self._starting:
+                # One that is just beginning is known then, and must not outlive a failover.
                 pass
         for export in list(self._exports.values()):
             if identity in (None, export.id) and await self._end(export):
@@ -206,7 +203,7 @@ class Exports:
     def _name(self) -> str:
         return self._applier.ledger.vm.name
 
-    def _check_whole(self) -> None:
+    def _check_trusted(self) -> None:
         record = self._applier.ledger.replication
         if record.suspect is not None:
             raise InvalidStateError(
@@ -217,34 +214,20 @@ class Exports:
                 f"{self._name} was failed over to this host: its disks change now.",
                 "Connect to the disks themselves; `vmreplica status` shows where they are served.",
             )
-        if not self._applier.whole:
+
+    def _check_whole(self) -> None:
+        if not (self._applier.whole or self._applier.history.is_readable()):
             raise InvalidStateError(
                 f"{self._name} has no whole recovery point at the moment.",
                 "Wait until the initial replication, or the present merge, is complete.",
             )
-
-    def _freeze(self, identity: str) -> FrozenPoint:
-        disks = self._applier.disks
-        limit = self._limit or max(SPILL_MIN, int(SPILL_FRACTION * sum(disks.sizes.values())))
-        return FrozenPoint(
-            self._ports.files,
-            {index: disks.path(index) for index in disks.sizes},
-            disks.sizes,
-            f"{self._layout.folder}/export-{identity}.spill",
-            limit,
-            self._reserve,
-        )
 
     async def _end(self, export: Export) -> bool:
         """Whether it was this call that ended it."""
         if self._exports.pop(export.id, None) is None:
             return False
         await finish(export.server.close())
-        disks = self._applier.disks
-        # Nobody may close the point's files while an apply is preserving into them.
-        disks.watchers = tuple(watcher for watcher in disks.watchers if watcher is not export.point)
-        async with self._applier.turn:
-            await finish(self._ports.workers.run(export.point.close))
+        await self._applier.history.end(export.reading)
         return True
 
 

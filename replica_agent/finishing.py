@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
+
+from shared.ports import Ports
 
 T = TypeVar("T")
 
@@ -28,3 +30,28 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
     if cancelled is not None:
         raise cancelled from task.exception()
     return task.result()
+
+
+async def in_steps(
+    ports: Ports, steps: Generator[int], step_bytes: int, done: Callable[[int], None] | None = None
+) -> None:
+    """Run ``steps``, which block and yield bytes done, in a worker, about ``step_bytes`` at a time.
+
+    ``done`` is called in the worker with what was done. Raises what the steps raise; they are closed in any case.
+    """
+
+    def work() -> bool:
+        total = 0
+        for count in steps:
+            total += count
+            if done is not None:
+                done(count)
+            if total >= step_bytes:
+                return True
+        return False
+
+    try:
+        while await finish(ports.workers.run(work)):
+            pass
+    finally:
+        steps.close()

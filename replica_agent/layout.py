@@ -10,6 +10,7 @@ from protocol.position import EPOCH_BYTES
 
 _SEGMENT = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})-([0-9]{{12,}})\.hrl")
 _POOLED = re.compile(r"free-([0-9]+)\.hrl")
+_UNDO = re.compile(r"([0-9]{12,})-([0-9]{12,})\.undo")
 _RESYNC = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})\.hrl")
 
 
@@ -30,6 +31,10 @@ class Layout:
         return f"{self.folder}/resync"
 
     @property
+    def undo_logs(self) -> str:
+        return f"{self.folder}/undo"
+
+    @property
     def tap(self) -> str:
         return f"{self.folder}/tap"
 
@@ -38,6 +43,10 @@ class Layout:
 
     def segment(self, epoch: bytes, number: int) -> str:
         return f"{self.spool}/{epoch.hex()}-{number:012d}.hrl"
+
+    def undo(self, first: int, last: int) -> str:
+        """The undo log of the applies with these numbers: one, or neighbours that were merged."""
+        return f"{self.undo_logs}/{first:012d}-{last:012d}.undo"
 
     def pooled(self, number: int) -> str:
         return f"{self.spool}/free-{number}.hrl"
@@ -70,6 +79,12 @@ def read_pooled(name: str) -> int | None:
     """The number of a recycled spool file's name, or None."""
     match = _POOLED.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def read_undo(name: str) -> tuple[int, int] | None:
+    """The numbers of the first and the last apply of an undo log's name, or None."""
+    match = _UNDO.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def read_resync(name: str) -> bytes | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from replica_agent.finishing import finish
 from replica_agent.record import (
+    PointsRecord,
     PromotionRecord,
     Record,
     ReplicationRecord,
@@ -44,6 +45,7 @@ class Draft:
     replication: ReplicationRecord
     resync: ResyncRecord | None
     promotion: PromotionRecord | None
+    points: PointsRecord
     statistics: Any
     now: float
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -103,6 +105,7 @@ class Ledger:
         self.replication = load_replication(store)
         self.resync = load(store, "resync", ResyncRecord)
         self.promotion = load(store, "promotion", PromotionRecord)
+        self.points = load(store, "points", PointsRecord) or PointsRecord()
         self.statistics: Any = store.get("statistics")
         self._clock = clock
         self._turn = asyncio.Lock()
@@ -119,6 +122,7 @@ class Ledger:
                 replication=copy.copy(self.replication),
                 resync=copy.copy(self.resync),
                 promotion=copy.copy(self.promotion),
+                points=copy.copy(self.points),
                 statistics=self.statistics,
                 now=self._clock.wall(),
             )
@@ -132,7 +136,7 @@ class Ledger:
 
     async def _commit(self, draft: Draft) -> None:
         changes: dict[str, Any] = {}
-        for name in ("vm", "replication", "resync", "promotion"):
+        for name in ("vm", "replication", "resync", "promotion", "points"):
             before: Record | None = getattr(self, name)
             after: Record | None = getattr(draft, name)
             if before != after:
@@ -147,7 +151,7 @@ class Ledger:
                     f"The state of {self.vm.name} can't be written: {error}", "Check its volume; it is tried again."
                 ) from error
         self.vm, self.replication = draft.vm, draft.replication
-        self.resync, self.promotion = draft.resync, draft.promotion
+        self.resync, self.promotion, self.points = draft.resync, draft.promotion, draft.points
         self.statistics = draft.statistics
 
 

@@ -13,10 +13,12 @@ from protocol.session import Identity
 from replica_agent.apply import Applier
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
+from replica_agent.history import History
 from replica_agent.layout import Layout
 from replica_agent.ledger import Ledger
 from replica_agent.pool import SpoolPool
 from replica_agent.resync import OpenResync
+from replica_agent.retention import Retention
 from replica_agent.spool import Spool
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
 from shared.config import ReplicaConfig
@@ -25,6 +27,7 @@ from shared.tasks import Signal
 
 RESERVE_BYTES = 64 << 20
 SPOOL_LIMIT_BYTES = 4 << 30
+RETENTION = Retention()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class Surroundings:
     """What all VMs of a replica agent share. Sizes in bytes, times in seconds.
 
     ``reserve`` is kept free on every volume, so that what was acknowledged can always be applied. A VM's spool above
-    ``spool_limit`` makes its primary wait. ``export_limit`` bounds what one export may keep (0: by the disks' size).
+    ``spool_limit`` makes its primary wait. ``retention`` says which recovery points are kept where a VM has no rules
+    of its own.
     """
 
     ports: Ports
@@ -42,7 +46,7 @@ class Surroundings:
     nbd_group: str = ""
     reserve: int = RESERVE_BYTES
     spool_limit: int = SPOOL_LIMIT_BYTES
-    export_limit: int = 0
+    retention: Retention = RETENTION
     heartbeat: float = HEARTBEAT_SECONDS
     dead_after: float = DEAD_AFTER_SECONDS
     compress: bool = True
@@ -57,6 +61,7 @@ class Surroundings:
             software,
             config.nbd_group,
             reserve=config.storage.reserve_bytes,
+            retention=Retention(config.points.newest, config.points.hourly, config.points.limit_bytes),
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,
         )
@@ -79,6 +84,7 @@ class VmParts:
     disks: BaseDisks
     pool: SpoolPool
     applier: Applier
+    history: History
     resync: OpenResync | None = None
     """The resync that has begun and not committed."""
     order: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -132,5 +138,6 @@ def assemble(surroundings: Surroundings, folder: str, ledger: Ledger) -> VmParts
     ports, layout = surroundings.ports, Layout(folder)
     disks = BaseDisks(ports.files, layout, ledger.vm.geometry)
     pool = SpoolPool(ports.files, layout)
-    applier = Applier(ports, ledger, disks, layout, surroundings.reserve)
-    return VmParts(surroundings, ledger, layout, disks, pool, applier)
+    history = History(ports, ledger, layout, disks, surroundings.retention, surroundings.reserve)
+    applier = Applier(ports, ledger, disks, layout, history, surroundings.reserve)
+    return VmParts(surroundings, ledger, layout, disks, pool, applier, history)

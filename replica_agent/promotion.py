@@ -122,7 +122,10 @@ class Promotion:
             async with parts.ledger.transaction() as draft:
                 assert draft.promotion is not None
                 draft.promotion.serving = True
+                # From here on the tap overwrites what the older points rest on.
+                parts.history.unguard(draft)
                 draft.event(EventId.TAP, f"The disks of {draft.vm.name} are handed to a tap on this host.")
+            await parts.history.tidy()
         parts.changed.notify()
         await self.tap.run()
 

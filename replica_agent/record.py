@@ -1,7 +1,8 @@
 """What a replica durably knows about one VM: typed records, read strictly, written in single transactions.
 
 The names of the records in the store are ``vm`` (whose copy this is), ``replication`` (how far it has got),
-``resync``, ``promotion`` and ``statistics``. ``docs/replica-store.md`` tells what each field promises.
+``resync``, ``promotion``, ``points`` (the older recovery points) and ``statistics``. ``docs/replica-store.md`` tells
+what each field promises.
 """
 
 from __future__ import annotations
@@ -91,6 +92,37 @@ class IdentityRecord(Record):
         )
 
 
+class UndoRecord(Record):
+    """A sealed undo log: it leads from the cut ``newer`` back to the cut ``older``.
+
+    ``first`` and ``last`` number the applies whose undo logs it is, or was merged from; they name its file.
+    ``length``, ``chain`` and ``level`` are its bytes, the chain after its last record, and how often it was merged.
+    ``point``: ``older`` is kept as a recovery point; else it may be merged with the log before it.
+    """
+
+    first: Count
+    last: Count
+    older: PositionRecord
+    newer: PositionRecord
+    older_time: float
+    newer_time: float
+    length: Count
+    chain: Id16
+    level: Count = 0
+    point: bool = True
+
+
+class PointsRecord(Record):
+    """The older recovery points: ``logs`` lead one after another from the oldest to the newest point.
+
+    ``newest`` and ``hourly`` are this VM's own retention, None where the agent's configuration decides.
+    """
+
+    logs: list[UndoRecord] = []
+    newest: Count | None = None
+    hourly: Count | None = None
+
+
 class ReplicationRecord(Record):
     """How far the copy has got.
 
@@ -106,6 +138,8 @@ class ReplicationRecord(Record):
     applied_time: float | None = None
     """When the applied cut was sealed at the primary, seconds since the Unix epoch."""
     applying: PositionRecord | None = None
+    undo: UndoRecord | None = None
+    """The undo log of the apply to ``applying``: with it the disks read as ``applied``, however far it has got."""
     identities: list[IdentityRecord] | None = None
     """Of the disks as they were synced at ``applied``; None while they are being written."""
     boot_id: str = ""
@@ -143,6 +177,10 @@ class ResyncRecord(Record):
     end: PositionRecord | None = None
     differences_end: PositionRecord | None = None
     differences_length: Count = 0
+    merging: bool = False
+    """The merge has begun to change the disks."""
+    trusted: bool = True
+    """The disks were a whole point when it committed: what it overwrites may be kept as one (R38)."""
 
 
 class PromotionRecord(Record):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from protocol.errors import LogError
 from protocol.position import Position
 from replica_agent.apply import Merge
@@ -17,7 +19,7 @@ from replica_agent.disks import foreign_changes
 from replica_agent.finishing import finish
 from replica_agent.layout import read_resync, read_segment
 from replica_agent.parts import VmParts
-from replica_agent.record import ResyncRecord
+from replica_agent.record import ResyncRecord, UndoRecord
 from replica_agent.replay import Source
 from replica_agent.resync import OpenResync
 from replica_agent.spool import Spool
@@ -34,6 +36,9 @@ class _Found:
     resync: OpenResync | None = None
     unusable: str = ""
     """Why the open resync can't go on."""
+    undo: list[UndoRecord] = field(default_factory=list)
+    """Undo logs that can't be used, and ``lost`` says why."""
+    lost: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
@@ -49,6 +54,7 @@ async def recover(parts: VmParts) -> None:
     parts.resync = found.resync
     if found.unusable:
         await Baseline(parts).drop(found.unusable)
+    await _keep_points(parts, found)
     await _judge(parts, found)
 
 
@@ -60,6 +66,7 @@ def _read(parts: VmParts) -> _Found:
     parts.disks.open()
     for name in files.list(layout.folder):
         if name.endswith(".spill"):
+            # Made by an earlier version.
             files.remove(f"{layout.folder}/{name}")
     parts.pool.load()
     record = parts.ledger.resync
@@ -74,6 +81,7 @@ def _read(parts: VmParts) -> _Found:
         found.spool.load()
         found.damaged = found.spool.damaged
     _remove_strangers(parts, found)
+    found.undo, found.lost = parts.history.found()
     replication = parts.ledger.replication
     if replication.applying is None and replication.identities is not None:
         found.foreign = foreign_changes(
@@ -129,6 +137,22 @@ def _remove_strangers(parts: VmParts, found: _Found) -> None:
         identity = read_resync(name)
         if identity is not None and (record is None or identity != record.id):
             files.remove(f"{layout.resyncs}/{name}")
+
+
+async def _keep_points(parts: VmParts, found: _Found) -> None:
+    """Forget the points that need an undo log which can't be used."""
+    replication, history = parts.ledger.replication, parts.history
+    if found.undo:
+        last = max(log.last for log in found.undo)
+        async with parts.ledger.transaction() as draft:
+            text = f"Older recovery points are lost: {'; '.join(found.lost)}"
+            draft.event(EventId.DAMAGED, text, cause="undo_damaged")
+            if replication.undo is not None and replication.undo.last <= last:
+                history.unguard(draft)
+            left = [log for log in draft.points.logs if log.first > last]
+            draft.points = msgspec.structs.replace(draft.points, logs=left)
+        await history.tidy()
+    history.unguarded = parts.ledger.replication.applying is not None and parts.ledger.replication.undo is None
 
 
 async def _judge(parts: VmParts, found: _Found) -> None:

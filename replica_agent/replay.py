@@ -52,7 +52,7 @@ class Replay:
 
         Raises UnreadableError, or OSError where a disk can't be written.
         """
-        for changes, done in self._read(source):
+        for changes, done in self.read(source):
             self.disks.write(plan_writes(changes))
             yield done
 
@@ -61,7 +61,7 @@ class Replay:
         return sum(
             extent.length
             for source in sources
-            for changes, _ in self._read(source)
+            for changes, _ in self.read(source)
             for disk, ranges in data_ranges(changes).items()
             for start, end in ranges.tolist()
             for extent in self.disks.file(disk).extents(start, end - start)
@@ -71,12 +71,12 @@ class Replay:
     def reserve(self, sources: Sequence[Source]) -> None:
         """Take the room for all data on the disks, whose content stays as it is. Raises OSError ENOSPC (R39)."""
         for source in sources:
-            for changes, _ in self._read(source):
+            for changes, _ in self.read(source):
                 for disk, ranges in data_ranges(changes).items():
                     for start, end in ranges.tolist():
                         self.disks.allocate(disk, start, end - start)
 
-    def _read(self, source: Source) -> Generator[tuple[Changes, int]]:
+    def read(self, source: Source) -> Generator[tuple[Changes, int]]:
         """The entries of a source, some MiB at a time, each with the bytes of log that it stands for.
 
         Raises UnreadableError at the latest where the source does not end as it must.

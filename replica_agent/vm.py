@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import structlog
 
 from protocol.messages import ErrorCode, Open
@@ -19,14 +20,18 @@ from replica_agent.parts import Surroundings, VmParts, assemble
 from replica_agent.promotion import Promotion, fenced
 from replica_agent.recovery import recover
 from replica_agent.refusals import Refusal
+from replica_agent.thinner import Thinner
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
 from shared.planning import compare_geometry
+from shared.rates import size_text
 from shared.states import ReplicaEvent, ReplicationState
 from shared.stats import ReplicationStatistics
 from shared.status import Cause, CutStatus
 
 HOUSEKEEPING_SECONDS = 5.0
+ROOM_BYTES = 32 << 20
+"""The oldest points are deleted while the volume has less than this beside the reserve."""
 FAILOVER_WAIT_SECONDS = 20.0
 """How long ``failover`` waits for the disks to be served before it answers; it goes on by itself."""
 
@@ -43,15 +48,13 @@ class ReplicaVm:
         self.exports = Exports(
             surroundings.ports,
             parts.applier,
-            parts.layout,
             f"{surroundings.runtime_folder}/{parts.uuid}",
-            reserve=surroundings.reserve,
-            limit=surroundings.export_limit,
             group=surroundings.nbd_group,
         )
         self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self.exports.stop)
         self.statistics = ReplicationStatistics(ledger.statistics, surroundings.ports.clock.wall())
         parts.applier.statistics = self.statistics
+        parts.history.changed = parts.changed.notify
         self.failure: Cause | None = None
         self.on_failure: Callable[[ReplicaVm], None] | None = None
         self.connections = Connections(self.parts, self.baseline, self.statistics, self.judge, self.fail)
@@ -83,6 +86,7 @@ class ReplicaVm:
                 callback(applied.position)
         self._spawn(self.parts.applier.run())
         self._spawn(self._keep_house())
+        self._spawn(self._thin())
         if promotion is not None:
             self._spawn(self.promotion.complete())
 
@@ -146,6 +150,24 @@ class ReplicaVm:
         while True:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
             await self.exports.tell_failures()
+            await self._keep_room()
+
+    async def _keep_room(self) -> None:
+        """Older points make room for what arrives before it is refused for want of it."""
+        parts = self.parts
+        if not self.ledger.points.logs:
+            return
+        free = await finish(parts.ports.workers.run(parts.ports.files.free_space, parts.layout.folder))
+        if free < parts.surroundings.reserve + ROOM_BYTES:
+            await parts.history.give_way(f"The volume has only {size_text(free)} left.")
+
+    async def _thin(self) -> None:
+        """Merge undo logs after applies. What is not merged yet only takes more room."""
+        applier, thinner = self.parts.applier, Thinner(self.parts.history)
+        while True:
+            await applier.changed.wait()
+            if self.ledger.promotion is None:
+                await thinner.run()
 
     # --- connections -----------------------------------------------------------------------------------------------
 
@@ -209,6 +231,20 @@ class ReplicaVm:
         async with self.parts.order, self.ledger.transaction() as draft:
             draft.step(ReplicaEvent.RESUMED, "resumed by the administrator")
 
+    async def set_retention(self, changes: dict[str, int | None]) -> None:
+        """Change how many points are kept, with the keys ``newest`` and ``hourly``; None for the agent's own rule."""
+        async with self.ledger.transaction() as draft:
+            before = self.parts.history.retention
+            draft.points = msgspec.structs.replace(draft.points, **changes)
+            told = ", ".join(f"{key} {'as configured' if value is None else value}" for key, value in changes.items())
+            draft.event(
+                EventId.SETTINGS,
+                f"Recovery points to keep: {told}; it was newest {before.newest}, hourly {before.hourly}.",
+                cause="set",
+            )
+            self.parts.history.prune(draft)
+        await self.parts.history.tidy()
+
     async def failover(self) -> None:
         """Promote the newest cut and serve it. Returns when that is durable and, if it takes no long, complete."""
         if self.failure is not None:
@@ -247,6 +283,9 @@ class ReplicaVm:
         time = None
         if record.applied is not None and record.applied.position == position:
             time = record.applied_time
+        for log in self.parts.history.logs:
+            if log.older.position == position:
+                time = log.older_time or None
         for segment in spool.segments if spool is not None else []:
             if segment.end == position:
                 time = segment.time_ns / 1e9

@@ -54,9 +54,16 @@ def status_of(vm: ReplicaVm) -> VmStatus:
             for disk in parts.disks.geometry
         ],
         exports=vm.exports.status(),
+        older_points=sum(log.point for log in parts.ledger.points.logs),
+        oldest_point_time=next((log.older_time for log in parts.ledger.points.logs if log.point), None),
+        points_bytes=parts.history.bytes,
         uris=tap.uris if tap is not None else [],
         folder=parts.layout.folder,
-        settings={"interval_seconds": record.interval_seconds},
+        settings={
+            "interval_seconds": record.interval_seconds,
+            "points_newest": parts.history.retention.newest,
+            "points_hourly": parts.history.retention.hourly,
+        },
     )
     return assessed(status, now)
 

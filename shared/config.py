@@ -63,6 +63,17 @@ class StorageSection(Section, frozen=True):
     """Free space of each volume, in bytes, that received data never uses: applying needs it."""
 
 
+class PointsSection(Section, frozen=True):
+    """Which recovery points a replica keeps of a VM that has no rules of its own (``vmreplica set``)."""
+
+    newest: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
+    """The newest cuts, with the newest of all."""
+    hourly: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 24
+    """Points that stand for an hour each: the first cut of it."""
+    limit_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
+    """Bytes that all undo logs of a VM may have; past them the oldest points go. 0: the size of its disks."""
+
+
 class AuthorizeSection(Section, frozen=True):
     """One entry: which certificate may replicate which VMs to where. Without an entry nobody may."""
 
@@ -122,6 +133,7 @@ class ReplicaConfig(AgentSection, frozen=True):
     """The socket of the command."""
     listen: ListenSection = ListenSection()
     storage: StorageSection = StorageSection()
+    points: PointsSection = PointsSection()
     authorize: list[AuthorizeSection] = []
 
 
@@ -203,7 +215,8 @@ def _refuse_unknown(source: _Source, plain: dict[str, Any], kind: type[Any], pla
             near = difflib.get_close_matches(key, sorted(sections), n=1)
             elsewhere = [".".join(known) for known in _all_keys() if known[-1] == key]
             remedy = f"Did you mean {near[0]}?" if near else "docs/config.md has all keys."
-            if not near and elsewhere:
+            if elsewhere:
+                # The very same name in another section is a better guess than a similar one here.
                 remedy = f"Did you mean {elsewhere[0]}?"
             raise UsageError(f"{source.at(here)} is no known key.", remedy)
         section = sections[key]

@@ -32,6 +32,7 @@ class EventId(IntEnum):
     EXPORT = 60009
     ADMINISTRATOR = 60010
     DAMAGED = 60011
+    POINTS = 60012
 
 
 _ERRORS = frozenset(

@@ -135,6 +135,8 @@ class _Survey:
                 if segment["whole"] and seal.entries != segment["entries"]:
                     raise LogError(at, "seal", f"the seal counts {seal.entries} entries of {segment['entries']}")
                 return {"reason": seal.reason.name.lower(), "entries": seal.entries, "segment_bytes": seal.bytes}
+            case RecordKind.UNDO_INDEX | RecordKind.UNDO_END:
+                raise LogError(at, "order", "an undo log's record in a log")
             case RecordKind.SETTLED:
                 settled = decode_settled_body(body, at=at)
                 self._settled_bytes += settled.length

@@ -157,15 +157,40 @@ class Statistics(StatusStruct):
     last_applied_time: float | None = None
 
 
+class PointStatus(StatusStruct):
+    """A recovery point at the replica."""
+
+    point: str
+    """Its name for commands: the first digits of the epoch, and the cut."""
+    cut: CutStatus
+    newest: bool = False
+    hourly: bool = False
+    """It stands for its hour."""
+    bytes: int = 0
+    """What the undo logs that lead from the next newer point to it take; 0 for the newest."""
+    exports: list[str] = []
+
+
+class PointsStatus(StatusStruct):
+    """The recovery points of a VM at the replica, the newest first, and the rules by which they are kept."""
+
+    points: list[PointStatus] = []
+    keep_newest: int = 0
+    keep_hourly: int = 0
+    bytes: int = 0
+    """What all undo logs together take."""
+    limit_bytes: int = 0
+
+
 class ExportStatus(StatusStruct):
-    """An NBD export of the newest cut at the replica."""
+    """An NBD export of a recovery point at the replica."""
 
     id: str
     uris: list[str]
     cut: CutStatus
     clients: int = 0
-    spill_bytes: int = 0
-    spill_limit_bytes: int = 0
+    held_bytes: int = 0
+    """What the undo logs that it reads through take: they are kept as long as it lasts."""
     error: str = ""
 
 
@@ -218,6 +243,12 @@ class VmStatus(StatusStruct):
     statistics: Statistics = msgspec.field(default_factory=Statistics)
     disks: list[DiskStatus] = []
     exports: list[ExportStatus] = []
+    older_points: int = 0
+    """Recovery points beside the newest."""
+    oldest_point_time: float | None = None
+    """When the oldest recovery point was sealed at the primary."""
+    points_bytes: int = 0
+    """What the undo logs of the older recovery points take."""
     uris: list[str] = []
     """Where the VM's disks are served over NBD on this host (at a replica: once it was promoted)."""
     folder: str = ""

@@ -2,7 +2,8 @@
 
 A VM is named by its name or its UUID. Long work returns at once; it shows as ``progress`` in the VM's status.
 Results of methods not named here are a ``shared.status`` struct: an AgentStatus for ``status``, else the VmStatus
-after the change (``vm.export``: the ExportStatus; ``vm.remove``, ``vm.unexport``: null).
+after the change (``vm.export``: the ExportStatus; ``vm.points``: the PointsStatus; ``vm.remove``, ``vm.unexport``:
+null).
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ INITIAL = "vm.initial"
 SET = "vm.set"
 TEST_CONNECTION = "test_connection"
 # The replica agent
+POINTS = "vm.points"
 EXPORT = "vm.export"
 UNEXPORT = "vm.unexport"
 FAILOVER = "vm.failover"
 
-READING = frozenset({STATUS, GET, MEASURE, EVENTS})
+READING = frozenset({STATUS, GET, MEASURE, EVENTS, POINTS})
 """Methods that change nothing, for viewers."""
 
 
@@ -80,7 +82,11 @@ class ResumeParams(VmParams, frozen=True):
 
 
 class SetParams(VmParams, frozen=True):
-    """``vm.set``: interval_seconds, log_limit_bytes, replica; each checked by the agent."""
+    """``vm.set``; each setting is checked by the agent.
+
+    At the primary: interval_seconds, log_limit_bytes, replica, auto_resynchronize. At the replica: points_newest and
+    points_hourly, null for the agent's own rule.
+    """
 
     settings: Annotated[dict[str, Any], msgspec.Meta(min_length=1, max_length=64)]
 
@@ -99,6 +105,12 @@ class EventsParams(AnyVmParams, frozen=True):
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
     after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+
+
+class ExportParams(VmParams, frozen=True):
+    """``vm.export``: a point as ``vm.points`` names it."""
+
+    point: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "newest"
 
 
 class UnexportParams(VmParams, frozen=True):

@@ -218,8 +218,16 @@ def _events(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _points(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, role=False)
+    _json(parser)
+
+
 def _export(parser: argparse.ArgumentParser) -> None:
     _vm(parser, role=False)
+    parser.add_argument(
+        "--point", metavar="POINT", default="newest", help="which recovery point, as `points` names it (default newest)"
+    )
     _json(parser)
 
 
@@ -318,7 +326,8 @@ VERBS = (
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),
     Verb("measure", "print the statistics of a VM", f"{_READING}:measure", _get),
-    Verb("export", "serve the replica's newest cut read-only over NBD", f"{_REPLICA}:export", _export),
+    Verb("points", "list the recovery points of a VM at the replica", f"{_REPLICA}:points", _points),
+    Verb("export", "serve a recovery point of the replica read-only over NBD", f"{_REPLICA}:export", _export),
     Verb("unexport", "end such an export", f"{_REPLICA}:unexport", _unexport),
     Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_REPLICA}:failover", _failover),
     Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),

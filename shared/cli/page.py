@@ -51,6 +51,9 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
     shown = {disk.uri for disk in vm.disks}
     for label, text in _numbered("served at", [uri for uri in vm.uris if uri not in shown]):
         yield label, text
+    if vm.older_points:
+        oldest = "" if vm.oldest_point_time is None else f", the oldest of {time_text(vm.oldest_point_time, zone)}"
+        yield "points", f"{vm.older_points} older{oldest}; they take {size_text(vm.points_bytes)}"
     for label, text in _numbered("export", [_export(export) for export in vm.exports]):
         yield label, text
     if vm.epoch:
@@ -107,5 +110,5 @@ def _disk(disk: DiskStatus) -> str:
 def _export(export: ExportStatus) -> str:
     if export.error:
         return f"{export.id}  ended: {export.error}"
-    spill = f"{size_text(export.spill_bytes)} of {size_text(export.spill_limit_bytes)} kept aside"
-    return f"{export.id}  cut {export.cut.segment}  {'  '.join(export.uris)}  ({spill})"
+    held = f"  (keeps {size_text(export.held_bytes)} of undo logs)" if export.held_bytes else ""
+    return f"{export.id}  cut {export.cut.segment}  {'  '.join(export.uris)}{held}"

@@ -31,6 +31,7 @@ EXPORT_NAME_MAX = 255
 """Bytes of an export's name, well below what NBD allows, so that every client takes it."""
 
 COUNT_MAX = 10_000
+POINTS_MAX = 1000
 
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([A-Za-z]*)")
 
@@ -71,6 +72,15 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_points(text: str) -> int | None:
+    """A number of recovery points from 0 to 1000, or ``default``. Raises UsageError."""
+    if text == "default":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text[:9]) <= POINTS_MAX):
+        raise UsageError(f"{text!r} is not a number of points.", f"Give 0 to {POINTS_MAX}, or default.")
+    return int(text)
+
+
 def parse_flag(text: str) -> bool:
     """``yes`` or ``no``. Raises UsageError."""
     if text not in ("yes", "no"):
@@ -96,8 +106,16 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "log-limit": ("log_limit_bytes", parse_size, "size of the log above which a resync is required, e.g. 10GiB"),
     "replica": ("replica", str, "HOST or HOST:PORT of the replica agent"),
     "auto-resynchronize": ("auto_resynchronize", parse_flag, "yes or no: begin a required resync by itself"),
+    "points-newest": (
+        "points_newest",
+        parse_points,
+        "at the replica: how many newest cuts are kept, or default",
+    ),
+    "points-hourly": ("points_hourly", parse_points, "at the replica: how many hourly points are kept, or default"),
 }
 """What ``set`` changes: key to (name in the agent, parser, help)."""
+REPLICA_SETTINGS = frozenset({"points_newest", "points_hourly"})
+"""Those of them that are the replica's."""
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -16,6 +16,7 @@ from replica_agent.apply import Applier, Group
 from replica_agent.control import Control, _take
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
+from replica_agent.history import History
 from replica_agent.promotion import Promotion
 from replica_agent.record import PositionRecord
 from replica_agent.vm import ReplicaVm
@@ -176,19 +177,8 @@ def no_fence() -> Sequence[Patch]:
 
 
 def export_not_preserved() -> Sequence[Patch]:
-    """I1: an apply overwrites what an export still shows."""
-
-    def make(original: Any) -> Any:
-        def write(disks: BaseDisks, writes: Any) -> None:
-            watchers, disks.watchers = disks.watchers, ()
-            try:
-                original(disks, writes)
-            finally:
-                disks.watchers = watchers
-
-        return write
-
-    return [(BaseDisks, "write", make)]
+    """R37: an export is not told of the undo logs of applies that began after it."""
+    return [(History, "publish", nothing_async)]
 
 
 def no_redo() -> Sequence[Patch]:

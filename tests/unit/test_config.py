@@ -160,6 +160,7 @@ def test_page_has_every_key_with_its_default() -> None:
         "tls": (config.TlsSection,),
         "listen": (config.ListenSection,),
         "storage": (config.StorageSection,),
+        "points": (config.PointsSection,),
         "authorize": (config.AuthorizeSection,),
     }
     tables = tables_of_the_page()

@@ -10,6 +10,8 @@ from shared.ports.files import RealFileSystem
 from tests.vectors.cases import FOLDER, Case, cases, describe_frame
 from tests.vectors.maps import VECTORS, write_all
 from tests.vectors.tables import PAGES, rendered
+from tests.vectors.undo import PATH as UNDO_PATH
+from tests.vectors.undo import content as undo_content
 
 INDEX = FOLDER / "index.json"
 
@@ -39,9 +41,10 @@ def main() -> None:
         (FOLDER / case.file).write_bytes(case.content)
     INDEX.write_text(json.dumps(index(every), indent=1) + "\n", encoding="utf-8")
     write_all()
+    UNDO_PATH.write_bytes(undo_content())
     for page in PAGES:
         page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"{len(every) + len(VECTORS)} vectors in {FOLDER}")
+    print(f"{len(every) + len(VECTORS) + 1} vectors in {FOLDER}")
 
 
 if __name__ == "__main__":

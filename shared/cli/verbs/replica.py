@@ -1,4 +1,4 @@
-"""Verbs that command the replica agent: export, unexport, failover."""
+"""Verbs that command the replica agent: points, export, unexport, failover."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.cli.verbs.reading import rejoin_command
 from shared.cli.verbs.replication import disk_uris
 from shared.errors import InvalidStateError, NotFoundError
 from shared.rates import duration_text
-from shared.status import ExportStatus
+from shared.status import ExportStatus, PointsStatus
 
 EXPORT_SECONDS = 600.0
 """An export begins between two applies, so it may have to wait for one."""
@@ -25,12 +25,28 @@ SERVING_SECONDS = 30.0
 SERVING_POLL_SECONDS = 0.2
 
 
-def export(options: argparse.Namespace, context: Context) -> int:
-    """Serve the newest cut read-only."""
+def points(options: argparse.Namespace, context: Context) -> int:
+    """List the recovery points."""
+    from shared.cli.tables import point_lines
+
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "replica")
-        raw = found.call(admin.EXPORT, EXPORT_SECONDS)
+        raw = found.call(admin.POINTS)
+        now = found.agent.status.time
+    if options.json:
+        context.console.print_json(raw)
+        return SUCCESS
+    context.console.print(point_lines(found.vm, msgspec.convert(printable_values(raw), PointsStatus), now))
+    return SUCCESS
+
+
+def export(options: argparse.Namespace, context: Context) -> int:
+    """Serve a recovery point read-only."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, "replica")
+        raw = found.call(admin.EXPORT, EXPORT_SECONDS, point=options.point)
     if options.json:
         context.console.print_json(raw)
         return SUCCESS

@@ -14,7 +14,7 @@ from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.cli.text import printable_values
 from shared.cli.verbs.reading import rejoin_command
-from shared.errors import NotFoundError, UnreachableError
+from shared.errors import NotFoundError, UnreachableError, UsageError
 from shared.rates import duration_text
 from shared.states import ReplicationState
 from shared.status import VmStatus
@@ -74,11 +74,16 @@ def initial(options: argparse.Namespace, context: Context) -> int:
 def set_settings(options: argparse.Namespace, context: Context) -> int:
     """Change settings of a VM."""
     from shared.cli.tables import settings_lines
+    from shared.cli.units import REPLICA_SETTINGS
 
+    settings = dict(options.settings)
+    roles = {"replica" if name in REPLICA_SETTINGS else "primary" for name in settings}
+    if len(roles) > 1:
+        raise UsageError("These are settings of both sides.", "Set those of the primary and of the replica each there.")
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
-        found = agents.find_one(options.vm, "primary")
-        found.call(admin.SET, settings=dict(options.settings))
+        found = agents.find_one(options.vm, roles.pop())
+        found.call(admin.SET, settings=settings)
         context.console.print(settings_lines(found.refresh()))
     return SUCCESS
 

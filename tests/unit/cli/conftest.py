@@ -43,7 +43,8 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.INITIAL: admin.VmParams,
     admin.SET: admin.SetParams,
     admin.TEST_CONNECTION: admin.ConnectionParams,
-    admin.EXPORT: admin.VmParams,
+    admin.POINTS: admin.VmParams,
+    admin.EXPORT: admin.ExportParams,
     admin.UNEXPORT: admin.UnexportParams,
     admin.FAILOVER: admin.VmParams,
 }

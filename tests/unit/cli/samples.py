@@ -123,10 +123,12 @@ def replica(**changes: Any) -> VmStatus:
         applied_cut=cut(15, 61.0),
         exports=[
             ExportStatus(
-                id="1", uris=["nbd+unix:///disk0?socket=/run/e1"], cut=cut(15, 61.0), spill_bytes=0,
-                spill_limit_bytes=1 << 30,
+                id="1", uris=["nbd+unix:///disk0?socket=/run/e1"], cut=cut(15, 61.0), held_bytes=10 << 20,
             )
         ],
+        older_points=3,
+        oldest_point_time=NOW - 3600.0,
+        points_bytes=20 << 20,
         disks=[DiskStatus(index=0, uuid=EPOCH, size_bytes=20 << 30, path="/replica/disk-0.raw")],
         settings={},
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from shared.admin import verbs as admin
 from shared.errors import InvalidStateError, NoSpaceError
-from shared.status import Cause, LinkStatus, ProgressStatus, VmStatus, to_plain
+from shared.status import Cause, LinkStatus, PointsStatus, PointStatus, ProgressStatus, VmStatus, to_plain
 from tests.unit.cli.conftest import WAIT, CannedAgent, Command
 from tests.unit.cli.samples import NOW, URI, UUID, agent, cut, healthy, replica
 
@@ -291,6 +291,46 @@ def test_export_and_unexport(vmreplica: Command) -> None:
     assert (ran.code, ran.err.splitlines()) == (3, ["vmreplica: web has no export 7.", "  Its exports: 1."])
 
 
+def test_points_and_the_export_of_one(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica()])
+    canned.answers[admin.POINTS] = to_plain(
+        PointsStatus(
+            points=[
+                PointStatus(point="01234567/15", cut=cut(15, 61.0), newest=True, exports=["1"]),
+                PointStatus(point="01234567/14", cut=cut(14, 121.0), bytes=4 << 20),
+                PointStatus(point="01234567/3", cut=cut(3, 7200.0), bytes=1 << 30, hourly=True),
+            ],
+            keep_newest=4,
+            keep_hourly=24,
+            bytes=(1 << 30) + (4 << 20),
+            limit_bytes=20 << 30,
+        )
+    )
+    assert vmreplica("points", "web").lines == [
+        "web  replica: 4 newest and 24 hourly points are kept; they take 1.0 GiB of at most 20.0 GiB.",
+        "  POINT        SEALED                     AGE  KEPT AS    TAKES  EXPORTS",
+        "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest            1",
+        "  01234567/14  2030-03-17 17:44:39  2 min 1 s  cut      4.0 MiB",
+        "  01234567/3   2030-03-17 15:46:40        2 h  hourly   1.0 GiB",
+    ]
+    assert len(json.loads(vmreplica("points", "web", "--json").out)["points"]) == 3
+    canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
+    canned.calls.clear()
+    vmreplica("export", "web", "--point", "01234567/3")
+    assert canned.calls == [(admin.EXPORT, {"vm": UUID, "point": "01234567/3"})]
+
+
+def test_settings_of_the_replica(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica()])
+    canned.answers[admin.SET] = to_plain(replica())
+    assert vmreplica("set", "web", "points-newest=2", "points-hourly=default").code == 0
+    assert canned.calls == [(admin.SET, {"vm": UUID, "settings": {"points_newest": 2, "points_hourly": None}})]
+    ran = vmreplica("set", "web", "points-newest=2", "interval=30s")
+    assert ran.code == 2
+    assert "both sides" in ran.err
+    assert "Give 0 to 1000" in vmreplica("set", "web", "points-newest=many").err
+
+
 def test_failover_shows_progress_and_ends_with_the_disks(vmreplica: Command) -> None:
     canned = vmreplica.agent("replica", [replica()])
     released = threading.Event()
@@ -384,7 +424,7 @@ def test_name_that_one_agent_has_twice_needs_the_uuid(vmreplica: Command) -> Non
     assert f"Name it by UUID: {UUID}, {twin}." in ran.err
     canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
     assert vmreplica("export", twin).code == 0
-    assert canned.calls == [(admin.EXPORT, {"vm": twin})]
+    assert canned.calls == [(admin.EXPORT, {"vm": twin, "point": "newest"})]
 
 
 # --- test-connection

@@ -39,7 +39,7 @@ def test_primary() -> None:
 
 
 def test_replica() -> None:
-    assert page(replica())[3:12] == [
+    assert page(replica())[3:13] == [
         "  health        Normal",
         "  interval      30 s",
         "  behind        2.1 s, 1.0 MiB not yet applied",
@@ -47,7 +47,8 @@ def test_replica() -> None:
         "  applied       15 of 2030-03-17 17:45:39",
         "  link          up (0.4 ms) to beta:7443, 3.0 GiB sent, 2.0 KiB received",
         "  disk          0  20.0 GiB  /replica/disk-0.raw",
-        "  export        1  cut 15  nbd+unix:///disk0?socket=/run/e1  (0 B of 1.0 GiB kept aside)",
+        "  points        3 older, the oldest of 2030-03-17 16:46:40; they take 20.0 MiB",
+        "  export        1  cut 15  nbd+unix:///disk0?socket=/run/e1  (keeps 10.0 MiB of undo logs)",
         "  epoch         0123456789abcdef0123456789abcdef",
     ]
 

@@ -68,6 +68,7 @@ def reason_of(header: bytes) -> str:
 def test_numbers_stay() -> None:
     assert [(kind.name, int(kind)) for kind in RecordKind] == [
         ("SEGMENT", 1), ("BATCH", 2), ("SEAL", 3), ("END_OF_FILE", 4), ("SETTLED", 5),
+        ("UNDO_INDEX", 6), ("UNDO_END", 7),
     ]  # fmt: skip
     assert [(kind.name, int(kind)) for kind in EntryKind] == [("DATA", 1), ("ZERO", 2), ("DISCARD", 3)]
     assert [(reason.name, int(reason)) for reason in SealReason] == [
@@ -182,7 +183,7 @@ def test_any_changed_byte_of_a_record_is_found(at: int, change: int) -> None:
         (record_header(version=2), "version"),
         (record_header(flags=1), "version"),
         (record_header(kind=0), "kind"),
-        (record_header(kind=6), "kind"),
+        (record_header(kind=9), "kind"),
         (record_header(count=0, body=0), "length"),
         (record_header(count=0, body=24), "length"),
         (record_header(count=2, body=24), "length"),

@@ -416,6 +416,21 @@ def check_points(world: World, *taps: Tap) -> None:
         assert content == truth[position], f"the point {position} is not what the disks were at that cut"
 
 
+async def check_history(vm: ReplicaVm, *taps: Tap) -> int:
+    """I1, I6: every point that is advertised reads, byte for byte, as the tap's disks were at that cut; how many."""
+    truth = {tap.ends[number]: content for tap in taps for number, content in tap.cuts.items()}
+    history, applied = vm.parts.history, vm.ledger.replication.applied
+    assert applied is not None
+    positions = [*history.positions(), *([applied.position] if vm.parts.applier.whole else [])]
+    for position in positions:
+        reading = await history.read(position)
+        assert reading is not None
+        found = {disk.index: reading.reader.read(disk.index, 0, disk.size) for disk in DISKS}
+        assert found == truth[position], f"the point {position} is not what the disks were at that cut"
+        await history.end(reading)
+    return len(positions)
+
+
 def random_content(tap: Tap, rng: random.Random) -> None:
     """Fill the disks with something before tracking begins: some data, some zero blocks."""
     for disk in tap.geometry:

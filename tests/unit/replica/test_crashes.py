@@ -11,13 +11,24 @@ from pathlib import Path
 
 import pytest
 
+import replica_agent.retention
 from protocol.messages import Opened, ResyncKind
 from protocol.position import NO_EPOCH, Position
 from replica_agent.agent import ReplicaAgent
 from shared.ports.workers import ThreadWorkers
 from tests.unit.replica.failing import FailingFiles, Killed
 from tests.unit.replica.logs import EPOCH, VM, Tap
-from tests.unit.replica.rig import DISKS, Certificates, Dialler, Primary, Resync, World, check_points, random_content
+from tests.unit.replica.rig import (
+    DISKS,
+    Certificates,
+    Dialler,
+    Primary,
+    Resync,
+    World,
+    check_history,
+    check_points,
+    random_content,
+)
 
 NEXT_EPOCH = b"n" * 16
 RESYNC_IDS = {EPOCH: b"1" * 16, NEXT_EPOCH: b"2" * 16}
@@ -47,6 +58,8 @@ class Story:
     second: Tap | None = None
     acked: Position | None = None
     done: bool = False
+    history: int = 0
+    """The most recovery points that were there, and right, after a death."""
     proposed: dict[bytes, Position] = field(default_factory=dict)
     """The end of each baseline's commit that was sent."""
 
@@ -187,13 +200,20 @@ async def check_after_death(world: World, story: Story) -> None:
                 assert point.segment >= story.acked.segment
             else:
                 assert point == story.proposed[NEXT_EPOCH] or (point.epoch, story.acked.epoch) == (NEXT_EPOCH, EPOCH)
+        story.history = max(story.history, await check_history(vm, *story.taps))
     check_points(world, *story.taps)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("residue", range(4))
-async def test_kill_at_each_durable_operation(memory_path: Path, certificates: Certificates, residue: int) -> None:
-    """I5, I6, I7, I11: through both baselines and streaming, kill at operation N, restart, look, go on to the end."""
+async def test_kill_at_each_durable_operation(
+    memory_path: Path, certificates: Certificates, residue: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I5, I6, I7, I11, R25: through both baselines and streaming, kill at operation N, restart, look at every point,
+    go on to the end.
+    """
+    # Undo logs are merged as soon as there are two to merge.
+    monkeypatch.setattr(replica_agent.retention, "MERGE_AT_ONCE", 2)
     total = await operations_of(World(memory_path / "whole", certificates), Story.begin(7).go_on)
     assert total > 100
     for die_at in range(1 + residue, total + 1, 4):
@@ -204,6 +224,7 @@ async def test_kill_at_each_durable_operation(memory_path: Path, certificates: C
         assert story.done
         await check_after_death(world, story)
         assert world.points[-1][0] == story.taps[-1].position
+        assert story.history >= 3
 
 
 async def test_ten_deaths_in_a_row(world: World) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from replica_agent.exports import EXPORTS_MAX
+from replica_agent.retention import NEWEST_DEFAULT, Retention
 from shared.errors import InvalidStateError, NotFoundError
 from shared.status import ExportStatus
 from tests.unit.replica.logs import EPOCH, VM, zero
@@ -51,7 +52,7 @@ async def test_export_stays_fixed_while_applies_go_on(world: World, tmp_path: Pa
         await pair.control.until_applied(pair.tap.position)
         assert vm.point() == pair.tap.position
         assert await read_export(export, tmp_path) == pair.tap.cuts[cut]
-        assert vm.exports.status()[0].spill_bytes > 0
+        assert vm.exports.status()[0].held_bytes > 0
         newer = await vm.exports.start(vm.describe)
         assert await read_export(newer, tmp_path) == pair.tap.cuts[pair.tap.segment]
         assert await read_export(export, tmp_path) == pair.tap.cuts[cut]
@@ -63,7 +64,7 @@ async def test_export_stays_fixed_while_applies_go_on(world: World, tmp_path: Pa
 
 def check_no_leftovers(world: World) -> None:
     assert not list(world.sockets.rglob("*.sock"))
-    assert not list(world.folder_of().glob("*.spill"))
+    assert len(list(world.folder_of().glob("undo/*"))) <= NEWEST_DEFAULT + 1
 
 
 async def test_every_cut_can_be_exported(world: World, tmp_path: Path) -> None:
@@ -102,9 +103,9 @@ async def test_export_shows_holes(world: World) -> None:
         assert '"data": false' in output
 
 
-async def test_spill_over_its_limit_ends_that_export_alone(world: World) -> None:
+async def test_undo_logs_over_their_limit_end_that_export_alone(world: World) -> None:
     """I13: its clients get an error, the apply goes on, an event tells."""
-    world.options["export_limit"] = 80 << 10
+    world.options["retention"] = Retention(limit=80 << 10)
     async with replicating(world) as pair:
         vm = pair.agent.vms[VM]
         export = await vm.exports.start(vm.describe)
@@ -141,4 +142,4 @@ async def test_exports_are_capped(world: World) -> None:
             await vm.exports.stop("nosuch")
         await vm.exports.stop()
         assert len(vm.exports) == 0
-        assert vm.parts.disks.watchers == ()
+        assert vm.parts.history.readings == []

@@ -7,13 +7,14 @@ import functools
 import random
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from protocol.messages import ResyncKind
 from protocol.position import Position
-from replica_agent.exports import Exports
-from replica_agent.frozen import FrozenPoint
+from replica_agent.history import History
+from replica_agent.layers import PointReader
 from replica_agent.vm import ReplicaVm
 from shared.errors import InvalidStateError
 from shared.tap_config import load_config
@@ -84,24 +85,24 @@ async def test_export_that_just_begins_does_not_outlive_a_failover(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """I1: from the failover on the tap changes the disks, and nobody preserves what they were."""
-    frozen, freeze = threading.Event(), Exports._freeze
+    opening, open_reader = threading.Event(), History._reader
 
-    def freeze_late(exports: Exports, identity: str) -> FrozenPoint:
-        frozen.wait(WAIT_SECONDS)
-        return freeze(exports, identity)
+    def open_late(history: History, *arguments: Any) -> PointReader:
+        opening.wait(WAIT_SECONDS)
+        return open_reader(history, *arguments)
 
-    monkeypatch.setattr(Exports, "_freeze", freeze_late)
+    monkeypatch.setattr(History, "_reader", open_late)
     async with replicating(world) as pair:
         vm = pair.agent.vms[VM]
-        turn = vm.parts.applier.turn
+        starting = vm.exports._starting
         beginning = asyncio.create_task(vm.exports.start(vm.describe))
-        await until(turn.locked)
+        await until(lambda: bool(vm.parts.history.readings))
         assert await vm.promotion.decide()
         vm._spawn(vm.promotion.complete())
         promotion = vm.ledger.promotion
         assert promotion is not None
-        await until(lambda: turn._waiters or promotion.serving)
-        frozen.set()
+        await until(lambda: starting._waiters or promotion.serving)
+        opening.set()
         with pytest.raises(InvalidStateError, match="was ended while it began|was failed over"):
             await beginning
         await until(lambda: vm.ledger.promotion is not None and vm.ledger.promotion.serving)

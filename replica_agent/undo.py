@@ -1,0 +1,390 @@
+"""Undo logs: written before an apply overwrites anything, and read to see the disks as they were.
+
+The format is that of :mod:`protocol.undo`. Everything here blocks and belongs into a worker. A log is written once, by
+:class:`UndoWriter`, and is never changed after that; any number of readers may read it at the same time.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from protocol.entries import ENTRY_BYTES, MAX_ENTRIES, EntryKind, decode_table, encode_entry
+from protocol.errors import LogError
+from protocol.hrl import (
+    FILE_HEADER_BYTES,
+    RECORD_HEADER_BYTES,
+    FileHeader,
+    RecordKind,
+    check_chain,
+    decode_file_header,
+    decode_record_header,
+    encode_file_header,
+    encode_record,
+)
+from protocol.position import Position
+from protocol.undo import (
+    END_RECORD_BYTES,
+    INDEX_DTYPE,
+    MAX_INDEX_ENTRIES,
+    UndoEnd,
+    decode_end_body,
+    decode_index,
+    encode_end_body,
+    encode_index_entry,
+    undo_seed,
+)
+from replica_agent.space import grow, space_error
+from shared.errors import StorageError
+from shared.ports import Buffer, File, FileSystem
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCH_BYTES = 256 << 10
+"""Payload of a batch: what a reader reads and verifies to get at any byte of it."""
+
+
+class UndoDamagedError(StorageError):
+    """An undo log is missing, damaged, or not the one that it should be."""
+
+    code = "undo_damaged"
+
+
+class UndoUnreadableError(OSError):
+    """A part of an undo log is damaged; ``filename`` is its path."""
+
+
+class Piece(NamedTuple):
+    """A part of a disk as an undo log has it: ``data`` is None where there was a hole."""
+
+    start: int
+    end: int
+    data: memoryview | None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Between which cuts an undo log leads, and when each was sealed (seconds since the Unix epoch, 0 if unknown)."""
+
+    older: Position
+    newer: Position
+    older_time: float = 0.0
+    newer_time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A finished undo log: its size in bytes, the chain after its last record, and how many entries it has."""
+
+    length: int
+    chain: bytes
+    entries: int
+    payload_bytes: int
+
+
+class UndoWriter:
+    """Writes one undo log to ``path``. Ranges are added in ascending order of disk and offset and do not overlap."""
+
+    def __init__(self, files: FileSystem, path: str, vm: bytes, link: Link, *, reserve: int) -> None:
+        """Make the file. Raises OSError or NoSpaceError."""
+        self.path = path
+        self._files = files
+        self._link = link
+        self._reserve = reserve
+        self._space = 0
+        self._offset = 0
+        self._chain = undo_seed(vm, link.older, link.newer)
+        self._entries = 0
+        self._payload_bytes = 0
+        self._index: list[bytes] = []
+        self._disk = -1
+        self._table: list[bytes] = []
+        self._buffer = memoryview(bytearray(BATCH_BYTES))
+        self._pending = 0
+        self._first = self._end = 0
+        files.remove(path)
+        self._file: File | None = files.open(path, write=True, create=True, exclusive=True)
+        older = link.older
+        header = FileHeader(vm, 0, 0, older.epoch, older.segment, older.entry, older.chain)
+        try:
+            self._append([encode_file_header(header)])
+        except BaseException:
+            self.discard()
+            raise
+
+    @property
+    def folder(self) -> str:
+        return self.path.rpartition("/")[0]
+
+    @property
+    def length(self) -> int:
+        return self._offset + self._pending
+
+    def hole(self, disk: int, offset: int, length: int) -> None:
+        """The range was a hole. Raises OSError or NoSpaceError."""
+        self._enter(disk, offset, length, EntryKind.ZERO, 0)
+
+    def room(self, disk: int, offset: int, length: int) -> memoryview:
+        """Where to put what the range held, at once; at most BATCH_BYTES. Raises OSError or NoSpaceError."""
+        self._enter(disk, offset, length, EntryKind.DATA, length)
+        return self._buffer[self._pending - length : self._pending]
+
+    def _enter(self, disk: int, offset: int, length: int, kind: EntryKind, payload: int) -> None:
+        if disk != self._disk or len(self._table) == MAX_ENTRIES or self._pending + payload > BATCH_BYTES:
+            self._flush()
+            self._disk = disk
+        if not self._table:
+            self._first = offset
+        self._table.append(encode_entry(disk, kind, offset, length))
+        self._end = offset + length
+        self._pending += payload
+
+    def _flush(self) -> None:
+        """Write what was added as a batch."""
+        if not self._table:
+            return
+        body: list[Buffer] = [b"".join(self._table), self._buffer[: self._pending]]
+        header, chain = encode_record(
+            RecordKind.BATCH,
+            self._link.older.epoch,
+            0,
+            self._entries,
+            int(self._link.newer_time * 1e9),
+            self._chain,
+            body,
+            len(self._table),
+        )
+        self._index.append(encode_index_entry(self._disk, self._first, self._end, self._offset, self._chain))
+        self._append([header, *body])
+        self._chain = chain
+        self._entries += len(self._table)
+        self._payload_bytes += self._pending
+        self._table.clear()
+        self._pending = 0
+
+    def finish(self) -> Sealed:
+        """Write index and end, and make the log durable. Raises OSError or NoSpaceError: then it is void."""
+        self._flush()
+        index_at = self._offset
+        for start in range(0, len(self._index), MAX_INDEX_ENTRIES):
+            part = self._index[start : start + MAX_INDEX_ENTRIES]
+            self._record(RecordKind.UNDO_INDEX, b"".join(part), len(part))
+        end = UndoEnd(
+            self._link.newer,
+            int(self._link.older_time * 1e9),
+            int(self._link.newer_time * 1e9),
+            self._entries,
+            self._payload_bytes,
+            len(self._index),
+            index_at,
+        )
+        self._record(RecordKind.UNDO_END, encode_end_body(end), 0)
+        assert self._file is not None
+        if self._space > self._offset:
+            self._file.truncate(self._offset)
+        self._file.sync()
+        self._files.sync_folder(self.folder)
+        self._close()
+        return Sealed(self._offset, self._chain, self._entries, self._payload_bytes)
+
+    def _record(self, kind: RecordKind, body: bytes, count: int) -> None:
+        header, self._chain = encode_record(
+            kind,
+            self._link.older.epoch,
+            0,
+            self._entries,
+            int(self._link.newer_time * 1e9),
+            self._chain,
+            [body],
+            count,
+        )
+        self._append([header, body])
+
+    def _append(self, pieces: Sequence[Buffer]) -> None:
+        assert self._file is not None
+        end = self._offset + sum(map(len, pieces))
+        if end > self._space:
+            self._space = grow(self._files, self.folder, self._file, self._space, end, self._reserve)
+        try:
+            self._file.write_many(self._offset, pieces)
+        except OSError as error:
+            raise space_error(error, self.folder, end - self._offset) from error
+        self._offset = end
+
+    def discard(self) -> None:
+        """Close and delete the file."""
+        self._close()
+        self._files.remove(self.path)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A verified batch: where its ranges begin and end on the disk, and where each payload begins in ``payload``."""
+
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    zero: NDArray[np.bool_]
+    at: NDArray[np.int64]
+    payload: memoryview
+
+    def pieces(self, start: int, end: int) -> list[Piece]:
+        """The parts of the range that the batch has."""
+        found = []
+        row = int(np.searchsorted(self.ends, start, "right"))
+        while row < len(self.starts) and self.starts[row] < end:
+            low, high = max(start, int(self.starts[row])), min(end, int(self.ends[row]))
+            data = None
+            if not self.zero[row]:
+                place = int(self.at[row]) + low - int(self.starts[row])
+                data = self.payload[place : place + high - low]
+            found.append(Piece(low, high, data))
+            row += 1
+        return found
+
+
+class UndoLog:
+    """A sealed undo log, open for reading: its index is in memory, batches are read and verified when they are needed.
+
+    ``order`` tells newer logs from older ones: it rises from log to log along a VM's history. The file is closed with
+    :meth:`close`, or when the last reference is gone.
+    """
+
+    def __init__(self, files: FileSystem, path: str, vm: bytes, sizes: dict[int, int], order: int) -> None:
+        """Open the log and verify header, index and end. Raises UndoDamagedError."""
+        self.path = path
+        self.order = order
+        try:
+            self._file = files.open(path)
+        except OSError as error:
+            raise self._damaged(error.strerror or str(error)) from error
+        try:
+            self._sizes = sizes
+            self._read_frame(vm)
+        except (LogError, OSError) as error:
+            self._file.close()
+            raise self._damaged(str(error)) from error
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _damaged(self, reason: str) -> UndoDamagedError:
+        return UndoDamagedError(
+            f"The undo log {self.path} can't be used: {reason}.", "Use a newer recovery point; check the volume."
+        )
+
+    def _read_frame(self, vm: bytes) -> None:
+        file = self._file
+        header = decode_file_header(file.read(0, FILE_HEADER_BYTES))
+        if header.vm != vm:
+            raise LogError(0, "file-vm", f"the file belongs to VM {header.vm.hex()}, not to {vm.hex()}")
+        older = Position(header.epoch, header.segment, header.entry, header.chain)
+        self.length = file.size()
+        end_at = self.length - END_RECORD_BYTES
+        if end_at < FILE_HEADER_BYTES:
+            raise LogError(0, "undo-end", f"{self.length} bytes are too few for an undo log")
+        data = file.read(end_at, END_RECORD_BYTES)
+        end_header = decode_record_header(data, at=end_at)
+        if end_header.kind is not RecordKind.UNDO_END or end_header.length != END_RECORD_BYTES:
+            raise LogError(end_at, "undo-end", "the file does not end with an end record")
+        self.end = decode_end_body(memoryview(data)[RECORD_HEADER_BYTES:], at=end_at)
+        self.chain = end_header.chain
+        self.link = Link(older, self.end.newer, self.end.older_time_ns / 1e9, self.end.newer_time_ns / 1e9)
+        chain = self._read_index(undo_seed(vm, older, self.end.newer), end_at)
+        check_chain(end_header, chain, data, at=end_at)
+
+    def _read_index(self, chain: bytes, end_at: int) -> bytes:
+        """Read the index; returns the chain after it."""
+        at, size = self.end.index_at, end_at - self.end.index_at
+        data = memoryview(self._file.read(at, size))
+        tables: list[NDArray[Any]] = []
+        records = []
+        offset = 0
+        while offset < size:
+            header = decode_record_header(data, offset, at=at + offset)
+            if header.kind is not RecordKind.UNDO_INDEX or header.length > size - offset:
+                raise LogError(at + offset, "undo-index", "the index is not whole")
+            body = data[offset + RECORD_HEADER_BYTES : offset + header.length]
+            tables.append(decode_index(body, header.count, self._sizes, at, at=at + offset))
+            records.append((header, data[offset : offset + header.length], at + offset))
+            offset += header.length
+        index = np.concatenate(tables) if tables else np.empty(0, INDEX_DTYPE)
+        if len(index) != self.end.batches:
+            raise LogError(at, "undo-index", f"the index has {len(index)} batches of {self.end.batches}")
+        if len(index):
+            last = int(index["at"][-1])
+            chain = decode_record_header(self._file.read(last, RECORD_HEADER_BYTES), at=last).chain
+        for header, record, place in records:
+            chain = check_chain(header, chain, record, at=place)
+        self._index = index
+        self._places: dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]] = {}
+        for disk in np.unique(index["disk"]).tolist():
+            rows = np.flatnonzero(index["disk"] == disk)
+            firsts, ends = index["first"][rows].astype(np.int64), index["end"][rows].astype(np.int64)
+            if rows[-1] - rows[0] + 1 != len(rows) or (firsts[1:] < ends[:-1]).any():
+                raise LogError(at, "undo-index", f"the batches of disk {disk} are not in order")
+            self._places[disk] = int(rows[0]), firsts, ends
+        return chain
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    @property
+    def disks(self) -> list[int]:
+        """The disks of which it has anything."""
+        return sorted(self._places)
+
+    def batches(self, disk: int, start: int = 0, end: int = 1 << 63) -> range:
+        """The numbers of the batches that may hold parts of a range."""
+        place = self._places.get(disk)
+        if place is None:
+            return range(0)
+        base, firsts, ends = place
+        low = int(np.searchsorted(ends, start, "right"))
+        high = int(np.searchsorted(firsts, end, "left"))
+        return range(base + low, base + max(low, high))
+
+    def pieces(self, disk: int, start: int, end: int) -> list[Piece]:
+        """The parts of the range that the log has, in order. Raises OSError EIO where they are damaged."""
+        found: list[Piece] = []
+        for number in self.batches(disk, start, end):
+            found += self.batch(number).pieces(start, end)
+        return found
+
+    def batch(self, number: int) -> Batch:
+        """A batch, verified. Raises OSError EIO where it is damaged."""
+        row = self._index[number]
+        at = int(row["at"])
+        try:
+            header = decode_record_header(self._file.read(at, RECORD_HEADER_BYTES), at=at)
+            if header.kind is not RecordKind.BATCH:
+                raise LogError(at, "undo-index", "no batch begins where the index says so")
+            record = memoryview(self._file.read(at, header.length))
+            if len(record) < header.length:
+                raise LogError(at, "short", "the batch is cut off")
+            check_chain(header, row["chain"].tobytes(), record, at=at)
+            body = record[RECORD_HEADER_BYTES:]
+            table = decode_table(body, header.count, header.body_length, self._sizes, at=at)
+        except LogError as error:
+            raise UndoUnreadableError(errno.EIO, self._damaged(str(error)).text, self.path) from error
+        starts = table["offset"].astype(np.int64)
+        payload = table["payload"].astype(np.int64)
+        return Batch(
+            starts,
+            starts + table["length"].astype(np.int64),
+            table["kind"] != EntryKind.DATA,
+            np.cumsum(payload) - payload,
+            body[header.count * ENTRY_BYTES :],
+        )
