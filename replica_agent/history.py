@@ -161,7 +161,7 @@ class History:
         try:
             await in_steps(self.ports, fill(writer), STEP_BYTES)
             return await finish(run(writer.finish))
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             await finish(run(writer.discard))
             raise
 

@@ -1,4 +1,4 @@
-"""Readers of exports: an export must show its one cut for as long as it lasts, whatever is applied meanwhile."""
+"""Readers of exports: an export must show its one point for as long as it lasts, whatever is applied meanwhile."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class ExportReaders:
 
     async def _read(self, process: Process, vm: Any) -> None:
         rng = self.world.rng
-        status = await vm.exports.start(vm.describe)
+        positions = vm.parts.history.positions()
+        status = await vm.exports.start(vm.describe, rng.choice([None, *positions]))
         export = vm.exports._exports.get(status.id)
         if export is None:
             # A failover ended it while its beginning was being recorded.

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from tests.simulation import mutants_maps as maps
+from tests.simulation import mutants_points as points
 from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
 from tests.simulation.hooks import replaced
@@ -80,6 +81,7 @@ PRIMARY_POWER = {
 LOG_FAILURES = {"write_rate": 15.0, "in_flight": 4, "log_errors": 1.0, "zeroes": 0.05, "pages": 128, "seconds": 14.0}
 RESYNCS = {**BUSY, "resyncs": 0.5}
 LONG_ZEROES = {**BUSY, "zeroes": 0.6, "stalls": 0.1}
+KEPT = {"newest": 4, "hourly": 5, "seconds": 14.0, "interval": 1.0}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
 
 MUTANTS = {
@@ -143,7 +145,12 @@ MUTANTS = {
             first=6,
         ),
         Mutant(replica.no_fence, ("I5", "I8", "I12"), IDLE_FAILOVER, first=9),
-        Mutant(replica.export_not_preserved, ("I1",), {**BUSY, "exports": 0.5}),
+        Mutant(points.export_not_preserved, ("I1",), {**BUSY, "exports": 0.5}),
+        Mutant(points.undo_nosync, ("I6", "R25"), {**REPLICA_POWER, **KEPT}),
+        Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),
+        Mutant(points.newer_wins, ("I1",), {**BUSY, **KEPT}),
+        Mutant(points.thinned_unmerged, ("I1",), {**BUSY, **KEPT}),
+        Mutant(points.history_over_unsaved, ("I1", "I6"), {**BUSY, **KEPT, "full_replica": 1.0, "replica_errors": 1.0}),
         Mutant(replica.no_redo, ("I1", "I6"), REPLICA_KILLS),
         Mutant(replica.sync_retried, ("I4", "I5", "I6"), {**BUSY, "replica_errors": 1.0}, first=2),
         Mutant(replica.session_behind_promotion, ("I5", "I8", "I12"), IDLE_FAILOVER, first=4),

@@ -16,7 +16,6 @@ from replica_agent.apply import Applier, Group
 from replica_agent.control import Control, _take
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
-from replica_agent.history import History
 from replica_agent.promotion import Promotion
 from replica_agent.record import PositionRecord
 from replica_agent.vm import ReplicaVm
@@ -174,11 +173,6 @@ def promote_applied_only() -> Sequence[Patch]:
 def no_fence() -> Sequence[Patch]:
     """I8: the replica serves its old primary although it was promoted."""
     return [(ReplicaVm, "judge", nothing), (ReplicaVm, "_end_sessions_for_failover", nothing_async)]
-
-
-def export_not_preserved() -> Sequence[Patch]:
-    """R37: an export is not told of the undo logs of applies that began after it."""
-    return [(History, "publish", nothing_async)]
 
 
 def no_redo() -> Sequence[Patch]:

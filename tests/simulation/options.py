@@ -63,6 +63,10 @@ class Options:
     """Orderly restarts of an agent."""
     tap_restarts: float
     """Orderly stops of the tap."""
+    newest: int
+    """Newest cuts that the replica keeps as recovery points."""
+    hourly: int
+    """Hourly recovery points that it keeps; its hours are short."""
 
     def __str__(self) -> str:
         shown = []
@@ -115,6 +119,8 @@ def draw(seed: int) -> Options:
         promote_at=rng.uniform(1.0, seconds) if rng.random() < 0.3 else None,
         agent_restarts=swarm(0.2, 0.1, 0.3),
         tap_restarts=swarm(0.2, 0.1, 0.3),
+        newest=rng.choice([1, 2, 2, 4]),
+        hourly=rng.choice([0, 0, 2, 5]),
     )
 
 

@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from protocol.hrl import (
+    ENTRY_BYTES,
+    ENTRY_DTYPE,
+    FILE_HEADER_BYTES,
+    RECORD_HEADER_BYTES,
+    RecordKind,
+    decode_record_header,
+)
 from protocol.position import NO_EPOCH
 from tests.simulation.hosts import Host
 from tests.simulation.oracle import Cut, Oracle, Violation
@@ -22,6 +32,8 @@ class ReplicaView:
         self.oracle = oracle
         self.fail = fail
         self.checks = 0
+        self.history_checks = 0
+        self._history = ""
         self.applied: dict[bytes, int] = {}
         """The newest point of each epoch."""
         self.promoted: Cut | None = None
@@ -58,6 +70,37 @@ class ReplicaView:
         entries = self.host.volume.entries
         return [entries[self.disk_path(index)].image() for index in range(self._disks)]
 
+    def rolled_back(self) -> list[tuple[Cut, list[bytes]]]:
+        """Every older point that the durable state advertises, with the disks as its undo logs have them.
+
+        A reader of its own: it undoes one apply after the other, and trusts neither index nor end of a log.
+        """
+        pending, logs = self.record("replication")["undo"], self.record("points").get("logs", [])
+        images = [bytearray(image) for image in self.images()]
+        found = []
+        for log in reversed([*logs, *([pending] if pending is not None else [])]):
+            path = f"{self.folder}/undo/{log['first']:012d}-{log['last']:012d}.undo"
+            inode = self.host.volume.entries.get(path)
+            if inode is None:
+                raise Violation(f"R25: the undo log {path} is on record, and is not there")
+            data = memoryview(inode.image())
+            at = FILE_HEADER_BYTES
+            while at < len(data):
+                header = decode_record_header(data, at, at=at)
+                if header.kind is RecordKind.BATCH:
+                    payload = at + RECORD_HEADER_BYTES + header.count * ENTRY_BYTES
+                    for row in np.frombuffer(data, ENTRY_DTYPE, header.count, at + RECORD_HEADER_BYTES).tolist():
+                        disk, _kind, _flags, size, offset, length = row
+                        images[disk][offset : offset + length] = (
+                            data[payload : payload + size] if size else bytes(length)
+                        )
+                        payload += size
+                at += header.length
+            if log["point"]:
+                older = log["older"]
+                found.append(((older["epoch"], older["segment"]), [bytes(image) for image in images]))
+        return found
+
     # --- checks ---
 
     def committed(self, folder: str, _content: StoreContent) -> None:
@@ -68,6 +111,7 @@ class ReplicaView:
             self._check_trust()
             self._check_promotion()
             self._check_point("I1", "the exposed point")
+            self._check_history("I1")
         except Violation as violation:
             self.fail(violation)
 
@@ -75,6 +119,7 @@ class ReplicaView:
         """What survived must be the advertised point exactly, whatever was going on (I6, I7)."""
         try:
             self._check_point("I6", "after a crash the newest point")
+            self._check_history("I6", always=True)
         except Violation as violation:
             self.fail(violation)
 
@@ -88,6 +133,18 @@ class ReplicaView:
         self.applied[epoch] = segment
         self.checks += 1
         self.oracle.check_cut(epoch, segment, self.images(), what, invariant)
+
+    def _check_history(self, invariant: str, *, always: bool = False) -> None:
+        """Every older point must be what its cut was, also while the disks are between two."""
+        record = self.record("replication")
+        points = self.record("points")
+        shown = repr((record.get("undo"), points.get("logs")))
+        if not record or self.edited or record["suspect"] is not None or (shown == self._history and not always):
+            return
+        self._history = shown
+        for cut, images in self.rolled_back():
+            self.history_checks += 1
+            self.oracle.check_cut(*cut, images, "an older point", invariant)
 
     def _check_trust(self) -> None:
         suspect = self.record("replication").get("suspect")

@@ -109,6 +109,7 @@ def run(
         result.counts["writes"] = world.guest.answered
         result.counts["flushes"] = world.guest.flushes
         result.counts["points checked"] = world.view.checks
+        result.counts["older points checked"] = world.view.history_checks
         result.counts["exports checked"] = world.exports.checks
     finally:
         if world is not None:

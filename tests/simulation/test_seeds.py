@@ -22,7 +22,7 @@ REGRESSIONS = {
 }
 """Seeds that once found a bug of the product. Each bug has a unit test as well, since what a seed does changes with
 the product."""
-SEEDS = sorted({*range(300), *REGRESSIONS})
+SEEDS = sorted({*range(500), *REGRESSIONS})
 CHUNK = 20
 """So many seeds are one test: small enough for two workers to share the work evenly."""
 
@@ -53,7 +53,7 @@ def test_seeds(first: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS[::100])
+@pytest.mark.parametrize("seed", SEEDS[::125])
 def test_two_runs_are_the_same(seed: int) -> None:
     first, second = check(seed), check(seed)
     assert (first.trace, first.steps, first.counts) == (second.trace, second.steps, second.counts)

@@ -14,6 +14,9 @@ import primary_agent.tap.hot_regions
 import replica_agent.apply
 import replica_agent.bulk
 import replica_agent.control
+import replica_agent.retention
+import replica_agent.saving
+import replica_agent.undo
 import replica_agent.walk
 from primary_agent.tap.hot_regions import HotRegions
 from shared.tap_config import TapConfig
@@ -42,6 +45,10 @@ SMALL: list[tuple[Any, str, Any]] = [
     (replica_agent.apply, "STEP_BYTES", 64 << 10),
     (replica_agent.bulk, "TAKE_BYTES", 128 << 10),
     (replica_agent.control, "TAKE_BYTES", 64 << 10),
+    (replica_agent.retention, "HOUR", 4.0),
+    (replica_agent.retention, "MERGE_AT_ONCE", 3),
+    (replica_agent.saving, "BATCH_BYTES", 16 << 10),
+    (replica_agent.undo, "BATCH_BYTES", 16 << 10),
 ]
 
 

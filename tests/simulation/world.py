@@ -22,7 +22,15 @@ from protocol.position import Position
 from replica_agent.agent import ReplicaAgent
 from replica_agent.authorize import Grant
 from shared.admin.verbs import EnableParams
-from shared.config import AuthorizeSection, ListenSection, PrimaryConfig, ReplicaConfig, StorageSection, TlsSection
+from shared.config import (
+    AuthorizeSection,
+    ListenSection,
+    PointsSection,
+    PrimaryConfig,
+    ReplicaConfig,
+    StorageSection,
+    TlsSection,
+)
 from shared.errors import VmreplicaError
 from shared.nbd.backend import Mutation
 from shared.nbd.server import NbdServer
@@ -224,6 +232,7 @@ class World:
             authorize=[AuthorizeSection(storage=STORAGE, vms=["*"], fingerprint="P" * 64)],
             heartbeat_seconds=HEARTBEAT,
             dead_after_seconds=DEAD_AFTER,
+            points=PointsSection(newest=self.options.newest, hourly=self.options.hourly),
         )
         agent = ReplicaAgent(config, ports)
         await agent.start()

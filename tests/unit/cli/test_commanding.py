@@ -311,7 +311,7 @@ def test_points_and_the_export_of_one(vmreplica: Command) -> None:
         "  POINT        SEALED                     AGE  KEPT AS    TAKES  EXPORTS",
         "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest            1",
         "  01234567/14  2030-03-17 17:44:39  2 min 1 s  cut      4.0 MiB",
-        "  01234567/3   2030-03-17 15:46:40        2 h  hourly   1.0 GiB",
+        "  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly   1.0 GiB",
     ]
     assert len(json.loads(vmreplica("points", "web", "--json").out)["points"]) == 3
     canned.answers[admin.EXPORT] = to_plain(replica().exports[0])

@@ -1,0 +1,69 @@
+"""Planted bugs of the older recovery points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import replica_agent.history
+import replica_agent.thinning
+from replica_agent.apply import Applier, Group
+from replica_agent.history import History
+from replica_agent.record import UndoRecord
+from tests.simulation.disk import SimulatedFile
+from tests.simulation.mutants_kit import Patch, nothing, unsynced
+
+
+def export_not_preserved() -> Sequence[Patch]:
+    """R37: an export is not told of the undo logs of applies that began after it."""
+
+    def make(original: Any) -> Any:
+        async def publish(history: History, record: UndoRecord) -> None:
+            readings, history.readings = history.readings, []
+            await original(history, record)
+            history.readings = readings
+
+        return publish
+
+    return [(History, "publish", make)]
+
+
+def undo_nosync() -> Sequence[Patch]:
+    """R25: the disks change before their undo log is durable."""
+    return [(SimulatedFile, "sync", unsynced("/undo/"))]
+
+
+def undo_rebuilt() -> Sequence[Patch]:
+    """R25: an apply that a crash interrupted saves what it overwrites anew, though some of it is overwritten."""
+
+    def make(original: Any) -> Any:
+        def begun(applier: Applier, group: Group) -> bool:
+            redone: bool = original(applier, group)
+            return redone and group.merge is not None
+
+        return begun
+
+    return [(Applier, "_begun", make)]
+
+
+def newer_wins() -> Sequence[Patch]:
+    """R25: where two undo logs are merged, the newer content wins."""
+
+    def make(original: Any) -> Any:
+        return lambda layers: original(list(reversed(layers)))
+
+    return [(replica_agent.thinning, "overlaid", make)]
+
+
+def thinned_unmerged() -> Sequence[Patch]:
+    """R25: a point that is not kept any more takes its undo log with it, which older points need."""
+
+    def make(original: Any) -> Any:
+        return lambda *arguments: [log for log in original(*arguments) if log.point]
+
+    return [(replica_agent.history, "thinned", make)]
+
+
+def history_over_unsaved() -> Sequence[Patch]:
+    """R38: older points stay on record although the disks change without an undo log, or can't be trusted."""
+    return [(History, "unguard", nothing)]
