@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from protocol.errors import LogError
 from protocol.hrl import (
     ENTRY_BYTES,
     ENTRY_DTYPE,
@@ -86,7 +87,10 @@ class ReplicaView:
             data = memoryview(inode.image())
             at = FILE_HEADER_BYTES
             while at < len(data):
-                header = decode_record_header(data, at, at=at)
+                try:
+                    header = decode_record_header(data, at, at=at)
+                except LogError as error:
+                    raise Violation(f"R25: the undo log {path} is on record, and is damaged: {error}") from error
                 if header.kind is RecordKind.BATCH:
                     payload = at + RECORD_HEADER_BYTES + header.count * ENTRY_BYTES
                     for row in np.frombuffer(data, ENTRY_DTYPE, header.count, at + RECORD_HEADER_BYTES).tolist():
