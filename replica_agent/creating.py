@@ -91,7 +91,7 @@ def _move_disks(ports: Ports, layout: Layout, target: str) -> None:
 def clear_folder(ports: Ports, folder: str) -> None:
     """Delete a VM's folder, the store last. Blocks."""
     layout = Layout(folder)
-    for tree in (layout.spool, layout.resyncs, layout.tap):
+    for tree in (layout.spool, layout.resyncs, layout.undo_logs, layout.tap):
         ports.files.remove_tree(tree)
     for name in ports.files.list(folder):
         if name.startswith(("disk-", "export-")):
