@@ -30,6 +30,12 @@ from tests.guest.initramfs import CACHE
 
 WAIT_SECONDS = 120.0
 RECONNECT_SECONDS = 120
+KERNEL_OPTIONS = (
+    # The console gets warnings and errors only; a panic ends QEMU.
+    "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on "
+    # What only takes time in an emulated processor, or complains of a busy host.
+    "mitigations=off nokaslr no_timer_check tsc=reliable cryptomgr.notests"
+)
 COMPLAINT = re.compile(r"(?i)ext4|jbd2|I/O error|\bvd[a-z]\b|read-only|blocked for more than|panic")
 """What of the kernel's warnings and errors concerns the disk."""
 
@@ -58,8 +64,7 @@ class Guest:
                     # The guest's clock counts whole seconds at first: e2fsck would find times in the future.
                     "-rtc", "base=2020-02-02T20:20:20",
                     "-kernel", str(CACHE / "vmlinuz"), "-initrd", str(initramfs),
-                    # Warnings and errors only; a panic ends QEMU.
-                    "-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on",
+                    "-append", KERNEL_OPTIONS,
                     "-serial", f"file:{self.console}", "-serial", "stdio",
                     "-blockdev", f"{disk},reconnect-delay={reconnect_seconds},open-timeout=10",
                     "-device", "virtio-blk-pci,drive=disk0",
