@@ -6,7 +6,7 @@ Everything here blocks and belongs into a worker.
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,22 +69,38 @@ def save(disks: BaseDisks, ranges: dict[int, list[list[int]]], writer: UndoWrite
         yield from _save_disk(disks.file(disk), disk, spans, writer)
 
 
-def _save_disk(file: File, disk: int, spans: Iterable[list[int]], writer: UndoWriter) -> Generator[int]:
+def _save_disk(file: File, disk: int, spans: list[list[int]], writer: UndoWriter) -> Generator[int]:
     done = 0
-    for start, end in spans:
-        for extent in file.extents(start, end - start):
-            if extent.hole:
-                writer.hole(disk, extent.offset, extent.length)
-                done += 4096
-                continue
-            offset, stop = extent.offset, extent.offset + extent.length
-            while offset < stop:
-                length = min(BATCH_BYTES, stop - offset)
-                if file.read_into(offset, writer.room(disk, offset, length)) != length:
-                    raise OSError(errno.EIO, f"disk {disk} ends before {offset + length}", file.path)
-                offset += length
-                done += length
+    for start, end, hole in _runs(file, spans):
+        if hole:
+            writer.hole(disk, start, end - start)
+            done += 4096
+            continue
+        for offset in range(start, end, BATCH_BYTES):
+            length = min(BATCH_BYTES, end - offset)
+            if file.read_into(offset, writer.room(disk, offset, length)) != length:
+                raise OSError(errno.EIO, f"disk {disk} ends before {offset + length}", file.path)
+            done += length
         if done >= 1 << 20:
             yield done
             done = 0
     yield done
+
+
+def _runs(file: File, spans: list[list[int]]) -> Generator[tuple[int, int, bool]]:
+    """The spans, in ascending order, as runs of data and holes: start, end, whether it is a hole.
+
+    Nobody changes the file meanwhile, so a run that is known reaches as far as it does: asking for the end of a run of
+    data anew for each span inside it costs much more than reading the span.
+    """
+    last = spans[-1][1] if spans else 0
+    known_start = known_end = 0
+    hole = False
+    for start, end in spans:
+        while start < end:
+            if not known_start <= start < known_end:
+                run = next(iter(file.extents(start, last - start)))
+                known_start, known_end, hole = run.offset, run.offset + run.length, run.hole
+            stop = min(end, known_end)
+            yield start, stop, hole
+            start = stop
