@@ -197,7 +197,7 @@ class Exports:
             if export.point.failed and export.id not in self._told:
                 self._told.add(export.id)
                 text = f"Export {export.id} can't be read any more. {export.point.failed}"
-                await self._applier.ledger.note(EventId.EXPORT, text, cause="spill", export=export.id)
+                await self._applier.ledger.note(EventId.EXPORT, text, cause="point_lost", export=export.id)
 
     @property
     def _name(self) -> str:
