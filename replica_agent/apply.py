@@ -17,11 +17,12 @@ from replica_agent.finishing import finish, in_steps
 from replica_agent.history import History
 from replica_agent.layout import Layout
 from replica_agent.ledger import Ledger
+from replica_agent.overwritten import Overwritten
 from replica_agent.record import PositionRecord, UndoRecord
-from replica_agent.replay import Replay, Source, UnreadableError
+from replica_agent.replay import Replay, Source, UnreadableError, UnsavedError
 from replica_agent.space import no_space, space_error
 from replica_agent.spool import SealedSegment, Spool
-from replica_agent.undo import Link
+from replica_agent.undo import Link, UndoDamagedError, UndoUnreadableError
 from shared.errors import NoSpaceError, StorageError
 from shared.events import EventId
 from shared.ports import Ports
@@ -187,6 +188,8 @@ class Applier:
                     await self._apply(group)
             except NoSpaceError as error:
                 await self._wait_for_space(error)
+            except (UnsavedError, UndoDamagedError, UndoUnreadableError) as error:
+                await self._go_on_unsaved(error)
             except (OSError, StorageError) as error:
                 await self._fail(error, redone=redone)
             else:
@@ -199,8 +202,9 @@ class Applier:
         if not self._begun(group):
             await self._begin(replay, group, target)
         self.progress = ApplyProgress(total=group.bytes, merging=group.merge is not None)
+        saved = await self.history.saved()
         for source in group.sources:
-            await self._replay(replay, source)
+            await self._replay(replay, source, saved)
         await finish(self.ports.workers.run(self._sync))
         identities = await finish(self.ports.workers.run(self.disks.identities))
         async with self.ledger.transaction() as draft:
@@ -281,12 +285,12 @@ class Applier:
         if missing > 0:
             raise no_space(self.layout.folder, missing)
 
-    async def _replay(self, replay: Replay, source: Source) -> None:
+    async def _replay(self, replay: Replay, source: Source, saved: Overwritten | None) -> None:
         def done(count: int) -> None:
             self.progress.done += count
 
         try:
-            await in_steps(self.ports, replay.apply(source), STEP_BYTES, done)
+            await in_steps(self.ports, replay.apply(source, saved), STEP_BYTES, done)
         except OSError as error:
             raise space_error(error, self.layout.folder, STEP_BYTES) from error
 
@@ -319,6 +323,14 @@ class Applier:
         if self._is_new(cause):
             await self.ledger.note(EventId.APPLY_FAILED, error.text, cause=cause.code)
         await self._wait(cause)
+
+    async def _go_on_unsaved(self, error: Exception) -> None:
+        """The undo log of this apply does not have what it has to: the apply goes on, and the older points end."""
+        self.history.abandon()
+        async with self.ledger.transaction() as draft:
+            draft.event(EventId.DAMAGED, f"Older recovery points are lost. {error}", cause="unsaved")
+            self.history.unguard(draft)
+        await self.history.tidy()
 
     async def _fail(self, error: Exception, *, redone: bool) -> None:
         """What was received could not be applied, and only a resync helps.

@@ -10,8 +10,10 @@ import asyncio
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from protocol.position import Position
 from replica_agent.disks import BaseDisks
@@ -19,17 +21,25 @@ from replica_agent.finishing import finish, in_steps
 from replica_agent.layers import PointReader
 from replica_agent.layout import Layout, read_undo
 from replica_agent.ledger import Draft, Ledger
-from replica_agent.record import PointsRecord, PositionRecord, UndoRecord
+from replica_agent.overwritten import Overwritten
+from replica_agent.record import PointsRecord, UndoRecord
 from replica_agent.replay import Replay, Source
 from replica_agent.retention import Retention, thinned, without_oldest
-from replica_agent.saving import Overwritten, save
-from replica_agent.undo import Link, Sealed, UndoDamagedError, UndoLog, UndoWriter
+from replica_agent.saving import save
+from replica_agent.undo import Link, Sealed, UndoDamagedError, UndoLog
+from replica_agent.undo_records import open_log, record_of
+from replica_agent.undo_writer import UndoWriter
 from shared.errors import NoSpaceError, NotFoundError
 from shared.events import EventId
 from shared.ports import Ports
 from shared.rates import size_text
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 LIMIT_LEAST = 64 << 20
+TABLE_ENTRIES = 1 << 16
+"""So many entries are looked at together."""
 STEP_BYTES = 16 << 20
 """Bytes that one piece of work in a worker copies."""
 
@@ -68,6 +78,7 @@ class History:
     _files: set[tuple[int, int]] = field(default_factory=set)
     """The numbers of the logs that may have a file and were on record."""
     _open: weakref.WeakValueDictionary[tuple[int, int], UndoLog] = field(default_factory=weakref.WeakValueDictionary)
+    _saved: Overwritten | None = None
     _told_unkept: bool = False
 
     # --- what there is -----------------------------------------------------------------------------------------------
@@ -120,6 +131,7 @@ class History:
         if not self.wanted:
             return None
         number = self._last + 1
+        self._saved = None
         while True:
             try:
                 sealed = await self.write(number, number, link, lambda writer: self._saving(sources, writer))
@@ -140,10 +152,38 @@ class History:
         replay = Replay(self.ports.files, self.ledger.vm.vm, self.disks)
         overwritten = Overwritten(self.disks.sizes)
         for source in sources:
-            for changes, done in replay.read(source):
-                overwritten.add(changes)
-                yield done // 4
+            tables: list[NDArray[Any]] = []
+            count = 0
+            for table, _ in replay.tables(source):
+                tables.append(table)
+                count += len(table)
+                if count >= TABLE_ENTRIES:
+                    overwritten.add(np.concatenate(tables))
+                    tables, count = [], 0
+                    yield STEP_BYTES
+            if tables:
+                overwritten.add(np.concatenate(tables))
+        self._saved = overwritten
         yield from save(self.disks, overwritten.ranges(), writer)
+
+    async def saved(self) -> Overwritten | None:
+        """What the undo log of the apply under way has: nothing else may be overwritten. None without one.
+
+        Raises UndoDamagedError, or OSError where the log can't be read.
+        """
+        record = self.ledger.replication.undo
+        if record is None:
+            return None
+        if self._saved is None:
+            self._saved = await finish(self.ports.workers.run(self._saved_by, record))
+        return self._saved
+
+    def _saved_by(self, record: UndoRecord) -> Overwritten:
+        """Blocks."""
+        overwritten, log = Overwritten(self.disks.sizes), self.log(record)
+        for table in log.tables():
+            overwritten.add(table)
+        return overwritten
 
     async def write(self, first: int, last: int, link: Link, fill: Callable[[UndoWriter], Generator[int]]) -> Sealed:
         """Write an undo log and seal it; nothing is left of it where that fails."""
@@ -208,6 +248,7 @@ class History:
     def advance(self, draft: Draft) -> None:
         """Part of the transaction that ends an apply: its undo log joins the others."""
         undo, draft.replication.undo = draft.replication.undo, None
+        self._saved = None
         if undo is not None:
             draft.points = msgspec.structs.replace(draft.points, logs=[*draft.points.logs, undo])
         self.prune(draft)
@@ -339,33 +380,6 @@ class History:
                 bad.append(record)
                 reasons.append(error.text)
         return bad, reasons
-
-
-def open_log(ports: Ports, layout: Layout, ledger: Ledger, record: UndoRecord) -> UndoLog:
-    """Open the undo log of a record, and check that it is the one. Blocks. Raises UndoDamagedError."""
-    path = layout.undo(record.first, record.last)
-    sizes = {disk.index: disk.size for disk in ledger.vm.disks}
-    log = UndoLog(ports.files, path, ledger.vm.vm, sizes, record.last)
-    if (log.length, log.chain) != (record.length, record.chain):
-        log.close()
-        raise UndoDamagedError(
-            f"The undo log {path} is not the one that was written: {log.length} bytes, chain {log.chain.hex()}.",
-            "Use a newer recovery point; find out who replaced the file.",
-        )
-    return log
-
-
-def record_of(first: int, last: int, link: Link, sealed: Sealed) -> UndoRecord:
-    return UndoRecord(
-        first=first,
-        last=last,
-        older=PositionRecord.of(link.older),
-        newer=PositionRecord.of(link.newer),
-        older_time=link.older_time,
-        newer_time=link.newer_time,
-        length=sealed.length,
-        chain=sealed.chain,
-    )
 
 
 def _count(logs: Sequence[UndoRecord]) -> int:

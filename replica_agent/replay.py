@@ -7,22 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from protocol.chain import Cursor
 from protocol.errors import LogError
 from protocol.position import Position
 from replica_agent.changes import Changes, data_ranges, gather, plan_writes
 from replica_agent.disks import BaseDisks
+from replica_agent.overwritten import Overwritten
 from replica_agent.spool import SealedSegment
-from replica_agent.walk import LogWalk, check_file
+from replica_agent.walk import LogWalk, check_file, read_tables
 from shared.errors import StorageError
-from shared.ports import FileSystem
+from shared.ports import File, FileSystem
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class UnreadableError(StorageError):
     """A file that has to be replayed is missing, damaged, or shorter than it was."""
 
     code = "spool_damaged"
+
+
+class UnsavedError(StorageError):
+    """Something would be overwritten that no undo log has."""
+
+    code = "unsaved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +58,32 @@ class Replay:
     vm: bytes
     disks: BaseDisks
 
-    def apply(self, source: Source) -> Generator[int]:
+    def apply(self, source: Source, saved: Overwritten | None = None) -> Generator[int]:
         """Write a source's changes to the disks, some MiB with each step; yields the bytes of log done.
 
-        Raises UnreadableError, or OSError where a disk can't be written.
+        Raises UnreadableError, OSError where a disk can't be written, or UnsavedError before anything outside the
+        ranges of ``saved`` is written.
         """
         for changes, done in self.read(source):
+            if saved is not None and not saved.covers(changes):
+                raise UnsavedError(
+                    f"{source.path} changes ranges that it did not name when they were saved.", "Check the volume."
+                )
             self.disks.write(plan_writes(changes))
             yield done
+
+    def tables(self, source: Source) -> Generator[tuple[NDArray[Any], int]]:
+        """The entry tables of a source, unverified (see :func:`replica_agent.walk.read_tables`), and bytes of log.
+
+        Raises UnreadableError.
+        """
+        file = self._open(source)
+        try:
+            yield from read_tables(file, self.disks.sizes, source.length)
+        except (LogError, OSError) as error:
+            raise _unreadable(source, str(error)) from error
+        finally:
+            file.close()
 
     def room(self, sources: Sequence[Source]) -> int:
         """Bytes that the disks would grow by, at most: what data entries write into holes."""
@@ -81,10 +110,7 @@ class Replay:
 
         Raises UnreadableError at the latest where the source does not end as it must.
         """
-        try:
-            file = self.files.open(source.path)
-        except OSError as error:
-            raise _unreadable(source, error.strerror or str(error)) from error
+        file = self._open(source)
         try:
             check_file(file, self.vm, source.start)
             walk = LogWalk(file, source.start.copy(), end=source.length)
@@ -98,6 +124,12 @@ class Replay:
             raise _unreadable(source, str(error)) from error
         finally:
             file.close()
+
+    def _open(self, source: Source) -> File:
+        try:
+            return self.files.open(source.path)
+        except OSError as error:
+            raise _unreadable(source, error.strerror or str(error)) from error
 
 
 def _unreadable(source: Source, reason: str) -> UnreadableError:

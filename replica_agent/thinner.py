@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import msgspec
 
 from replica_agent.finishing import finish
-from replica_agent.history import History, record_of
+from replica_agent.history import History
 from replica_agent.record import UndoRecord
 from replica_agent.retention import merge_next
 from replica_agent.thinning import merge
 from replica_agent.undo import Link, UndoDamagedError, UndoLog, UndoUnreadableError
+from replica_agent.undo_records import record_of
 from shared.errors import NoSpaceError
 from shared.events import EventId
 

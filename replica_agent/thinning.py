@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from replica_agent.undo import Batch, Piece, UndoLog, UndoWriter
+from replica_agent.undo import Batch, Piece, UndoLog
+from replica_agent.undo_writer import UndoWriter
 
 STEP_BYTES = 1 << 20
 

@@ -1,46 +1,38 @@
 """Undo logs: written before an apply overwrites anything, and read to see the disks as they were.
 
 The format is that of :mod:`protocol.undo`. Everything here blocks and belongs into a worker. A log is written once, by
-:class:`UndoWriter`, and is never changed after that; any number of readers may read it at the same time.
+:mod:`replica_agent.undo_writer`, and is never changed after that; any number of readers may read it at the same time.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from protocol.entries import ENTRY_BYTES, MAX_ENTRIES, EntryKind, decode_table, encode_entry
+from protocol.entries import ENTRY_BYTES, EntryKind, decode_table
 from protocol.errors import LogError
 from protocol.hrl import (
     FILE_HEADER_BYTES,
     RECORD_HEADER_BYTES,
-    FileHeader,
     RecordKind,
     check_chain,
     decode_file_header,
     decode_record_header,
-    encode_file_header,
-    encode_record,
 )
 from protocol.position import Position
 from protocol.undo import (
     END_RECORD_BYTES,
     INDEX_DTYPE,
-    MAX_INDEX_ENTRIES,
-    UndoEnd,
     decode_end_body,
     decode_index,
-    encode_end_body,
-    encode_index_entry,
     undo_seed,
 )
-from replica_agent.space import grow, space_error
 from shared.errors import StorageError
-from shared.ports import Buffer, File, FileSystem
+from shared.ports import FileSystem
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,146 +77,6 @@ class Sealed:
     chain: bytes
     entries: int
     payload_bytes: int
-
-
-class UndoWriter:
-    """Writes one undo log to ``path``. Ranges are added in ascending order of disk and offset and do not overlap."""
-
-    def __init__(self, files: FileSystem, path: str, vm: bytes, link: Link, *, reserve: int) -> None:
-        """Make the file. Raises OSError or NoSpaceError."""
-        self.path = path
-        self._files = files
-        self._link = link
-        self._reserve = reserve
-        self._space = 0
-        self._offset = 0
-        self._chain = undo_seed(vm, link.older, link.newer)
-        self._entries = 0
-        self._payload_bytes = 0
-        self._index: list[bytes] = []
-        self._disk = -1
-        self._table: list[bytes] = []
-        self._buffer = memoryview(bytearray(BATCH_BYTES))
-        self._pending = 0
-        self._first = self._end = 0
-        files.remove(path)
-        self._file: File | None = files.open(path, write=True, create=True, exclusive=True)
-        older = link.older
-        header = FileHeader(vm, 0, 0, older.epoch, older.segment, older.entry, older.chain)
-        try:
-            self._append([encode_file_header(header)])
-        except BaseException:
-            self.discard()
-            raise
-
-    @property
-    def folder(self) -> str:
-        return self.path.rpartition("/")[0]
-
-    @property
-    def length(self) -> int:
-        return self._offset + self._pending
-
-    def hole(self, disk: int, offset: int, length: int) -> None:
-        """The range was a hole. Raises OSError or NoSpaceError."""
-        self._enter(disk, offset, length, EntryKind.ZERO, 0)
-
-    def room(self, disk: int, offset: int, length: int) -> memoryview:
-        """Where to put what the range held, at once; at most BATCH_BYTES. Raises OSError or NoSpaceError."""
-        self._enter(disk, offset, length, EntryKind.DATA, length)
-        return self._buffer[self._pending - length : self._pending]
-
-    def _enter(self, disk: int, offset: int, length: int, kind: EntryKind, payload: int) -> None:
-        if disk != self._disk or len(self._table) == MAX_ENTRIES or self._pending + payload > BATCH_BYTES:
-            self._flush()
-            self._disk = disk
-        if not self._table:
-            self._first = offset
-        self._table.append(encode_entry(disk, kind, offset, length))
-        self._end = offset + length
-        self._pending += payload
-
-    def _flush(self) -> None:
-        """Write what was added as a batch."""
-        if not self._table:
-            return
-        body: list[Buffer] = [b"".join(self._table), self._buffer[: self._pending]]
-        header, chain = encode_record(
-            RecordKind.BATCH,
-            self._link.older.epoch,
-            0,
-            self._entries,
-            int(self._link.newer_time * 1e9),
-            self._chain,
-            body,
-            len(self._table),
-        )
-        self._index.append(encode_index_entry(self._disk, self._first, self._end, self._offset, self._chain))
-        self._append([header, *body])
-        self._chain = chain
-        self._entries += len(self._table)
-        self._payload_bytes += self._pending
-        self._table.clear()
-        self._pending = 0
-
-    def finish(self) -> Sealed:
-        """Write index and end, and make the log durable. Raises OSError or NoSpaceError: then it is void."""
-        self._flush()
-        index_at = self._offset
-        for start in range(0, len(self._index), MAX_INDEX_ENTRIES):
-            part = self._index[start : start + MAX_INDEX_ENTRIES]
-            self._record(RecordKind.UNDO_INDEX, b"".join(part), len(part))
-        end = UndoEnd(
-            self._link.newer,
-            int(self._link.older_time * 1e9),
-            int(self._link.newer_time * 1e9),
-            self._entries,
-            self._payload_bytes,
-            len(self._index),
-            index_at,
-        )
-        self._record(RecordKind.UNDO_END, encode_end_body(end), 0)
-        assert self._file is not None
-        if self._space > self._offset:
-            self._file.truncate(self._offset)
-        self._file.sync()
-        self._files.sync_folder(self.folder)
-        self._close()
-        return Sealed(self._offset, self._chain, self._entries, self._payload_bytes)
-
-    def _record(self, kind: RecordKind, body: bytes, count: int) -> None:
-        header, self._chain = encode_record(
-            kind,
-            self._link.older.epoch,
-            0,
-            self._entries,
-            int(self._link.newer_time * 1e9),
-            self._chain,
-            [body],
-            count,
-        )
-        self._append([header, body])
-
-    def _append(self, pieces: Sequence[Buffer]) -> None:
-        assert self._file is not None
-        end = self._offset + sum(map(len, pieces))
-        if end > self._space:
-            self._space = grow(self._files, self.folder, self._file, self._space, end, self._reserve)
-        try:
-            self._file.write_many(self._offset, pieces)
-        except OSError as error:
-            raise space_error(error, self.folder, end - self._offset) from error
-        self._offset = end
-
-    def discard(self) -> None:
-        """Close and delete the file."""
-        self._close()
-        self._files.remove(self.path)
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,8 +215,26 @@ class UndoLog:
             found += self.batch(number).pieces(start, end)
         return found
 
+    def tables(self) -> Iterator[NDArray[Any]]:
+        """The entry tables of all batches, verified. Raises OSError EIO where one is damaged."""
+        for number in range(len(self._index)):
+            yield self._read(number)[0]
+
     def batch(self, number: int) -> Batch:
         """A batch, verified. Raises OSError EIO where it is damaged."""
+        table, payloads = self._read(number)
+        starts = table["offset"].astype(np.int64)
+        payload = table["payload"].astype(np.int64)
+        return Batch(
+            starts,
+            starts + table["length"].astype(np.int64),
+            table["kind"] != EntryKind.DATA,
+            np.cumsum(payload) - payload,
+            payloads,
+        )
+
+    def _read(self, number: int) -> tuple[NDArray[Any], memoryview]:
+        """Table and payload of a batch."""
         row = self._index[number]
         at = int(row["at"])
         try:
@@ -379,12 +249,4 @@ class UndoLog:
             table = decode_table(body, header.count, header.body_length, self._sizes, at=at)
         except LogError as error:
             raise UndoUnreadableError(errno.EIO, self._damaged(str(error)).text, self.path) from error
-        starts = table["offset"].astype(np.int64)
-        payload = table["payload"].astype(np.int64)
-        return Batch(
-            starts,
-            starts + table["length"].astype(np.int64),
-            table["kind"] != EntryKind.DATA,
-            np.cumsum(payload) - payload,
-            body[header.count * ENTRY_BYTES :],
-        )
+        return table, body[header.count * ENTRY_BYTES :]

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from protocol.chain import Cursor, follow_records
+from protocol.entries import ENTRY_BYTES, decode_table
 from protocol.errors import LogError
-from protocol.hrl import FILE_HEADER_BYTES, MAX_RECORD, RecordHeader, RecordKind, decode_file_header
+from protocol.hrl import (
+    FILE_HEADER_BYTES,
+    MAX_RECORD,
+    RECORD_HEADER_BYTES,
+    RecordHeader,
+    RecordKind,
+    decode_file_header,
+    decode_record_header,
+)
 from replica_agent.changes import gather
 from shared.ports import File
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 WALK_BYTES = 4 << 20
+TABLE_BYTES = 1 << 10
+"""A record's header, with the table of a batch that has not many entries."""
 assert WALK_BYTES >= MAX_RECORD
 
 
@@ -64,6 +80,25 @@ class LogWalk:
         last, header = records[-1]
         self.offset = at + last + header.length
         return Chunk(view, at, records)
+
+
+def read_tables(file: File, sizes: dict[int, int], end: int) -> Iterator[tuple[NDArray[Any], int]]:
+    """The entry tables of a file's batches, and the bytes that each record takes; the payloads are not read.
+
+    Only headers and tables are judged, not the chain: whoever relies on them has to see for himself that the entries
+    are the ones that a verifying walk finds. Raises LogError.
+    """
+    offset = FILE_HEADER_BYTES
+    while offset < end:
+        data = file.read(offset, min(TABLE_BYTES, end - offset))
+        header = decode_record_header(data, at=offset)
+        if header.kind is RecordKind.BATCH:
+            table = header.count * ENTRY_BYTES
+            body = data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + table]
+            if len(body) < table:
+                body = file.read(offset + RECORD_HEADER_BYTES, table)
+            yield decode_table(body, header.count, header.body_length, sizes, at=offset), header.length
+        offset += header.length
 
 
 def check_file(file: File, vm: bytes, cursor: Cursor) -> None:

@@ -93,6 +93,9 @@ class File(Protocol):
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         """Fill ``buffer`` from ``offset``; returns the bytes read, fewer only at the end of the file."""
 
+    def read_ranges(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
+        """Fill ``buffer`` with the ranges, one behind the other; EIO where one of them is cut short by the end."""
+
     def read_cached(self, offset: int, length: int) -> bytes | None:
         """What ``read`` returns if it is wholly in the page cache, else None at once (RWF_NOWAIT)."""
 

@@ -86,6 +86,17 @@ class RealFile:
             self._raise(error)
         return done
 
+    def read_ranges(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
+        descriptor, preadv, place = self._descriptor, os.preadv, 0
+        try:
+            for offset, length in zip(offsets, lengths, strict=True):
+                part = buffer[place : place + length]
+                if preadv(descriptor, [part], offset) != length and self.read_into(offset, part) != length:
+                    raise OSError(errno.EIO, f"the file ends before {offset + length}", self.path)
+                place += length
+        except OSError as error:
+            self._raise(error)
+
     def read_cached(self, offset: int, length: int) -> bytes | None:
         if not self._nowait:
             return self.read(offset, length) if self._in_memory else None

@@ -225,6 +225,13 @@ class SimulatedFile:
         buffer[: len(data)] = data
         return len(data)
 
+    def read_ranges(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
+        place = 0
+        for offset, length in zip(offsets, lengths, strict=True):
+            if self.read_into(offset, buffer[place : place + length]) != length:
+                raise OSError(errno.EIO, "the file is too short", self.path)
+            place += length
+
     def read_cached(self, offset: int, length: int) -> bytes | None:
         if self.volume.cold and self.volume.rng.random() < self.volume.cold:
             return None

@@ -16,7 +16,7 @@ import replica_agent.bulk
 import replica_agent.control
 import replica_agent.retention
 import replica_agent.saving
-import replica_agent.undo
+import replica_agent.undo_writer
 import replica_agent.walk
 from primary_agent.tap.hot_regions import HotRegions
 from shared.tap_config import TapConfig
@@ -48,7 +48,7 @@ SMALL: list[tuple[Any, str, Any]] = [
     (replica_agent.retention, "HOUR", 4.0),
     (replica_agent.retention, "MERGE_AT_ONCE", 3),
     (replica_agent.saving, "BATCH_BYTES", 16 << 10),
-    (replica_agent.undo, "BATCH_BYTES", 16 << 10),
+    (replica_agent.undo_writer, "BATCH_BYTES", 16 << 10),
 ]
 
 

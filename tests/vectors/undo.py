@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 from protocol.position import Position
-from replica_agent.undo import BATCH_BYTES, Link, UndoWriter
+from replica_agent.undo import BATCH_BYTES, Link
+from replica_agent.undo_writer import UndoWriter
 from shared.ports.files import RealFileSystem
 from tests.vectors.logs import EPOCH, OTHER_EPOCH, VM
 

@@ -141,6 +141,9 @@ class FailingFile:
         count: int = self._do("read", self._inner.read_into, offset, buffer)
         return count
 
+    def read_ranges(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
+        self._do("read", self._inner.read_ranges, offsets, lengths, buffer)
+
     def read_cached(self, offset: int, length: int) -> bytes | None:
         return self._inner.read_cached(offset, length)
 

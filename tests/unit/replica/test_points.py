@@ -238,6 +238,26 @@ async def test_an_error_while_saving_costs_history_and_nothing_else(world: World
         assert await check_history(vm, pair.tap) == 3
 
 
+async def test_what_was_not_saved_is_not_overwritten_behind_history(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R25, P13: the tables were read wrongly when they were saved; the apply goes on, and the points end, visibly."""
+    from replica_agent import replay
+
+    read_tables = replay.read_tables
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        await cuts(pair, 3)
+        monkeypatch.setattr(replay, "read_tables", lambda *a: ((t[1:], n) for t, n in read_tables(*a) if len(t) > 1))
+        await cuts(pair, 1)
+        monkeypatch.undo()
+        assert vm.point() == pair.tap.position
+        assert segments(vm) == []
+        assert any("did not name when they were saved" in text for text in await texts(pair))
+        await cuts(pair, 2)
+        assert await check_history(vm, pair.tap) == 3
+
+
 async def test_an_export_is_lost_with_the_history_that_it_reads(world: World) -> None:
     """I1: an error for its clients, never other content."""
     files = FailingFiles()

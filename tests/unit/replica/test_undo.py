@@ -14,9 +14,11 @@ from replica_agent.changes import Write
 from replica_agent.disks import BaseDisks
 from replica_agent.layers import PointReader
 from replica_agent.layout import Layout
-from replica_agent.saving import Overwritten, save
+from replica_agent.overwritten import Overwritten
+from replica_agent.saving import save
 from replica_agent.thinning import merge, overlaid
-from replica_agent.undo import BATCH_BYTES, Link, Piece, UndoDamagedError, UndoLog, UndoUnreadableError, UndoWriter
+from replica_agent.undo import BATCH_BYTES, Link, Piece, UndoDamagedError, UndoLog, UndoUnreadableError
+from replica_agent.undo_writer import UndoWriter
 from shared.errors import NoSpaceError
 from shared.ports import Extent
 from shared.ports.files import RealFileSystem
@@ -307,11 +309,33 @@ def test_too_many_ranges_are_rounded_out(rig: Rig) -> None:
             offset = 512 * rng.randrange(1 << 20)
             table[row]["offset"], table[row]["length"] = offset, 512
             exact.add((offset, offset + 512))
-        overwritten.add(Changes(table, np.zeros(40, np.int64), memoryview(b"")))
+        overwritten.add(table)
+        assert overwritten.covers(Changes(table, np.zeros(40, np.int64), memoryview(b"")))
         assert sum(map(len, overwritten._parts[0])) <= 64 + 40
     ranges = overwritten.ranges()[0]
     assert all(any(low <= start and end <= high for low, high in ranges) for start, end in exact)
     assert all(one[1] < two[0] for one, two in itertools.pairwise(ranges))
+
+
+def test_what_was_not_saved_is_not_covered() -> None:
+    """R25: an entry that the tables did not name when they were saved."""
+    import numpy as np
+
+    from protocol.entries import ENTRY_DTYPE, EntryKind
+    from replica_agent.changes import Changes
+
+    def changes(disk: int, offset: int, length: int) -> Changes:
+        table = np.zeros(1, ENTRY_DTYPE)
+        table["disk"], table["kind"], table["offset"], table["length"] = disk, EntryKind.ZERO, offset, length
+        return Changes(table, np.zeros(1, np.int64), memoryview(b""))
+
+    saved = Overwritten({0: 1 << 20, 2: 1 << 20})
+    saved.add(changes(0, 4096, 4096).table)
+    saved.add(changes(0, 8192, 4096).table)
+    assert saved.covers(changes(0, 4096, 8192))
+    assert saved.covers(changes(0, 8192, 512))
+    for beside in ((0, 3584, 512), (0, 4096, 8704), (0, 12288, 512), (2, 4096, 512), (0, 0, 1 << 20)):
+        assert not saved.covers(changes(*beside))
 
 
 def test_a_large_range_is_read_in_pieces(rig: Rig) -> None:
