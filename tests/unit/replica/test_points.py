@@ -242,9 +242,9 @@ async def test_what_was_not_saved_is_not_overwritten_behind_history(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R25, P13: the tables were read wrongly when they were saved; the apply goes on, and the points end, visibly."""
-    from replica_agent import replay
+    from replica_agent import replay, walk
 
-    read_tables = replay.read_tables
+    read_tables = walk.read_tables
     async with replicating(world) as pair:
         vm = pair.agent.vms[VM]
         await cuts(pair, 3)
