@@ -17,11 +17,12 @@ import numpy as np
 
 from protocol.position import Position
 from replica_agent.disks import BaseDisks
-from replica_agent.finishing import finish, in_steps
+from replica_agent.finishing import finish
 from replica_agent.layers import PointReader
 from replica_agent.layout import Layout, read_undo
 from replica_agent.ledger import Draft, Ledger
 from replica_agent.overwritten import Overwritten
+from replica_agent.pump import STEP_BYTES, pump
 from replica_agent.record import PointsRecord, UndoRecord
 from replica_agent.replay import Replay, Source
 from replica_agent.retention import Retention, thinned, without_oldest
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 LIMIT_LEAST = 64 << 20
 TABLE_ENTRIES = 1 << 16
 """So many entries are looked at together."""
-STEP_BYTES = 16 << 20
-"""Bytes that one piece of work in a worker copies."""
 
 
 @dataclass(eq=False, slots=True)
@@ -199,7 +198,7 @@ class History:
         run = self.ports.workers.run
         writer = await finish(run(self._create, path, link))
         try:
-            await in_steps(self.ports, fill(writer), STEP_BYTES)
+            await pump(self.ports, fill(writer), writer)
             return await finish(run(writer.finish))
         except (Exception, asyncio.CancelledError):
             await finish(run(writer.discard))

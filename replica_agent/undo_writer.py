@@ -6,6 +6,7 @@ The format is that of :mod:`protocol.undo`. Everything here blocks and belongs i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,8 +21,25 @@ ROOM_STEP = 1 << 20
 """The room on the volume is looked at again after so many bytes."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Full:
+    """A batch that waits to be written: where it begins and ends on its disk, its table, and its payload's bytes."""
+
+    disk: int
+    first: int
+    end: int
+    count: int
+    table: bytes
+    buffer: memoryview
+    payload: int
+
+
 class UndoWriter:
-    """Writes one undo log to ``path``. Ranges are added in ascending order of disk and offset and do not overlap."""
+    """Writes one undo log to ``path``. Ranges are added in ascending order of disk and offset and do not overlap.
+
+    Batches are gathered (:meth:`hole`, :meth:`room`, :meth:`save`) and written (:meth:`write`) in turn, or each in a
+    worker of its own; whoever gathers writes what :meth:`take` gives before much is gathered, since it stays in memory.
+    """
 
     def __init__(self, files: FileSystem, path: str, vm: bytes, link: Link, *, reserve: int) -> None:
         """Make the file. Raises OSError or NoSpaceError."""
@@ -42,6 +60,8 @@ class UndoWriter:
         """Which entries of the batch are holes."""
         self._buffer = memoryview(bytearray(BATCH_BYTES))
         self._pending = 0
+        self._full: list[_Full] = []
+        self._free: list[memoryview] = []
         files.remove(path)
         self._file: File | None = files.open(path, write=True, create=True, exclusive=True)
         older = link.older
@@ -55,10 +75,6 @@ class UndoWriter:
     @property
     def folder(self) -> str:
         return self.path.rpartition("/")[0]
-
-    @property
-    def length(self) -> int:
-        return self._offset + self._pending
 
     def hole(self, disk: int, offset: int, length: int) -> None:
         """The range was a hole. Raises OSError or NoSpaceError."""
@@ -92,7 +108,7 @@ class UndoWriter:
         self._lengths += lengths
 
     def _flush(self) -> None:
-        """Write what was added as a batch."""
+        """Put what was added aside as a batch to be written."""
         count = len(self._offsets)
         if not count:
             return
@@ -101,29 +117,36 @@ class UndoWriter:
         table["offset"], table["length"] = self._offsets, self._lengths
         table["payload"] = self._lengths if not self._holes else np.minimum(self._lengths, BATCH_BYTES)
         table["kind"][self._holes], table["payload"][self._holes] = EntryKind.ZERO, 0
-        body: list[Buffer] = [table.tobytes(), self._buffer[: self._pending]]
-        header, chain = encode_record(
-            RecordKind.BATCH,
-            self._link.older.epoch,
-            0,
-            self._entries,
-            int(self._link.newer_time * 1e9),
-            self._chain,
-            body,
-            count,
-        )
         end = self._offsets[-1] + self._lengths[-1]
-        self._index.append(encode_index_entry(self._disk, self._offsets[0], end, self._offset, self._chain))
-        self._append([header, *body])
-        self._chain = chain
-        self._entries += count
-        self._payload_bytes += self._pending
+        self._full.append(_Full(self._disk, self._offsets[0], end, count, table.tobytes(), self._buffer, self._pending))
+        self._buffer = self._free.pop() if self._free else memoryview(bytearray(BATCH_BYTES))
         self._offsets, self._lengths, self._holes = [], [], []
         self._pending = 0
+
+    def take(self) -> list[_Full]:
+        """The batches that were put aside since; they are to be written in this order."""
+        full, self._full = self._full, []
+        return full
+
+    def write(self, batches: Sequence[_Full]) -> None:
+        """Write batches; more may be gathered meanwhile, in another worker. Raises OSError or NoSpaceError."""
+        epoch, now = self._link.older.epoch, int(self._link.newer_time * 1e9)
+        for batch in batches:
+            body: list[Buffer] = [batch.table, batch.buffer[: batch.payload]]
+            header, chain = encode_record(
+                RecordKind.BATCH, epoch, 0, self._entries, now, self._chain, body, batch.count
+            )
+            self._index.append(encode_index_entry(batch.disk, batch.first, batch.end, self._offset, self._chain))
+            self._append([header, *body])
+            self._chain = chain
+            self._entries += batch.count
+            self._payload_bytes += batch.payload
+            self._free.append(batch.buffer)
 
     def finish(self) -> Sealed:
         """Write index and end, and make the log durable. Raises OSError or NoSpaceError: then it is void."""
         self._flush()
+        self.write(self.take())
         index_at = self._offset
         for start in range(0, len(self._index), MAX_INDEX_ENTRIES):
             part = self._index[start : start + MAX_INDEX_ENTRIES]
