@@ -142,7 +142,7 @@ def decode_config(data: bytes, path: str) -> TapConfig:
     """The checked configuration; ``path`` is for the error. Raises UsageError naming the field."""
     try:
         config = msgspec.json.decode(data, type=TapConfig, strict=True)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid: {error}.", "Let the agent write it anew.") from None
     config.check()
     return config
