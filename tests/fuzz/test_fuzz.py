@@ -9,7 +9,7 @@ import pytest
 
 from tests.fuzz.__main__ import Outcome, has_atheris, run
 from tests.fuzz.mutators import tweak
-from tests.fuzz.target import CORPUS, MODULES, REGRESSIONS, Target, inputs, load
+from tests.fuzz.target import CORPUS, MODULES, REGRESSIONS, ROOT, Target, inputs, load
 
 PLANTED = [(name, plant.name) for name in MODULES for plant in load(name).plants]
 MUTATIONS = 10_000
@@ -34,6 +34,11 @@ def test_kept_inputs_hold_the_properties(name: str) -> None:
 def test_every_folder_of_inputs_has_a_target() -> None:
     found = {folder.name for root in (CORPUS, REGRESSIONS) for folder in root.iterdir()}
     assert found <= set(MODULES)
+
+
+def test_page_has_every_target() -> None:
+    page = (ROOT / "docs" / "fuzzing.md").read_text(encoding="utf-8")
+    assert [name for name in MODULES if f"\n| `{name}` |" not in page] == []
 
 
 def test_corpora_are_small() -> None:
