@@ -15,6 +15,7 @@ PLANTED = [(name, plant.name) for name in MODULES for plant in load(name).plants
 MUTATIONS = 10_000
 RUNS = 400
 SECONDS = 2
+CANARY = "any_flags"
 CANARY_RUNS = 20_000
 
 needs_atheris = pytest.mark.skipif(
@@ -100,13 +101,11 @@ def test_run_finds_a_planted_bug_from_one_sound_input(tmp_path: Path) -> None:
     (corpus / "sound").write_bytes(seed)
     sound = run("hrl_records", runs=RUNS, seed=1, work=tmp_path / "sound", corpus=[corpus])
     crashless(sound)
-    found = run(
-        "hrl_records", runs=CANARY_RUNS, seed=1, plant="past_the_end", work=tmp_path / "planted", corpus=[corpus]
-    )
+    found = run("hrl_records", runs=CANARY_RUNS, seed=1, plant=CANARY, work=tmp_path / "planted", corpus=[corpus])
     assert found.crash is not None, "the run does not find a bug that is there"
     crash = found.crash.read_bytes()
     target = load("hrl_records")
     target.fuzz(crash)
-    (apply,) = [each.apply for each in target.plants if each.name == "past_the_end"]
+    (apply,) = [each.apply for each in target.plants if each.name == CANARY]
     with apply():
         assert notices(target, crash)
