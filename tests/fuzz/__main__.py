@@ -21,7 +21,7 @@ from tests.fuzz.target import CORPUS, MODULES, REGRESSIONS, ROOT, WORK, file_nam
 HANG_SECONDS = 30
 RSS_MIB = 2048
 KEEP_BYTES = 3000
-KEEP_FILES = 12
+KEEP_FILES = 6
 PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("protocol", "shared", "primary_agent", "replica_agent"))
 
 _STATUS = re.compile(r"^#\d+\s.*?cov: (\d+) ft: (\d+)", re.MULTILINE)

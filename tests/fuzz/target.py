@@ -28,6 +28,7 @@ MODULES = {
     "compression": "bulk",
     "hrl_records": "logs",
     "hrl_files": "logs",
+    "hrl_follower": "logs",
     "spool": "received",
     "spool_frames": "received",
     "differencing": "received",

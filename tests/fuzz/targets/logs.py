@@ -32,12 +32,14 @@ from protocol.hrl import (
     encode_segment_body,
     encode_settled_body,
 )
+from protocol.position import Position
 from replica_agent.walk import LogWalk, find_valid
-from shared.hrl_files import EndKind, RecordReader, find_later, scan_file
+from shared.hrl_files import EndKind, RecordReader, find_later, log_file_name, scan_file
+from shared.hrl_follower import LogDamagedError, LogFollower, LogGoneError
 from shared.hrl_report import check, dump, record_lines, report_lines
 from tests.fuzz import naive
 from tests.fuzz.memory_files import MemoryFiles
-from tests.fuzz.mutators import mutate_log_file, mutate_records
+from tests.fuzz.mutators import mutate_log_file, mutate_records, pack, unpack
 from tests.fuzz.naive import number
 from tests.fuzz.target import ROOT, Plant, Target
 from tests.vectors.logs import EPOCH, SIZES, VM, LogBuilder, data, discard, pattern, small_log, zero
@@ -400,6 +402,135 @@ def cut_short() -> Any:
     return mock.patch.object(LogWalk, "step", broken)
 
 
+# --- from file to file ---------------------------------------------------------------------------------------------
+
+
+def expected_log(files: list[bytes]) -> tuple[bytes, str]:
+    """The records that a log's files hold in one sequence from the start of the epoch, and why there are no more.
+
+    Why is "" for the end of the last file, "gone" for a file that is another one's or missing, else a LogError's word.
+    """
+    place = naive.Place(EPOCH, 0, 0, SEED, None)
+    got = b""
+    for sequence, content in enumerate([*files, None], 1):
+        if content is None:
+            return got, "gone"
+        reason, header = naive.file_header(content)
+        if reason or header is None:
+            return got, reason
+        if content[16:32] != VM:
+            return got, "vm"
+        if number(content, 32, 8) != sequence:
+            return got, "gone"
+        if sequence > 1 and (header.epoch, header.segment, header.entry, header.chain) != (
+            place.epoch,
+            place.segment,
+            place.entry,
+            place.chain,
+        ):
+            return got, "order"
+        records, reason = naive.read_records(content, 4096, len(content), place, naive.END)
+        ended = bool(records) and records[-1].kind == naive.END
+        last = records[-1].at if ended else records[-1].end if records else 4096
+        got += content[4096:last]
+        if not ended:
+            return got, reason or ("" if sequence == len(files) else "short")
+    raise AssertionError("the file behind the last is none")
+
+
+def fuzz_hrl_follower(data_: bytes) -> None:
+    """Following a log over its files brings the records of the one sequence, then says damaged or gone, or the end.
+
+    The input is a bundle: log files 1, 2 and 3.
+    """
+    contents = unpack(data_, 3)
+    if not contents:
+        return
+    files = MemoryFiles({f"/log/{log_file_name(index)}": content for index, content in enumerate(contents, 1)})
+    expected, why = expected_log(contents)
+    follower = LogFollower(files, "/log", VM)
+    got = b""
+    try:
+        follower.seek(1, 4096, Position(EPOCH, 0, 0, SEED))
+        while (run := follower.read(len(contents), len(contents[-1]))) is not None:
+            assert run.position == follower.position
+            got += run.data
+    except LogDamagedError as error:
+        assert error.reason == why
+    except LogGoneError:
+        assert why == "gone"
+    else:
+        assert not why, f"the log ends here: {why}"
+    finally:
+        follower.close()
+    assert got == expected
+
+
+def three_files() -> list[bytes]:
+    first = small_log().end_file()
+    second = LogBuilder(sequence=2, after=first.position)
+    second.batch(data(0, 4096, pattern(512, 8)), discard(3, 0, 4096)).seal().end_file()
+    third = LogBuilder(sequence=3, after=second.position).begin().batch(zero(0, 0, 512)).seal()
+    return [bytes(each.content) for each in (first, second, third)]
+
+
+def seeds_hrl_follower() -> Iterable[bytes]:
+    files = three_files()
+    yield pack(files)
+    yield pack(files[:2])
+    yield pack(files[:1])
+    yield pack([files[0], files[2]])
+    yield pack([files[0][:-80], files[1]])
+    yield pack([files[0], files[1][:4096], files[2]])
+    yield pack([files[0], bytes(4096)])
+    other = LogBuilder(vm=EPOCH, epoch=EPOCH).begin()
+    yield pack([bytes(other.content)])
+    # Sound by itself, but of another place in the log.
+    elsewhere = LogBuilder(sequence=2, after=small_log().positions[5]).batch(zero(0, 0, 512)).end_file()
+    yield pack([files[0], bytes(elsewhere.content), files[2]])
+
+
+def mutate_hrl_follower(content: bytes, random: Random) -> bytes:
+    pieces = unpack(content, 3)
+    if not pieces:
+        return pack(three_files())
+    at = random.randrange(len(pieces))
+    if random.random() < 0.1:
+        pieces[at] = random.choice(three_files())
+    pieces[at] = mutate_log_file(pieces[at], random)
+    return pack(pieces)
+
+
+def any_file() -> Any:
+    """Whose log file it is, and which, is not looked at."""
+    open_ = LogFollower._open
+
+    def lax(self: LogFollower, sequence: int) -> Any:
+        try:
+            return open_(self, sequence)
+        except LogGoneError:
+            if self._file is None:
+                raise
+            return decode_file_header(self._file.read(0, 4096))
+
+    return mock.patch.object(LogFollower, "_open", lax)
+
+
+def no_end_needed() -> Any:
+    """A file may end without an end-of-file record."""
+    read_ = LogFollower.read
+
+    def lax(self: LogFollower, sequence: int, offset: int) -> Any:
+        try:
+            return read_(self, sequence, offset)
+        except LogDamagedError as error:
+            if error.reason != "short":
+                raise
+            return None
+
+    return mock.patch.object(LogFollower, "read", lax)
+
+
 TARGETS = {
     "hrl_records": Target(
         fuzz_hrl_records,
@@ -412,6 +543,13 @@ TARGETS = {
             Plant("any_flags", any_flags),
             Plant("past_the_end", past_the_end),
         ),
+    ),
+    "hrl_follower": Target(
+        fuzz_hrl_follower,
+        seeds_hrl_follower,
+        mutate_hrl_follower,
+        (Plant("any_file", any_file), Plant("no_end_needed", no_end_needed), Plant("any_chain", any_chain)),
+        max_bytes=1 << 15,
     ),
     "hrl_files": Target(
         fuzz_hrl_files,
