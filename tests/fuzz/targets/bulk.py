@@ -124,7 +124,11 @@ def fuzz_bulk(data: bytes) -> None:
 
 def seeds_bulk() -> Iterable[bytes]:
     yield b"\0" + BULK_EXAMPLES[MessageType.MANIFEST]
+    behind = bytearray(BULK_EXAMPLES[MessageType.MANIFEST])
+    behind[64] |= 1 << 6
+    yield b"\0" + behind
     yield b"\2" + BULK_EXAMPLES[MessageType.BLOCKS]
+    yield b"\2" + BULK_EXAMPLES[MessageType.BLOCKS] + bytes(8)
     yield b"\4" + BULK_EXAMPLES[MessageType.LOG]
     yield b"\4" + LOG.record(0)
     yield b"\5" + BULK_EXAMPLES[MessageType.SEAL]

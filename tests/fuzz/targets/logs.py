@@ -159,6 +159,8 @@ def seeds_hrl_records() -> Iterable[bytes]:
     yield b"\0" + bytes(ranges.content[start:])
     wide = LogBuilder().begin().batch(*(discard(0, 512 * each, 512) for each in range(40))).seal().pad()
     yield b"\0" + bytes(wide.content[start:])
+    edge = LogBuilder().begin().batch(zero(0, (1 << 20) - 512, 512)).batch(zero(0, 1 << 20, 512))
+    yield b"\0" + bytes(edge.content[start:])
 
 
 def mutate_hrl_records(content: bytes, random: Random) -> bytes:

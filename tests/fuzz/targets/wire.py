@@ -204,6 +204,9 @@ def seeds_messages() -> Iterable[bytes]:
         body = encode_body(EXAMPLES[kind])
         yield bytes([index]) + body
         yield bytes([index]) + body[:-1] + b"\xc0"
+    heartbeat = msgspec.to_builtins(EXAMPLES[MessageType.HEARTBEAT])
+    yield bytes([KINDS.index(MessageType.HEARTBEAT)]) + msgpack.packb(heartbeat | {"number": "3"})
+    yield bytes([KINDS.index(MessageType.HEARTBEAT)]) + msgpack.packb(heartbeat | {"later": 1})
     yield bytes([0]) + b"\x91" * 3000
     yield bytes([0, 0xDD, 255, 255, 255, 255])
     yield bytes([0, 0xDF, 255, 255, 255, 255])
@@ -479,6 +482,9 @@ def seeds_session() -> Iterable[bytes]:
     yield control + step(p, m.RESYNC_BEGIN) + step(p, m.RESYNC_CANCEL) + step(r, None) + step(r, m.RESYNC_READY)
     yield greeting(1) + said(p, m.MANIFEST_REQUEST) + said(r, m.MANIFEST) + said(p, m.BLOCKS) + said(p, m.RANGE_DONE)
     yield greeting(2) + said(p, m.CLOSE)
+    yield control + resync + step(p, m.LOG) + said(r, m.APPLIED)
+    crossed = step(p, m.RESYNC_BEGIN) + step(r, None) + step(r, m.RESYNC_READY) + step(p, m.RESYNC_CANCEL)
+    yield control + crossed + step(p, None) + step(r, None) + said(r, m.RESYNC_CANCELLED)
     for kind in MessageType:
         yield control + bytes([6 << 1, ALL.index(kind)]) + bytes([6 << 1 | 1, ALL.index(kind)])
         yield bytes([6 << 1, ALL.index(kind)]) + bytes([6 << 1 | 1, ALL.index(kind)])
