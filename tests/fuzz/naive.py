@@ -1,4 +1,4 @@
-"""Second decoders of frames and log records, written from docs/protocol.md and docs/hrl-format.md alone.
+"""Second decoders of frames and log records, as docs/protocol.md and docs/hrl-format.md describe them.
 
 Slow and plain on purpose, and without a line of the product's code: the targets compare the product with them.
 """
