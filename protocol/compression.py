@@ -40,6 +40,9 @@ def decompress(data: Buffer, raw_length: int) -> bytes:
         parameters = zstandard.get_frame_parameters(data)
         if parameters.content_size != raw_length:
             raise ProtocolError(f"the zstd frame declares {parameters.content_size} bytes, its message {raw_length}")
+        if raw_length == 0:
+            # No sender compresses nothing, and the library looks at no byte behind a header that declares it.
+            raise ProtocolError("the zstd frame declares 0 bytes, which nobody sends compressed")
         if parameters.window_size > MAX_WINDOW_BYTES or parameters.dict_id != 0:
             raise ProtocolError(
                 f"the zstd frame needs a window of {parameters.window_size} bytes and dictionary "

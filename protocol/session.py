@@ -155,7 +155,7 @@ class Session:
 
     def receive(self, frame: Frame) -> Message:
         """The message in a frame that the peer sent. Raises ProtocolError; the session is then to be ended."""
-        if frame.token != self.token:
+        if not self._is_of_this_session(frame):
             raise ProtocolError(f"{frame.type.name} with a token that is not this session's", code="state")
         following = self._following(self.side.other, frame.type)
         if frame.compressed and not self.compresses:
@@ -190,6 +190,12 @@ class Session:
         header = encode_frame_header(kind, sum(map(len, pieces)), self.token, raw_length=raw_length)
         self.state = following
         return [header, *pieces]
+
+    def _is_of_this_session(self, frame: Frame) -> bool:
+        if frame.token == self.token:
+            return True
+        # A primary that can't go on from WELCOME, or ends before it comes, has no token yet: its reason must be heard.
+        return frame.type is MessageType.ERROR and frame.token == 0 and self.state is SessionState.READY
 
     def _following(self, sender: Side, kind: MessageType) -> SessionState:
         following = TRANSITIONS.get((self.state, sender, kind))

@@ -177,7 +177,7 @@ def start_error(files: FileSystem, folder: str) -> VmreplicaError | None:
         return None
     try:
         told = msgspec.json.decode(file.read(0, 1 << 16), type=dict[str, str])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError):
         return None
     finally:
         file.close()

@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/")]
-OptionalPath = Annotated[str, msgspec.Meta(pattern=r"^(/|$)")]
+OptionalPath = Annotated[str, msgspec.Meta(pattern=r"^(/|\Z)")]
 SocketPath = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=107)]
 Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
@@ -147,7 +147,9 @@ def load_config(path: str, kind: type[C]) -> C:
         plain = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"The configuration {path} can't be read: {error.strerror}.", "See docs/config.md.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Beside its own error the library lets those through that numbers of thousands of digits, or values nested
+        # as deep, bring about.
         raise UsageError(f"{path} is not valid TOML: {error}.", "Mend that place.") from error
     source = _Source(path, text)
     _refuse_unknown(source, plain, kind, ())
@@ -266,10 +268,11 @@ def _check_paths(source: _Source, section: Section, place: Place) -> None:
         elif field.name == "authorize":
             for number, entry in enumerate(value):
                 _check_paths(source, entry, (*here, number))
-        elif field.type in (AbsolutePath, OptionalPath, SocketPath) and value and os.path.normpath(value) != value:
-            raise UsageError(
-                f"{source.at(here)}: {value!r} is not a plain path.", "Leave out '..', '//' and a last '/'."
-            )
+        elif field.type in (AbsolutePath, OptionalPath, SocketPath) and value:
+            if os.path.normpath(value) != value or "\0" in value:
+                raise UsageError(
+                    f"{source.at(here)}: {value!r} is not a plain path.", "Leave out '..', '//', a last '/' and zeroes."
+                )
 
 
 def _check_common(source: _Source, config: AgentSection) -> None:

@@ -130,10 +130,10 @@ class _Survey:
             case RecordKind.SEAL:
                 seal = decode_seal_body(body, at=at)
                 segment = self._segment(header, at)
-                segment["sealed"] = seal.reason.name.lower()
-                segment["sealed_time"] = _time(header.time_ns)
                 if segment["whole"] and seal.entries != segment["entries"]:
                     raise LogError(at, "seal", f"the seal counts {seal.entries} entries of {segment['entries']}")
+                segment["sealed"] = seal.reason.name.lower()
+                segment["sealed_time"] = _time(header.time_ns)
                 return {"reason": seal.reason.name.lower(), "entries": seal.entries, "segment_bytes": seal.bytes}
             case RecordKind.UNDO_INDEX | RecordKind.UNDO_END:
                 raise LogError(at, "order", "an undo log's record in a log")

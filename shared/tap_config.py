@@ -39,9 +39,9 @@ MAX_REQUEST_BYTES = 4 << 30
 DEFAULT_INTERVAL = 300.0
 """Seconds, as Hyper-V Replica's default."""
 
-AbsolutePath = Annotated[str, msgspec.Meta(pattern="^/[^\0]*$", max_length=4096)]
+AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z", max_length=4096)]
 # A name travels in URIs and in NBD's options; what is safe in both is enough.
-ExportName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,255}$")]
+ExportName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,255}\Z")]
 
 
 class ConfigStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,7 +52,7 @@ class TapDisk(ConfigStruct, frozen=True):
     """One disk: ``uuid`` is 32 hex digits, ``size`` bytes (a multiple of 512), ``export`` its NBD export name."""
 
     index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
-    uuid: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    uuid: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     path: AbsolutePath
     size: Annotated[int, msgspec.Meta(ge=SECTOR, le=MAX_DISK_BYTES, multiple_of=SECTOR)]
     export: ExportName
@@ -142,7 +142,7 @@ def decode_config(data: bytes, path: str) -> TapConfig:
     """The checked configuration; ``path`` is for the error. Raises UsageError naming the field."""
     try:
         config = msgspec.json.decode(data, type=TapConfig, strict=True)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid: {error}.", "Let the agent write it anew.") from None
     config.check()
     return config

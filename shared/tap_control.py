@@ -18,7 +18,7 @@ from shared.admin.methods import NoParams, Params
 from shared.errors import VmreplicaError
 from shared.ports import Address, Network
 
-Hex16 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+Hex16 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Interval = Annotated[float, msgspec.Meta(ge=1, le=86400)]

@@ -220,5 +220,5 @@ def _read_slot(page: bytes) -> tuple[int, TapState] | str:
         return "has a wrong checksum"
     try:
         return sequence, msgspec.msgpack.decode(body, type=TapState, strict=True)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return f"is not readable: {error}"

@@ -82,6 +82,10 @@ MISTAKES = {
     "value in a list": ("tap_command = ['a', 5]\n" + TLS, ":1: tap_command entry 2: Expected `str`", "docs/config.md"),
     "command without a folder": ("tap_command = ['tap']\n" + TLS, ":1: tap_command", "vmreplica-tap@%i"),
     "too few heartbeats": ("heartbeat_seconds = 8\n" + TLS, "two heartbeats of 8 s", "three heartbeats"),
+    "path with a zero byte": ('state_dir = "/a\\u0000"\n' + TLS, ":1: state_dir: '/a\\x00' is not", "Leave out"),
+    "line break for no list": (TLS + 'crl = "\\n"\n', ":5: tls.crl", "docs/config.md"),
+    "number without an end": (f"worker_threads = {'9' * 5000}\n" + TLS, "not valid TOML", "Mend"),
+    "nested without an end": (f"host = {'[' * 2000}\n" + TLS, "not valid TOML", "Mend"),
     "no TOML": ("host = \n" + TLS, "not valid TOML", "Mend"),
     "entry for nobody": (
         TLS + ENTRY.replace('name = "Alpha.example"\n', ""),

@@ -111,6 +111,7 @@ def test_seal_that_counts_wrong_is_not_valid(tmp_path: Path) -> None:
     log.seal()
     report = check(FILES, str(written(tmp_path, log)))
     assert (report["verdict"], report["end"]["reason"]) == ("torn", "seal")
+    assert [segment["sealed"] for segment in report["segments"]] == [None], "the segment has no valid seal"
     assert report["end"]["offset_bytes"] == log.places[-1]
 
 

@@ -51,6 +51,14 @@ def test_other_raw_length_than_declared_is_refused(raw_length: int) -> None:
         decompress(packed(), raw_length)
 
 
+def test_frame_of_nothing_is_refused() -> None:
+    """The library would take any bytes behind a header that declares 0 bytes."""
+    empty = zstandard.ZstdCompressor(write_content_size=True).compress(b"")
+    for data in (empty, empty[:-3] + b"garbage"):
+        with pytest.raises(ProtocolError, match="0 bytes"):
+            decompress(data, 0)
+
+
 def test_frame_without_a_declared_size_is_refused() -> None:
     data = zstandard.ZstdCompressor(write_content_size=False).compress(RAW)
     with pytest.raises(ProtocolError, match="declares"):

@@ -243,6 +243,24 @@ def test_welcome_that_was_not_offered_is_refused(change: dict[str, object], code
     assert pair.primary.token == 0
 
 
+def test_reason_of_a_primary_that_refuses_the_welcome_is_heard() -> None:
+    """The primary has no token then, and the replica has sent it already."""
+    pair = Pair(yours=Identity("vmreplica 0.1.0", "beta", capabilities=("zstd",)))
+    pair.say(Side.PRIMARY, MessageType.HELLO)
+    pair.replica.send(pair.replica.welcome())
+    reason = EXAMPLES[MessageType.ERROR]
+    assert pair.carry(Side.PRIMARY, pair.primary.send(reason)) == reason
+    assert pair.replica.state is SessionState.CLOSED
+
+
+@pytest.mark.parametrize("state", [SessionState.OPENING, SessionState.OPEN, SessionState.BULK])
+def test_error_without_a_token_is_taken_in_the_greeting_only(state: SessionState) -> None:
+    replica = Pair().bring_to(state).replica
+    payload = encode_body(EXAMPLES[MessageType.ERROR])
+    with pytest.raises(ProtocolError, match="token"):
+        replica.receive(Frame(MessageType.ERROR, payload, 0, False, len(payload)))
+
+
 def test_sides_know_each_other_after_the_greeting() -> None:
     pair = Pair().bring_to(SessionState.READY)
     assert pair.primary.peer is not None

@@ -273,12 +273,27 @@ def test_wrong_configurations_are_refused(field: str, value: object) -> None:
         decode_config(json.dumps(plain).encode(), "tap.json")
 
 
-@pytest.mark.parametrize("field, value", [("size", 1000), ("size", 0), ("size", (64 << 40) + 512), ("export", "a/b")])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("size", 1000),
+        ("size", 0),
+        ("size", (64 << 40) + 512),
+        ("export", "a/b"),
+        ("export", "a\n"),
+        ("uuid", "0" * 32 + "\n"),
+    ],
+)
 def test_wrong_disks_are_refused(field: str, value: object) -> None:
     plain = json.loads(encode_config(make_config("/vm", (SIZE,))))
     plain["disks"][0][field] = value
     with pytest.raises(UsageError, match=field):
         decode_config(json.dumps(plain).encode(), "tap.json")
+
+
+def test_text_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(UsageError, match="not valid"):
+        decode_config(b'{"name": "\xff"}', "tap.json")
 
 
 @pytest.mark.parametrize("field", ["index", "uuid", "path", "export"])
