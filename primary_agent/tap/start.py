@@ -195,7 +195,8 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
                 tracks = state.tracking is Tracking.MAP
                 start.dirty.take_up(state.epoch, tracks=tracks, older=state.doubt)
             epoch = b"" if _is_mapped(start, state, ports.clock.boot_id()) else state.epoch
-        log = start.files.discover(epoch, state.first_file if state is not None else 1)
+        durable = _durable_file(start, state, ports.clock.boot_id())
+        log = start.files.discover(epoch, state.first_file if state is not None else 1, durable_file=durable)
         if state is None and start.loss is None:
             start.files.prepared(_proof_of_room(ports.files, start.files))
         elif state is not None and tracked:
@@ -213,6 +214,14 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
         if tracked:
             text = f"the log in {config.log_folder} can't be read: {why(error)}"
             start.loss = Loss(LostReason.LOG_FAILED, text[:MAX_TEXT], ports.clock.wall())
+
+
+def _durable_file(start: Start, state: TapState | None, boot_id: str) -> int | None:
+    """After power loss, the file up to which the log was durable at the last checkpoint; 0 without one."""
+    if state is None or not lost_power(state, boot_id):
+        return None
+    note = HotNote.decode(start.hot.note) if start.hot is not None else HotNote()
+    return note.file if note.epoch == state.epoch else 0
 
 
 def _is_mapped(start: Start, state: TapState, boot_id: str) -> bool:
