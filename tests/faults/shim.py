@@ -215,7 +215,7 @@ class Shim:
     def trace(self, below: Path) -> Path:
         """Record every change of files below this folder; returns where."""
         graves = self.folder / "graves"
-        graves.mkdir()
+        graves.mkdir(exist_ok=True)
         self._control.trace = str(self.folder / "trace").encode()
         self._control.graveyard = str(graves).encode()
         self._control.traced = f"{below}/".encode()
