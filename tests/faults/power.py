@@ -47,13 +47,14 @@ def read_trace(folder: Path) -> list[Record]:
     for path in sorted(folder.glob("trace.*")):
         content, at = path.read_bytes(), 0
         while at + _RECORD.size <= len(content):
-            *numbers, kind, name, old, new = _RECORD.unpack_from(content, at)
+            sequence, inode, offset, before, after, kind, name, old, new = _RECORD.unpack_from(content, at)
             at += _RECORD.size
             parts = []
             for length in (name, old, new):
                 parts.append(content[at : at + length])
                 at += length
             if at <= len(content):
+                numbers = (sequence, inode, offset, before, after)
                 records.append(Record(*numbers, chr(kind), parts[0].decode(), parts[1], parts[2]))
     return sorted(records, key=lambda record: record.sequence)
 
@@ -124,7 +125,7 @@ def _lose_pages(path: Path, writes: list[Record], rng: random.Random, loss: Loss
     now = path.read_bytes()
     then = undone(now, writes)
     size = rng.choice((len(now), len(then)))
-    pages = set()
+    pages: set[int] = set()
     for write in writes:
         length = max(len(write.old), len(write.new))
         if length:

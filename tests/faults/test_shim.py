@@ -75,20 +75,15 @@ ONE = "import os, sys\nfd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
 def test_each_call_can_fail(shim: Shim, operation: Operation, code: str) -> None:
     """Calls before and after the one that is to fail pass, and so does every other kind of call."""
     path = shim.folder / "victim"
+    # The opening of the file itself must not be of the kind that is to fail.
+    other = operation in (Operation.OPEN, Operation.CREATE)
+    opened = "import os, sys\n" if other else ONE.replace(" | os.O_CREAT", "")
     with shim.fault(operation, "*/victim*" if operation != Operation.SYNC_FOLDER else "*", error=errno.ENOMEM) as fault:
-        # The opening of the file itself counts where it is of that kind.
-        result = run(
-            f"{ONE.replace('os.open', 'OPEN')}try:\n  {code}\nexcept OSError as e: print(e.errno)\n".replace(
-                "OPEN(sys.argv[1], os.O_RDWR | os.O_CREAT)",
-                "__import__('posix').open(sys.argv[1], os.O_RDWR)"
-                if operation == Operation.CREATE
-                else "os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)",
-            ),
-            str(_made(path)),
-        )
+        text = f"{opened}try:\n  {code}\nexcept OSError as error: print(error.errno)\n"
+        result = run(text, str(_made(path)))
         assert (result.stdout.strip(), result.stderr) == (str(errno.ENOMEM), "")
         assert fault.hits == 1
-    assert run(f"{ONE}{code}", str(_made(path))).returncode == 0
+    assert run(f"{opened}{code}", str(_made(path))).returncode == 0
 
 
 def _made(path: Path) -> Path:
@@ -99,7 +94,10 @@ def _made(path: Path) -> Path:
 def test_counts_ranges_and_programs(shim: Shim) -> None:
     """Only the calls that were asked for: after so many, so often, in that range, by that program."""
     path = _made(shim.folder / "victim")
-    code = f"{ONE}marker = 'of this one'\nfor n in range(8):\n try: os.pwrite(fd, b'x', n); print(end='.')\n except OSError: print(end='!')\n"
+    code = (
+        f"{ONE}marker = 'of this one'\nfor n in range(8):\n"
+        "  try: os.pwrite(fd, b'x', n); print(end='.')\n  except OSError: print(end='!')\n"
+    )
     with shim.fault(Operation.WRITE, "*/victim", skip=2, times=3):
         assert run(code, str(path)).stdout == "..!!!..."
     with shim.fault(Operation.WRITE, "*/victim", span=(5, 7)):
@@ -123,7 +121,10 @@ def test_spoiled_and_misdirected_reads(shim: Shim) -> None:
 def test_clock_steps_with_the_times_of_files(shim: Shim) -> None:
     """What was written before the step keeps its time, what is written after it does not."""
     path = _made(shim.folder / "victim")
-    code = f"{ONE}import time\nb = os.fstat(fd).st_mtime\nos.pwrite(fd, b'x', 0)\nprint(os.fstat(fd).st_mtime - b, time.time() - b)"
+    code = (
+        f"{ONE}import time\nbefore = os.fstat(fd).st_mtime\nos.pwrite(fd, b'x', 0)\n"
+        "print(os.fstat(fd).st_mtime - before, time.time() - before)"
+    )
     shim.step_clock(-86400.0)
     written, told = map(float, run(code, str(path)).stdout.split())
     assert -86400 <= written < -86000
