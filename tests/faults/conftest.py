@@ -1,4 +1,4 @@
-"""The shim for each test that asks for it, and the two hosts of tests/pair under it."""
+"""The shim for each test that asks for it, and fixtures of other tests that these share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from tests.faults.shim import Shim
 from tests.pair.conftest import MEMORY, hosts
+from tests.unit.replica.conftest import certificates, memory_path
 
-__all__ = ["hosts"]
+__all__ = ["certificates", "hosts", "memory_path"]
 
 
 @pytest.fixture

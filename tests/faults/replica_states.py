@@ -40,6 +40,8 @@ class RecordingFiles(FailingFiles):
         self.recording = recording
         self.numbers: dict[str, int] = {}
         self.stamps: dict[int, int] = {}
+        self.lies_about = ""
+        """Syncs of files with this in their path are left out: a planted bug."""
         self._last = 1000
         self._clock = 1_700_000_000_000_000_000
 
@@ -84,7 +86,7 @@ class RecordingFiles(FailingFiles):
         if self.recording is not None:
             self.recording.end_window(self.short(path))
         super().sync_folder(path)
-        if self.recording is not None:
+        if self.recording is not None and not (self.lies_about and path.endswith(self.lies_about)):
             self.recording.synced_folder(self.short(path))
 
     def step(self, operation: str, path: str) -> None:
@@ -142,7 +144,8 @@ class RecordingFile(FailingFile):
         if recording is not None:
             recording.end_window(self.recorder.short(self.path))
         super().sync()
-        if recording is not None:
+        lies = self.recorder.lies_about
+        if recording is not None and not (lies and lies in self.path):
             recording.synced(self.number)
 
     def identity(self) -> FileIdentity:
@@ -168,7 +171,7 @@ def stores_below(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
-async def record(folder: Path, certificates: Certificates, seed: int) -> list[Window]:
+async def record(folder: Path, certificates: Certificates, seed: int, *, lies_about: str = "") -> list[Window]:
     """Two baselines with cuts after each; the windows."""
     world, story = World(folder, certificates), Story.begin(seed)
 
@@ -180,6 +183,7 @@ async def record(folder: Path, certificates: Certificates, seed: int) -> list[Wi
 
     recording = Recording(facts)
     files = RecordingFiles(folder, recording)
+    files.lies_about = lies_about
     assert not await run_until_death(world, story.go_on, None, files)
     recording.end_window("the end")
     assert story.done
@@ -209,11 +213,18 @@ async def check_state(folder: Path, certificates: Certificates, window: Window, 
 
 
 async def check_seed(
-    folder: Path, certificates: Certificates, seed: int, *, limit: int, samples: int, stride: int = 1
+    folder: Path,
+    certificates: Certificates,
+    seed: int,
+    *,
+    limit: int,
+    samples: int,
+    stride: int = 1,
+    lies_about: str = "",
 ) -> int:
     """Every ``stride``-th state, over all windows; how many were checked."""
     rng, checked = random.Random(seed), 0
-    windows = await record(folder / "run", certificates, seed)
+    windows = await record(folder / "run", certificates, seed, lies_about=lies_about)
     states = ((window, state) for window in windows for state in window.states(rng, limit=limit, samples=samples))
     for number, (window, state) in enumerate(states):
         if number % stride == 0:

@@ -11,8 +11,8 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from primary_agent.tap.ports import OwnPorts
 from shared.nbd.backend import Mutation
 from tests.faults.crash_states import PAGE, Recording, State, Window
 from tests.simulation.disk import Inode, SimulatedFile, SimulatedFileSystem, Volume
+from tests.simulation.hooks import replaced
+from tests.simulation.mutants_kit import Patch
 from tests.unit.tap.life import Life, small_maps
 
 
@@ -210,11 +212,14 @@ def check_state(seed: int, window: Window, state: State, tally: Tally) -> None:
         life.world.close()
 
 
-def check_seed(seed: int, *, limit: int, samples: int, stride: int = 1) -> Tally:
-    """Every ``stride``-th state of a life, over all windows."""
+def check_seed(seed: int, *, limit: int, samples: int, stride: int = 1, patches: Sequence[Patch] = ()) -> Tally:
+    """Every ``stride``-th state of a life, over all windows; ``patches`` are bugs planted while it is lived."""
     rng, tally = random.Random(seed), Tally()
     with small_maps():
-        windows = record(seed)
+        with ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(replaced(*patch))
+            windows = record(seed)
         tally.windows = len(windows)
         states = ((window, state) for window in windows for state in window.states(rng, limit=limit, samples=samples))
         for number, (window, state) in enumerate(states):
