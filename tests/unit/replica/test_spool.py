@@ -17,6 +17,7 @@ from replica_agent.pool import SpoolPool
 from replica_agent.spool import Spool, SyncFailedError
 from shared.errors import NoSpaceError, StorageError
 from shared.ports.files import RealFileSystem
+from tests.faults.nth import every_failure, on
 from tests.unit.replica.failing import FailingFiles
 from tests.unit.replica.logs import EPOCH, VM, Tap, log_frame, seal_frame, write, zero
 
@@ -463,23 +464,25 @@ def test_failed_sync_voids_the_segment(tmp_path: Path, tap: Tap, operation: str)
 
 @pytest.mark.parametrize("operation", ["open", "write", "allocate", "rename", "size"])
 def test_failed_operation_changes_nothing(tmp_path: Path, tap: Tap, operation: str) -> None:
-    files = FailingFiles(RealFileSystem())
-    rig = Rig(tmp_path, files)
-    spool = rig.open()
-    feed(spool, *tap.whole_segment([write(0, 0, b"1" * 512)]))
-    spool.recycle(spool.segments.pop())
-    before = spool.position
-    log, seal = tap.whole_segment([write(0, 0, b"2" * 512)])
     failed = 0
-    for number in range(1, 20):
-        files.fail_next(operation, after=number - 1)
+    for failure in every_failure(on(operation)):
+        folder = tmp_path / f"{failure.number}-{failure.persistent}"
+        files = FailingFiles(RealFileSystem())
+        rig, tap = Rig(folder, files), Tap(DISKS)
+        spool = rig.open()
+        feed(spool, *tap.whole_segment([write(0, 0, b"1" * 512)]))
+        spool.recycle(spool.segments.pop())
+        before = spool.position
+        log, seal = tap.whole_segment([write(0, 0, b"2" * 512)])
+        files.fault = failure
         try:
             feed(spool, log)
         except OSError:
             failed += 1
             assert spool.position == before
-            continue
-        break
-    files.fail_nothing()
-    assert spool.take(seal_frame(seal)) == tap.position
+            failure.lifted = True
+            feed(spool, log)
+        failure.lifted = True
+        assert spool.take(seal_frame(seal)) == tap.position
+        spool.close()
     assert failed or operation in ("allocate", "size")
