@@ -10,7 +10,7 @@ import structlog
 from primary_agent.tap.changes import LoggedChanges, LogUnreadableError, read_changes
 from primary_agent.tap.dirty_map import DirtyMap
 from primary_agent.tap.disks import Disk, join_ranges
-from primary_agent.tap.hot_regions import HotNote
+from primary_agent.tap.hot_regions import VOID, HotNote
 from primary_agent.tap.log_files import LogFile, LogFiles, prepare
 from primary_agent.tap.map_tracking import NOT_WHOLE
 from primary_agent.tap.ports import TapPorts
@@ -190,6 +190,9 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
         pass
     try:
         epoch = b""
+        if tracked and start.hot is not None and HotNote.decode(start.hot.note).lease_ns == VOID:
+            tracked = False
+            raise TrackingLost(LostReason.STATE_FAILED, "tracking was lost, and the state could not be written")
         if state is not None and tracked:
             if start.dirty is not None:
                 tracks = state.tracking is Tracking.MAP
