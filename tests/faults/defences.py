@@ -138,7 +138,7 @@ DEFENCES = {
     ),
     "log_sync_retried": Defence(
         "P5", "a failed sync is tried again", "shared.ports.files:RealFile.sync", retries,
-        f"{TAP}test_log_whose_sync_fails_once_is_never_trusted_again", quick=True,
+        f"{TAP}test_log_whose_sync_fails_once_is_never_trusted_again",
     ),
     "disk_sync_retried": Defence(
         "P6", "a failed sync is tried again", "shared.ports.files:RealFile.sync", retries,
@@ -150,7 +150,7 @@ DEFENCES = {
     ),
     "cut_told_early": Defence(
         "P11", "syncs return at once", "shared.ports.files:RealFile.sync", nothing,
-        f"{TAP}test_disk_that_stalls_holds_cuts_up_and_nothing_more", quick=True,
+        f"{TAP}test_disk_that_stalls_holds_cuts_up_and_nothing_more",
     ),
     "unreadable_is_zero": Defence(
         "P12", "what can't be read counts as zeroes", "tests.unit.replica.failing:FailingFile.read_into",
@@ -167,8 +167,8 @@ DEFENCES = {
         "tests/pair/test_tap_refusals.py::test_log_folder_that_vanishes",
     ),
     "leak": Defence(
-        "P15", "files are not closed", "primary_agent.tap.log_files:LogFiles.close", nothing,
-        f"{TAP}test_open_that_fails_is_a_clean_error_and_leaks_nothing", quick=True,
+        "P15", "files are not closed", "shared.ports.files:RealFile.close", nothing,
+        f"{TAP}test_open_that_fails_is_a_clean_error_and_leaks_nothing",
     ),
     "edits_unseen": Defence(
         "P16, P18", "the disks' stamps are not compared", f"{START}check_disks", nothing,

@@ -1,4 +1,4 @@
-"""The page docs/fault-matrix.md names tests and defences that exist, and misses none; some defences are taken out here."""
+"""docs/fault-matrix.md names tests and defences that exist, and misses none; some defences are taken out here."""
 
 from __future__ import annotations
 

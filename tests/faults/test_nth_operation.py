@@ -155,7 +155,7 @@ async def reopened(folder: Path, certificates: Certificates, story: Story) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part, stride", [("spool", 13), ("/disk-", 61), ("/resync/", 5), ("store", 29)])
+@pytest.mark.parametrize("part, stride", [("spool", 13), ("/disk-", 61), ("/resync/", 5), ("store", 97)])
 async def test_replica_whose_nth_operation_fails(
     memory_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch, part: str, stride: int
 ) -> None:
