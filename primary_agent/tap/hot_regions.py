@@ -296,7 +296,7 @@ class HotRegions:
             self._note = HotNote(VOID, self._note.file, self._note.offset, self._note.epoch)
             with suppress(OSError):
                 self._map.write_note(self._note.encode())
-            self._tasks.spawn(self._sync.run())
+            self._tasks.spawn(self.renew())
 
     def clear(self, place: HotNote) -> None:
         """Nothing is in doubt: all that was written is durable, and tracked up to ``place``. Raises OSError."""

@@ -93,25 +93,20 @@ class Window:
         pending = sorted({(n, page) for n, file in self.files.items() for _, page, _ in file.pending})
         writes = sorted({write for file in self.files.values() for write, _, _ in file.pending if write >= self.since})
         for write in writes:
-            yield self._state(lambda _n, _p, at, write=write: at <= write, count, True, f"prefix up to {write}")
+            yield self._state(_up_to(write), count, True, f"prefix up to {write}")
         for names in range(count + 1):
             for kept in (True, False):
                 text = f"{names} names, {'all' if kept else 'nothing'} kept"
-                yield self._state(lambda *_, kept=kept: kept, names, kept, text)
+                yield self._state(_all_or_nothing(kept), names, kept, text)
         if len(pending) <= limit:
             for kept_pages in itertools.product((False, True), repeat=len(pending)):
                 chosen = {page for page, is_kept in zip(pending, kept_pages, strict=True) if is_kept}
-                yield self._state(
-                    lambda n, p, _at, chosen=chosen: (n, p) in chosen,
-                    count,
-                    rng.random() < 0.5,
-                    f"kept {sorted(chosen)}",
-                )
+                yield self._state(_only(chosen), count, rng.random() < 0.5, f"kept {sorted(chosen)}")
             return
         for sample in range(samples):
             yield self._sample(rng, sample)
 
-    def _state(self, keeps: Callable[[int, int, int], bool], names: int, sized: bool, text: str) -> State:
+    def _state(self, keeps: Keeps, names: int, sized: bool, text: str) -> State:
         files = {}
         for number, file in self.files.items():
             pages = dict(file.durable)
@@ -157,6 +152,22 @@ class Window:
                 else:
                     names[path] = number
         return names
+
+
+Keeps = Callable[[int, int, int], bool]
+"""Whether a write stays, by its file, its page and its number."""
+
+
+def _up_to(last: int) -> Keeps:
+    return lambda _file, _page, write: write <= last
+
+
+def _all_or_nothing(kept: bool) -> Keeps:
+    return lambda _file, _page, _write: kept
+
+
+def _only(chosen: set[tuple[int, int]]) -> Keeps:
+    return lambda file, page, _write: (file, page) in chosen
 
 
 class Recording:

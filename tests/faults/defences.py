@@ -114,7 +114,7 @@ START = "primary_agent.tap.start:"
 DEFENCES = {
     "no_witness": Defence(
         "P1", "what a kill left in doubt is not looked at", f"{START}still_in_doubt", says({}),
-        f"{UNIT}test_crashes.py::test_killed_at_some_places", quick=True,
+        f"{UNIT}test_crashes.py::test_killed_at_some_places",
     ),
     "same_boot": Defence(
         "P2", "a start after power loss takes itself for one after a kill", f"{START}lost_power", says(False),
@@ -130,7 +130,7 @@ DEFENCES = {
     ),
     "short_write": Defence(
         "P4", "the rest of a write that was cut short is left out", "shared.ports.files:RealFile.write",
-        leaves_the_rest, f"{TAP}test_write_that_is_cut_short_is_completed", quick=True,
+        leaves_the_rest, f"{TAP}test_write_that_is_cut_short_is_completed",
     ),
     "short_writes": Defence(
         "P4", "the same of a write of several buffers", "shared.ports.files:RealFile._write_vector",
@@ -155,7 +155,7 @@ DEFENCES = {
     "unreadable_is_zero": Defence(
         "P12", "what can't be read counts as zeroes", "tests.unit.replica.failing:FailingFile.read_into",
         zeroes_for_what_cannot_be_read,
-        f"{COPY}test_failures.py::test_part_of_the_copy_that_can_not_be_read_is_sent_anew", quick=True,
+        f"{COPY}test_failures.py::test_part_of_the_copy_that_can_not_be_read_is_sent_anew",
     ),
     "nothing_differs": Defence(
         "P13, R6", "a compare finds no difference", "primary_agent.resync:differing_spans", says([]),
@@ -184,12 +184,12 @@ DEFENCES = {
     ),
     "killed_unseen": Defence(
         "P21", "what a kill left in doubt is not looked at", f"{START}_take_up", nothing,
-        "tests/faults/test_clock_and_memory.py::test_killed_for_its_memory_is_killed", quick=True,
+        "tests/faults/test_clock_and_memory.py::test_killed_for_its_memory_is_killed",
     ),
     "no_limit": Defence(
         "P22", "the log's limit is not kept", "primary_agent.tap.log_files:LogFiles._most",
         lambda _original: property(lambda _files: 10_000),
-        f"{UNIT}test_faults.py::test_log_that_is_full", quick=True,
+        f"{UNIT}test_faults.py::test_log_that_is_full",
     ),
     "full_is_a_failure": Defence(
         "R3", "a full volume of the replica is an error like any other", "replica_agent.differencing:space_error",

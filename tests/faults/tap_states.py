@@ -57,7 +57,7 @@ class ToldLife(Life):
                 self.flushed, self.since = bytes(self.model[0]), []
             return error
 
-        tap.flush = remembering  # type: ignore[method-assign,assignment]
+        tap.flush = remembering  # type: ignore[method-assign]
         return tap
 
     async def change(self, tap: TapEngine, index: int, batch: list[Mutation]) -> None:

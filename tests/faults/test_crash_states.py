@@ -52,7 +52,7 @@ def test_states_are_all_that_power_loss_may_leave() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_state_of_a_tap_is_recovered_from(seed: int) -> None:
     """I3, I4, R28: log, log files, both maps and the state file, between any two syncs."""
     tally = tap_states.check_seed(seed, limit=5, samples=10, stride=8)
@@ -99,7 +99,7 @@ async def test_every_state_of_a_replica_is_recovered_from(memory_path: Path, cer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lie", ["/spool/", "disk-", "spool", "/resync/"])
+@pytest.mark.parametrize("lie", ["/spool/", "disk-", "spool"])
 async def test_planted_bug_of_a_replica_is_noticed(memory_path: Path, certificates: Certificates, lie: str) -> None:
     with pytest.raises(AssertionError):
-        await replica_states.check_seed(memory_path, certificates, 7, limit=4, samples=6, lies_about=lie)
+        await replica_states.check_seed(memory_path, certificates, 7, limit=4, samples=6, stride=2, lies_about=lie)
