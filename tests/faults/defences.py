@@ -7,6 +7,7 @@ the test starts, and so of the real agents and taps, too.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import subprocess
@@ -92,6 +93,11 @@ def goes_by_the_wall(_original: Any) -> Any:
     import time
 
     return lambda _clock: time.time()
+
+
+def an_error(_original: Any) -> Any:
+    """Something else than a lack of space."""
+    return lambda volume, *_rest: OSError(errno.EIO, "an error", volume)
 
 
 def zeroes_for_what_cannot_be_read(original: Any) -> Any:
@@ -192,9 +198,8 @@ DEFENCES = {
         f"{UNIT}test_faults.py::test_log_that_is_full",
     ),
     "full_is_a_failure": Defence(
-        "R3", "a full volume of the replica is an error like any other", "replica_agent.differencing:space_error",
-        lambda _original: lambda error, *_rest: error,
-        "tests/pair/test_replica_full.py",
+        "R3", "a full volume of the replica is an error like any other", "replica_agent.space:no_space", an_error,
+        "tests/pair/test_replica_full.py::test_full_volume_pauses_a_resync_and_it_goes_on",
     ),
     "merge_sync_forgiven": Defence(
         "R5", "a failed sync of the disks counts", "replica_agent.disks:BaseDisks.sync", forgives,
