@@ -78,7 +78,7 @@ def _read(parts: VmParts) -> _Found:
     if record is not None and record.end is None:
         _read_resync(parts, record, found)
     if found.spool is not None:
-        found.spool.load()
+        found.spool.load(torn=_other_boot(parts))
         found.damaged = found.spool.damaged
     _remove_strangers(parts, found)
     found.undo, found.lost = parts.history.found()
@@ -90,6 +90,11 @@ def _read(parts: VmParts) -> _Found:
             same_boot=replication.boot_id == parts.ports.clock.boot_id(),
         )
     return found
+
+
+def _other_boot(parts: VmParts) -> bool:
+    """Whether the host may have lost power since something was received: it was started since the newest point."""
+    return parts.ledger.replication.boot_id != parts.ports.clock.boot_id()
 
 
 def _merge(parts: VmParts, record: ResyncRecord) -> Merge:
@@ -118,7 +123,7 @@ def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
     found.resync = opened
     try:
         opened.differences.load()
-        opened.tracked.load()
+        opened.tracked.load(torn=_other_boot(parts))
     except (OSError, LogError) as error:
         opened.close()
         found.unusable = f"What was received of it can't be used any more: {error}"

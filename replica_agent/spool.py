@@ -118,16 +118,17 @@ class Spool:
 
     # --- start -------------------------------------------------------------------------------------------------------
 
-    def load(self) -> None:
+    def load(self, *, torn: bool = False) -> None:
         """Find what is there: the received segments after the start, in order, and the partial after them.
 
-        A torn tail is cut. What can't be part of the log any more is removed.
+        A torn tail is cut. What can't be part of the log any more is removed. ``torn``: the host may have lost power,
+        which leaves any pages of what was not synced; what is not whole was then never acknowledged, and is sent again.
         """
         names = self._files.list(self._layout.spool)
         numbers = sorted(place[1] for name in names if (place := read_segment(name)) and place[0] == self.epoch)
         for number in numbers:
             expected = self._received.segment + 1
-            if number == expected and self._open is None and self._load_segment(number):
+            if number == expected and self._open is None and self._load_segment(number, torn and number == numbers[-1]):
                 continue
             if number > expected or (number == expected and self._open is not None):
                 self.damaged.append(f"segment {number} is here, but segment {expected} before it is not whole")
@@ -135,7 +136,7 @@ class Spool:
         # What was never synced is only now found to be received, and must be durable before anybody is told.
         self._files.sync_folder(self._layout.spool)
 
-    def _load_segment(self, number: int) -> bool:
+    def _load_segment(self, number: int, torn: bool) -> bool:
         """Take over one file; False if nothing in it follows what came before."""
         path = self._layout.segment(self.epoch, number)
         file = self._files.open(path, write=True)
@@ -145,7 +146,11 @@ class Spool:
                 file.close()
                 return False
             if found.sealed is None and find_later(file, found.cursor, found.offset + 8, file.size()) is not None:
-                self.damaged.append(f"{path} is damaged at offset {found.offset}")
+                if torn:
+                    # Or what lies behind would look like damage once more, to a start after a kill.
+                    file.truncate(found.offset)
+                else:
+                    self.damaged.append(f"{path} is damaged at offset {found.offset}")
             start, self._cursor = self._cursor, found.cursor
             if found.sealed is None:
                 self._open = _Open(file, start, found.offset, file.size())

@@ -330,7 +330,7 @@ class TapEngine:
                     await self._turns.take(switch)
                 finally:
                     if self._hot is not None and not self.tracker.is_tracked:
-                        self._hot.active = False
+                        self._hot.not_begun()
                 await self.tracker.finish_begin()
 
     async def _heat_before_tracking(self) -> None:

@@ -28,6 +28,8 @@ LEASE_SECONDS = 10.0
 LEASE_SLACK_SECONDS = 0.25
 
 NO_LOG = (1 << 63) - 1
+VOID = 1
+"""A lease that says that tracking was lost while the state could not say so."""
 _NOTE = struct.Struct("<QQQ16s")
 
 
@@ -88,6 +90,8 @@ class HotRegions:
         self._wanted: set[tuple[int, int]] = set()
         self._waiting: dict[tuple[int, int], int] = {}
         self._note = HotNote.decode(map_file.note)
+        self._voided = False
+        self._was_void = False
         self._lease_until = -1.0
         """Monotonic; from then on a write has to wait until the lease is renewed."""
         self._renewing = False
@@ -185,7 +189,7 @@ class HotRegions:
                 break
         async with self._noting:
             wanted, self._wanted = self._wanted, set()
-            lease_ns = int((self._clock.wall() + LEASE_SECONDS) * 1e9)
+            lease_ns = VOID if self._voided else int((self._clock.wall() + LEASE_SECONDS) * 1e9)
             until = self._clock.monotonic() + LEASE_SECONDS
             for slot, region in wanted:
                 self._map.set_range(self._disks[slot].index, region << self._shift, 1)
@@ -273,13 +277,34 @@ class HotRegions:
     def begin(self) -> None:
         """Something is tracked from now on."""
         self.active = not self.failure
+        self._was_void, self._voided = self._voided, False
+
+    def not_begun(self) -> None:
+        """What ``begin`` was for did not come about."""
+        self.active = False
+        if self._was_void:
+            self.void()
+
+    def void(self) -> None:
+        """Say in the state's place that tracking was lost: in the page cache at once, durable soon. Never fails.
+
+        Else a start would rely on a lease that still runs, for writes that nobody tracked.
+        """
+        self.active = False
+        if not self._voided:
+            self._voided, self._lease_until = True, -1.0
+            self._note = HotNote(VOID, self._note.file, self._note.offset, self._note.epoch)
+            with suppress(OSError):
+                self._map.write_note(self._note.encode())
+            self._tasks.spawn(self.renew())
 
     def clear(self, place: HotNote) -> None:
         """Nothing is in doubt: all that was written is durable, and tracked up to ``place``. Raises OSError."""
         self._map.clear_all()
         self._map.write()
         # Until now everything is vouched for; the next tap may stop before it has written anything.
-        place = HotNote(int(self._clock.wall() * 1e9), place.file, place.offset, place.epoch)
+        lease_ns = VOID if self._voided else int(self._clock.wall() * 1e9)
+        place = HotNote(lease_ns, place.file, place.offset, place.epoch)
         self._map.write_note(place.encode())
 
     def log_place(self, epoch: bytes) -> tuple[int, int]:

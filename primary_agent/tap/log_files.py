@@ -96,10 +96,12 @@ class LogFiles:
 
     # --- start ------------------------------------------------------------------------------------------------------
 
-    def discover(self, epoch: bytes, first_file: int) -> list[LogFile]:
+    def discover(self, epoch: bytes, first_file: int, *, durable_file: int | None = None) -> list[LogFile]:
         """Read the folder: the unbroken end of the log of ``epoch``, which began in ``first_file``; the rest is free.
 
         Blocks. A file that is missing ends the log towards its beginning: what lies before can't be sent any more.
+        After power loss ``durable_file`` is the last one that was durable for certain (0: none). Then a file that is
+        missing behind that one ends the log towards its end: it was lost, and what lies before it is still good.
         """
         self._files.make_folder(self.folder)
         log: list[LogFile] = []
@@ -117,6 +119,9 @@ class LogFiles:
                     rest.append(path)
                     continue
                 if log and log[-1].sequence + 1 != sequence:
+                    if durable_file is not None and log[-1].sequence >= durable_file:
+                        rest.append(path)
+                        continue
                     rest += [before.path for before in log]
                     log.clear()
                 log.append(file)

@@ -124,6 +124,11 @@ class MapTracking:
         if self.dirty is not None:
             self.dirty.void()
 
+    def void_lease(self) -> None:
+        """Nobody tracked what changed, and the state can't say so."""
+        if self.hot is not None:
+            self.hot.void()
+
     def close(self) -> None:
         if self.dirty is not None:
             self.dirty.file.close()

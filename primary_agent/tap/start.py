@@ -10,7 +10,7 @@ import structlog
 from primary_agent.tap.changes import LoggedChanges, LogUnreadableError, read_changes
 from primary_agent.tap.dirty_map import DirtyMap
 from primary_agent.tap.disks import Disk, join_ranges
-from primary_agent.tap.hot_regions import HotNote
+from primary_agent.tap.hot_regions import VOID, HotNote
 from primary_agent.tap.log_files import LogFile, LogFiles, prepare
 from primary_agent.tap.map_tracking import NOT_WHOLE
 from primary_agent.tap.ports import TapPorts
@@ -190,12 +190,16 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
         pass
     try:
         epoch = b""
+        if tracked and start.hot is not None and HotNote.decode(start.hot.note).lease_ns == VOID:
+            tracked = False
+            raise TrackingLost(LostReason.STATE_FAILED, "tracking was lost, and the state could not be written")
         if state is not None and tracked:
             if start.dirty is not None:
                 tracks = state.tracking is Tracking.MAP
                 start.dirty.take_up(state.epoch, tracks=tracks, older=state.doubt)
             epoch = b"" if _is_mapped(start, state, ports.clock.boot_id()) else state.epoch
-        log = start.files.discover(epoch, state.first_file if state is not None else 1)
+        durable = _durable_file(start, state, ports.clock.boot_id())
+        log = start.files.discover(epoch, state.first_file if state is not None else 1, durable_file=durable)
         if state is None and start.loss is None:
             start.files.prepared(_proof_of_room(ports.files, start.files))
         elif state is not None and tracked:
@@ -213,6 +217,14 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
         if tracked:
             text = f"the log in {config.log_folder} can't be read: {why(error)}"
             start.loss = Loss(LostReason.LOG_FAILED, text[:MAX_TEXT], ports.clock.wall())
+
+
+def _durable_file(start: Start, state: TapState | None, boot_id: str) -> int | None:
+    """After power loss, the file up to which the log was durable at the last checkpoint; 0 without one."""
+    if state is None or not lost_power(state, boot_id):
+        return None
+    note = HotNote.decode(start.hot.note) if start.hot is not None else HotNote()
+    return note.file if note.epoch == state.epoch else 0
 
 
 def _is_mapped(start: Start, state: TapState, boot_id: str) -> bool:

@@ -565,6 +565,7 @@ class Tracker:
             self._state_file.write(self._state(Status.ACTIVE))
         except OSError:
             written = False
+            self.maps.void_lease()
         else:
             written = True
         self._ending = self._tasks.spawn(self._finish_end(self._ending, log, written=written))
@@ -594,6 +595,8 @@ class Tracker:
             except OSError:
                 # What failed to be synced has to be written again, or syncing it would prove nothing.
                 written = False
+                if not self.is_tracked:
+                    self.maps.void_lease()
             if self._closing:
                 return False
             await asyncio.sleep(STATE_RETRY_SECONDS)

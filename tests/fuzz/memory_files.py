@@ -36,6 +36,13 @@ class MemoryFile:
         view[: len(data)] = data
         return len(data)
 
+    def read_ranges(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
+        place = 0
+        for offset, length in zip(offsets, lengths, strict=True):
+            if self.read_into(offset, buffer[place : place + length]) != length:
+                raise OSError(errno.EIO, "the file is too short", self.path)
+            place += length
+
     def read_cached(self, offset: int, length: int) -> bytes | None:
         return self.read(offset, length)
 

@@ -33,17 +33,18 @@ class FailingFiles(RealFileSystem):
         self.die_after_writes_to = ""
         """Dies right after the first write to a file whose name begins so."""
         self.on_death: Callable[[], object] = lambda: None
+        self.fault: Callable[[str, str], int] = lambda _operation, _path: 0
+        """The errno with which this operation on this path fails, or 0 (tests/faults/nth.py)."""
         self.opened: list[RealFile] = []
         self.trace: list[str] = []
         self._failing: str | None = None
         self._prefix: str | None = None
         self._prefixed = ""
-        self._after = 0
         self._number = errno.EIO
 
-    def fail_next(self, operation: str, *, after: int = 0, number: int = errno.EIO) -> None:
-        """Fail the next operation of that name, after so many that succeed."""
-        self._failing, self._after, self._number = operation, after, number
+    def fail_next(self, operation: str, *, number: int = errno.EIO) -> None:
+        """Fail the next operation of that name."""
+        self._failing, self._number = operation, number
 
     def fail_only(self, prefix: str, operation: str, *, number: int = errno.EIO) -> None:
         """Fail that operation on all files whose names begin so, until told to stop."""
@@ -65,10 +66,11 @@ class FailingFiles(RealFileSystem):
             if path.rpartition("/")[2].startswith(self._prefix):
                 raise OSError(self._number, f"failed {operation} on purpose", path)
         if operation == self._failing:
-            if self._after == 0:
-                self._failing = None
-                raise OSError(self._number, f"failed {operation} on purpose", path)
-            self._after -= 1
+            self._failing = None
+            raise OSError(self._number, f"failed {operation} on purpose", path)
+        number = self.fault(operation, path)
+        if number:
+            raise OSError(number, f"failed {operation} on purpose", path)
         if operation in DURABLE:
             self.operations += 1
             self.trace.append(f"{operation} {path.rpartition('/')[2]}")

@@ -144,9 +144,14 @@ def opened_before(story: Story) -> bool:
     return bool(story.proposed)
 
 
-async def run_until_death(world: World, work: Callable[[Dialler], Awaitable[None]], die_at: int | None) -> bool:
+async def run_until_death(
+    world: World,
+    work: Callable[[Dialler], Awaitable[None]],
+    die_at: int | None,
+    files: FailingFiles | None = None,
+) -> bool:
     """Run an agent and ``work`` against it; True if it was killed at its ``die_at``-th durable operation."""
-    files = FailingFiles()
+    files = files if files is not None else FailingFiles()
     files.die_at = die_at
     died = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -180,9 +185,9 @@ async def operations_of(world: World, work: Callable[[Dialler], Awaitable[None]]
     return world.files.operations
 
 
-async def check_after_death(world: World, story: Story) -> None:
+async def check_after_death(world: World, story: Story, files: FailingFiles | None = None) -> None:
     """I6: what is there is exactly one cut, no older than what was acknowledged."""
-    world.files = FailingFiles()
+    world.files = files if files is not None else FailingFiles()
     async with world.agent() as agent:
         vm = agent.vms.get(VM)
         if vm is None or not vm.has_baseline:

@@ -349,6 +349,45 @@ def test_state_that_cannot_be_written(world: World) -> None:
     assert world.run(main)
 
 
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power-lost"])
+@pytest.mark.parametrize("orderly", [False, True])
+def test_loss_that_the_state_cannot_tell(world: World, power: bool, orderly: bool) -> None:
+    """I3, R16: the hot-region map says it instead; else a start relied on a log that had ended, and on its lease."""
+
+    async def main(ports: OwnPorts) -> None:
+        tap = await started(world, ports)
+        assert put(tap, 0, 0, b"a" * 4096) == 0
+        assert await tap.flush(tap.disks[0]) == 0
+        world.volume.fault = lambda what, path: errno.EIO if what == "write" and "tap.state" in path else 0
+        assert put(tap, 0, 4096, b"b" * 4096) == 0
+        assert (tap.tracker.tracking, lost(tap)) == (Tracking.LOST, LostReason.STATE_FAILED)
+        assert put(tap, 1, 8192, b"c" * 4096) == 0
+        # A beginning that comes to nothing makes no difference.
+        with pytest.raises(StorageError, match="state"):
+            await tap.begin(OTHER_EPOCH)
+        assert put(tap, 1, 4096, b"d" * 4096) == 0
+        await asyncio.sleep(0.1)
+        if orderly:
+            with pytest.raises(StorageError):
+                await tap.stop()
+        world.process.kill()
+
+    async def again(ports: OwnPorts) -> None:
+        tap = await started(world, ports, track=False)
+        assert (tap.tracker.tracking, lost(tap)) == (Tracking.LOST, LostReason.STATE_FAILED)
+        await tap.begin(OTHER_EPOCH)
+        await tap.stop()
+        tap = await started(world, ports, track=False)
+        assert tap.tracker.tracking is Tracking.ON
+        await tap.stop()
+
+    world.run(main)
+    world.volume.fault = lambda _what, _path: 0
+    if power:
+        world.lose_power()
+    assert world.run(again)
+
+
 @pytest.mark.slow
 def test_loss_is_durable_before_log_is_freed(world: World) -> None:
     """I3: a kill in any call after the loss finds it in the state, or finds the log whole."""

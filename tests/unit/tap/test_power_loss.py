@@ -215,6 +215,38 @@ def test_log_files_that_are_missing(life: Life, which: str) -> None:
     assert stopped.outcome() == (Tracking.LOST, LostReason.LOG_DAMAGED)
 
 
+@pytest.mark.parametrize("which", [1, 2])
+def test_file_behind_the_checkpoint_is_lost_and_later_ones_are_not(life: Life, which: int) -> None:
+    """R34, P2: what was durable before stays the log; it was thrown away for the files behind the one that was lost."""
+    paths: list[str] = []
+
+    async def main(ports: OwnPorts) -> None:
+        tap = await life.start(ports)
+        await life.begin(tap)
+        await life.change(tap, 0, [write(0, b"a" * 4096)])
+        await life.cut(tap)
+        for number in range(10):
+            await life.change(tap, 0, [write(16 * KIB * (number % 4), bytes([98 + number]) * 16 * KIB)])
+        paths.extend(file.path for file in tap.tracker.files.used)
+        life.world.process.kill()
+
+    assert not life.world.run(main)
+    for inode in life.world.volume.entries.values():
+        inode.sync()
+    for folder in (life.world.folder, life.world.config.log_folder):
+        life.world.files.sync_folder(folder)
+    life.world.lose_power()
+    assert len(paths) > 3
+    inode = life.world.volume.entries[paths[which]]
+    inode.zero(0, FILE_HEADER_BYTES)
+    inode.dirty.add(0)
+    inode.sync()
+    life.adopt_disks()
+    assert life.world.run(life.later)
+    assert life.seen[-1] == BOUNDED
+    assert life.provable == 1
+
+
 def test_log_that_never_was_durable(life: Life) -> None:
     """Before the first checkpoint everything that was written is hot, and no cut is needed from the log."""
     stopped = Stopped(life, cool=False)

@@ -1,0 +1,249 @@
+"""Defences to take out, one at a time: for each row of docs/fault-matrix.md, a test must then fail.
+
+``python -m tests.faults.defences`` runs them all, each in a pytest of its own, and prints what each test said. The
+environment variable VMR_DEFENCE_OUT names the defence; ``outside/sitecustomize.py`` takes it out of every process that
+the test starts, and so of the real agents and taps, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+OUTSIDE = Path(__file__).with_name("outside")
+SWITCH = "VMR_DEFENCE_OUT"
+
+Make = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Defence:
+    """What is taken out: ``place`` is ``module:Class.attribute``, ``make`` its replacement from the original.
+
+    ``test`` is what must fail without it; with ``quick`` that takes no more than some seconds.
+    """
+
+    row: str
+    text: str
+    place: str
+    make: Make
+    test: str
+    quick: bool = False
+
+
+def nothing(_original: Any) -> Any:
+    return lambda *_args, **_options: None
+
+
+def says(value: Any) -> Make:
+    """Always this answer."""
+    return lambda _original: lambda *_args, **_options: value
+
+
+def forgives(original: Any) -> Any:
+    """Errors of the system are taken for success."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        try:
+            return original(*args, **options)
+        except OSError:
+            return None
+
+    return call
+
+
+def retries(original: Any) -> Any:
+    """What failed is tried once more, and then counts."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        try:
+            return original(*args, **options)
+        except OSError:
+            return original(*args, **options)
+
+    return call
+
+
+def leaves_the_rest(_original: Any) -> Any:
+    """A write that was cut short counts as whole."""
+
+    def write(file: Any, offset: int, data: Any) -> None:
+        os.pwrite(file._descriptor, data, offset)
+
+    return write
+
+
+def leaves_the_rest_of_many(_original: Any) -> Any:
+    def write(file: Any, offset: int, buffers: Any) -> int:
+        os.pwritev(file._descriptor, buffers, offset)
+        return sum(memoryview(buffer).nbytes for buffer in buffers)
+
+    return write
+
+
+def goes_by_the_wall(_original: Any) -> Any:
+    import time
+
+    return lambda _clock: time.time()
+
+
+def an_error(_original: Any) -> Any:
+    """Something else than a lack of space."""
+    return lambda volume, *_rest: OSError(errno.EIO, "an error", volume)
+
+
+def zeroes_for_what_cannot_be_read(original: Any) -> Any:
+    def read(file: Any, offset: int, buffer: Any) -> int:
+        try:
+            return int(original(file, offset, buffer))
+        except OSError:
+            return len(buffer)
+
+    return read
+
+
+TAP = "tests/faults/test_tap_storage.py::"
+PAIR = "tests/faults/test_pair_storage.py::"
+UNIT = "tests/unit/tap/"
+COPY = "tests/unit/replica/"
+RECOVERY = "primary_agent.tap.recovery:"
+START = "primary_agent.tap.start:"
+
+DEFENCES = {
+    "no_witness": Defence(
+        "P1", "what a kill left in doubt is not looked at", f"{START}still_in_doubt", says({}),
+        f"{UNIT}test_crashes.py::test_killed_at_some_places",
+    ),
+    "same_boot": Defence(
+        "P2", "a start after power loss takes itself for one after a kill", f"{START}lost_power", says(False),
+        f"{UNIT}test_crashes.py::test_power_loss_ends_in_resync_required", quick=True,
+    ),
+    "no_hot_regions": Defence(
+        "P2", "the hot regions are not compared", "shared.map_file:MapFile.ranges", says(()),
+        "tests/faults/test_crash_states.py::test_every_state_of_a_tap_is_recovered_from",
+    ),
+    "full_is_an_error": Defence(
+        "P3", "a log that is full is the guest's error", "primary_agent.tap.tracker:Tracker.lose", nothing,
+        f"{UNIT}test_faults.py::test_log_that_cannot_be_written", quick=True,
+    ),
+    "short_write": Defence(
+        "P4", "the rest of a write that was cut short is left out", "shared.ports.files:RealFile.write",
+        leaves_the_rest, f"{TAP}test_write_that_is_cut_short_is_completed",
+    ),
+    "short_writes": Defence(
+        "P4", "the same of a write of several buffers", "shared.ports.files:RealFile._write_vector",
+        leaves_the_rest_of_many, f"{TAP}test_write_that_is_cut_short_is_completed",
+    ),
+    "log_sync_retried": Defence(
+        "P5", "a failed sync is tried again", "shared.ports.files:RealFile.sync", retries,
+        f"{TAP}test_log_whose_sync_fails_once_is_never_trusted_again",
+    ),
+    "disk_sync_retried": Defence(
+        "P6", "a failed sync is tried again", "shared.ports.files:RealFile.sync", retries,
+        f"{TAP}test_disk_whose_sync_fails_once_says_so_for_ever", quick=True,
+    ),
+    "no_log_checksum": Defence(
+        "P7-P10", "records are taken without their checksum", "protocol.chain:check_chain", nothing,
+        "tests/unit/test_hrl_files.py",
+    ),
+    "cut_told_early": Defence(
+        "P11", "syncs return at once", "shared.ports.files:RealFile.sync", nothing,
+        f"{TAP}test_disk_that_stalls_holds_cuts_up_and_nothing_more",
+    ),
+    "unreadable_is_zero": Defence(
+        "P12", "what can't be read counts as zeroes", "tests.unit.replica.failing:FailingFile.read_into",
+        zeroes_for_what_cannot_be_read,
+        f"{COPY}test_failures.py::test_part_of_the_copy_that_can_not_be_read_is_sent_anew",
+    ),
+    "nothing_differs": Defence(
+        "P13, R6", "a compare finds no difference", "primary_agent.resync:differing_spans", says([]),
+        f"{PAIR}test_rot_in_the_copy_is_found_by_the_next_whole_compare",
+    ),
+    "log_loss_forgiven": Defence(
+        "P14", "a log that can't be read counts as empty", "primary_agent.tap.map_tracking:read_changes",
+        lambda _original: lambda *_args, **_options: _no_changes(),
+        "tests/pair/test_tap_refusals.py::test_log_folder_that_vanishes",
+    ),
+    "leak": Defence(
+        "P15", "files are not closed", "shared.ports.files:RealFile.close", nothing,
+        f"{TAP}test_open_that_fails_is_a_clean_error_and_leaks_nothing",
+    ),
+    "edits_unseen": Defence(
+        "P16, P18", "the disks' stamps are not compared", f"{START}check_disks", nothing,
+        f"{UNIT}test_starting.py::test_replaced_disk", quick=True,
+    ),
+    "edits_under_tap_unseen": Defence(
+        "P17", "the running tap does not look", "primary_agent.tap.watch:Watch.check_unchanged", nothing,
+        f"{UNIT}test_starting.py::test_disk_edited_under_the_running_tap", quick=True,
+    ),
+    "wall_timers": Defence(
+        "P20", "durations go by the wall clock", "shared.ports.clock:RealClock.monotonic", goes_by_the_wall,
+        "tests/faults/test_clock_and_memory.py::test_clock_that_steps_changes_nothing",
+    ),
+    "killed_unseen": Defence(
+        "P21", "what a kill left in doubt is not looked at", f"{START}_take_up", nothing,
+        "tests/faults/test_clock_and_memory.py::test_killed_for_its_memory_is_killed",
+    ),
+    "no_limit": Defence(
+        "P22", "the log's limit is not kept", "primary_agent.tap.log_files:LogFiles._most",
+        lambda _original: property(lambda _files: 10_000),
+        f"{UNIT}test_faults.py::test_log_that_is_full",
+    ),
+    "full_is_a_failure": Defence(
+        "R3", "a full volume of the replica is an error like any other", "replica_agent.space:no_space", an_error,
+        "tests/pair/test_replica_full.py::test_full_volume_pauses_a_resync_and_it_goes_on",
+    ),
+    "merge_sync_forgiven": Defence(
+        "R5", "a failed sync of the disks counts", "replica_agent.disks:BaseDisks.sync", forgives,
+        f"{PAIR}test_failed_sync_in_a_merge_is_not_told_and_everything_is_sent_anew",
+    ),
+}  # fmt: skip
+
+
+def _no_changes() -> Any:
+    from primary_agent.tap.changes import LoggedChanges
+
+    return LoggedChanges(0)
+
+
+def take_out(name: str) -> None:
+    """Take a defence out of this process, for good."""
+    defence = DEFENCES[name]
+    module, _, path = defence.place.partition(":")
+    owner = importlib.import_module(module)
+    *classes, attribute = path.split(".")
+    for one in classes:
+        owner = getattr(owner, one)
+    setattr(owner, attribute, defence.make(vars(owner)[attribute]))
+
+
+def run_without(name: str) -> subprocess.CompletedProcess[str]:
+    """Run the defence's test without it."""
+    defence = DEFENCES[name]
+    path = ":".join(filter(None, [str(OUTSIDE), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", defence.test]
+    environment = {**os.environ, SWITCH: name, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def main() -> int:
+    missed = 0
+    for name in sys.argv[1:] or DEFENCES:
+        defence = DEFENCES[name]
+        result = run_without(name)
+        missed += result.returncode != 1
+        last = [line for line in result.stdout.splitlines() if line.startswith("E  ")][:1]
+        print(f"{defence.row:8} {name:24} {'seen' if result.returncode == 1 else 'NOT SEEN'} {last}", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
