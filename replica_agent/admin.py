@@ -12,7 +12,15 @@ from replica_agent.vm_status import status_of
 from shared.admin import verbs
 from shared.admin.methods import Methods
 from shared.admin.server import Client
-from shared.admin.verbs import AnyVmParams, EventsParams, RemoveParams, ResumeParams, UnexportParams, VmParams
+from shared.admin.verbs import (
+    AnyVmParams,
+    EventsParams,
+    RecoverParams,
+    RemoveParams,
+    ResumeParams,
+    UnexportParams,
+    VmParams,
+)
 from shared.errors import InvalidStateError, UsageError
 from shared.events import EventId
 from shared.status import AgentStatus, ExportStatus, Statistics, VmStatus
@@ -34,6 +42,7 @@ class AdminMethods:
         methods.add(verbs.SUSPEND, VmParams, self.suspend)
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
+        methods.add(verbs.RECOVER, RecoverParams, self.recover)
         methods.add(verbs.EXPORT, VmParams, self.export)
         methods.add(verbs.UNEXPORT, UnexportParams, self.unexport)
         methods.add(verbs.FAILOVER, VmParams, self.failover)
@@ -68,6 +77,12 @@ class AdminMethods:
         if not params.yes:
             raise UsageError(f"Removing {params.vm} here deletes its recovery point.", "Repeat it with --yes.")
         await finish(self._agent.remove(params.vm))
+
+    async def recover(self, params: RecoverParams, client: Client) -> VmStatus:
+        params.require_yes()
+        if params.replica:
+            raise UsageError("This host keeps the copy itself.", "--replica is for the primary.")
+        return status_of(await finish(self._agent.recover(params.vm, verbs.ordered_by(client.peer))))
 
     async def export(self, params: VmParams, client: Client) -> ExportStatus:
         vm = self._agent.find(params.vm)

@@ -146,6 +146,7 @@ class ReplicaVm:
         while True:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
             await self.exports.tell_failures()
+            await self.ledger.describe()
 
     # --- connections -----------------------------------------------------------------------------------------------
 

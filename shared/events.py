@@ -32,6 +32,7 @@ class EventId(IntEnum):
     EXPORT = 60009
     ADMINISTRATOR = 60010
     DAMAGED = 60011
+    RECOVERED = 60015
 
 
 _ERRORS = frozenset(
@@ -44,7 +45,7 @@ _ERRORS = frozenset(
         EventId.DAMAGED,
     }
 )
-_WARNINGS = frozenset({EventId.WILL_RETRY, EventId.INVALID_STATE, EventId.PROMOTED})
+_WARNINGS = frozenset({EventId.WILL_RETRY, EventId.INVALID_STATE, EventId.PROMOTED, EventId.RECOVERED})
 
 
 def level_of(number: EventId) -> str:

@@ -32,6 +32,8 @@ class ResyncCause(StrEnum):
     LOG_DAMAGED = "log_damaged"
     AFTER_FAILOVER = "after_failover"
     ADMINISTRATOR = "administrator"
+    STATE_LOST = "state_lost"
+    HISTORY_LOST = "history_lost"
 
 
 @dataclass(frozen=True, slots=True)
