@@ -25,6 +25,7 @@ import structlog
 
 from shared.errors import StorageError, StoreDamagedError
 from shared.ports import FileSystem, Ports
+from shared.tasks import uninterrupted
 
 NAME = "vm.description"
 VERSION = 1
@@ -154,13 +155,9 @@ class Keeper(Generic[T]):
         if data == self._written:
             return
         async with self._turn:
-            work = asyncio.ensure_future(self._ports.workers.run(write, self._ports.files, self._folder, data))
             try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
                 # A write that has begun is never left running beside the next one.
-                await asyncio.wait({work})
-                raise
+                await uninterrupted(self._ports.workers.run(write, self._ports.files, self._folder, data))
             except (OSError, StorageError) as error:
                 log.warning("a VM's description can't be written", folder=self._folder, reason=str(error))
                 self._written = None
