@@ -127,7 +127,7 @@ class Session:
                     await self._until_started()
                 await self._resync(None)
             case GoOnWithResync(known=known):
-                await self._resync(self._continued(known=known))
+                await self._resync(await self._continued(known=known))
             case RestartResync(reason):
                 await self._replication.tell_restart(reason)
                 await self._resync(None)
@@ -221,12 +221,15 @@ class Session:
 
     # --- resync ----------------------------------------------------------------------------------------------------
 
-    def _continued(self, *, known: bool) -> ResyncRecord:
-        """The open resync, as it goes on."""
+    async def _continued(self, *, known: bool) -> ResyncRecord:
+        """The open resync, as it goes on; what kind it is from now on is durable, for the sessions after this one."""
         resync = self._replication.record.resync
         assert resync is not None
         # A replica that dropped its part may have lost its baseline as well.
-        return resync if known else msgspec.structs.replace(resync, kind=self._kind())
+        if not known and resync.kind is not self._kind():
+            resync = msgspec.structs.replace(resync, kind=self._kind())
+            await self._replication.update(resync=resync)
+        return resync
 
     def _kind(self) -> ResyncKind:
         """In place where the replica has no point that has to be protected."""
