@@ -7,6 +7,7 @@ from typing import Any
 
 from shared.hrl_report import check
 from shared.ports.files import RealFileSystem
+from tests.vectors import descriptions
 from tests.vectors.cases import FOLDER, Case, cases, describe_frame
 from tests.vectors.maps import VECTORS, write_all
 from tests.vectors.tables import PAGES, rendered
@@ -39,9 +40,10 @@ def main() -> None:
         (FOLDER / case.file).write_bytes(case.content)
     INDEX.write_text(json.dumps(index(every), indent=1) + "\n", encoding="utf-8")
     write_all()
+    descriptions.write_all()
     for page in PAGES:
         page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"{len(every) + len(VECTORS)} vectors in {FOLDER}")
+    print(f"{len(every) + len(VECTORS) + len(descriptions.VECTORS)} vectors in {FOLDER}")
 
 
 if __name__ == "__main__":
