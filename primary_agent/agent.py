@@ -252,7 +252,7 @@ class PrimaryAgent:
                 await damaged.leave()
                 await self._stop_tap_of(damaged.folder)
                 await self._forget(damaged.folder, damaged.identity)
-                del self.damaged[name]
+                del self.damaged[damaged.identity]
                 return
             vm = self.find(name)
             del self.vms[vm.record.vm]
