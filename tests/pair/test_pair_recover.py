@@ -14,6 +14,7 @@ import pytest
 from primary_agent.admin import with_settings
 from primary_agent.vm import PrimaryVm
 from protocol.messages import ErrorCode
+from protocol.position import Position
 from shared.errors import InvalidStateError, UsageError
 from shared.events import EventId
 from shared.planning import ResyncCause
@@ -165,8 +166,8 @@ async def test_resync_that_was_being_committed_when_the_state_was_lost(pair: Pai
     kept = {"before": file.read_bytes()}
     propose = replication.propose
 
-    async def proposed(end: object) -> None:
-        await propose(end)  # type: ignore[arg-type]
+    async def proposed(end: Position) -> None:
+        await propose(end)
         kept["proposed"] = file.read_bytes()
 
     replication.propose = proposed  # type: ignore[method-assign]
@@ -196,6 +197,36 @@ async def test_resync_that_was_being_committed_when_the_state_was_lost(pair: Pai
     assert vm.parts.replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE
     point = pair.copy.point()
     assert point is not None and point.epoch == second
+    await vm.resume(resynchronize=True)
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
+    (compared,) = await pair.events(EventId.RESYNC_COMPARED)
+    assert compared["data"]["bytes_compared"] == 8 * MIB
+
+
+async def test_commit_that_was_proposed_and_never_sent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R33: the replica still stands at the baseline before, so what was compared is void: all of it again."""
+    await pair.replicate(8 * MIB)
+    replication = pair.vm.parts.replication
+    first, propose, reached = replication.record.epoch, replication.propose, asyncio.Event()
+
+    async def proposed(end: Position) -> None:
+        await propose(end)
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(replication, "propose", proposed)
+    await pair.vm.resume(resynchronize=True)
+    await reached.wait()
+    uris = pair.uris
+    await lose_primary(pair)
+    await asyncio.to_thread(qemu_write, uris[0], "write -P 5 3M 64k")
+    vm = await recover_primary(pair)
+    assert (vm.parts.replication.record.epoch, vm.parts.replication.record.proposed) != (first, None)
+    await pair.until("the verdict", lambda: ResyncCause.STATE_LOST in cause_codes(pair))
+    assert vm.parts.replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE
+    assert vm.parts.replication.record.resync is None
+    await pair.healthy()
     await vm.resume(resynchronize=True)
     await pair.state(ReplicationState.REPLICATING)
     await pair.assert_same()
