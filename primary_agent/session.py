@@ -159,7 +159,8 @@ class Session:
     async def _until_started(self) -> None:
         """Wait, with the session open, until a resync or the initial replication is to begin."""
         while True:
-            state = self._replication.state
+            record, vm = self._replication.record, self._replication.vm
+            state = record.state
             if state in (ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.RESYNCHRONIZING):
                 return
             lost = is_history_lost(causes_of(self._replication))
@@ -168,6 +169,9 @@ class Session:
             if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and not wanted:
                 # What is bounded costs little, and does not wait for anybody (I12): a catch-up runs in every mode.
                 wanted = await self._is_bounded()
+                if record is not self._replication.record or vm is not self._replication.vm:
+                    # An order that came meanwhile is not told again.
+                    continue
             if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted:
                 # The gate (I20): a resync that starts by itself waits until connectivity is proven.
                 if self._dialled.channel.healthy():
