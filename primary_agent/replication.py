@@ -194,7 +194,9 @@ class Replication:
         if self.state is ReplicationState.RESYNCHRONIZING:
             await self.transition(PrimaryEvent.RESYNC_CANCELLED, text, resync=None)
         await self.require_resync(cause, text, evidence)
-        await self.update(recovered=None, resync=None, resync_wanted=False)
+        # Whoever asked for a resync before did not know whose history it would replace.
+        wanted = self.record.resync_wanted and cause is not ResyncCause.HISTORY_LOST
+        await self.update(recovered=None, resync=None, resync_wanted=wanted)
 
     async def fence(self, text: str, *, split: bool) -> None:
         """The replica was failed over: nothing is sent any more until an administrator says so (I8).

@@ -63,8 +63,8 @@ async def rebuild(ports: Ports, folder: str, vm: bytes, host: str, reason: str, 
     """
     layout = Layout(folder)
     remains = await ports.workers.run(read_remains, ports.files, layout, vm)
-    rebuilt = conclude(remains, vm, layout, host=host, fresh_epoch=ports.random.bytes(16), now=ports.clock.wall())
     now = ports.clock.wall()
+    rebuilt = conclude(remains, vm, layout, host=host, fresh_epoch=ports.random.bytes(16), now=now)
     state = rebuilt.replication.state
     text = (
         f"The state of {rebuilt.vm.name} was rebuilt from the files of its copy, since the old one was lost: {reason}"

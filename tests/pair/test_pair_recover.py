@@ -21,6 +21,7 @@ from shared.planning import ResyncCause
 from shared.states import ReplicationState
 from shared.status import VmStatus
 from shared.tap_control import LostReason
+from tests.pair.hosts import VM, Hosts
 from tests.pair.rig import MIB, Pair
 
 ORDER = {"uid": 0, "pid": 1}
@@ -341,3 +342,33 @@ async def test_tap_serves_with_its_state_damaged(pair: Pair) -> None:
     await pair.state(ReplicationState.REPLICATING)
     assert pair.vm.parts.replication.record.epoch != before
     await pair.assert_same()
+
+
+# --- as an administrator does it -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_both_sides_by_the_command(hosts: Hosts) -> None:
+    """Killed agents, lost databases, and nothing but what the command says: in the end both sides are equal."""
+    hosts.replicate(8 * MIB)
+    hosts.caught_up()
+    for role, folder in (("replica", hosts.copy(0).parent), ("primary", hosts.log_folder.parents[1])):
+        hosts.kill(role)
+        flip(folder)
+        hosts.start(role)
+        status = hosts.wait_state("Error", role)
+        assert f"vmreplica recover {folder.name} --role {role}" in status["remedy"]
+        asked = hosts.command("recover", VM, "--role", role)
+        assert asked.returncode == 2 and "add --yes" in asked.stderr
+        ran = hosts.command("recover", VM, "--role", role, "--yes")
+        assert ran.returncode == 0, ran.stderr
+        assert hosts.events(role)[0]["event"] == EventId.RECOVERED
+        assert hosts.events(role)[0]["data"]["uid"] == os.getuid()
+    hosts.wait("the request", "primary", lambda vm: vm["causes"])
+    hosts.connect()
+    hosts.wait("the link", "primary", lambda vm: vm["link"]["healthy"])
+    ran = hosts.command("resume", VM, "--resynchronize", "--no-wait")
+    assert ran.returncode == 0, ran.stderr
+    hosts.wait_state("Replicating")
+    hosts.caught_up()
+    assert hosts.copy(0).read_bytes() == hosts.disks[0].read_bytes()
