@@ -144,3 +144,13 @@ async def test_proposed_compare_that_never_committed_is_void(replication: Replic
     """Also in the state in which its answer was waited for."""
     await replication.update(state=ReplicationState.RESYNCHRONIZING)
     assert not await judged(replication, TapAnswers(), LOST)
+
+
+@pytest.mark.parametrize(
+    "cause, wanted", [(ResyncCause.REPLICA_EMPTY, True), (ResyncCause.HISTORY_LOST, False)], ids=["empty", "unknown"]
+)
+async def test_order_that_was_given_before(replication: Replication, cause: ResyncCause, wanted: bool) -> None:
+    """I8: who ordered a resync after a recover did not order to replace a history that was found only then."""
+    await replication.update(resync_wanted=True)
+    assert not await judged(replication, TapAnswers(), ResyncRequired(cause, "so it is"))
+    assert replication.record.resync_wanted is wanted
