@@ -21,6 +21,7 @@ from shared.admin.verbs import (
     ConnectionReport,
     EnableParams,
     EventsParams,
+    RecoverParams,
     RemoveParams,
     ResumeParams,
     SetParams,
@@ -51,6 +52,7 @@ class AdminMethods:
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.SET, SetParams, self.set)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
+        methods.add(verbs.RECOVER, RecoverParams, self.recover)
         methods.add(verbs.TEST_CONNECTION, ConnectionParams, self.test_connection)
         return methods
 
@@ -90,6 +92,11 @@ class AdminMethods:
         if not params.yes:
             raise UsageError(f"Removing {params.vm} ends its replication and its tap.", "Repeat it with --yes.")
         await self._agent.remove(params.vm)
+
+    async def recover(self, params: RecoverParams, client: Client) -> VmStatus:
+        params.require_yes()
+        vm = await self._agent.recover(params.vm, params.replica, verbs.ordered_by(client.peer))
+        return await vm.status()
 
     async def test_connection(self, params: ConnectionParams, client: Client) -> ConnectionReport:
         host, port = split_address(params.replica)

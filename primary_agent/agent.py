@@ -8,12 +8,14 @@ import os
 import posixpath
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from primary_agent.damaged import DamagedVm
+from primary_agent.description import keeper_of
 from primary_agent.enabling import check_log_room, check_sockets, plan_vm, tap_config
+from primary_agent.rebuilding import RECOVERABLE, plan, read_remains, rebuild
 from primary_agent.record import VmRecord
 from primary_agent.replication import Replication, create
 from primary_agent.surroundings import Surroundings
@@ -22,10 +24,11 @@ from primary_agent.vm import PrimaryVm
 from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
 from shared.config import PrimaryConfig
-from shared.errors import NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
+from shared.errors import InvalidStateError, NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.ports import FileSystem, Ports
 from shared.status import AgentStatus, VmStatus
 from shared.tap_config import CONFIG_NAME, TapConfig, load_config, save_config
+from shared.tasks import uninterrupted
 
 REVIVAL_SECONDS = 30.0
 """A VM whose state could not be written is started anew after so long,"""
@@ -36,15 +39,6 @@ TAP_START_SECONDS = 60.0
 """How long ``enable`` waits for the tap to serve the disks."""
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class DamagedVm:
-    """A VM whose state can't be read: listed with its remedy, while the others go on."""
-
-    identity: str
-    folder: str
-    error: VmreplicaError
 
 
 class PrimaryAgent:
@@ -77,7 +71,7 @@ class PrimaryAgent:
         for task in self._revivals:
             task.cancel()
         await asyncio.gather(*self._revivals, return_exceptions=True)
-        await asyncio.gather(*(vm.stop() for vm in self.vms.values()))
+        await asyncio.gather(*(vm.stop() for vm in self.vms.values()), *(vm.leave() for vm in self.damaged.values()))
         self.vms.clear()
 
     async def _load(self, name: str) -> None:
@@ -91,7 +85,7 @@ class PrimaryAgent:
                 # Enabling was interrupted before it wrote anything.
                 await self.ports.workers.run(self.ports.files.remove_tree, folder)
                 return
-            self._damaged(name, folder, error)
+            await self._damaged(name, folder, error)
             return
         try:
             replication = Replication(store, self.ports.clock)
@@ -99,8 +93,11 @@ class PrimaryAgent:
             await self.ports.workers.run(_prepare_tap, self.ports.files, folder, config)
         except (VmreplicaError, OSError) as error:
             await store.close()
-            self._damaged(name, folder, error)
+            await self._damaged(name, folder, error)
             return
+        replication.keeper = keeper_of(self.ports, folder)
+        await replication.keeper.look()
+        await replication.describe()
         vm = PrimaryVm(folder, replication, config, self.surroundings)
         self._take_in(vm)
 
@@ -138,11 +135,21 @@ class PrimaryAgent:
             del self.vms[vm.record.vm]
             await self._load(vm.uuid)
 
-    def _damaged(self, name: str, folder: str, error: Exception) -> None:
+    async def _damaged(self, identity: str, folder: str, error: Exception) -> None:
         if not isinstance(error, VmreplicaError):
             error = VmreplicaError(f"{folder} can't be used: {error}.", "Check the volume, and start the agent again.")
-        log.error("a VM can't be loaded", vm=name, reason=str(error))
-        self.damaged[name] = DamagedVm(name, folder, error)
+        elif error.code in RECOVERABLE:
+            remedy = (
+                f"Its disks were not touched, and its tap goes on. Run `vmreplica recover {identity} --role primary`: "
+                "it makes the state anew from what the VM's folder tells, and keeps the old one aside."
+            )
+            error = StoreDamagedError(error.text, remedy)
+        log.error("a VM can't be loaded", vm=identity, reason=str(error))
+        vm = self.damaged[identity] = DamagedVm(identity, identity, folder, error)
+        with contextlib.suppress(VmreplicaError):
+            remains = await self.ports.workers.run(read_remains, self.ports.files, folder, uuid.UUID(identity).bytes)
+            vm.name = remains.name or identity
+            await vm.serve(remains, self.ports)
 
     # --- looking up ------------------------------------------------------------------------------------------------
 
@@ -151,26 +158,27 @@ class PrimaryAgent:
         for vm in self.vms.values():
             if name in (vm.name, vm.uuid):
                 return vm
-        if name in self.damaged:
-            raise self.damaged[name].error
+        damaged = self._find_damaged(name)
+        if damaged is not None:
+            raise damaged.error
         known = ", ".join(sorted(vm.name for vm in self.vms.values())) or "none"
         raise NotFoundError(f"No VM {name} is replicated from this host.", f"Known VMs: {known}.")
+
+    def _find_damaged(self, name: str) -> DamagedVm | None:
+        found = [vm for vm in self.damaged.values() if vm.is_named(name)]
+        return found[0] if len(found) == 1 else None
 
     async def status(self, name: str | None = None) -> AgentStatus:
         """The agent with all its VMs, or with one."""
         statuses: list[VmStatus]
         if name is None:
             statuses = list(await asyncio.gather(*(vm.status() for vm in self.vms.values())))
-        elif name in self.damaged:
+        elif self._find_damaged(name) is not None:
             statuses = []
         else:
             statuses = [await self.find(name).status()]
         now = self.ports.clock.wall()
-        damaged = [
-            damaged_status(vm.identity, vm.folder, vm.error, now)
-            for vm in self.damaged.values()
-            if name in (None, vm.identity)
-        ]
+        damaged = [damaged_status(vm, now) for vm in self.damaged.values() if name is None or vm.is_named(name)]
         return AgentStatus(
             role="primary",
             host=self.config.host,
@@ -220,7 +228,10 @@ class PrimaryAgent:
         try:
             await create(store, record, self.ports.clock, text)
             await self.ports.workers.run(_prepare_tap, self.ports.files, folder, config)
-            vm = PrimaryVm(folder, Replication(store, self.ports.clock), config, self.surroundings)
+            replication = Replication(store, self.ports.clock)
+            replication.keeper = keeper_of(self.ports, folder)
+            await replication.describe()
+            vm = PrimaryVm(folder, replication, config, self.surroundings)
         except (Exception, asyncio.CancelledError):
             await store.close()
             raise
@@ -236,11 +247,12 @@ class PrimaryAgent:
     async def remove(self, name: str) -> None:
         """Stop replication of a VM and its tap, and forget it. Its disks stay as they are."""
         async with self._changing:
-            if name in self.damaged:
-                damaged = self.damaged[name]
+            damaged = self._find_damaged(name)
+            if damaged is not None:
+                await damaged.leave()
                 await self._stop_tap_of(damaged.folder)
                 await self._forget(damaged.folder, damaged.identity)
-                del self.damaged[name]
+                del self.damaged[damaged.identity]
                 return
             vm = self.find(name)
             del self.vms[vm.record.vm]
@@ -248,9 +260,58 @@ class PrimaryAgent:
                 await vm.dismantle()
             except VmreplicaError as error:
                 # Its tasks have ended: it is listed as damaged, and removing it can be tried again.
-                self._damaged(vm.uuid, vm.folder, error)
+                await self._damaged(vm.uuid, vm.folder, error)
                 raise
             await self._forget(vm.folder, vm.uuid)
+
+    # --- recovering ------------------------------------------------------------------------------------------------
+
+    async def recover(self, name: str, replica: str, order: dict[str, Any]) -> PrimaryVm:
+        """Rebuild the state of a VM that is damaged; its tap goes on. ``replica`` is its address, or empty if it is
+        known; ``order`` says who asked.
+
+        Raises InvalidStateError for a VM whose state is sound, and where too little is left; UsageError without an
+        address where one is needed.
+        """
+        async with self._changing:
+            damaged = self._find_damaged(name)
+            if damaged is None:
+                vm = self.find(name)
+                raise InvalidStateError(f"The state of {vm.name} is sound: there is nothing to recover.")
+            return await uninterrupted(self._recover(damaged, replica, order))
+
+    async def _recover(self, damaged: DamagedVm, replica: str, order: dict[str, Any]) -> PrimaryVm:
+        identity, folder = damaged.identity, damaged.folder
+        await self._load_again(damaged)
+        if (again := self.damaged.get(identity)) is not None:
+            # Read only now that the state was found damaged once more: an intact one is always believed.
+            if again.error.code not in RECOVERABLE:
+                raise again.error
+            vm = uuid.UUID(identity).bytes
+            remains = await self.ports.workers.run(read_remains, self.ports.files, folder, vm)
+            record = plan(remains, vm, replica, self.ports.clock.wall())
+            self._check_unused(record)
+            await rebuild(self.ports, folder, remains, record, again.error.text, order)
+            await self._load_again(again)
+        if (found := self.damaged.get(identity)) is not None:
+            raise found.error
+        return self.vms[uuid.UUID(identity).bytes]
+
+    async def _load_again(self, damaged: DamagedVm) -> None:
+        del self.damaged[damaged.identity]
+        await damaged.leave()
+        await self._load(damaged.identity)
+
+    def _check_unused(self, record: VmRecord) -> None:
+        """Nobody took name or disks meanwhile. Raises InvalidStateError."""
+        for other in (vm.record for vm in self.vms.values()):
+            paths = {disk.path for disk in other.disks}
+            taken = next((disk.path for disk in record.disks if disk.path in paths), None)
+            if other.name == record.name or taken is not None:
+                raise InvalidStateError(
+                    f"The VM {other.name} has taken {taken or 'the name'} meanwhile.",
+                    f"Remove one of them: `vmreplica remove {uuid.UUID(bytes=record.vm)}` forgets the damaged one.",
+                )
 
     async def _stop_tap_of(self, folder: str) -> None:
         """Stop the tap of a VM whose own state is damaged, where its configuration can still be read."""

@@ -125,6 +125,8 @@ class ReplicationRecord(Record):
     """The administrator asked for the required resync while it could not begin: it does as soon as it can."""
     peer_host: str = ""
     """The replica's host name, as it told it last."""
+    recovered: Cause | None = None
+    """The records were rebuilt after a loss, and nothing has proven yet that the log goes on from the replica."""
 
     @property
     def ancestors(self) -> Lineage:
@@ -173,6 +175,7 @@ def load_vm(store: Store) -> VmRecord:
         raise StoreDamagedError(
             f"The state has version {record.version}; this program reads up to {RECORD_VERSION}.",
             "Install the version of vmreplica that wrote it.",
+            code="store_newer",
         )
     return record
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from primary_agent.description import Description
 from primary_agent.record import (
     MAX_CAUSES,
     AckedRecord,
@@ -24,6 +25,7 @@ from primary_agent.record import (
 )
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH, Ancestor, Position, extend
+from shared.description import Keeper
 from shared.errors import VmreplicaError
 from shared.events import EventId, make_event
 from shared.planning import OpenResync, ResyncCause
@@ -35,6 +37,7 @@ from shared.tasks import Signal
 
 RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SUSPENDED)
 INITIAL = (ReplicationState.READY_FOR_INITIAL_REPLICATION, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS)
+_REBUILT = frozenset({ResyncCause.STATE_LOST.value, ResyncCause.HISTORY_LOST.value})
 SPLIT_TEXT = "This side has writes that are not part of it: both sides may have moved on (split brain)."
 UNMOVED_TEXT = "Nothing was written here since the last cut that the replica acknowledged."
 
@@ -66,6 +69,8 @@ class Replication:
         """Notified after every change."""
         self.orders = 0
         """Rises with every order that the running session has to be planned anew for."""
+        self.keeper: Keeper[Description] | None = None
+        """Keeps what ``recover`` would need; a change is complete only when it has been told."""
         self._clock = clock
         self._lock = asyncio.Lock()
 
@@ -84,6 +89,12 @@ class Replication:
     def open_resync(self) -> OpenResync | None:
         resync = self.record.resync
         return OpenResync(resync.id, resync.epoch) if resync is not None else None
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether these records were rebuilt after a loss, and no compare and no proof has made that good yet."""
+        codes = {cause.code for cause in self.record.causes}
+        return self.record.recovered is not None or not codes.isdisjoint(_REBUILT)
 
     # --- changing --------------------------------------------------------------------------------------------------
 
@@ -104,7 +115,8 @@ class Replication:
         async with self._lock:
             await self.store.commit({"vm": plain(vm)}, [event])
             self.vm = vm
-        self.changed.notify()
+            self.changed.notify()
+            await self._keep()
 
     async def require_resync(self, cause: ResyncCause | str, text: str, evidence: dict[str, Any] | None = None) -> None:
         """Put one more cause for a resync on record, with its evidence, and move to the state that says so."""
@@ -167,8 +179,24 @@ class Replication:
             text = f"The baseline {resync.epoch.hex()[:8]} is committed at the replica, up to cut {end.segment}."
             committed = self.event(EventId.BASELINE_COMMITTED, text, cause=cause, data={"epoch": resync.epoch.hex()})
             await self._store([committed, self._state_event(state, fields["state"], cause)], fields)
-            self.acked = None
         return end
+
+    async def prove(self, text: str) -> None:
+        """The rebuilt records are proven to fit the replica."""
+        event = self.event(EventId.RECOVERED, text, cause=ResyncCause.STATE_LOST.value)
+        await self.update(event, recovered=None)
+
+    async def distrust(self, cause: ResyncCause, text: str, evidence: dict[str, Any]) -> None:
+        """The rebuilt records can't be proven to fit the replica: a compare of everything is required.
+
+        Each step is durable by itself, and the last one ends the judgement: a crash has it begin anew.
+        """
+        if self.state is ReplicationState.RESYNCHRONIZING:
+            await self.transition(PrimaryEvent.RESYNC_CANCELLED, text, resync=None)
+        await self.require_resync(cause, text, evidence)
+        # Whoever asked for a resync before did not know whose history it would replace.
+        wanted = self.record.resync_wanted and cause is not ResyncCause.HISTORY_LOST
+        await self.update(recovered=None, resync=None, resync_wanted=wanted)
 
     async def fence(self, text: str, *, split: bool) -> None:
         """The replica was failed over: nothing is sent any more until an administrator says so (I8).
@@ -240,8 +268,20 @@ class Replication:
             # The acknowledgements of an older baseline say nothing about this one.
             changes["acked"] = None
         await self.store.commit(changes, events)
+        if record.epoch != self.record.epoch:
+            self.acked = None
         self.record = record
         self.changed.notify()
+        await self._keep()
+
+    async def describe(self) -> None:
+        """Bring the description in line with the records, where an earlier attempt failed or a crash came between."""
+        async with self._lock:
+            await self._keep()
+
+    async def _keep(self) -> None:
+        if self.keeper is not None:
+            await self.keeper.keep(Description.of(self.vm, self.record))
 
     def _state_event(self, before: ReplicationState, after: ReplicationState, cause: str) -> dict[str, Any]:
         return make_event(

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from primary_agent.tap_link import TapLink
 from protocol.hrl import Geometry
 from protocol.position import Position
-from shared.errors import StorageError
+from shared.errors import NotFoundError, StorageError
 from shared.map_file import MapDamagedError, MapFile, MapKind, Range
 from shared.planning import ReplicaView, ResyncCause
 from shared.ports import FileSystem
@@ -46,6 +46,15 @@ async def is_bounded(tap: TapLink, replica: ReplicaView, causes: Collection[str]
         status = await tap.refresh()
     cut = position_to_prove(status.doubt, replica, causes)
     return cut is not None and await tap.require().client.knows_cut(cut)
+
+
+async def is_logged(tap: TapLink, cut: Position) -> bool:
+    """Whether the tap's log holds exactly this cut, chain and all (R34)."""
+    try:
+        place = await tap.require().client.locate(cut)
+    except NotFoundError:
+        return False
+    return place.position.position() == cut
 
 
 def read_scope(files: FileSystem, folder: str, vm: bytes, disks: Sequence[Geometry]) -> dict[int, list[Range]]:

@@ -13,6 +13,7 @@ import msgspec
 
 from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import Dialled, expect, name_of
+from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
 from primary_agent.parts import Parts
 from primary_agent.progress import MERGING, WAITING, ResyncProgress
 from primary_agent.record import ResyncRecord
@@ -41,7 +42,6 @@ from shared.planning import (
     GeometryMismatch,
     GoOnWithResync,
     InitialRequired,
-    PrimaryView,
     ReplicaView,
     RestartResync,
     Resume,
@@ -113,6 +113,8 @@ class Session:
                 raise Refused(f"The disks differ: {text}.", remedy, code="geometry")
         await self._replication.clear_problem()
         await self._remember_host()
+        if self._replication.record.recovered is not None:
+            await judge_rebuilt(self._replication, self._parts.tap, self._replica, decision)
         match decision:
             case Resume(position):
                 await self._stream(position)
@@ -125,7 +127,7 @@ class Session:
                     await self._until_started()
                 await self._resync(None)
             case GoOnWithResync(known=known):
-                await self._resync(self._continued(known=known))
+                await self._resync(await self._continued(known=known))
             case RestartResync(reason):
                 await self._replication.tell_restart(reason)
                 await self._resync(None)
@@ -133,28 +135,10 @@ class Session:
     async def _decide(self) -> Decision:
         await self._parts.tap.refresh()
         while True:
-            decision = decide(self._view(), self._replica)
+            decision = decide(view_of(self._replication, self._connection), self._replica)
             if not isinstance(decision, CommitConfirmed):
                 return decision
             await self._adopt("the replica shows the proposed baseline", None)
-
-    def _view(self) -> PrimaryView:
-        record, status = self._replication.record, self._connection.status
-        lost = self._connection.lost
-        return PrimaryView(
-            disks=self._replication.vm.geometry,
-            epoch=record.epoch,
-            proposed=record.proposed,
-            lineage=record.ancestors,
-            tracking=self._connection.tracking.value,
-            lost_reason=lost.text if lost is not None else "",
-            log_epoch=self._connection.epoch or NO_EPOCH,
-            first_segment=status.first_segment,
-            log_end=self._connection.log_end(),
-            acked=self._replication.acked.position if self._replication.acked is not None else None,
-            resync=self._replication.open_resync,
-            required=bool(record.causes),
-        )
 
     async def _remember_host(self) -> None:
         host = self._dialled.welcome.host
@@ -166,19 +150,28 @@ class Session:
         if self._replication.record.causes and cause is ResyncCause.ADMINISTRATOR:
             return
         await self._replication.require_resync(cause, text, evidence)
+        if cause is ResyncCause.HISTORY_LOST and self._replication.record.resync_wanted:
+            # Whoever asked did not know what would be overwritten.
+            await self._replication.update(resync_wanted=False)
 
     # --- waiting for orders ----------------------------------------------------------------------------------------
 
     async def _until_started(self) -> None:
         """Wait, with the session open, until a resync or the initial replication is to begin."""
         while True:
-            state = self._replication.state
+            record, vm = self._replication.record, self._replication.vm
+            state = record.state
             if state in (ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.RESYNCHRONIZING):
                 return
-            wanted = self._replication.vm.auto_resynchronize or self._replication.record.resync_wanted
+            lost = is_history_lost(causes_of(self._replication))
+            automatic = self._replication.vm.auto_resynchronize and not lost
+            wanted = automatic or self._replication.record.resync_wanted
             if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and not wanted:
                 # What is bounded costs little, and does not wait for anybody (I12): a catch-up runs in every mode.
                 wanted = await self._is_bounded()
+                if record is not self._replication.record or vm is not self._replication.vm:
+                    # An order that came meanwhile is not told again.
+                    continue
             if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted:
                 # The gate (I20): a resync that starts by itself waits until connectivity is proven.
                 if self._dialled.channel.healthy():
@@ -189,8 +182,7 @@ class Session:
             await self._replication.changed.wait()
 
     async def _is_bounded(self) -> bool:
-        causes = [cause.code for cause in self._replication.record.causes]
-        return await is_bounded(self._parts.tap, self._replica, causes)
+        return await is_bounded(self._parts.tap, self._replica, causes_of(self._replication))
 
     # --- streaming -------------------------------------------------------------------------------------------------
 
@@ -233,12 +225,15 @@ class Session:
 
     # --- resync ----------------------------------------------------------------------------------------------------
 
-    def _continued(self, *, known: bool) -> ResyncRecord:
-        """The open resync, as it goes on."""
+    async def _continued(self, *, known: bool) -> ResyncRecord:
+        """The open resync, as it goes on; what kind it is from now on is durable, for the sessions after this one."""
         resync = self._replication.record.resync
         assert resync is not None
         # A replica that dropped its part may have lost its baseline as well.
-        return resync if known else msgspec.structs.replace(resync, kind=self._kind())
+        if not known and resync.kind is not self._kind():
+            resync = msgspec.structs.replace(resync, kind=self._kind())
+            await self._replication.update(resync=resync)
+        return resync
 
     def _kind(self) -> ResyncKind:
         """In place where the replica has no point that has to be protected."""

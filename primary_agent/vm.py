@@ -149,6 +149,7 @@ class PrimaryVm:
             else:
                 replication.statistics.pause()
             await self._refresh_tap(TAP_STATUS_SECONDS)
+            await replication.describe()
             if clock.monotonic() >= tell_at:
                 tell_at += STATISTICS_SECONDS
                 await self._tell_statistics()
@@ -209,9 +210,10 @@ class PrimaryVm:
         self.parts.link.poke.notify()
         match state:
             case _S.SUSPENDED:
-                event = PrimaryEvent.INITIAL_RESUMED if record.epoch == NO_EPOCH else PrimaryEvent.RESUMED
+                initial = record.epoch == NO_EPOCH and not record.causes
+                event = PrimaryEvent.INITIAL_RESUMED if initial else PrimaryEvent.RESUMED
                 await self._replication.transition(event, "the administrator asked for it")
-                if record.epoch != NO_EPOCH and (record.causes or resynchronize):
+                if not initial and (record.causes or (resynchronize and record.epoch != NO_EPOCH)):
                     # There is no session yet: the resync is scheduled, and begins when connectivity is healthy.
                     await self._want_resync()
             case _S.RESYNCHRONIZE_SUSPENDED:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 
+from primary_agent.damaged import DamagedVm
 from primary_agent.parts import LinkState, Parts
 from primary_agent.record import VmRecord
 from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
-from primary_agent.tap_link import Connection
+from primary_agent.tap_link import Connection, TapLink
 from protocol.position import NO_EPOCH, Position
 from shared.errors import VmreplicaError
 from shared.health import assessed
@@ -32,7 +33,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmSt
         state=state.title,
         state_code=int(state),
         causes=list(record.causes),
-        problem=problem_of(failure, now) if failure is not None else record.problem,
+        problem=problem_of(failure, now) if failure is not None else record.problem or record.recovered,
         baseline=record.epoch != NO_EPOCH,
         suspended=state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED),
         interval_seconds=vm.interval_seconds,
@@ -45,7 +46,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmSt
         peer_host=record.peer_host or vm.replica_host,
         fenced=_fenced(parts) if state is ReplicationState.FAILED_OVER else "",
         link=_link(parts.link, vm, clock),
-        tap=_tap(parts, connection),
+        tap=_tap(parts.tap),
         progress=parts.progress.status() if parts.progress is not None else None,
         statistics=replication.statistics.report(now, pending_bytes=parts.pending_bytes()),
         disks=_disks(vm, connection),
@@ -56,17 +57,20 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmSt
     return assessed(status, now)
 
 
-def damaged_status(identity: str, folder: str, error: VmreplicaError, now: float) -> VmStatus:
+def damaged_status(vm: DamagedVm, now: float) -> VmStatus:
     """The status of a VM whose state can't be read."""
     state = ReplicationState.ERROR
+    connection = vm.tap.connection if vm.tap is not None else None
     status = VmStatus(
-        name=identity,
-        uuid=identity,
+        name=vm.name,
+        uuid=vm.identity,
         role="primary",
         state=state.title,
         state_code=int(state),
-        problem=problem_of(error, now),
-        folder=folder,
+        problem=problem_of(vm.error, now),
+        tap=_tap(vm.tap) if vm.tap is not None else None,
+        uris=_uris(connection),
+        folder=vm.folder,
     )
     return assessed(status, now)
 
@@ -126,9 +130,10 @@ def _link(link: LinkState, vm: VmRecord, clock: Clock) -> LinkStatus:
     )
 
 
-def _tap(parts: Parts, connection: Connection | None) -> TapStatus:
+def _tap(link: TapLink) -> TapStatus:
+    connection = link.connection
     if connection is None:
-        return TapStatus(running=False, tracking="", error=parts.tap.error)
+        return TapStatus(running=False, tracking="", error=link.error)
     status, lost = connection.status, connection.lost
     return TapStatus(
         running=True,

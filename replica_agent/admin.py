@@ -17,6 +17,7 @@ from shared.admin.verbs import (
     AnyVmParams,
     EventsParams,
     ExportParams,
+    RecoverParams,
     RemoveParams,
     ResumeParams,
     SetParams,
@@ -44,6 +45,7 @@ class AdminMethods:
         methods.add(verbs.SUSPEND, VmParams, self.suspend)
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
+        methods.add(verbs.RECOVER, RecoverParams, self.recover)
         methods.add(verbs.SET, SetParams, self.set)
         methods.add(verbs.POINTS, VmParams, self.points)
         methods.add(verbs.EXPORT, ExportParams, self.export)
@@ -80,6 +82,12 @@ class AdminMethods:
         if not params.yes:
             raise UsageError(f"Removing {params.vm} here deletes its recovery point.", "Repeat it with --yes.")
         await finish(self._agent.remove(params.vm))
+
+    async def recover(self, params: RecoverParams, client: Client) -> VmStatus:
+        params.require_yes()
+        if params.replica:
+            raise UsageError("This host keeps the copy itself.", "--replica is for the primary.")
+        return status_of(await finish(self._agent.recover(params.vm, verbs.ordered_by(client.peer))))
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from protocol.messages import ErrorCode, Open
 from protocol.position import Position
 from replica_agent.authorize import Authorization, Grant
 from replica_agent.creating import clear_folder, create_vm, plan_vm, remove_vm
+from replica_agent.description import keeper_of, read_description
 from replica_agent.finishing import finish
 from replica_agent.layout import read_vm_folder, vm_folder
 from replica_agent.ledger import Ledger
 from replica_agent.parts import Surroundings
+from replica_agent.rebuilding import RECOVERABLE, rebuild
 from replica_agent.refusals import Refusal
 from replica_agent.sessions import Sessions
 from replica_agent.vm import ReplicaVm, settle
@@ -38,8 +41,13 @@ class DamagedVm:
 
     vm: bytes
     name: str
+    """As its description tells it, else its UUID."""
     folder: str
     error: VmreplicaError
+
+    @property
+    def identity(self) -> str:
+        return self.folder.rpartition("/")[2]
 
 
 class ReplicaAgent:
@@ -106,7 +114,7 @@ class ReplicaAgent:
         try:
             store = await self.ports.stores.open(folder)
         except VmreplicaError as error:
-            self._list_damaged(vm, folder, error)
+            await self._list_damaged(vm, folder, error)
             return
         if not store.names():
             await store.close()
@@ -118,11 +126,15 @@ class ReplicaAgent:
                 raise StoreDamagedError(
                     f"The state in {folder} belongs to another VM, {ledger.vm.vm.hex()}.",
                     "Move the folder back to where it came from.",
+                    code="store_foreign",
                 )
         except VmreplicaError as error:
             await store.close()
-            self._list_damaged(vm, folder, error)
+            await self._list_damaged(vm, folder, error)
             return
+        ledger.keeper = keeper_of(self.ports, folder)
+        await finish(ledger.keeper.look())
+        await ledger.describe()
         await self._take_in(ReplicaVm(self.surroundings, folder, ledger))
 
     async def _take_in(self, vm: ReplicaVm) -> ReplicaVm:
@@ -159,9 +171,18 @@ class ReplicaAgent:
         del self.vms[vm.parts.vm]
         await self._load(vm.parts.vm, vm.parts.layout.folder)
 
-    def _list_damaged(self, vm: bytes, folder: str, error: VmreplicaError) -> None:
-        name = folder.rpartition("/")[2]
-        log.error("a VM can't be loaded", vm=name, reason=str(error))
+    async def _list_damaged(self, vm: bytes, folder: str, error: VmreplicaError) -> None:
+        identity = name = folder.rpartition("/")[2]
+        with contextlib.suppress(VmreplicaError, OSError):
+            found = await finish(self.ports.workers.run(read_description, self.ports.files, folder, vm))
+            name = found.vm.name if found is not None else name
+        if error.code in RECOVERABLE:
+            remedy = (
+                f"Its disks were not touched. Run `vmreplica recover {identity} --role replica`: it makes the state "
+                "anew from the copy's own files, and keeps the old one aside; all blocks are compared afterwards."
+            )
+            error = StoreDamagedError(error.text, remedy)
+        log.error("a VM can't be loaded", vm=identity, reason=str(error))
         self.damaged[vm] = DamagedVm(vm, name, folder, error)
 
     # --- connections -----------------------------------------------------------------------------------------------
@@ -202,17 +223,18 @@ class ReplicaAgent:
         raise NotFoundError(f"No VM {name} is replicated to this host.", f"Known VMs: {known}.")
 
     def _find_damaged(self, name: str) -> DamagedVm | None:
-        return next((vm for vm in self.damaged.values() if vm.name == name), None)
+        found = [vm for vm in self.damaged.values() if name in (vm.name, vm.identity)]
+        return found[0] if len(found) == 1 else None
 
     def status(self, name: str | None = None) -> AgentStatus:
         """The agent with all its VMs, or with one."""
-        damaged = [vm for vm in self.damaged.values() if name in (None, vm.name)]
+        damaged = [vm for vm in self.damaged.values() if name in (None, vm.name, vm.identity)]
         vms = list(self.vms.values()) if name is None else []
         if name is not None and not damaged:
             vms = [self.find(name)]
         now = self.ports.clock.wall()
         statuses = [status_of(vm) for vm in vms]
-        statuses += [damaged_status(vm.name, vm.folder, vm.error, now) for vm in damaged]
+        statuses += [damaged_status(vm.name, vm.identity, vm.folder, vm.error, now) for vm in damaged]
         listener = self.sessions.listener
         return AgentStatus(
             role="replica",
@@ -233,6 +255,39 @@ class ReplicaAgent:
             for event in await vm.ledger.store.events(limit=limit, after=after):
                 found.append({**event, "vm": vm.name, "uuid": vm.parts.uuid})
         return sorted(found, key=lambda event: (event["time"], event["id"]))[-limit:]
+
+    # --- recovering ------------------------------------------------------------------------------------------------
+
+    async def recover(self, name: str, order: dict[str, Any]) -> ReplicaVm:
+        """Rebuild the state of a VM that is damaged; ``order`` says who asked. Its other files stay as they are.
+
+        Raises InvalidStateError for a VM whose state is sound, and where too little is left.
+        """
+        async with self._changing:
+            damaged = self._find_damaged(name)
+            if damaged is None:
+                vm = self.find(name)
+                raise InvalidStateError(f"The state of {vm.name} is sound: there is nothing to recover.")
+            del self.damaged[damaged.vm]
+            try:
+                return await finish(self._recover(damaged, order))
+            finally:
+                if damaged.vm not in self.vms:
+                    self.damaged.setdefault(damaged.vm, damaged)
+
+    async def _recover(self, damaged: DamagedVm, order: dict[str, Any]) -> ReplicaVm:
+        # An intact state is always believed: it may have been brought back meanwhile.
+        await self._load(damaged.vm, damaged.folder)
+        again = self.damaged.pop(damaged.vm, None)
+        if again is not None:
+            if again.error.code not in RECOVERABLE:
+                raise again.error
+            await rebuild(self.ports, damaged.folder, damaged.vm, self.surroundings.host, again.error.text, order)
+            await self._load(damaged.vm, damaged.folder)
+        if damaged.vm not in self.vms:
+            found = self.damaged.get(damaged.vm)
+            raise found.error if found is not None else NotFoundError(f"Nothing of {damaged.name} was kept here.")
+        return self.vms[damaged.vm]
 
     # --- removing --------------------------------------------------------------------------------------------------
 

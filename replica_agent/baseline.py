@@ -20,6 +20,7 @@ from replica_agent.replay import Replay, Source
 from replica_agent.resync import OpenResync, judge_begin
 from replica_agent.space import require_room, space_error
 from replica_agent.spool import Spool
+from replica_agent.strangers import remove_strangers
 from shared.events import EventId
 from shared.states import ReplicaEvent
 
@@ -109,7 +110,7 @@ class Baseline:
                 epoch=body.epoch.hex(),
             )
         former, parts.resync = parts.resync, opened
-        await finish(parts.ports.workers.run(self._clear, former))
+        await finish(parts.ports.workers.run(self._clear, former, opened))
         return opened
 
     def _prepare(self, opened: OpenResync) -> None:
@@ -123,7 +124,7 @@ class Baseline:
             opened.differences.close()
             raise space_error(error, self.parts.layout.folder, BEGIN_BYTES) from error
 
-    def _clear(self, former: OpenResync | None) -> None:
+    def _clear(self, former: OpenResync | None, opened: OpenResync) -> None:
         """What the new resync makes useless: the one before, and the partial segment of the present epoch. Blocks."""
         if former is not None:
             former.drop()
@@ -131,6 +132,9 @@ class Baseline:
         if spool is not None:
             spool.drop()
             self.parts.applier.spool = self._idle_spool()
+        else:
+            # What a lost state had received: nothing of it can be applied any more.
+            remove_strangers(self.parts, {opened.tracked.epoch})
 
     def _idle_spool(self) -> Spool | None:
         applied = self.parts.ledger.replication.applied

@@ -7,12 +7,14 @@ that was interrupted: nothing in its folder is worth keeping.
 from __future__ import annotations
 
 from protocol.messages import ErrorCode, Open
+from replica_agent.description import keeper_of
 from replica_agent.disks import BaseDisks
 from replica_agent.finishing import finish
 from replica_agent.layout import Layout
 from replica_agent.ledger import Ledger, create_state
 from replica_agent.record import DiskRecord, VmRecord
 from replica_agent.refusals import Refusal
+from shared.description import NAME as DESCRIPTION_NAME
 from shared.errors import StoreDamagedError
 from shared.ports import Ports, Store
 
@@ -43,7 +45,10 @@ async def create_vm(ports: Ports, folder: str, record: VmRecord) -> Ledger:
     store = await _empty_store(ports, folder)
     try:
         await finish(ports.workers.run(_make_files, ports, layout, record))
-        return await create_state(store, record, ports.clock)
+        ledger = await create_state(store, record, ports.clock)
+        ledger.keeper = keeper_of(ports, folder)
+        await ledger.describe()
+        return ledger
     except BaseException:
         await store.close()
         raise
@@ -89,8 +94,11 @@ def _move_disks(ports: Ports, layout: Layout, target: str) -> None:
 
 
 def clear_folder(ports: Ports, folder: str) -> None:
-    """Delete a VM's folder, the store last. Blocks."""
+    """Delete a VM's folder, the description first, the store last. Blocks."""
     layout = Layout(folder)
+    # Nobody may rebuild from it what is being deleted.
+    ports.files.remove(f"{folder}/{DESCRIPTION_NAME}")
+    ports.files.sync_folder(folder)
     for tree in (layout.spool, layout.resyncs, layout.undo_logs, layout.tap):
         ports.files.remove_tree(tree)
     for name in ports.files.list(folder):

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator
 
 from shared.ports import Ports
+from shared.tasks import uninterrupted as finish
 
-T = TypeVar("T")
-
-
-async def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` to its end and return its result, even if the caller is cancelled meanwhile.
-
-    The cancellation is raised when the work has ended; an error of the work is then its cause.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except Exception:
-            break
-    if cancelled is not None:
-        raise cancelled from task.exception()
-    return task.result()
+__all__ = ["finish", "in_steps"]
 
 
 async def in_steps(

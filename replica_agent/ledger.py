@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from replica_agent.description import Description
 from replica_agent.finishing import finish
 from replica_agent.record import (
     PointsRecord,
@@ -22,6 +23,7 @@ from replica_agent.record import (
     load_vm,
     plain,
 )
+from shared.description import Keeper
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId, make_event
 from shared.ports import Clock, Store
@@ -107,6 +109,8 @@ class Ledger:
         self.promotion = load(store, "promotion", PromotionRecord)
         self.points = load(store, "points", PointsRecord) or PointsRecord()
         self.statistics: Any = store.get("statistics")
+        self.keeper: Keeper[Description] | None = None
+        """Keeps what ``recover`` would need; a transaction ends only when it has been told."""
         self._clock = clock
         self._turn = asyncio.Lock()
 
@@ -153,6 +157,27 @@ class Ledger:
         self.vm, self.replication = draft.vm, draft.replication
         self.resync, self.promotion, self.points = draft.resync, draft.promotion, draft.points
         self.statistics = draft.statistics
+        await self._keep()
+
+    async def describe(self) -> None:
+        """Bring the description in line with the records, where an earlier attempt failed or a crash came between."""
+        async with self._turn:
+            await finish(self._keep())
+
+    async def _keep(self) -> None:
+        if self.keeper is None:
+            return
+        record = self.replication
+        description = Description(
+            vm=self.vm,
+            epoch=record.epoch,
+            lineage=record.lineage,
+            reread=record.reread,
+            interval_seconds=record.interval_seconds,
+            peer_host=record.peer_host,
+            promotion=self.promotion,
+        )
+        await self.keeper.keep(description)
 
 
 async def create_state(store: Store, vm: VmRecord, clock: Clock) -> Ledger:

@@ -15,8 +15,8 @@ from replica_agent.parts import VmParts
 from shared.errors import UnreachableError, VmreplicaError
 from shared.ports import FileSystem
 from shared.status import TapStatus as TapView
-from shared.tap_config import ERROR_NAME, TapConfig, TapDisk, save_config
-from shared.tap_control import TapClient, TapStatus
+from shared.tap_config import ERROR_NAME, TapConfig, TapDisk, load_config, save_config
+from shared.tap_control import TapClient, TapStatus, Tracking
 from shared.tasks import Signal
 
 CONNECT_SECONDS = 2.0
@@ -71,6 +71,17 @@ class PromotedTap:
         save_config(files, self._folder, self.config)
         files.sync_folder(self._parts.layout.folder)
 
+    def prepare(self) -> None:
+        """Make sure that there is what a start of the tap needs: a boot, or a loss, may have taken it. Blocks."""
+        files = self._parts.ports.files
+        files.make_folder(self._sockets)
+        try:
+            if load_config(files, self._folder) == self.config:
+                return
+        except VmreplicaError:
+            pass
+        self.configure()
+
     async def run(self) -> None:
         """Keep the tap running and tracking, until cancelled."""
         while True:
@@ -90,7 +101,8 @@ class PromotedTap:
         while True:
             self.status = await client.status()
             self.error = ""
-            if self.status.epoch != self._epoch.hex():
+            if self.status.epoch != self._epoch.hex() and self.status.tracking is Tracking.OFF:
+                # Never where it was lost: a tap whose state is damaged does not know any more which epoch it tracked.
                 await self._begin(client)
             self.changed.notify()
             await asyncio.wait({client.rpc.closed}, timeout=REFRESH_SECONDS)

@@ -117,7 +117,9 @@ class Promotion:
             await self._apply(record)
             await self.end_exports()
         self.tap = PromotedTap(parts, parts.ledger.vm.name, parts.uuid, record.epoch)
-        if not record.serving:
+        if record.serving:
+            await finish(parts.ports.workers.run(self.tap.prepare))
+        else:
             await finish(parts.ports.workers.run(self._hand_over, self.tap))
             async with parts.ledger.transaction() as draft:
                 assert draft.promotion is not None
@@ -150,9 +152,12 @@ class Promotion:
 def fenced(record: PromotionRecord, name: str) -> Refusal:
     """What a primary is told that comes back after the failover (I8)."""
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.time))
+    cut = f"cut {record.parent_segment} of epoch {record.parent.hex()}"
+    if record.parent_segment == 0:
+        # Segments count from 1: the state that knew it was lost.
+        when, cut = f"{when} at the latest", "a cut that is not known any more"
     return Refusal(
         ErrorCode.FENCED,
-        f"{name} was failed over to {record.host} on {when}: epoch {record.epoch.hex()} began there after cut "
-        f"{record.parent_segment} of epoch {record.parent.hex()}.",
+        f"{name} was failed over to {record.host} on {when}: epoch {record.epoch.hex()} began there after {cut}.",
         "Do not run the VM on its old host. To replicate from there again, remove the VM at the replica first.",
     )

@@ -226,6 +226,7 @@ def load_vm(store: Store) -> VmRecord:
         raise StoreDamagedError(
             f"The state has version {record.version}; this program reads up to {RECORD_VERSION}.",
             "Install the version of vmreplica that wrote it.",
+            code="store_newer",
         )
     return record
 

@@ -17,13 +17,14 @@ from replica_agent.baseline import Baseline
 from replica_agent.differencing import start_of_differences
 from replica_agent.disks import foreign_changes
 from replica_agent.finishing import finish
-from replica_agent.layout import read_resync, read_segment
 from replica_agent.parts import VmParts
 from replica_agent.record import ResyncRecord, UndoRecord
 from replica_agent.replay import Source
 from replica_agent.resync import OpenResync
 from replica_agent.spool import Spool
+from replica_agent.strangers import remove_strangers
 from shared.events import EventId
+from shared.planning import ResyncCause
 from shared.status import Cause
 
 
@@ -80,9 +81,13 @@ def _read(parts: VmParts) -> _Found:
     if found.spool is not None:
         found.spool.load(torn=_other_boot(parts))
         found.damaged = found.spool.damaged
-    _remove_strangers(parts, found)
     found.undo, found.lost = parts.history.found()
     replication = parts.ledger.replication
+    # What was received before the state was lost is evidence until a resync has begun, and maybe all that is left.
+    if replication.suspect is None or replication.suspect.code != ResyncCause.STATE_LOST or parts.ledger.resync:
+        remove_strangers(
+            parts, {spool.epoch for spool in (found.spool, found.resync and found.resync.tracked) if spool}
+        )
     if replication.applying is None and replication.identities is not None:
         found.foreign = foreign_changes(
             replication.identities,
@@ -127,21 +132,6 @@ def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
     except (OSError, LogError) as error:
         opened.close()
         found.unusable = f"What was received of it can't be used any more: {error}"
-
-
-def _remove_strangers(parts: VmParts, found: _Found) -> None:
-    """Files that no state names: those of dropped or replaced resyncs."""
-    files, layout = parts.ports.files, parts.layout
-    epochs = {spool.epoch for spool in (found.spool, found.resync and found.resync.tracked) if spool}
-    for name in files.list(layout.spool):
-        place = read_segment(name)
-        if place is not None and place[0] not in epochs:
-            parts.pool.put(f"{layout.spool}/{name}")
-    record = parts.ledger.resync
-    for name in files.list(layout.resyncs):
-        identity = read_resync(name)
-        if identity is not None and (record is None or identity != record.id):
-            files.remove(f"{layout.resyncs}/{name}")
 
 
 async def _keep_points(parts: VmParts, found: _Found) -> None:

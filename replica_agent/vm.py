@@ -151,6 +151,7 @@ class ReplicaVm:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
             await self.exports.tell_failures()
             await self._keep_room()
+            await self.ledger.describe()
 
     async def _keep_room(self) -> None:
         """Older points make room for what arrives before it is refused for want of it."""

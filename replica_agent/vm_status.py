@@ -68,12 +68,12 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     return assessed(status, now)
 
 
-def damaged_status(name: str, folder: str, error: VmreplicaError, now: float) -> VmStatus:
-    """The status of a VM whose state can't be read."""
+def damaged_status(name: str, identity: str, folder: str, error: VmreplicaError, now: float) -> VmStatus:
+    """The status of a VM whose state can't be read; ``identity`` is its UUID."""
     state = ReplicationState.ERROR
     status = VmStatus(
         name=name,
-        uuid=name,
+        uuid=identity,
         role="replica",
         state=state.title,
         state_code=int(state),

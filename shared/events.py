@@ -33,6 +33,7 @@ class EventId(IntEnum):
     ADMINISTRATOR = 60010
     DAMAGED = 60011
     POINTS = 60012
+    RECOVERED = 60015
 
 
 _ERRORS = frozenset(
@@ -45,7 +46,7 @@ _ERRORS = frozenset(
         EventId.DAMAGED,
     }
 )
-_WARNINGS = frozenset({EventId.WILL_RETRY, EventId.INVALID_STATE, EventId.PROMOTED})
+_WARNINGS = frozenset({EventId.WILL_RETRY, EventId.INVALID_STATE, EventId.PROMOTED, EventId.RECOVERED})
 
 
 def level_of(number: EventId) -> str:

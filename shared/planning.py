@@ -32,6 +32,8 @@ class ResyncCause(StrEnum):
     LOG_DAMAGED = "log_damaged"
     AFTER_FAILOVER = "after_failover"
     ADMINISTRATOR = "administrator"
+    STATE_LOST = "state_lost"
+    HISTORY_LOST = "history_lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ class PrimaryView:
     ``epoch`` is the committed baseline (NO_EPOCH before the first), ``proposed`` an epoch whose commit may
     have been sent (R33). ``tracking`` is the tap's word (on, off, lost, map); ``log_epoch``, ``first_segment`` and
     ``log_end`` say what its log holds; ``acked`` is the last cut known to be durable at the replica.
-    ``required`` says that a cause for a resync is already on record.
+    ``required`` says that a cause for a resync is already on record, ``rebuilt`` that ``epoch`` and ``lineage`` may
+    lack what was newest when the state was lost.
     """
 
     disks: tuple[Geometry, ...]
@@ -65,6 +68,7 @@ class PrimaryView:
     acked: Position | None = None
     resync: OpenResync | None = None
     required: bool = False
+    rebuilt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +185,22 @@ Decision = (
 
 def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
     """What this session is for. The order of the questions is the order of their danger."""
-    if replica.promoted or (replica.epoch not in (primary.epoch, primary.proposed) and _is_ahead(primary, replica)):
+    ahead = replica.epoch not in (primary.epoch, primary.proposed) and _is_ahead(primary, replica)
+    if replica.promoted or (ahead and not primary.rebuilt):
         return _fenced(primary, replica)
     mismatch = compare_geometry(primary.disks, replica.disks)
     if mismatch:
         return GeometryMismatch(mismatch)
     if primary.proposed is not None and replica.epoch == primary.proposed != primary.epoch:
         return CommitConfirmed(primary.proposed)
-    if primary.epoch == NO_EPOCH and replica.epoch != NO_EPOCH:
+    if primary.rebuilt and primary.resync is None and not _is_known(primary, replica.epoch):
+        return ResyncRequired(
+            ResyncCause.HISTORY_LOST,
+            f"The replica stands at baseline {_short(replica.epoch)}, which this side's rebuilt state does not know: "
+            "one of its own that was committed when the state was lost, or another primary's.",
+            {"replica_epoch": replica.epoch.hex(), "primary_epoch": primary.epoch.hex()},
+        )
+    if primary.epoch == NO_EPOCH and replica.epoch != NO_EPOCH and not primary.rebuilt:
         return Unrelated(
             f"The replica holds a baseline {_short(replica.epoch)} of this VM; this primary never made one."
         )
@@ -240,6 +252,10 @@ def wrote_since(primary: PrimaryView, cut: Position | None) -> bool:
 def _is_ahead(primary: PrimaryView, replica: ReplicaView) -> bool:
     """Whether the replica's history goes on from ours: only a promotion or another primary can do that."""
     return primary.epoch != NO_EPOCH and knows(replica.lineage, primary.epoch)
+
+
+def _is_known(primary: PrimaryView, epoch: bytes) -> bool:
+    return epoch in (NO_EPOCH, primary.epoch) or knows(primary.lineage, epoch)
 
 
 def _fenced(primary: PrimaryView, replica: ReplicaView) -> Decision:

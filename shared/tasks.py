@@ -35,6 +35,27 @@ class Signal:
         return True
 
 
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` to its end and return its result, even if the caller is cancelled meanwhile.
+
+    The cancellation is raised when the work has ended; an error of the work is then its cause.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except Exception:
+            break
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    return task.result()
+
+
 async def together(main: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, None]) -> T:
     """Run ``main`` with ``others`` beside it; return its result when it ends, cancelling and awaiting the others.
 

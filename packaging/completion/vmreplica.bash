@@ -11,7 +11,7 @@ _vmreplica() {
     local verb="" word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case "$verb $word" in
-            ' status' | ' enable' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' remove' | ' events' | ' measure' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki show' | 'pki revoke' | ' test-connection' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
+            ' status' | ' enable' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' remove' | ' recover' | ' events' | ' measure' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki show' | 'pki revoke' | ' test-connection' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
         esac
     done
     COMPREPLY=()
@@ -34,6 +34,9 @@ _vmreplica() {
         'resume:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'remove:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'remove:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'recover:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'recover:--replica') :; return ;;
+        'recover:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'events:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'events:--limit') :; return ;;
         'events:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -55,8 +58,8 @@ _vmreplica() {
     esac
     case "$verb" in
         '')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume remove events measure points export unexport failover hrl pki test-connection completion version --help --version" -- "$current"); return; }
-            mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume remove events measure points export unexport failover hrl pki test-connection completion version" -- "$current") ;;
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version --help --version" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version" -- "$current") ;;
         'status')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --watch --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
@@ -80,6 +83,9 @@ _vmreplica() {
             _vmreplica_vms "$current" ;;
         'remove')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --yes --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'recover')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --replica --yes --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'events')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --limit --json --socket" -- "$current"); return; }

@@ -277,20 +277,21 @@ def lost_power(state: TapState, boot_id: str) -> bool:
     return state.status is Status.ACTIVE and state.boot_id != boot_id
 
 
-def check_state(loaded: Loaded, vm: bytes, boot_id: str, *, log_exists: bool) -> None:
+def check_state(loaded: Loaded, vm: bytes, boot_id: str, *, ran: bool) -> None:
     """Whether the state may be relied upon. Raises TrackingLost.
 
     After power loss the newest slot may be older than what was written last: nothing relied on that before it was
     synced, and what was tracked otherwise since then lies in hot regions.
-    Log files without a state are the rest of a tap that did run.
+    Log files, or a dirty map in force, without a state are the rest of a tap that did run: ``ran``.
     """
     torn = loaded.gap and loaded.state is not None and lost_power(loaded.state, boot_id)
     if loaded.damage and not torn:
         raise TrackingLost(LostReason.STATE_DAMAGED, f"the state file's {loaded.damage}")
     state = loaded.state
     if state is None:
-        if log_exists:
-            raise TrackingLost(LostReason.STATE_DAMAGED, "the state file is missing, but there is a log")
+        if ran:
+            text = "the state file is missing, but there is a log or a dirty map"
+            raise TrackingLost(LostReason.STATE_DAMAGED, text)
     elif state.vm != vm:
         raise TrackingLost(LostReason.STATE_DAMAGED, f"the state file is that of VM {state.vm.hex()}")
 

@@ -17,7 +17,7 @@ async def resume(ports: TapPorts, start: Start, tracker: Tracker, state_path: st
     that was left CLEAN. After a kill the state is ACTIVE, and the log is mended first; a second kill meanwhile finds
     the same group in doubt as this start did. Raises StorageError where the state can't be written.
     """
-    tracker.restore(start.state, start.loss)
+    tracker.restore(start.state, start.loss, start.former)
     if start.bounded is not None and start.changes is not None:
         try:
             tracker.begin_map(start.bounded, start.changes)

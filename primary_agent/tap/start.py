@@ -30,8 +30,9 @@ from primary_agent.tap.recovery import (
 from primary_agent.tap.state import MAX_TEXT, STATE_BYTES, Loaded, Loss, StateFile, Status, TapState
 from primary_agent.tap.supply import no_room
 from primary_agent.tap.watch import NO_SPACE, why
+from protocol.errors import LogError
 from shared.errors import DiskInUseError, NoSpaceError, StorageError
-from shared.hrl_files import log_file_sequence
+from shared.hrl_files import log_file_sequence, read_file_header
 from shared.map_file import MapDamagedError, MapFile, MapKind
 from shared.ports import File, FileIdentity, FileSystem
 from shared.rates import size_text
@@ -68,6 +69,8 @@ class Start:
     bounded: Loss | None = None
     """Why the dirty map takes the place of the log at this start; ``changes`` are what goes into it."""
     changes: LoggedChanges | None = None
+    former: bytes = b""
+    """The epoch that was tracked last, where the state does not tell it any more: it can't be taken up again."""
 
     def close(self) -> None:
         """Close everything: the start is given up."""
@@ -181,9 +184,11 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
     tracked = state is not None and state.tracking in (Tracking.ON, Tracking.MAP)
     try:
         numbered = [name for name in ports.files.list(config.log_folder) if log_file_sequence(name) is not None]
-        check_state(loaded, config.vm_id, ports.clock.boot_id(), log_exists=bool(numbered))
+        ran = bool(numbered) or (start.dirty is not None and start.dirty.in_force)
+        check_state(loaded, config.vm_id, ports.clock.boot_id(), ran=ran)
     except TrackingLost as lost:
         start.loss = Loss(lost.reason, lost.text[:MAX_TEXT], ports.clock.wall())
+        start.former = _former_epoch(ports.files, config, numbered, start.dirty)
         tracked = False
     except OSError:
         # Whoever needs the folder next will say so.
@@ -225,6 +230,22 @@ def _durable_file(start: Start, state: TapState | None, boot_id: str) -> int | N
         return None
     note = HotNote.decode(start.hot.note) if start.hot is not None else HotNote()
     return note.file if note.epoch == state.epoch else 0
+
+
+def _former_epoch(files: FileSystem, config: TapConfig, names: Sequence[str], dirty: DirtyMap | None) -> bytes:
+    """The epoch of the log's newest file, or whose log the dirty map has replaced. Empty where none tells it."""
+    for name in reversed(names):
+        try:
+            file = files.open(f"{config.log_folder}/{name}")
+            try:
+                header = read_file_header(file)
+            finally:
+                file.close()
+        except (LogError, StorageError, OSError):
+            continue
+        if header.vm == config.vm_id:
+            return header.epoch
+    return dirty.note.log_epoch if dirty is not None and dirty.in_force else b""
 
 
 def _is_mapped(start: Start, state: TapState, boot_id: str) -> bool:

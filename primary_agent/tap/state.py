@@ -132,13 +132,20 @@ class StateFile:
 
     @classmethod
     def open(cls, files: FileSystem, path: str) -> tuple[StateFile, Loaded]:
-        """Open or make the file, and read it. Blocks. Raises OSError."""
+        """Open or make the file, and read it; one that can't be read is made anew. Blocks. Raises OSError."""
         if files.exists(path):
             state_file = cls(files.open(path, write=True))
-            loaded = state_file._load()
-            if loaded.damage:
-                state_file._file.allocate(0, STATE_BYTES)
-            return state_file, loaded
+            try:
+                loaded = state_file._load()
+                if loaded.damage:
+                    state_file._file.allocate(0, STATE_BYTES)
+                return state_file, loaded
+            except OSError as error:
+                # Where it can't be read it may not take writes either: another file takes its name.
+                state_file.close()
+                unreadable = Loaded(None, f"slots can't be read: {error.strerror}")
+        else:
+            unreadable = Loaded(None)
         part = f"{path}.part"
         files.remove(part)
         file = files.open(part, write=True, create=True, exclusive=True)
@@ -150,7 +157,7 @@ class StateFile:
             file.close()
         state_file = cls(files.open(part, write=True))
         state_file.is_new = True
-        return state_file, Loaded(None)
+        return state_file, unreadable
 
     def publish(self, files: FileSystem, path: str) -> None:
         """Give a file that ``open`` has made its name, once both slots are durable. Blocks. Raises OSError."""

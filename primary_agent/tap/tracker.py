@@ -99,13 +99,16 @@ class Tracker:
 
     # --- start and stop ---------------------------------------------------------------------------------------------
 
-    def restore(self, state: TapState | None, loss: Loss | None) -> None:
-        """Take over what the state file says; ``loss`` is what this start found out."""
+    def restore(self, state: TapState | None, loss: Loss | None, former: bytes = b"") -> None:
+        """Take over what the state file says; ``loss`` is what this start found out.
+
+        ``former``: the epoch that was tracked last, where the state is damaged and does not tell it.
+        """
         if state is not None:
             self.tracking, self.epoch, self.loss = state.tracking, state.epoch, state.loss
             self._first_file = state.first_file
         if loss is not None:
-            self.tracking, self.loss = Tracking.LOST, loss
+            self.tracking, self.loss, self.epoch = Tracking.LOST, loss, former or self.epoch
         if self.tracking not in (Tracking.ON, Tracking.MAP):
             self._first_file = self.files.next_sequence
             self.maps.void()

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import msgspec
 
 from shared.admin.methods import Params
+from shared.errors import UsageError
+from shared.ports import Peer
 
 VmName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
@@ -30,6 +32,7 @@ EVENTS = "events"
 SUSPEND = "vm.suspend"
 RESUME = "vm.resume"
 REMOVE = "vm.remove"
+RECOVER = "vm.recover"
 # The primary agent
 ENABLE = "vm.enable"
 INITIAL = "vm.initial"
@@ -97,6 +100,23 @@ class RemoveParams(VmParams, frozen=True):
     yes: bool = False
 
 
+class RecoverParams(VmParams, frozen=True):
+    """``vm.recover``: rebuild a lost state; refused without ``yes``.
+
+    ``replica`` (``HOST`` or ``HOST:PORT``) is for a primary: where nothing tells it any more, or in place of what does.
+    """
+
+    yes: bool = False
+    replica: Annotated[str, msgspec.Meta(max_length=300)] = ""
+
+    def require_yes(self) -> None:
+        """Raises UsageError unless it was confirmed."""
+        if not self.yes:
+            raise UsageError(
+                f"Recovering {self.vm} puts a rebuilt state in the place of the damaged one.", "Repeat it with --yes."
+            )
+
+
 class EventsParams(AnyVmParams, frozen=True):
     """``events``: the newest ``limit`` with an id above ``after``, oldest first; {events: [...]}.
 
@@ -139,3 +159,8 @@ class ConnectionReport(msgspec.Struct, kw_only=True):
 
     ok: bool
     steps: list[ConnectionStep]
+
+
+def ordered_by(peer: Peer) -> dict[str, Any]:
+    """Who gave an order, for the event that records it: user and process at the admin socket."""
+    return {"uid": peer.uid, "pid": peer.pid}

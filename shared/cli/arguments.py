@@ -206,6 +206,17 @@ def _remove(parser: argparse.ArgumentParser) -> None:
     _yes(parser)
 
 
+def _recover(parser: argparse.ArgumentParser) -> None:
+    _vm(parser)
+    parser.add_argument(
+        "--replica",
+        default="",
+        metavar="HOST[:PORT]",
+        help="where the replica agent listens (at a primary whose folder does not tell it any more)",
+    )
+    _yes(parser)
+
+
 def _events(parser: argparse.ArgumentParser) -> None:
     _vm(parser, optional=True)
     parser.add_argument(
@@ -324,6 +335,7 @@ VERBS = (
     Verb("suspend", "stop sending (at the replica: taking) changes; they are kept", f"{_REPLICATION}:suspend", _vm),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
+    Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
     Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),
     Verb("measure", "print the statistics of a VM", f"{_READING}:measure", _get),
     Verb("points", "list the recovery points of a VM at the replica", f"{_REPLICA}:points", _points),

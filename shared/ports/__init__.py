@@ -312,6 +312,12 @@ class Stores(Protocol):
     async def open(self, folder: str, *, create: bool = False) -> Store:
         """Open ``folder``'s state; ``create`` makes a fresh one and refuses an existing one."""
 
+    async def rebuild(self, folder: str, records: dict[str, Any], events: Sequence[dict[str, Any]] = ()) -> str:
+        """Put a fresh state with these records and events in the place of a damaged or missing one.
+
+        A crash leaves one or the other. What was there is kept aside: returns its path, empty where there was nothing.
+        """
+
 
 # --- other processes --------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from shared.errors import InvalidStateError, StorageError
 from shared.ports import Clock
 from shared.ports.store_file import Change, StoreFile, decode, encode
+from shared.ports.store_rebuilding import rebuild
 
 T = TypeVar("T")
 
@@ -43,6 +44,15 @@ class SqliteStores:
         store = SqliteStore(self, file, self._clock)
         self._open[path] = store
         return store
+
+    async def rebuild(self, folder: str, records: dict[str, Any], events: Sequence[dict[str, Any]] = ()) -> str:
+        """See shared.ports.Stores. Raises NoSpaceError or StorageError."""
+        path = os.path.join(os.path.realpath(folder), STATE_FILE)  # noqa: ASYNC240
+        if path in self._open:
+            raise InvalidStateError(f"The store {path} is open.")
+        change: Change = {name: encode(value) for name, value in records.items()}
+        encoded = [encode(event) for event in events]
+        return await self.run(rebuild, path, change, encoded, self._clock.wall())
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run ``work`` on the stores' thread, to its end even if the caller is cancelled."""

@@ -153,9 +153,11 @@ class StoreFile:
                 "Another program's file, or damage. " + _REBUILD,
             )
         if version != VERSION:
+            _refute_version(database, version)
             raise StoreDamagedError(
                 f"{self.path} has version {version}; this program knows {VERSION}.",
                 "Start the version of vmreplica that wrote it, or a newer one.",
+                code="store_newer",
             )
         for (answer,) in database.execute("PRAGMA integrity_check"):
             if answer != "ok":
@@ -337,6 +339,15 @@ def _read_summary(database: sqlite3.Connection) -> Summary:
     if summary.version != VERSION:
         raise _Damage(f"its header says version {VERSION}, its summary {summary.version}")
     return summary
+
+
+def _refute_version(database: sqlite3.Connection, version: int) -> None:
+    """No checksum covers the header's version: where the summary is ours it is the header that is damaged."""
+    try:
+        _read_summary(database)
+    except (sqlite3.Error, _Damage, TypeError):
+        return
+    raise _Damage(f"its header says version {version}, its summary {VERSION}")
 
 
 def _connect(path: str) -> sqlite3.Connection:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
+from primary_agent.resync import ResyncDriver
 from primary_agent.tap.state import StateFile
+from shared.errors import UnreachableError
 from shared.events import EventId
 from shared.ports.files import RealFileSystem
 from shared.states import ReplicationState
@@ -109,3 +113,34 @@ def lose_pages(disk: Path, offset: int, length: int, times: os.stat_result) -> N
         file.seek(offset)
         file.write(bytes(length))
     os.utime(disk, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+async def test_a_bounded_compare_that_the_replica_forgot_stays_a_whole_one(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I12: once whole disks are compared in its place, a later session must not take up the bounds again."""
+    compare, breaks = ResyncDriver._compare_disks, 2
+
+    async def broken(driver: ResyncDriver, *rest: Any) -> None:
+        nonlocal breaks
+        if breaks:
+            breaks -= 1
+            if breaks:
+                await pair.copy.baseline.drop("the test: its volume is full, say")
+            raise UnreachableError("the test cuts the link")
+        await compare(driver, *rest)
+
+    await pair.replicate(8 * MIB)
+    before = await compared(pair)
+    await pair.assert_same()
+    await pair.replica.stop()
+    monkeypatch.setattr(ResyncDriver, "_compare_disks", broken)
+    await pair.write(0, "write -P 3 1M 64k")
+    await stop_the_host(pair)
+    await pair.start_replica()
+    await pair.start_primary()
+    await pair.until("both breaks", lambda: not breaks)
+    pair.vm.parts.link.poke.notify()
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
+    assert await compared(pair) - before == 8 * MIB

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from primary_agent.admin import with_settings
+from primary_agent.session import Session
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import ReplicationState
@@ -56,6 +57,29 @@ async def test_without_the_setting_it_waits_for_its_administrator(pair: Pair) ->
     await pair.healthy()
     assert pair.vm.parts.replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE
     assert pair.copy.point() == point
+
+
+async def test_order_that_comes_while_the_tap_is_asked_is_not_missed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I12: a session that waits for an order asks the tap now and then, and the order may fall into that moment."""
+    await pair.replicate(4 * MIB)
+    is_bounded, ordered = Session._is_bounded, False
+
+    async def ordered_meanwhile(session: Session) -> bool:
+        nonlocal ordered
+        answer = await is_bounded(session)
+        if not ordered:
+            ordered = True
+            await pair.healthy()
+            await pair.vm.resume(resynchronize=True)
+        return answer
+
+    monkeypatch.setattr(Session, "_is_bounded", ordered_meanwhile)
+    await lose_tracking(pair)
+    await pair.until("the order", lambda: ordered)
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
 
 
 async def test_suspended_and_resumed_with_a_resync_it_begins_as_soon_as_it_can(pair: Pair) -> None:

@@ -29,7 +29,9 @@ from tests.simulation.loop import CURRENT, Process
 class Observer(Protocol):
     """Who looks on. ``process`` is the one in which it happened."""
 
-    def entry_logged(self, process: Process, disk: int, offset: int, length: int, payload: Buffer | None) -> None:
+    def entry_logged(
+        self, process: Process, kind: EntryKind, disk: int, offset: int, length: int, payload: Buffer | None
+    ) -> None:
         """A write got its place in the log; ``payload`` is the very buffer that was logged, None for zeroes."""
 
     def disk_written(self, process: Process, mutation: Mutation) -> None:
@@ -90,7 +92,7 @@ def observed(observer: Observer) -> Iterator[None]:
             process = here()
             for disk, kind, offset, length in table[["disk", "kind", "offset", "length"]].tolist():
                 payload = next(buffers) if kind == EntryKind.DATA else None
-                observer.entry_logged(process, disk, offset, length, payload)
+                observer.entry_logged(process, EntryKind(kind), disk, offset, length, payload)
 
         return wrapped
 

@@ -123,7 +123,7 @@ MUTANTS = {
             replica.differencing_nosync,
             ("I6",),
             {**REPLICA_POWER, "log_errors": 1.0, "seconds": 14.0, "stalls": 0.02, "crash_at_sync": 0.05},
-            first=22,
+            first=258,
         ),
         Mutant(replica.apply_unmarked, ("I6",), {**REPLICA_POWER, **REPLICA_KILLS}),
         Mutant(replica.expose_early, ("I1",), RESYNCS),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from protocol.entries import EntryKind
 from shared.nbd.backend import CommandKind, Mutation
 from tests.simulation.disk import SECTOR
 
@@ -91,10 +92,11 @@ class Oracle:
                 return write
         return None
 
-    def find_zeroes(self, disk: int, offset: int, length: int) -> Write | None:
-        """The first pending change to zeroes of that range."""
+    def find_zeroes(self, kind: EntryKind, disk: int, offset: int, length: int) -> Write | None:
+        """The first pending change to zeroes of that range: one that zeroes and one that discards it may be both."""
+        command = CommandKind.ZEROES if kind is EntryKind.ZERO else CommandKind.TRIM
         for write in self.pending:
-            if write.payload is None and (write.disk, write.offset, write.length) == (disk, offset, length):
+            if write.kind is command and (write.disk, write.offset, write.length) == (disk, offset, length):
                 return write
         return None
 

@@ -223,3 +223,19 @@ class SimulatedStores:
         elif not exists:
             raise StoreDamagedError(f"{folder} has no state.", "Rebuild it.")
         return SimulatedStore(self, folder, self.contents[folder])
+
+    async def rebuild(self, folder: str, records: dict[str, Any], events: Sequence[dict[str, Any]] = ()) -> str:
+        """One atomic step; nothing is kept aside here."""
+        self.process.operation()
+        await asyncio.sleep(self.rng.uniform(0.001, 0.01))
+        self.process.operation()
+        content = StoreContent()
+        content.records = {name: pack(value) for name, value in records.items()}
+        content.events = [{**event, "id": number} for number, event in enumerate(events, 1)]
+        content.last_event = len(events)
+        self.contents[folder] = content
+        path = f"{folder}/{STORE_NAME}"
+        if path not in self.volume.entries:
+            self.volume.change({path: self.volume.create()})
+            self.volume.sync_folder(folder)
+        return ""

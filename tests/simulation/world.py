@@ -18,6 +18,7 @@ from primary_agent.tap.control import TapControl
 from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.exports import DiskExport
 from primary_agent.tap.process import Identity, TapFailedError, TapProcess
+from protocol.entries import EntryKind
 from protocol.position import Position
 from replica_agent.agent import ReplicaAgent
 from replica_agent.authorize import Grant
@@ -337,12 +338,14 @@ class World:
 
     # --- observations (tests.simulation.hooks.Observer) ---
 
-    def entry_logged(self, process: Process, disk: int, offset: int, length: int, payload: Buffer | None) -> None:
+    def entry_logged(
+        self, process: Process, kind: EntryKind, disk: int, offset: int, length: int, payload: Buffer | None
+    ) -> None:
         if process is not self.guest.process:
             return
         write = None
         if payload is None:
-            write = self.oracle.find_zeroes(disk, offset, length)
+            write = self.oracle.find_zeroes(kind, disk, offset, length)
         elif isinstance(payload, memoryview):
             write = self.oracle.find_by_payload(payload.obj)
         if write is not None:

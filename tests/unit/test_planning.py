@@ -230,3 +230,48 @@ def test_wrote_since_counts_the_unknown_as_written() -> None:
     assert wrote_since(PRIMARY, at(20, 199))
     assert wrote_since(PRIMARY, None)
     assert wrote_since(PRIMARY, at(20, 200, OTHER))
+
+
+# --- a primary whose state was lost and rebuilt ----------------------------------------------------------------------
+
+REBUILT = replace(PRIMARY, acked=None, rebuilt=True)
+
+
+def test_rebuilt_primary_resumes_from_what_the_replica_tells() -> None:
+    assert decide(REBUILT, REPLICA) == Resume(at(15, 150))
+
+
+@pytest.mark.parametrize(
+    "lineage", [(*LINEAGE, Ancestor(NEXT, NOW, 15)), (LINEAGE[0], Ancestor(NEXT, OLD, 5)), (Ancestor(NEXT, OTHER, 1),)]
+)
+@pytest.mark.parametrize("primary", [REBUILT, replace(REBUILT, epoch=NO_EPOCH, lineage=())], ids=["known", "none"])
+def test_epoch_that_a_rebuilt_primary_does_not_know(primary: PrimaryView, lineage: tuple[Ancestor, ...]) -> None:
+    """R33: whether ahead, aside or unrelated, it may be its own: a compare of everything, never a wrong "equal"."""
+    replica = replace(REPLICA, epoch=NEXT, lineage=lineage, received=at(3, 30, NEXT))
+    assert cause_of(decide(primary, replica)) is ResyncCause.HISTORY_LOST
+    # Also where the tap tracks exactly that epoch.
+    tracking = replace(primary, log_epoch=NEXT, log_end=at(20, 200, NEXT))
+    assert cause_of(decide(tracking, replica)) is ResyncCause.HISTORY_LOST
+    # The compare that was ordered goes on, whatever epoch it replaces.
+    ordered = replace(primary, resync=OpenResync(b"r" * 16, OTHER), log_epoch=OTHER)
+    assert decide(ordered, replica) == GoOnWithResync(b"r" * 16, OTHER, known=False)
+
+
+def test_proposed_epoch_of_a_rebuilt_primary_is_confirmed() -> None:
+    """R33: the description had it."""
+    primary = replace(REBUILT, proposed=NEXT)
+    replica = replace(REPLICA, epoch=NEXT, lineage=(*LINEAGE, Ancestor(NEXT, NOW, 15)))
+    assert decide(primary, replica) == CommitConfirmed(NEXT)
+
+
+def test_promoted_replica_fences_a_rebuilt_primary_as_well() -> None:
+    """I8."""
+    replica = replace(REPLICA, promoted=True, epoch=NEXT, lineage=(*LINEAGE, Ancestor(NEXT, NOW, 15)))
+    assert isinstance(decide(REBUILT, replica), SplitBrain)
+
+
+def test_older_baseline_is_named_also_by_a_rebuilt_primary() -> None:
+    replica = replace(REPLICA, epoch=OLD, lineage=LINEAGE[:1])
+    assert cause_of(decide(REBUILT, replica)) is ResyncCause.REPLICA_REVERTED
+    empty = replace(REPLICA, epoch=NO_EPOCH, lineage=(), received=None)
+    assert cause_of(decide(REBUILT, empty)) is ResyncCause.REPLICA_EMPTY

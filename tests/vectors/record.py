@@ -7,6 +7,7 @@ from typing import Any
 
 from shared.hrl_report import check
 from shared.ports.files import RealFileSystem
+from tests.vectors import descriptions
 from tests.vectors.cases import FOLDER, Case, cases, describe_frame
 from tests.vectors.maps import VECTORS, write_all
 from tests.vectors.tables import PAGES, rendered
@@ -42,9 +43,10 @@ def main() -> None:
     INDEX.write_text(json.dumps(index(every), indent=1) + "\n", encoding="utf-8")
     write_all()
     UNDO_PATH.write_bytes(undo_content())
+    descriptions.write_all()
     for page in PAGES:
         page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"{len(every) + len(VECTORS) + 1} vectors in {FOLDER}")
+    print(f"{len(every) + len(VECTORS) + len(descriptions.VECTORS) + 1} vectors in {FOLDER}")
 
 
 if __name__ == "__main__":

@@ -145,6 +145,32 @@ def remove(options: argparse.Namespace, context: Context) -> int:
     return SUCCESS
 
 
+def recover(options: argparse.Namespace, context: Context) -> int:
+    """Rebuild the lost state of a VM on this host."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, options.role)
+        vm = found.vm
+        if vm.role == "primary":
+            warning = (
+                f"The damaged state of {vm.name} is kept aside in {vm.folder}, and one that is rebuilt from the other "
+                "files there takes its place. The tap goes on. What the replica has acknowledged is not known then: "
+                "where the log does not prove it everything is compared."
+            )
+        else:
+            warning = (
+                f"The damaged state of {vm.name} is kept aside in {vm.folder}, and one that is rebuilt from the other "
+                "files there takes its place. Its recovery point counts for nothing then until a resynchronization "
+                "has compared everything; a failover to this host stays one."
+            )
+        if vm.state_code == ReplicationState.ERROR:
+            # A sound state needs no question: the agent refuses.
+            context.console.confirm(warning, vm.name, options.yes)
+        found.call(admin.RECOVER, ENABLE_SECONDS, yes=True, replica=options.replica)
+        _tell(found, context)
+    return SUCCESS
+
+
 def try_connection(options: argparse.Namespace, context: Context) -> int:
     """Let the primary agent try its way to a replica, and tell how far it came."""
     paths, named = socket_paths(options.socket, context.environment)

@@ -39,6 +39,7 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.SUSPEND: admin.VmParams,
     admin.RESUME: admin.ResumeParams,
     admin.REMOVE: admin.RemoveParams,
+    admin.RECOVER: admin.RecoverParams,
     admin.ENABLE: admin.EnableParams,
     admin.INITIAL: admin.VmParams,
     admin.SET: admin.SetParams,

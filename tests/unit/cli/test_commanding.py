@@ -138,6 +138,29 @@ def test_remove_asks_and_is_not_guessed(vmreplica: Command) -> None:
     assert other.calls == [(admin.REMOVE, {"vm": UUID, "yes": True})]
 
 
+def test_recover_asks_only_where_there_is_something_to_replace(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica(state="Error", state_code=9)])
+    ran = vmreplica("recover", "web")
+    assert ran.code == 2
+    assert "is kept aside in /var/lib/vmreplica/vms/x" in ran.err
+    assert "counts for nothing" in ran.err and "add --yes" in ran.err
+    assert canned.calls == []
+    params = {"vm": UUID, "yes": True, "replica": ""}
+    assert vmreplica("recover", "web", "--yes").code == 0
+    assert canned.calls == [(admin.RECOVER, params)]
+    canned.set_vm(replica())
+    canned.answers[admin.RECOVER] = InvalidStateError("The state of web is sound: there is nothing to recover.")
+    sound = vmreplica("recover", "web")
+    assert sound.code == 4
+    assert "nothing to recover" in sound.err
+
+
+def test_recover_of_a_primary_may_name_the_replica(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    assert vmreplica("recover", "web", "--replica", "beta:6000", "--yes").code == 0
+    assert canned.calls == [(admin.RECOVER, {"vm": UUID, "yes": True, "replica": "beta:6000"})]
+
+
 @pytest.mark.parametrize("typed, code, calls", [("web\n", 0, 1), ("yes\n", 2, 0), ("\n", 2, 0)])
 def test_question_is_answered_with_the_name(vmreplica: Command, typed: str, code: int, calls: int) -> None:
     canned = vmreplica.agent()

@@ -433,3 +433,22 @@ def lose_and_die(die_at: int | None) -> int:
         assert world.run(again)
     world.close()
     return calls
+
+
+def test_state_that_cannot_be_read_is_made_anew(world: World) -> None:
+    """I14, A24: a bad sector under the state costs tracking, and not the guest its disks."""
+
+    async def main(ports: OwnPorts) -> None:
+        tap = await started(world, ports)
+        await tap.stop()
+        with failing(world, "read", "tap.state"):
+            tap = await started(world, ports, track=False)
+            assert put(tap, 0, 0, b"g" * 512) == 0
+            assert (tap.tracker.tracking, lost(tap)) == (Tracking.LOST, LostReason.STATE_DAMAGED)
+            assert "can't be read" in (tap.tracker.loss.text if tap.tracker.loss else "")
+        tap = await restarted(world, ports, tap)
+        assert lost(tap) is LostReason.STATE_DAMAGED
+        await tap.begin(OTHER_EPOCH)
+        await tap.stop()
+
+    assert world.run(main)

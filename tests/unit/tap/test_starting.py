@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from primary_agent.tap.log_files import LogFiles
 from primary_agent.tap.recovery import WRITE_SLACK_NS, explained_by, read_tail, still_in_doubt
 from primary_agent.tap.state import PAGE, STATE_BYTES, Witness
 from protocol.hrl import SealReason
-from shared.errors import DiskInUseError, NotFoundError, StorageError, VmreplicaError
+from shared.errors import DiskInUseError, InvalidStateError, NotFoundError, StorageError, VmreplicaError
 from shared.nbd.backend import Mutation
 from shared.planning import PrimaryView, wrote_since
 from shared.ports import FileIdentity
@@ -302,6 +305,50 @@ async def test_missing_state(tmp_path: Path) -> None:
         shutil.rmtree(box.tap_folder)
         Path(box.tap_folder).mkdir()
         assert (await status_after(box))[:2] == (Tracking.OFF, None)
+
+
+def spoil_both(path: Path) -> None:
+    for slot in (0, 1):
+        flip(path, slot * PAGE + 70)
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
+@pytest.mark.parametrize("lose", [spoil_both, Path.unlink, lambda path: path.write_bytes(b"")])
+async def test_lost_state_serves_the_guest_and_takes_no_epoch_up_again(
+    tmp_path: Path, kill: bool, lose: Callable[[Path], object]
+) -> None:
+    """I14, R36: the disks are served; the epoch that the log was of is not begun again: its segments are used."""
+    async with make_box(tmp_path, (SIZE,)) as box:
+        await tracked(box, kill=kill)
+        lose(Path(box.tap_folder) / STATE_NAME)
+        for _ in range(2):
+            async with box.running() as engine:
+                assert engine.mutate(engine.disks[0], [write(4096, b"x" * 4096)]) is None
+                assert (engine.tracker.tracking, engine.tracker.epoch) == (Tracking.LOST, EPOCH)
+                with pytest.raises(InvalidStateError, match="can't be taken up again"):
+                    await engine.begin(EPOCH)
+        async with box.running() as engine:
+            await engine.begin(OTHER_EPOCH)
+            assert engine.tracker.log is not None
+            assert engine.tracker.log.place[0] > 1
+        assert box.disk(0).read_bytes()[4096:8192] == b"x" * 4096
+
+
+async def test_lost_state_of_a_tap_whose_map_tracked(tmp_path: Path) -> None:
+    """There is no log then: the dirty map tells that something was tracked, and in which epoch."""
+    async with make_box(tmp_path, (SIZE,)) as box:
+        async with box.running() as engine:
+            await engine.begin(EPOCH)
+            engine.tracker.lose_log(OSError(errno.ENOSPC, "no room"))
+            assert engine.mutate(engine.disks[0], [write(0, b"m" * 4096)]) is None
+            await engine.tracker.settle()
+            while any(Path(box.config.log_folder).glob("[0-9]*.hrl")):  # noqa: ASYNC110 - workers remove the files
+                await asyncio.sleep(0.01)
+        (Path(box.tap_folder) / STATE_NAME).unlink()
+        async with box.running() as engine:
+            assert (engine.tracker.tracking, engine.tracker.epoch) == (Tracking.LOST, EPOCH)
+            with pytest.raises(InvalidStateError):
+                await engine.begin(EPOCH)
 
 
 async def test_older_copy_of_the_state(tmp_path: Path) -> None:
