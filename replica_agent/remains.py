@@ -21,7 +21,7 @@ from protocol.hrl import (
 )
 from protocol.position import Position
 from replica_agent.description import Description, read_description
-from replica_agent.layout import Layout, read_resync, read_segment
+from replica_agent.layout import Layout, read_resync, read_segment, read_undo
 from replica_agent.walk import LogWalk
 from shared.description import DescriptionDamagedError
 from shared.errors import StorageError, VmreplicaError
@@ -94,8 +94,12 @@ def read_remains(files: FileSystem, layout: Layout, vm: bytes) -> Remains:
 
 
 def surviving_points(files: FileSystem, layout: Layout) -> list[str]:
-    """The older recovery points that can be told without the database, newest first: none are kept so far. Blocks."""
-    return []
+    """The undo logs of older recovery points that are still there, for the evidence. Blocks.
+
+    None of them survives: what they rest on, the disks, can't be trusted any more once nothing tells how they should
+    look (R38). The next start deletes them.
+    """
+    return [name for name in files.list(layout.undo_logs) if read_undo(name) is not None]
 
 
 def _read_disks(files: FileSystem, layout: Layout, found: Remains) -> None:
