@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
 import structlog
 
+from primary_agent.enabling import with_settings_of
 from primary_agent.parts import Parts
 from primary_agent.record import VmRecord
 from primary_agent.replication import Replication
@@ -288,9 +288,7 @@ class PrimaryVm:
     async def set(self, vm: VmRecord, changed: dict[str, Any]) -> None:
         """Take over new settings: durable first, then the tap's configuration, then the running tap."""
         before, tap = self.record, self.parts.tap
-        config = msgspec.structs.replace(
-            tap.config, interval_seconds=vm.interval_seconds, log_limit_bytes=vm.log_limit_bytes
-        )
+        config = with_settings_of(tap.config, vm)
         config.check()
         text = "Settings changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items())
         await self._replication.set_vm(vm, self._replication.event(EventId.SETTINGS, text, data=changed))
@@ -300,6 +298,7 @@ class PrimaryVm:
             await tap.connection.client.set(
                 interval=config.interval_seconds if vm.interval_seconds != before.interval_seconds else None,
                 log_limit=config.log_limit if vm.log_limit_bytes != before.log_limit_bytes else None,
+                hot_regions=config.hot_regions if vm.hot_regions != before.hot_regions else None,
             )
         if vm.replica != before.replica:
             self._replication.replan()

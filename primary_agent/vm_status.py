@@ -52,6 +52,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmSt
         uris=_uris(connection),
         folder=folder,
         settings=_settings(vm, parts.tap.config),
+        pending_settings=_pending_settings(parts.tap.config, connection),
     )
     return assessed(status, now)
 
@@ -82,7 +83,16 @@ def _settings(vm: VmRecord, config: TapConfig) -> dict[str, object]:
         "log_limit_bytes": config.log_limit,
         "replica": vm.replica,
         "auto_resynchronize": vm.auto_resynchronize,
+        "hot_region_bytes": config.hot_region_bytes,
+        "hot_regions": config.hot_regions,
+        "block_device_policy": config.block_device_policy.value,
     }
+
+
+def _pending_settings(config: TapConfig, connection: Connection | None) -> list[str]:
+    """What the running tap does not know yet: a region's size is that of its map, for as long as it runs."""
+    running = connection.status.hot_region_bytes if connection is not None else 0
+    return ["hot_region_bytes"] if running not in (0, config.hot_region_bytes) else []
 
 
 def _fenced(parts: Parts) -> str:

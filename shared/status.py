@@ -222,6 +222,8 @@ class VmStatus(StatusStruct):
     """Where the VM's disks are served over NBD on this host (at a replica: once it was promoted)."""
     folder: str = ""
     settings: dict[str, Any] = {}
+    pending_settings: list[str] = []
+    """Those of them that take effect at the tap's next start."""
 
 
 class AgentStatus(StatusStruct):

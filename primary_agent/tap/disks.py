@@ -51,13 +51,15 @@ class Disk:
         self.done_ns = 0
         self.mtime_ns = 0
         self.ctime_ns = 0
+        self.block = False
+        """Whether it is a block device: without times, and zeroing it waits for the device."""
 
     @classmethod
     def open(cls, files: FileSystem, slot: int, config: TapDisk) -> Disk:
         """Open and lock a disk. Blocks. Raises NotFoundError, StorageError, DiskSizeError or DiskInUseError."""
         path = config.path
         try:
-            file = files.open(path, write=True)
+            file = files.open_disk(path, write=True)
         except FileNotFoundError:
             raise NotFoundError(f"The disk {path} does not exist.", "Restore it, or correct its path.") from None
         except OSError as error:
@@ -82,6 +84,7 @@ class Disk:
             )
         self.mtime_ns = identity.mtime_ns
         self.ctime_ns = identity.ctime_ns
+        self.block = identity.block
 
     # --- changes ----------------------------------------------------------------------------------------------------
 

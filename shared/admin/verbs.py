@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from shared.admin.methods import Params
+from shared.tap_config import BlockDevicePolicy
 
 VmName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
@@ -63,13 +64,19 @@ class DiskParams(Params, frozen=True):
 
 
 class EnableParams(Params, frozen=True):
-    """``vm.enable``. ``replica`` is ``HOST`` or ``HOST:PORT``; no log limit means half of the disks' size."""
+    """``vm.enable``. ``replica`` is ``HOST`` or ``HOST:PORT``; no log limit means half of the disks' size.
+
+    Sizes and counts that are not given are the tap's defaults (shared.tap_config).
+    """
 
     name: VmName
     disks: Annotated[list[str | DiskParams], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
     replica: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
     interval_seconds: Seconds = 300.0
     log_limit_bytes: Bytes | None = None
+    hot_region_bytes: Bytes | None = None
+    hot_regions: Bytes | None = None
+    block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
     uuid: str | None = None
 
 
@@ -80,7 +87,7 @@ class ResumeParams(VmParams, frozen=True):
 
 
 class SetParams(VmParams, frozen=True):
-    """``vm.set``: interval_seconds, log_limit_bytes, replica; each checked by the agent."""
+    """``vm.set``: the settings that a VM's status has; each is checked by the agent."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(min_length=1, max_length=64)]
 

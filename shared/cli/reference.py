@@ -90,7 +90,7 @@ def _written(action: argparse.Action) -> str:
     name = action.option_strings[-1] if action.option_strings else ""
     if action.nargs == 0:
         return name
-    repeated = isinstance(action, argparse._AppendAction) or action.nargs == "+"
+    repeated = isinstance(action, argparse._AppendAction) or action.nargs in ("+", "*")
     return f"{name} {value}".strip() + ("..." if repeated else "")
 
 

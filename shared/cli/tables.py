@@ -17,8 +17,13 @@ def settings_lines(vm: VmStatus) -> list[str]:
     """A VM's settings, one a line: ``key = value``, the keys as ``set`` knows them."""
     lines = [f"{vm.name}  {vm.role}"]
     keys = {name: key for key, (name, _, _) in SETTINGS.items()}
-    rows = [[keys.get(name, name), quantity_text(name, value)] for name, value in sorted(vm.settings.items())]
+    rows = [[keys.get(name, name), _setting_text(vm, name, value)] for name, value in sorted(vm.settings.items())]
     return [*lines, *(f"  {joined([key, '=', value])}" for key, value in columns(rows))]
+
+
+def _setting_text(vm: VmStatus, name: str, value: Any) -> str:
+    later = "  (from the tap's next start on)" if name in vm.pending_settings else ""
+    return f"{quantity_text(name, value)}{later}"
 
 
 def statistics_lines(vm: VmStatus, statistics: Mapping[str, Any], zone: tzinfo | None = None) -> list[str]:

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from shared.errors import InvalidStateError, StorageError
 from shared.ports import Buffer, Extent, FileIdentity
+from shared.ports.devices import claim_device, device_identity, device_size, is_device, open_device
 from shared.ports.kernel import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
@@ -37,12 +38,13 @@ _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class RealFile:
-    """An open regular file (shared.ports.File). Errors carry the path."""
+    """An open regular file or block ``device`` (shared.ports.File). Errors carry the path."""
 
-    def __init__(self, path: str, descriptor: int, *, write: bool) -> None:
+    def __init__(self, path: str, descriptor: int, *, write: bool, device: bool = False) -> None:
         self.path = path
         self._descriptor = descriptor
         self._write = write
+        self._device = device
         self._locked = False
         self._nowait = True
         self._in_memory = False
@@ -163,7 +165,7 @@ class RealFile:
             self._write_zero_bytes(offset, length)
 
     def allocate(self, offset: int, length: int) -> None:
-        if length <= 0 or self._fallocate(0, offset, length):
+        if length <= 0 or self._device or self._fallocate(0, offset, length):
             return
         # Without fallocate only writing takes space, and data must stay what it is.
         for extent in list(self._extents(offset, offset + length)):
@@ -177,6 +179,9 @@ class RealFile:
         try:
             fallocate(self._descriptor, mode, offset, length)
         except OSError as error:
+            if self._device and error.errno == errno.EINVAL:
+                # A part of one of its sectors: bytes can be written there all the same.
+                return False
             if error.errno not in _UNSUPPORTED:
                 self._raise(error)
             self._unsupported.add(mode)
@@ -197,7 +202,7 @@ class RealFile:
             self._raise(error)
 
     def size(self) -> int:
-        return os.fstat(self._descriptor).st_size
+        return device_size(self._descriptor) if self._device else os.fstat(self._descriptor).st_size
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """See shared.ports.File. A hole that was made through another descriptor lately may still show as data.
@@ -234,6 +239,8 @@ class RealFile:
     def _seek(self, offset: int, whence: int) -> int:
         """The next data or hole at or after ``offset``; the largest offset where there is none."""
         try:
+            if self._device:
+                return _seek_in_device(offset, whence, self.size())
             return os.lseek(self._descriptor, offset, whence)
         except OSError as error:
             if error.errno == errno.ENXIO:
@@ -243,6 +250,8 @@ class RealFile:
     # --- identity, durability, locks ---
 
     def identity(self) -> FileIdentity:
+        if self._device:
+            return device_identity(self._descriptor)
         state = os.fstat(self._descriptor)
         return FileIdentity(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
@@ -256,6 +265,8 @@ class RealFile:
         if not self._write:
             raise InvalidStateError(f"{self.path} is open for reading only and can't be locked.")
         if not self._locked:
+            if self._device:
+                claim_device(self._descriptor, self.path)
             lock_disk(self._descriptor, self.path)
             self._locked = True
 
@@ -268,6 +279,13 @@ class RealFile:
         if error.filename is None:
             error.filename = self.path
         raise error
+
+
+def _seek_in_device(offset: int, whence: int, size: int) -> int:
+    """What lseek would answer of a file of ``size`` bytes without holes: the kernel tells of none in a device."""
+    if offset < size:
+        return size if whence == os.SEEK_HOLE else offset
+    return offset if whence == os.SEEK_HOLE else (1 << 63) - 1
 
 
 def _some(count: int) -> int:
@@ -299,6 +317,11 @@ class RealFileSystem:
             os.close(descriptor)
             raise
         return RealFile(path, descriptor, write=write)
+
+    def open_disk(self, path: str, *, write: bool = False) -> RealFile:
+        if is_device(path):
+            return RealFile(path, open_device(path, write=write), write=write, device=True)
+        return self.open(path, write=write)
 
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
