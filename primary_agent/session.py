@@ -181,7 +181,7 @@ class Session:
                 wanted = await self._is_bounded()
             if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted:
                 # The gate (I20): a resync that starts by itself waits until connectivity is proven.
-                if self._dialled.channel.healthy():
+                if self._parts.may_compare():
                     await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "connectivity is healthy")
                 else:
                     await asyncio.sleep(HEALTH_POLL_SECONDS)

@@ -149,9 +149,17 @@ class PrimaryVm:
             else:
                 replication.statistics.pause()
             await self._refresh_tap(TAP_STATUS_SECONDS)
+            await self._tell_observations()
             if clock.monotonic() >= tell_at:
                 tell_at += STATISTICS_SECONDS
                 await self._tell_statistics()
+
+    async def _tell_observations(self) -> None:
+        """Sizes of disks, and how full the log is: an event for each change."""
+        connection = self.parts.tap.connection
+        if connection is not None:
+            for seen in self.parts.observer.observe(connection.status, self._ports.clock.monotonic()):
+                await self._replication.note(self._replication.event(seen.event, seen.text, data=seen.data))
 
     async def _tell_statistics(self) -> None:
         """Event 29174."""
@@ -261,6 +269,13 @@ class PrimaryVm:
             raise InvalidStateError(
                 f"The {what} of {self.name} can't begin: disk {failed[0].path} fails: {failed[0].failed}.",
                 "Repair or replace the disk.",
+            )
+        shrunk = self.parts.shrunk_disk()
+        if shrunk is not None:
+            raise InvalidStateError(
+                f"The {what} of {self.name} can't begin: {shrunk.path} has {shrunk.found_size} bytes, and must have "
+                f"{shrunk.size}.",
+                "Bring it back to its size, restore what it held there, and try again.",
             )
         if replication.record.problem is not None:
             raise InvalidStateError(

@@ -150,6 +150,7 @@ def _tap(parts: Parts, connection: Connection | None) -> TapStatus:
         clients=sum(disk.clients for disk in status.disks),
         log_used_bytes=status.log.used,
         log_limit_bytes=status.log.limit,
+        log_full_seconds=parts.observer.log_full_seconds(status.log),
         writes=status.writes,
         bytes_written=status.bytes_written,
         last_write_time=status.last_write_time,
@@ -163,15 +164,13 @@ def _uris(connection: Connection | None) -> list[str]:
 
 
 def _disks(vm: VmRecord, connection: Connection | None) -> list[DiskStatus]:
-    uris = {disk.index: disk.uri for disk in connection.status.disks} if connection is not None else {}
-    return [
-        DiskStatus(
-            index=disk.index,
-            uuid=disk.uuid.hex(),
-            size_bytes=disk.size,
-            path=disk.path,
-            export=disk.export,
-            uri=uris.get(disk.index, ""),
+    told = {disk.index: disk for disk in connection.status.disks} if connection is not None else {}
+    disks = []
+    for disk in vm.disks:
+        status = DiskStatus(
+            index=disk.index, uuid=disk.uuid.hex(), size_bytes=disk.size, path=disk.path, export=disk.export
         )
-        for disk in vm.disks
-    ]
+        if (served := told.get(disk.index)) is not None:
+            status.uri, status.found_size_bytes, status.block_device = served.uri, served.found_size, served.block
+        disks.append(status)
+    return disks

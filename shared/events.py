@@ -32,6 +32,8 @@ class EventId(IntEnum):
     EXPORT = 60009
     ADMINISTRATOR = 60010
     DAMAGED = 60011
+    LOG_FILLING = 60031
+    DISK_RESIZED = 60032
 
 
 _ERRORS = frozenset(
@@ -42,9 +44,10 @@ _ERRORS = frozenset(
         EventId.RESYNC_REQUIRED,
         EventId.FENCED,
         EventId.DAMAGED,
+        EventId.DISK_RESIZED,
     }
 )
-_WARNINGS = frozenset({EventId.WILL_RETRY, EventId.INVALID_STATE, EventId.PROMOTED})
+_WARNINGS = frozenset({EventId.WILL_RETRY, EventId.INVALID_STATE, EventId.PROMOTED, EventId.LOG_FILLING})
 
 
 def level_of(number: EventId) -> str:

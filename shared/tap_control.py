@@ -139,7 +139,11 @@ class LogUsage(Result, frozen=True):
 
 
 class DiskStatus(Result, frozen=True):
-    """One disk as the tap serves it; ``failed`` says why its flushes fail, else it is empty."""
+    """One disk as the tap serves it; ``failed`` says why its flushes fail, else it is empty.
+
+    ``found_size`` is the size that it was seen to have last, None where the tap does not tell; ``block`` says that it
+    is a block device.
+    """
 
     index: int
     path: str
@@ -150,6 +154,8 @@ class DiskStatus(Result, frozen=True):
     writes: int
     bytes_written: int
     failed: str = ""
+    found_size: int | None = None
+    block: bool = False
 
 
 class TapStatus(Result, frozen=True):

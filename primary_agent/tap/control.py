@@ -200,9 +200,15 @@ class TapControl:
             writes=disk.writes,
             bytes_written=disk.bytes_written,
             failed=disk.failed,
+            found_size=disk.found_size,
+            block=disk.block,
         )
 
     async def _status(self, params: NoParams, client: Client) -> TapStatus:
+        # Whoever asks wants to know how the disks are: an agent does every few seconds.
+        tracker = self._engine.tracker
+        look = tracker.watch.check_unchanged if tracker.is_tracked else tracker.watch.look_at_sizes
+        look(self._engine.disks)
         return self.status()
 
     async def _begin(self, params: BeginParams, client: Client) -> TapStatus:

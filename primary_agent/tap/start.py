@@ -36,7 +36,16 @@ from shared.hrl_files import log_file_sequence
 from shared.map_file import MapDamagedError, MapFile, MapKind
 from shared.ports import File, FileIdentity, FileSystem
 from shared.rates import size_text
-from shared.tap_config import DIRTY_BLOCK_BITS, HOT_NAME, LOCK_NAME, MAP_NAME, STATE_NAME, TapConfig
+from shared.tap_config import (
+    DIRTY_BLOCK_BITS,
+    HOT_NAME,
+    LOCK_NAME,
+    MAP_NAME,
+    MAX_HOT_REGION,
+    MIN_HOT_REGION,
+    STATE_NAME,
+    TapConfig,
+)
 from shared.tap_control import LostReason, Tracking
 
 _log = structlog.get_logger(__name__)
@@ -169,11 +178,35 @@ def _open_map(
             try:
                 return MapFile.open(files, path, kind, config.vm_id, region_bits, disks), False
             except MapDamagedError as error:
+                resized = _resized_map(files, path, config) if kind is MapKind.HOT else None
+                if resized is not None:
+                    return resized, False
                 _log.warning("a map is made anew", path=path, reason=str(error))
         return MapFile.create(files, path, kind, config.vm_id, region_bits, disks), True
     except OSError as error:
         _log.warning("there is no map", path=path, reason=why(error))
         return None
+
+
+def _resized_map(files: FileSystem, path: str, config: TapConfig) -> MapFile | None:
+    """The hot-region map in regions of the size that is configured, if it is there in regions of another one.
+
+    It takes the old one's place in one step and names at least what that named, so that whatever is in doubt stays so.
+    None where there is none. Raises OSError where it can't be made; the old one stays then.
+    """
+    disks = [disk.geometry for disk in config.disks]
+    for region_bits in range(MIN_HOT_REGION.bit_length() - 1, MAX_HOT_REGION.bit_length()):
+        if region_bits == config.hot_region_bits:
+            continue
+        try:
+            former = MapFile.open(files, path, MapKind.HOT, config.vm_id, region_bits, disks, write=False)
+        except MapDamagedError:
+            continue
+        try:
+            return MapFile.create(files, path, MapKind.HOT, config.vm_id, config.hot_region_bits, disks, like=former)
+        finally:
+            former.close()
+    return None
 
 
 def _judge(ports: TapPorts, folder: str, config: TapConfig, start: Start, loaded: Loaded) -> None:
@@ -286,7 +319,7 @@ def _bound(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -
     stopped = "the host stopped while the tap ran"
     identities = [disk.file.identity() for disk in start.disks]
     dirty, hot = start.dirty, start.hot
-    if dirty is None or hot is None or start.hot_is_new:
+    if dirty is None or hot is None or start.hot_is_new or state.hotless:
         raise TrackingLost(LostReason.UNCLEAN_STOP, f"{stopped}, and its maps are damaged or missing")
     note = HotNote.decode(hot.note)
     check_lease(note.lease_ns, start.disks, identities)

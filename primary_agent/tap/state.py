@@ -84,7 +84,8 @@ class TapState(msgspec.Struct, frozen=True, array_like=True):
     ``first_file`` is the sequence number of the first log file of ``epoch``'s log; what has a lower number belongs to
     no log any more. ``end`` is set in a CLEAN state while tracking is on. ``doubt``: the dirty map was in force when
     this epoch began, and still is unless it says otherwise. ``samples`` is the digest of the samples that were taken
-    of block devices at an orderly stop.
+    of block devices at an orderly stop. ``hotless``: there is no hot-region map, so that one that is found later tells
+    nothing of this time.
     """
 
     vm: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
@@ -98,6 +99,7 @@ class TapState(msgspec.Struct, frozen=True, array_like=True):
     end: LogEnd | None
     doubt: bool = False
     samples: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    hotless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,7 @@ class Tracker:
             end=end,
             doubt=self.maps.is_older(self.epoch),
             samples=self._samples,
+            hotless=self.maps.hot is None,
         )
 
     # --- what is written --------------------------------------------------------------------------------------------

@@ -161,7 +161,6 @@ def _enable(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block-device-policy",
         choices=tuple(BlockDevicePolicy),
-        default=BlockDevicePolicy.COMPARE.value,
         help="when block devices are compared because the tap was stopped: after an unclean stop (compare, the "
         "default), never (trust), always (strict)",
     )

@@ -59,7 +59,7 @@ def usage(parser: argparse.ArgumentParser) -> str:
         if isinstance(action, argparse._HelpAction):
             continue
         written = _written(action)
-        optional = not action.required
+        optional = not action.required or action.nargs == "*"
         parts.append(f"[{written}]" if optional else written)
     return " ".join(parts)
 
