@@ -125,7 +125,7 @@ class Session:
                     await self._until_started()
                 await self._resync(None)
             case GoOnWithResync(known=known):
-                await self._resync(self._continued(known=known))
+                await self._resync(await self._continued(known=known))
             case RestartResync(reason):
                 await self._replication.tell_restart(reason)
                 await self._resync(None)
@@ -139,8 +139,7 @@ class Session:
             await self._adopt("the replica shows the proposed baseline", None)
 
     def _view(self) -> PrimaryView:
-        record, status = self._replication.record, self._connection.status
-        lost = self._connection.lost
+        record, status, lost = self._replication.record, self._connection.status, self._connection.lost
         return PrimaryView(
             disks=self._replication.vm.geometry,
             epoch=record.epoch,
@@ -218,7 +217,7 @@ class Session:
         try:
             await sender.run()
         except LogDamagedError as error:
-            evidence: dict[str, object] = {"file": error.path, "offset": error.offset, "reason": error.reason}
+            evidence = {"file": error.path, "offset": error.offset, "reason": error.reason}
             await self._require(ResyncCause.LOG_DAMAGED, error.text, evidence)
             raise Replan from error
 
@@ -228,17 +227,19 @@ class Session:
         if stray is None:
             return
         self._dialled.channel.send(ResyncCancel(id=stray.id, text="the primary does not know it"))
-        answer = await self._answers.get()
-        expect(answer, ResyncCancelled)
+        expect(await self._answers.get(), ResyncCancelled)
 
     # --- resync ----------------------------------------------------------------------------------------------------
 
-    def _continued(self, *, known: bool) -> ResyncRecord:
+    async def _continued(self, *, known: bool) -> ResyncRecord:
         """The open resync, as it goes on."""
         resync = self._replication.record.resync
         assert resync is not None
-        # A replica that dropped its part may have lost its baseline as well.
-        return resync if known else msgspec.structs.replace(resync, kind=self._kind())
+        if not known:
+            # It may have lost its baseline as well. It begins anew as this kind, which later sessions have to know.
+            resync = msgspec.structs.replace(resync, kind=self._kind())
+            await self._replication.update(resync=resync)
+        return resync
 
     def _kind(self) -> ResyncKind:
         """In place where the replica has no point that has to be protected."""
@@ -319,8 +320,7 @@ class Session:
             identity, epoch = (resync.id, resync.epoch) if resync is not None else (b"", NO_EPOCH)
             started = resync.started_time if resync is not None else self._ports.clock.wall()
             kind = resync.kind if resync is not None else self._kind()
-            disks = list(self._replication.vm.geometry)
-            shown = ResyncProgress.of(identity, kind, epoch, disks, started)
+            shown = ResyncProgress.of(identity, kind, epoch, list(self._replication.vm.geometry), started)
             self._parts.progress = shown
         if self._parts.surroundings.resync_slots.locked():
             shown.enter(WAITING, "other resynchronizations of this host run first")
