@@ -121,7 +121,7 @@ MUTANTS = {
             replica.differencing_nosync,
             ("I6",),
             {**REPLICA_POWER, "log_errors": 1.0, "seconds": 14.0, "stalls": 0.02, "crash_at_sync": 0.05},
-            first=22,
+            first=8,
         ),
         Mutant(replica.apply_unmarked, ("I6",), {**REPLICA_POWER, **REPLICA_KILLS}),
         Mutant(replica.expose_early, ("I1",), RESYNCS),
@@ -151,7 +151,7 @@ MUTANTS = {
             replica.lost_wakeup,
             ("I12",),
             {**BUSY, "resyncs": 2.0, "resets": 4.0, "stalls": 0.03, "slow": 0.005, "interval": 1.0},
-            first=3,
+            first=69,
         ),
         Mutant(replica.apply_not_retried, ("I12",), {**BUSY, "full_replica": 1.0, "replica_errors": 1.0}, first=2),
     )
