@@ -171,21 +171,21 @@ class Session:
     async def _until_started(self) -> None:
         """Wait, with the session open, until a resync or the initial replication is to begin."""
         while True:
-            state = self._replication.state
+            state, news = self._replication.state, self._replication.changed.upcoming()
             if state in (ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.RESYNCHRONIZING):
                 return
             wanted = self._replication.vm.auto_resynchronize or self._replication.record.resync_wanted
             if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and not wanted:
                 # What is bounded costs little, and does not wait for anybody (I12): a catch-up runs in every mode.
                 wanted = await self._is_bounded()
-            if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted:
+            if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted and not news.is_set():
                 # The gate (I20): a resync that starts by itself waits until connectivity is proven.
                 if self._parts.may_compare():
                     await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "connectivity is healthy")
                 else:
                     await asyncio.sleep(HEALTH_POLL_SECONDS)
                 continue
-            await self._replication.changed.wait()
+            await news.wait()
 
     async def _is_bounded(self) -> bool:
         causes = [cause.code for cause in self._replication.record.causes]
