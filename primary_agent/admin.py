@@ -30,7 +30,7 @@ from shared.admin.verbs import (
 from shared.errors import InvalidStateError, UsageError
 from shared.ports import Address
 from shared.status import AgentStatus, Statistics, VmStatus
-from shared.tap_config import MIN_LOG_LIMIT
+from shared.tap_config import MAX_HOT_REGION, MAX_HOT_REGIONS, MIN_HOT_REGION, MIN_LOG_LIMIT, BlockDevicePolicy
 
 
 class AdminMethods:
@@ -113,6 +113,9 @@ async def _ordered(vm: PrimaryVm, verb: str, order: Awaitable[None]) -> VmStatus
     return await vm.status()
 
 
+_HotRegion = Annotated[int, msgspec.Meta(ge=MIN_HOT_REGION, le=MAX_HOT_REGION)]
+
+
 class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What can be set; UNSET stays as it is."""
 
@@ -120,6 +123,9 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     log_limit_bytes: Annotated[int, msgspec.Meta(ge=MIN_LOG_LIMIT, lt=1 << 62)] | msgspec.UnsetType = msgspec.UNSET
     replica: Annotated[str, msgspec.Meta(min_length=1, max_length=300)] | msgspec.UnsetType = msgspec.UNSET
     auto_resynchronize: bool | msgspec.UnsetType = msgspec.UNSET
+    hot_region_bytes: _HotRegion | msgspec.UnsetType = msgspec.UNSET
+    hot_regions: Annotated[int, msgspec.Meta(ge=1, le=MAX_HOT_REGIONS)] | msgspec.UnsetType = msgspec.UNSET
+    block_device_policy: BlockDevicePolicy | msgspec.UnsetType = msgspec.UNSET
 
 
 def with_settings(record: VmRecord, settings: dict[str, Any]) -> VmRecord:
@@ -131,8 +137,8 @@ def with_settings(record: VmRecord, settings: dict[str, Any]) -> VmRecord:
         raise UsageError(f"A setting is not valid: {error}.", f"There are {names}.") from None
     changes: dict[str, Any] = {
         name: value
-        for name in ("interval_seconds", "log_limit_bytes", "auto_resynchronize")
-        if (value := getattr(given, name)) is not msgspec.UNSET
+        for name in _Settings.__struct_fields__
+        if name != "replica" and (value := getattr(given, name)) is not msgspec.UNSET
     }
     if given.replica is not msgspec.UNSET:
         changes["replica_host"], changes["replica_port"] = split_address(given.replica)

@@ -6,6 +6,8 @@ import os
 import uuid
 from collections.abc import Sequence
 
+import msgspec
+
 from primary_agent.record import DiskRecord, VmRecord
 from shared.admin.verbs import DiskParams, EnableParams
 from shared.config import DEFAULT_PORT
@@ -13,7 +15,7 @@ from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError
 from shared.ports import FileSystem, Ports
 from shared.ports.unix_sockets import PATH_MAX
 from shared.rates import size_text
-from shared.tap_config import SECTOR, TapConfig, TapDisk
+from shared.tap_config import DEFAULT_HOT_REGION, DEFAULT_HOT_REGIONS, SECTOR, TapConfig, TapDisk
 
 MAX_NAME = 128
 
@@ -61,6 +63,9 @@ def plan_vm(params: EnableParams, taken: Sequence[VmRecord], ports: Ports) -> Vm
         replica_port=port,
         interval_seconds=params.interval_seconds,
         log_limit_bytes=params.log_limit_bytes or 0,
+        hot_region_bytes=params.hot_region_bytes or 0,
+        hot_regions=params.hot_regions or 0,
+        block_device_policy=params.block_device_policy,
         created_time=ports.clock.wall(),
     )
 
@@ -75,17 +80,20 @@ def _identity(text: str | None, ports: Ports) -> bytes:
 
 
 def disk_size(files: FileSystem, path: str) -> int:
-    """The size of the raw image at ``path``, judged. Blocks. Raises UsageError, NotFoundError or StorageError."""
+    """The size of the raw image or block device at ``path``, judged. Blocks.
+
+    Raises UsageError, NotFoundError or StorageError.
+    """
     if not path.startswith("/") or "\0" in path or "/../" in path + "/":
         raise UsageError(f"{path!r} is not an absolute path.", "Give the disk's absolute path.")
     try:
-        file = files.open(path, write=True)
+        file = files.open_disk(path, write=True)
     except FileNotFoundError:
         raise NotFoundError(f"The disk {path} does not exist.", "Check the path.") from None
     except OSError as error:
         raise StorageError(
             f"The disk {path} can't be opened for writing: {error.strerror or error}.",
-            "It must be a regular file that the service may read and write, and no symbolic link.",
+            "It must be a regular file or a block device that the service may read and write, and no symbolic link.",
         ) from error
     try:
         size = file.size()
@@ -123,7 +131,7 @@ def check_log_room(config: TapConfig, ports: Ports, folder: str) -> None:
 
 def tap_config(vm: VmRecord, folder: str, runtime_folder: str, nbd_group: str = "") -> TapConfig:
     """The tap's configuration that follows from the VM's record."""
-    return TapConfig(
+    config = TapConfig(
         vm=str(uuid.UUID(bytes=vm.vm)),
         name=vm.name,
         disks=[
@@ -133,7 +141,18 @@ def tap_config(vm: VmRecord, folder: str, runtime_folder: str, nbd_group: str = 
         nbd_socket=f"{runtime_folder}/nbd.sock",
         control_socket=f"{runtime_folder}/control.sock",
         log_folder=f"{folder}/tap/log",
+        nbd_group=nbd_group,
+    )
+    return with_settings_of(config, vm)
+
+
+def with_settings_of(config: TapConfig, vm: VmRecord) -> TapConfig:
+    """The configuration with the settings that the VM's record has."""
+    return msgspec.structs.replace(
+        config,
         log_limit_bytes=vm.log_limit_bytes,
         interval_seconds=vm.interval_seconds,
-        nbd_group=nbd_group,
+        hot_region_bytes=vm.hot_region_bytes or DEFAULT_HOT_REGION,
+        hot_regions=vm.hot_regions or DEFAULT_HOT_REGIONS,
+        block_device_policy=vm.block_device_policy,
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from primary_agent.dialing import Dialled
+from primary_agent.observing import TapObserver
 from primary_agent.progress import ResyncProgress
 from primary_agent.replication import Replication
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
 from shared.ports import Address
+from shared.tap_control import DiskStatus
 from shared.tasks import Signal
 
 
@@ -45,6 +47,7 @@ class Parts:
     link: LinkState = field(default_factory=LinkState)
     progress: ResyncProgress | None = None
     """Of the open resync; kept until its merge at the replica is over."""
+    observer: TapObserver = field(default_factory=TapObserver)
     applied: Position | None = None
     applied_time: float | None = None
     """When the applied cut was sealed."""
@@ -53,6 +56,15 @@ class Parts:
     def address(self) -> Address:
         vm = self.replication.vm
         return Address(host=vm.replica_host, port=vm.replica_port, tls=True)
+
+    def shrunk_disk(self) -> DiskStatus | None:
+        """A disk that is smaller than it has to be: it can't be compared (R20)."""
+        disks = self.tap.connection.status.disks if self.tap.connection is not None else []
+        return next((disk for disk in disks if disk.found_size is not None and disk.found_size < disk.size), None)
+
+    def may_compare(self) -> bool:
+        """Whether a resync may begin by itself: connectivity is proven (I20), and no disk has lost a part."""
+        return self.link.healthy() and self.shrunk_disk() is None
 
     def pending_bytes(self) -> int:
         """Bytes of log that the replica has not acknowledged; all that is kept, where its place is not known."""

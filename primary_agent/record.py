@@ -21,6 +21,7 @@ from shared.errors import StoreDamagedError
 from shared.ports import Store
 from shared.states import ReplicationState
 from shared.status import Cause
+from shared.tap_config import BlockDevicePolicy
 
 RECORD_VERSION = 1
 MAX_CAUSES = 32
@@ -61,6 +62,10 @@ class VmRecord(Record):
     created_time: float
     auto_resynchronize: bool = False
     """Start a required resync by itself as soon as connectivity is healthy."""
+    hot_region_bytes: int = 0
+    hot_regions: int = 0
+    """0 stands for the tap's default, here and of the size of a region."""
+    block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
     version: int = RECORD_VERSION
 
     @property

@@ -264,7 +264,7 @@ class ResyncDriver:
 
     def _open(self, disk: Geometry, path: str) -> File:
         try:
-            file = self._ports.files.open(path)
+            file = self._ports.files.open_disk(path)
         except OSError as error:
             raise unreadable(path, disk.index, 0, disk.size, error.strerror or str(error)) from error
         if file.size() < disk.size:

@@ -159,8 +159,7 @@ class Session:
     async def _until_started(self) -> None:
         """Wait, with the session open, until a resync or the initial replication is to begin."""
         while True:
-            record, vm = self._replication.record, self._replication.vm
-            state = record.state
+            state, news = self._replication.state, self._replication.changed.upcoming()
             if state in (ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.RESYNCHRONIZING):
                 return
             lost = is_history_lost(causes_of(self._replication))
@@ -169,17 +168,14 @@ class Session:
             if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and not wanted:
                 # What is bounded costs little, and does not wait for anybody (I12): a catch-up runs in every mode.
                 wanted = await self._is_bounded()
-                if record is not self._replication.record or vm is not self._replication.vm:
-                    # An order that came meanwhile is not told again.
-                    continue
-            if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted:
+            if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted and not news.is_set():
                 # The gate (I20): a resync that starts by itself waits until connectivity is proven.
-                if self._dialled.channel.healthy():
+                if self._parts.may_compare():
                     await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "connectivity is healthy")
                 else:
                     await asyncio.sleep(HEALTH_POLL_SECONDS)
                 continue
-            await self._replication.changed.wait()
+            await news.wait()
 
     async def _is_bounded(self) -> bool:
         return await is_bounded(self._parts.tap, self._replica, causes_of(self._replication))
@@ -210,7 +206,7 @@ class Session:
         try:
             await sender.run()
         except LogDamagedError as error:
-            evidence: dict[str, object] = {"file": error.path, "offset": error.offset, "reason": error.reason}
+            evidence = {"file": error.path, "offset": error.offset, "reason": error.reason}
             await self._require(ResyncCause.LOG_DAMAGED, error.text, evidence)
             raise Replan from error
 
@@ -220,8 +216,7 @@ class Session:
         if stray is None:
             return
         self._dialled.channel.send(ResyncCancel(id=stray.id, text="the primary does not know it"))
-        answer = await self._answers.get()
-        expect(answer, ResyncCancelled)
+        expect(await self._answers.get(), ResyncCancelled)
 
     # --- resync ----------------------------------------------------------------------------------------------------
 
@@ -314,8 +309,7 @@ class Session:
             identity, epoch = (resync.id, resync.epoch) if resync is not None else (b"", NO_EPOCH)
             started = resync.started_time if resync is not None else self._ports.clock.wall()
             kind = resync.kind if resync is not None else self._kind()
-            disks = list(self._replication.vm.geometry)
-            shown = ResyncProgress.of(identity, kind, epoch, disks, started)
+            shown = ResyncProgress.of(identity, kind, epoch, list(self._replication.vm.geometry), started)
             self._parts.progress = shown
         if self._parts.surroundings.resync_slots.locked():
             shown.enter(WAITING, "other resynchronizations of this host run first")

@@ -145,10 +145,10 @@ class TapLink:
         status, config = connection.status, self.config
         interval = config.interval_seconds if status.interval != config.interval_seconds else None
         limit = config.log_limit if status.log.limit != config.log_limit else None
-        if interval is not None or limit is not None:
-            connection.adopt(
-                await connection.client.set(interval=interval, log_limit=limit), self._ports.clock.monotonic()
-            )
+        regions = config.hot_regions if status.hot_regions not in (0, config.hot_regions) else None
+        if interval is not None or limit is not None or regions is not None:
+            status = await connection.client.set(interval=interval, log_limit=limit, hot_regions=regions)
+            connection.adopt(status, self._ports.clock.monotonic())
 
     def require(self) -> Connection:
         """The present connection. Raises TapUnavailableError."""

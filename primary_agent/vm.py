@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
 import structlog
 
+from primary_agent.enabling import with_settings_of
 from primary_agent.parts import Parts
 from primary_agent.record import VmRecord
 from primary_agent.replication import Replication
@@ -150,9 +150,17 @@ class PrimaryVm:
                 replication.statistics.pause()
             await self._refresh_tap(TAP_STATUS_SECONDS)
             await replication.describe()
+            await self._tell_observations()
             if clock.monotonic() >= tell_at:
                 tell_at += STATISTICS_SECONDS
                 await self._tell_statistics()
+
+    async def _tell_observations(self) -> None:
+        """Sizes of disks, and how full the log is: an event for each change."""
+        connection = self.parts.tap.connection
+        if connection is not None:
+            for seen in self.parts.observer.observe(connection.status, self._ports.clock.monotonic()):
+                await self._replication.note(self._replication.event(seen.event, seen.text, data=seen.data))
 
     async def _tell_statistics(self) -> None:
         """Event 29174."""
@@ -264,6 +272,13 @@ class PrimaryVm:
                 f"The {what} of {self.name} can't begin: disk {failed[0].path} fails: {failed[0].failed}.",
                 "Repair or replace the disk.",
             )
+        shrunk = self.parts.shrunk_disk()
+        if shrunk is not None:
+            raise InvalidStateError(
+                f"The {what} of {self.name} can't begin: {shrunk.path} has {shrunk.found_size} bytes, and must have "
+                f"{shrunk.size}.",
+                "Bring it back to its size, restore what it held there, and try again.",
+            )
         if replication.record.problem is not None:
             raise InvalidStateError(
                 f"The {what} of {self.name} can't begin: {replication.record.problem.text}",
@@ -290,9 +305,7 @@ class PrimaryVm:
     async def set(self, vm: VmRecord, changed: dict[str, Any]) -> None:
         """Take over new settings: durable first, then the tap's configuration, then the running tap."""
         before, tap = self.record, self.parts.tap
-        config = msgspec.structs.replace(
-            tap.config, interval_seconds=vm.interval_seconds, log_limit_bytes=vm.log_limit_bytes
-        )
+        config = with_settings_of(tap.config, vm)
         config.check()
         text = "Settings changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items())
         await self._replication.set_vm(vm, self._replication.event(EventId.SETTINGS, text, data=changed))
@@ -302,6 +315,7 @@ class PrimaryVm:
             await tap.connection.client.set(
                 interval=config.interval_seconds if vm.interval_seconds != before.interval_seconds else None,
                 log_limit=config.log_limit if vm.log_limit_bytes != before.log_limit_bytes else None,
+                hot_regions=config.hot_regions if vm.hot_regions != before.hot_regions else None,
             )
         if vm.replica != before.replica:
             self._replication.replan()

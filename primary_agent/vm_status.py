@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from primary_agent.damaged import DamagedVm
+from primary_agent.observing import TapObserver
 from primary_agent.parts import LinkState, Parts
 from primary_agent.record import VmRecord
 from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
@@ -46,13 +47,14 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmSt
         peer_host=record.peer_host or vm.replica_host,
         fenced=_fenced(parts) if state is ReplicationState.FAILED_OVER else "",
         link=_link(parts.link, vm, clock),
-        tap=_tap(parts.tap),
+        tap=_tap(parts.tap, parts.observer),
         progress=parts.progress.status() if parts.progress is not None else None,
         statistics=replication.statistics.report(now, pending_bytes=parts.pending_bytes()),
         disks=_disks(vm, connection),
         uris=_uris(connection),
         folder=folder,
         settings=_settings(vm, parts.tap.config),
+        pending_settings=_pending_settings(parts.tap.config, connection),
     )
     return assessed(status, now)
 
@@ -86,7 +88,16 @@ def _settings(vm: VmRecord, config: TapConfig) -> dict[str, object]:
         "log_limit_bytes": config.log_limit,
         "replica": vm.replica,
         "auto_resynchronize": vm.auto_resynchronize,
+        "hot_region_bytes": config.hot_region_bytes,
+        "hot_regions": config.hot_regions,
+        "block_device_policy": config.block_device_policy.value,
     }
+
+
+def _pending_settings(config: TapConfig, connection: Connection | None) -> list[str]:
+    """What the running tap does not know yet: a region's size is that of its map, for as long as it runs."""
+    running = connection.status.hot_region_bytes if connection is not None else 0
+    return ["hot_region_bytes"] if running not in (0, config.hot_region_bytes) else []
 
 
 def _fenced(parts: Parts) -> str:
@@ -130,7 +141,7 @@ def _link(link: LinkState, vm: VmRecord, clock: Clock) -> LinkStatus:
     )
 
 
-def _tap(link: TapLink) -> TapStatus:
+def _tap(link: TapLink, observer: TapObserver | None = None) -> TapStatus:
     connection = link.connection
     if connection is None:
         return TapStatus(running=False, tracking="", error=link.error)
@@ -145,6 +156,7 @@ def _tap(link: TapLink) -> TapStatus:
         clients=sum(disk.clients for disk in status.disks),
         log_used_bytes=status.log.used,
         log_limit_bytes=status.log.limit,
+        log_full_seconds=observer.log_full_seconds(status.log) if observer is not None else None,
         writes=status.writes,
         bytes_written=status.bytes_written,
         last_write_time=status.last_write_time,
@@ -158,15 +170,13 @@ def _uris(connection: Connection | None) -> list[str]:
 
 
 def _disks(vm: VmRecord, connection: Connection | None) -> list[DiskStatus]:
-    uris = {disk.index: disk.uri for disk in connection.status.disks} if connection is not None else {}
-    return [
-        DiskStatus(
-            index=disk.index,
-            uuid=disk.uuid.hex(),
-            size_bytes=disk.size,
-            path=disk.path,
-            export=disk.export,
-            uri=uris.get(disk.index, ""),
+    told = {disk.index: disk for disk in connection.status.disks} if connection is not None else {}
+    disks = []
+    for disk in vm.disks:
+        status = DiskStatus(
+            index=disk.index, uuid=disk.uuid.hex(), size_bytes=disk.size, path=disk.path, export=disk.export
         )
-        for disk in vm.disks
-    ]
+        if (served := told.get(disk.index)) is not None:
+            status.uri, status.found_size_bytes, status.block_device = served.uri, served.found_size, served.block
+        disks.append(status)
+    return disks

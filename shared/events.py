@@ -34,6 +34,8 @@ class EventId(IntEnum):
     DAMAGED = 60011
     POINTS = 60012
     RECOVERED = 60015
+    LOG_FILLING = 60031
+    DISK_RESIZED = 60032
 
 
 _ERRORS = frozenset(
@@ -44,9 +46,12 @@ _ERRORS = frozenset(
         EventId.RESYNC_REQUIRED,
         EventId.FENCED,
         EventId.DAMAGED,
+        EventId.DISK_RESIZED,
     }
 )
-_WARNINGS = frozenset({EventId.WILL_RETRY, EventId.INVALID_STATE, EventId.PROMOTED, EventId.RECOVERED})
+_WARNINGS = frozenset(
+    {EventId.WILL_RETRY, EventId.INVALID_STATE, EventId.PROMOTED, EventId.RECOVERED, EventId.LOG_FILLING}
+)
 
 
 def level_of(number: EventId) -> str:

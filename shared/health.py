@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 
 from shared.rates import duration_text, size_text
 from shared.states import Health, ReplicationState
-from shared.status import VmStatus
+from shared.status import DiskStatus, VmStatus
 
 MISSED_FRACTION = 0.2
 BEHIND_SECONDS = 3600.0
 DISCONNECTED_GRACE_SECONDS = 30.0
 PROTECTED_FLOOR_SECONDS = 60.0
 PROTECTED_INTERVALS = 3
-LOG_WARNING_FRACTION = 0.75
+LOG_FRACTIONS = (0.5, 0.75, 0.9)
+"""Of the log's limit: each that is passed is told."""
 
 _INITIAL = (
     ReplicationState.READY_FOR_INITIAL_REPLICATION,
@@ -140,14 +141,14 @@ def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result
     name, tap, link = status.name, status.tap, status.link
     if status.suspended or state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED):
         result.warn("Replication is suspended by the administrator.", f"Run `vmreplica resume {name}`.")
+    for disk in status.disks:
+        _judge_size(status, disk, result)
     if tap is not None:
         if tap.error:
             result.critical(f"The tap of virtual machine '{name}' does not run: {tap.error}")
-        if tap.log_limit_bytes and tap.log_used_bytes > LOG_WARNING_FRACTION * tap.log_limit_bytes:
-            result.warn(
-                f"The replication log uses {size_text(tap.log_used_bytes)} of its limit of "
-                f"{size_text(tap.log_limit_bytes)}; past it the dirty map takes over, and what it names is compared."
-            )
+        if log_level(tap.log_used_bytes, tap.log_limit_bytes):
+            text = log_text(tap.log_used_bytes, tap.log_limit_bytes, tap.log_full_seconds)
+            result.warn(text, _log_remedy(status))
     waits = state in (ReplicationState.SUSPENDED, ReplicationState.FAILED_OVER, ReplicationState.ERROR)
     if not link.connected and link.attempts > 0 and not waits and status.problem is None:
         text = f"Replication to {link.peer} is interrupted: {link.last_error}"
@@ -157,6 +158,50 @@ def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result
             result.warn(text)
     if status.baseline and status.lag_seconds is not None and status.lag_seconds > BEHIND_SECONDS:
         result.warn(f"Replica virtual machine '{name}' is behind the primary by more than an hour.")
+
+
+def log_level(used: int, limit: int) -> int:
+    """How many of LOG_FRACTIONS the bytes of log have reached."""
+    return sum(used >= fraction * limit for fraction in LOG_FRACTIONS) if limit else 0
+
+
+def log_text(used: int, limit: int, full_seconds: float | None) -> str:
+    """How full the log is, when it is full, and what happens then."""
+    left = f"; at the present rate it is full in {duration_text(full_seconds)}" if full_seconds is not None else ""
+    return (
+        f"The replication log uses {size_text(used)} of its limit of {size_text(limit)} "
+        f"({100 * used // limit} %){left}. Past the limit the dirty map takes over: the VM is not affected, and what "
+        f"changed since is compared instead of being sent as it was written."
+    )
+
+
+def _log_remedy(status: VmStatus) -> str:
+    if not status.link.connected:
+        return ""
+    return (
+        f"The link is slower than the VM writes, or the limit is small: `vmreplica set {status.name} log-limit=SIZE`."
+    )
+
+
+def _judge_size(status: VmStatus, disk: DiskStatus, result: Assessment) -> None:
+    """A disk that was resized (R20): what is inside its size goes on, and what is beyond is not replicated."""
+    found, size = disk.found_size_bytes, disk.size_bytes
+    if found is None or found == size:
+        return
+    back = f"`truncate --size {size} {disk.path}`" if not disk.block_device else "as it was resized"
+    text = f"Disk {disk.index} of virtual machine '{status.name}', {disk.path}, was resized: {size} to {found} bytes"
+    if found > size:
+        result.critical(
+            f"{text}. The VM and its replica go on with {size} bytes, but its tap will not start again on it.",
+            f"Bring it back to {size} bytes ({back}), or to replicate its new size, shut the VM down, and remove and "
+            "enable it anew.",
+        )
+    else:
+        result.critical(
+            f"{text}: what lay behind that is lost, the VM gets errors there, and nothing is replicated.",
+            f"The replica's newest point is older than that: fail over to it, or bring the disk back to {size} bytes "
+            f"({back}), restore what it held there, and run `vmreplica resume {status.name} --resynchronize`.",
+        )
 
 
 def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment) -> None:

@@ -86,9 +86,21 @@ class MapFile:
 
     @classmethod
     def create(
-        cls, files: FileSystem, path: str, kind: MapKind, vm: bytes, region_bits: int, disks: Sequence[Geometry]
+        cls,
+        files: FileSystem,
+        path: str,
+        kind: MapKind,
+        vm: bytes,
+        region_bits: int,
+        disks: Sequence[Geometry],
+        *,
+        like: MapFile | None = None,
     ) -> MapFile:
-        """Make an empty map, durably, in place of whatever has that name. Raises OSError, and leaves nothing then."""
+        """Make a map, durably, in place of whatever has that name. Raises OSError, and leaves nothing then.
+
+        It is empty, or says all that ``like`` says, of the same disks in regions of another size: the regions that a
+        region of that one touches are set, and the note is the same. The annex is not taken over.
+        """
         part = f"{path}.part"
         files.remove(part)
         file = files.open(part, write=True, create=True, exclusive=True)
@@ -96,8 +108,12 @@ class MapFile:
             made = cls(file, kind, vm, region_bits, disks)
             file.allocate(0, made.size)
             file.write(0, made._header())
-            made.write_note(b"")
-            made.write_note(b"")
+            for disk in disks if like is not None else ():
+                for offset, length in like.ranges(disk.index) if like is not None else ():
+                    made.set_range(disk.index, offset, length)
+            made.write()
+            for _ in range(NOTE_SLOTS):
+                made.write_note(like.note if like is not None else b"")
             file.sync()
             files.rename(part, path)
             files.sync_folder(path.rpartition("/")[0])

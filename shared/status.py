@@ -64,6 +64,8 @@ class TapStatus(StatusStruct):
     clients: int = 0
     log_used_bytes: int = 0
     log_limit_bytes: int = 0
+    log_full_seconds: float | None = None
+    """When the log reaches its limit at the present rate; None while it does not grow, or that is not known."""
     writes: int = 0
     bytes_written: int = 0
     last_write_time: float | None = None
@@ -84,6 +86,9 @@ class DiskStatus(StatusStruct):
     path: str = ""
     export: str = ""
     uri: str = ""
+    found_size_bytes: int | None = None
+    """The size that it was seen to have last at the primary, where that is known."""
+    block_device: bool = False
 
 
 class DiskProgress(StatusStruct):
@@ -253,6 +258,8 @@ class VmStatus(StatusStruct):
     """Where the VM's disks are served over NBD on this host (at a replica: once it was promoted)."""
     folder: str = ""
     settings: dict[str, Any] = {}
+    pending_settings: list[str] = []
+    """Those of them that take effect at the tap's next start."""
 
 
 class AgentStatus(StatusStruct):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import uuid
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -29,6 +30,7 @@ assert MIN_LOG_FILE > 2 * (FILE_HEADER_BYTES + MAX_RECORD)
 
 MAP_NAME = "dirty.map"
 HOT_NAME = "hot.map"
+SAMPLES_NAME = "tap.samples"
 DIRTY_BLOCK_BITS = 16
 """A bit of the dirty map stands for 64 KiB, the block of a resync's compare."""
 MIN_HOT_REGION = 1 << 20
@@ -36,12 +38,27 @@ MAX_HOT_REGION = 64 << 20
 MAX_REQUEST_BYTES = 4 << 30
 """One NBD request is shorter than that, and all its regions have to be hot at once."""
 
+DEFAULT_HOT_REGION = 4 << 20
+DEFAULT_HOT_REGIONS = 4096
+MAX_HOT_REGIONS = 1 << 24
+
 DEFAULT_INTERVAL = 300.0
 """Seconds, as Hyper-V Replica's default."""
 
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z", max_length=4096)]
 # A name travels in URIs and in NBD's options; what is safe in both is enough.
 ExportName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,255}\Z")]
+
+
+class BlockDevicePolicy(StrEnum):
+    """What a start may conclude about block devices, whose times prove nothing (R27). The values are stable."""
+
+    COMPARE = "compare"
+    """After an unclean stop all is compared; an orderly stop is vouched for by samples."""
+    TRUST = "trust"
+    """Also after an unclean stop: that nobody else wrote is trusted, and hot regions alone are compared."""
+    STRICT = "strict"
+    """Whenever the tap was stopped all is compared."""
 
 
 class ConfigStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -81,10 +98,11 @@ class TapConfig(ConfigStruct, frozen=True):
     interval_seconds: Annotated[float, msgspec.Meta(ge=1, le=86400)] = DEFAULT_INTERVAL
     nbd_tcp: str = ""
     nbd_group: str = ""
-    hot_region_bytes: Annotated[int, msgspec.Meta(ge=MIN_HOT_REGION, le=MAX_HOT_REGION)] = 4 << 20
+    hot_region_bytes: Annotated[int, msgspec.Meta(ge=MIN_HOT_REGION, le=MAX_HOT_REGION)] = DEFAULT_HOT_REGION
     """Size of a region of the hot-region map, a power of two."""
-    hot_regions: Annotated[int, msgspec.Meta(gt=0, le=1 << 24)] = 4096
+    hot_regions: Annotated[int, msgspec.Meta(gt=0, le=MAX_HOT_REGIONS)] = DEFAULT_HOT_REGIONS
     """The most regions that are hot at a time: what a power loss may leave in doubt."""
+    block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
 
     @property
     def hot_region_bits(self) -> int:

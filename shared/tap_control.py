@@ -63,7 +63,9 @@ class LostReason(StrEnum):
     BEGIN_FAILED = "begin_failed"
     """The tap ended while tracking was being started."""
     MAP_FAILED = "map_failed"
-    """The dirty map could not be written."""
+    """The dirty map could not be written, or of block devices the hot-region map."""
+    DISK_UNPROVEN = "disk_unproven"
+    """A block device may have been changed while no tap held it, and the policy asks for a compare."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +139,11 @@ class LogUsage(Result, frozen=True):
 
 
 class DiskStatus(Result, frozen=True):
-    """One disk as the tap serves it; ``failed`` says why its flushes fail, else it is empty."""
+    """One disk as the tap serves it; ``failed`` says why its flushes fail, else it is empty.
+
+    ``found_size`` is the size that it was seen to have last, None where the tap does not tell; ``block`` says that it
+    is a block device.
+    """
 
     index: int
     path: str
@@ -148,6 +154,8 @@ class DiskStatus(Result, frozen=True):
     writes: int
     bytes_written: int
     failed: str = ""
+    found_size: int | None = None
+    block: bool = False
 
 
 class TapStatus(Result, frozen=True):
@@ -180,6 +188,9 @@ class TapStatus(Result, frozen=True):
     """Set while the dirty map is in force: also while a fresh log is tracked, until its epoch is committed."""
     hot_bytes: int = 0
     """Bytes of the regions that a power loss now would leave in doubt."""
+    hot_regions: int = 0
+    hot_region_bytes: int = 0
+    """The most regions that are hot at a time, and the size of one; 0 where the tap does not tell."""
 
 
 # --- parameters ----------------------------------------------------------------------------------------------------
@@ -195,11 +206,15 @@ class ReasonParams(Params, frozen=True):
     reason: Text = ""
 
 
-class SetParams(Params, frozen=True):
-    """What is None stays. The tap keeps it until it ends; the agent writes it to the tap's configuration, too."""
+class SetParams(Params, frozen=True, omit_defaults=True):
+    """What is None stays, and is not sent: an older tap would refuse what it does not know.
+
+    The tap keeps it until it ends; the agent writes it to the tap's configuration, too.
+    """
 
     interval: Interval | None = None
     log_limit: Bytes | None = None
+    hot_regions: Bytes | None = None
 
 
 class LocateParams(Params, frozen=True):
@@ -349,8 +364,11 @@ class TapClient:
         """Seal the current segment; durable when this returns. Raises InvalidStateError while nothing is tracked."""
         return await self._call("cut", ReasonParams(reason=reason), Sealed, SLOW_CALL_TIMEOUT)
 
-    async def set(self, *, interval: float | None = None, log_limit: int | None = None) -> TapStatus:
-        return await self._call("set", SetParams(interval=interval, log_limit=log_limit), TapStatus)
+    async def set(
+        self, *, interval: float | None = None, log_limit: int | None = None, hot_regions: int | None = None
+    ) -> TapStatus:
+        params = SetParams(interval=interval, log_limit=log_limit, hot_regions=hot_regions)
+        return await self._call("set", params, TapStatus)
 
     async def locate(self, position: Position) -> LogPlace:
         """Where the log goes on after ``position``, its chain verified. Raises NotFoundError."""

@@ -20,6 +20,10 @@ class Signal:
         self._event.set()
         self._event = asyncio.Event()
 
+    def upcoming(self) -> asyncio.Event:
+        """Set by the next :meth:`notify`: for whoever awaits something else between the condition and the wait."""
+        return self._event
+
     async def wait(self) -> None:
         """Return at the next :meth:`notify`."""
         await self._event.wait()

@@ -22,6 +22,9 @@ _vmreplica() {
         'enable:--replica') :; return ;;
         'enable:--interval') :; return ;;
         'enable:--log-limit') :; return ;;
+        'enable:--block-device-policy') mapfile -t COMPREPLY < <(compgen -W "compare trust strict" -- "$current"); return ;;
+        'enable:--hot-region-size') :; return ;;
+        'enable:--hot-regions') :; return ;;
         'enable:--uuid') :; return ;;
         'enable:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'initial:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -64,7 +67,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --watch --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'enable')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --disk --replica --interval --log-limit --uuid --json --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --disk --replica --interval --log-limit --block-device-policy --hot-region-size --hot-regions --uuid --json --socket" -- "$current"); return; }
             : ;;
         'initial')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --no-wait --socket" -- "$current"); return; }
@@ -73,7 +76,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'set')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'suspend')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --socket" -- "$current"); return; }

@@ -4,7 +4,7 @@ complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial 
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version' -a enable -d 'Put a VMs disks under replication'
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version' -a initial -d 'Make the first copy, with live progress'
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version' -a get -d 'Print the settings of a VM or of all'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version' -a set -d 'Change settings of a VM'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version' -a set -d 'Change settings of a VM, or print them where none is given'
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version' -a suspend -d 'Stop sending'
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version' -a resume -d 'Go on after a suspend, an error, or with a resync'
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version' -a remove -d 'End the replication of a VM on this host'
@@ -29,10 +29,13 @@ complete -c vmreplica -n '__fish_seen_subcommand_from status' -l json -d 'print 
 complete -c vmreplica -n '__fish_seen_subcommand_from status' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from status' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l help -d 'show this help message and exit'
-complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l disk -d 'raw image of the VM, and its name over NBD' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l disk -d 'raw image or block device of the VM, and its name over NBD' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l replica -d 'where the replica agent listens' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l interval -d 'time between two cuts, 30s, 5m, 15m or any from 1s' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l log-limit -d 'size of the log above which a resync is required' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l block-device-policy -d 'when block devices are compared because the tap was stopped, after an unclean stop' -x -a 'compare trust strict'
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l hot-region-size -d 'size of a hot region, 1MiB to 64MiB' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l hot-regions -d 'the most regions that are hot, what power loss leaves to compare' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l uuid -d 'identity of the VM' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l socket -d 'socket of an agent' -r -F
@@ -46,6 +49,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from get' -l json -d 'print JSO
 complete -c vmreplica -n '__fish_seen_subcommand_from get' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from get' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from set' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from set' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from set' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from set' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -l help -d 'show this help message and exit'

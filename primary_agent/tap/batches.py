@@ -45,13 +45,13 @@ def without_slow_zeroes(batch: list[Mutation]) -> list[Mutation]:
     return [mutation for mutation in batch if not mutation.error] if slow else batch
 
 
-def groups_of(batch: Sequence[Mutation]) -> Iterator[list[Mutation]]:
-    """The batch in pieces that zero no more than INLINE_ZEROES each; a longer zeroing stands alone."""
+def groups_of(batch: Sequence[Mutation], most: int) -> Iterator[list[Mutation]]:
+    """The batch in pieces that zero no more than ``most`` bytes each; a longer zeroing stands alone."""
     group: list[Mutation] = []
     zeroes = 0
     for mutation in batch:
         size = mutation.length if mutation.payload is None else 0
-        if group and zeroes + size > INLINE_ZEROES:
+        if group and zeroes + size > most:
             yield group
             group, zeroes = [], 0
         group.append(mutation)

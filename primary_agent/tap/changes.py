@@ -28,7 +28,7 @@ class LoggedChanges:
 
     ``ranges`` maps disk index to ranges of bytes, ``cuts`` are segment and chain of its seals. ``base_segment`` is the
     newest segment of which the log may hold only a part, or nothing; it ends in ``end``, at ``end_offset`` of its last
-    file ``end_file``.
+    file ``end_file``. ``newest_ns`` is the newest time in it (nanoseconds, Unix epoch).
     """
 
     base_segment: int
@@ -37,6 +37,7 @@ class LoggedChanges:
     end: Cursor | None = None
     end_file: int = 0
     end_offset: int = 0
+    newest_ns: int = 0
 
 
 def read_changes(
@@ -69,6 +70,7 @@ def read_changes(
         if header.kind is RecordKind.SEAL:
             changes.cuts.append((header.segment, header.chain))
         elif header.kind is RecordKind.BATCH:
+            changes.newest_ns = max(changes.newest_ns, header.time_ns)
             table = decode_entries(header, body_of(record.record), sizes, at=offset)
             for disk, start, length in table[["disk", "offset", "length"]].tolist():
                 ranges = changes.ranges.setdefault(disk, [])

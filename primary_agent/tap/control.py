@@ -184,6 +184,8 @@ class TapControl:
             last_write_time=engine.last_write_time,
             doubt=_doubt(tracker.maps.dirty),
             hot_bytes=tracker.maps.hot.hot_bytes() if tracker.maps.hot is not None else 0,
+            hot_regions=tracker.maps.hot.limit if tracker.maps.hot is not None else config.hot_regions,
+            hot_region_bytes=config.hot_region_bytes,
         )
 
     def _disk_status(self, disk: Disk) -> DiskStatus:
@@ -198,9 +200,15 @@ class TapControl:
             writes=disk.writes,
             bytes_written=disk.bytes_written,
             failed=disk.failed,
+            found_size=disk.found_size,
+            block=disk.block,
         )
 
     async def _status(self, params: NoParams, client: Client) -> TapStatus:
+        # Whoever asks wants to know how the disks are: an agent does every few seconds.
+        tracker = self._engine.tracker
+        look = tracker.watch.check_unchanged if tracker.is_tracked else tracker.watch.look_at_sizes
+        look(self._engine.disks)
         return self.status()
 
     async def _begin(self, params: BeginParams, client: Client) -> TapStatus:
@@ -218,6 +226,9 @@ class TapControl:
     async def _set(self, params: SetParams, client: Client) -> TapStatus:
         if params.log_limit is not None:
             self._engine.set_log_limit(params.log_limit)
+        hot = self._engine.tracker.maps.hot
+        if params.hot_regions is not None and hot is not None:
+            hot.limit = params.hot_regions
         if params.interval is not None:
             self._engine.intervals.set(params.interval)
         return self.status()

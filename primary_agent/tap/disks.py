@@ -39,6 +39,8 @@ class Disk:
         self.config = config
         self.index = config.index
         self.size = config.size
+        self.found_size = config.size
+        """The size that it was seen to have last; the tap goes on with ``size``."""
         self.file = file
         self.failed = ""
         """Why every FLUSH fails; empty while syncing works."""
@@ -51,13 +53,15 @@ class Disk:
         self.done_ns = 0
         self.mtime_ns = 0
         self.ctime_ns = 0
+        self.block = False
+        """Whether it is a block device: without times, and zeroing it waits for the device."""
 
     @classmethod
     def open(cls, files: FileSystem, slot: int, config: TapDisk) -> Disk:
         """Open and lock a disk. Blocks. Raises NotFoundError, StorageError, DiskSizeError or DiskInUseError."""
         path = config.path
         try:
-            file = files.open(path, write=True)
+            file = files.open_disk(path, write=True)
         except FileNotFoundError:
             raise NotFoundError(f"The disk {path} does not exist.", "Restore it, or correct its path.") from None
         except OSError as error:
@@ -78,10 +82,12 @@ class Disk:
         if identity.size != self.size:
             raise DiskSizeError(
                 f"The disk {self.config.path} has {identity.size} bytes, but {self.size} are configured.",
-                "Bring back the file of the right size, or remove the VM and enable it anew with this one.",
+                f"Bring back the disk of the right size ({back_to_size(self.config)}), or remove the VM and enable it "
+                "anew with this one.",
             )
         self.mtime_ns = identity.mtime_ns
         self.ctime_ns = identity.ctime_ns
+        self.block = identity.block
 
     # --- changes ----------------------------------------------------------------------------------------------------
 
@@ -197,6 +203,11 @@ class Disk:
                 end = extent.offset + extent.length
                 for offset in range(extent.offset, end, MAX_PAYLOAD):
                     yield offset, min(MAX_PAYLOAD, end - offset), False
+
+
+def back_to_size(disk: TapDisk) -> str:
+    """How a disk gets its size back, for a remedy."""
+    return f"`truncate --size {disk.size} {disk.path}` sets that of a file"
 
 
 def join_ranges(ranges: Sequence[Range]) -> list[Range]:

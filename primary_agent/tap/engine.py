@@ -14,7 +14,7 @@ from primary_agent.tap.batches import INLINE_ZEROES, entries_of, groups_of, with
 from primary_agent.tap.disks import Disk, Range
 from primary_agent.tap.hot_regions import HotNote, HotRegions
 from primary_agent.tap.intervals import Intervals
-from primary_agent.tap.locate import Place, locate_position, locate_segment
+from primary_agent.tap.locate import Place, locate
 from primary_agent.tap.log import Cut
 from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.resume import resume
@@ -33,7 +33,6 @@ from shared.tap_control import LostReason
 QUIET_NS = 10_000_000
 """A disk that was left alone for so long is looked at before it is written again."""
 SLOW_SECONDS = 0.1
-LOCATE_SECONDS = 60.0
 
 
 class TapEngine:
@@ -81,6 +80,7 @@ class TapEngine:
             tracker.maps.hot = self._hot = HotRegions(
                 self._ports, self.tasks, start.disks, start.hot, limit, self._checkpoint
             )
+            self._hot.on_failure = tracker.lose_devices
         self._syncs = [SharedSync(self.tasks, self._syncer(disk)) for disk in start.disks]
         self._tracker = tracker
         try:
@@ -114,7 +114,7 @@ class TapEngine:
         await tracker.close()
         await self.tasks.settle()
         try:
-            await self.workers.run(tracker.close_files, not errors)
+            await self.workers.run(tracker.close_files, not errors, self._folder)
         except OSError as error:
             errors.append(f"the tap's state can't be written: {why(error)}")
         finally:
@@ -143,7 +143,7 @@ class TapEngine:
                 zeroes += mutation.length
         if zeroes:
             batch = without_slow_zeroes(batch)
-        if self._turns.busy or zeroes > INLINE_ZEROES:
+        if self._turns.busy or zeroes > _inline_zeroes(disk):
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._turns.queue(lambda: self._perform_in_turn(disk, batch, done, fua=fua))
             return done
@@ -224,12 +224,12 @@ class TapEngine:
         self, disk: Disk, batch: Sequence[Mutation], done: asyncio.Future[None], *, fua: bool
     ) -> None:
         """Perform a batch that had to wait or is long: in groups, between which others than changes go on."""
-        for group in groups_of(batch):
+        for group in groups_of(batch, _inline_zeroes(disk)):
             if done.cancelled():
                 return
             if self._hot is not None:
                 await self._hot.warm(disk, group)
-            if group[0].payload is None and group[0].length > INLINE_ZEROES:
+            if group[0].payload is None and group[0].length > _inline_zeroes(disk):
                 await self._zero_in_steps(disk, group[0])
             else:
                 self._perform(disk, group)
@@ -364,19 +364,7 @@ class TapEngine:
 
     async def locate(self, epoch: bytes, segment: int, position: Position | None = None) -> Place:
         """The place of ``position``, or of the start of ``segment``. Raises NotFoundError or StorageError."""
-        files = self.tracker.files
-        log = [file for file in files.used if file.header.epoch == epoch]
-        holder = object()
-        if log:
-            files.lease(holder, log[0].sequence, LOCATE_SECONDS)
-        try:
-            if position is not None:
-                return await self.workers.run(locate_position, self._ports.files, log, position)
-            return await self.workers.run(locate_segment, self._ports.files, log, epoch, segment)
-        except OSError as error:
-            raise StorageError(f"The log can't be read: {why(error)}.", "Check the log's volume.") from error
-        finally:
-            files.lease(holder, 0, 0)
+        return await locate(self._ports, self.tracker.files, epoch, segment, position)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -394,6 +382,11 @@ class TapEngine:
         if len(data) != length:
             raise OSError(errno.EIO, "the file has become shorter", disk.config.path)
         return data
+
+
+def _inline_zeroes(disk: Disk) -> int:
+    """Bytes that may be zeroed at once on the loop: of a device none, which is waited for."""
+    return 0 if disk.block else INLINE_ZEROES
 
 
 async def _nothing() -> None:

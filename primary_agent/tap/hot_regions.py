@@ -77,6 +77,8 @@ class HotRegions:
         """Whether writes have to wait for their regions: only while something is tracked."""
         self.failure = ""
         """Why the map can't be written any more; from then on it vouches for nothing that is new (R30)."""
+        self.on_failure: Callable[[str], None] = lambda _failure: None
+        """Told why, before the first write that the map does not vouch for."""
         self.limit = limit
         self._clock = ports.clock
         self._workers = ports.workers
@@ -146,6 +148,7 @@ class HotRegions:
         try:
             while self.active and not self.ready(disk, batch):
                 if self.failure:
+                    self.on_failure(self.failure)
                     # From the end of the lease on, a start after power loss finds the disks written later than that.
                     await self._outlive_lease()
                     self.active = False

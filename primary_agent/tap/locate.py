@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from primary_agent.tap.log_files import LogFile
+from primary_agent.tap.log_files import LogFile, LogFiles
+from primary_agent.tap.ports import TapPorts
 from protocol.errors import LogError
 from protocol.hrl import FILE_HEADER_BYTES, RECORD_HEADER_BYTES, RecordKind, decode_record_header
 from protocol.position import Position
-from shared.errors import NotFoundError
+from shared.errors import NotFoundError, StorageError
 from shared.ports import FileSystem
+
+LOCATE_SECONDS = 60.0
+"""For so long the log's files are kept while a place in them is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,28 @@ class Place:
     file: int
     offset: int
     position: Position
+
+
+async def locate(
+    ports: TapPorts, files: LogFiles, epoch: bytes, segment: int, position: Position | None = None
+) -> Place:
+    """The place of ``position``, or of the start of ``segment``; no file is recycled meanwhile.
+
+    Raises NotFoundError or StorageError.
+    """
+    log = [file for file in files.used if file.header.epoch == epoch]
+    holder = object()
+    if log:
+        files.lease(holder, log[0].sequence, LOCATE_SECONDS)
+    try:
+        if position is not None:
+            return await ports.workers.run(locate_position, ports.files, log, position)
+        return await ports.workers.run(locate_segment, ports.files, log, epoch, segment)
+    except OSError as error:
+        text = f"The log can't be read: {error.strerror or error}."
+        raise StorageError(text, "Check the log's volume.") from error
+    finally:
+        files.lease(holder, 0, 0)
 
 
 def locate_position(files: FileSystem, log: Sequence[LogFile], position: Position) -> Place:

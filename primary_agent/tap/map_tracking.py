@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from primary_agent.tap.changes import LoggedChanges, LogUnreadableError, read_changes
 from primary_agent.tap.dirty_map import DirtyMap
-from primary_agent.tap.disks import Disk
+from primary_agent.tap.disks import Disk, Range
 from primary_agent.tap.hot_regions import HotRegions
 from primary_agent.tap.log_files import LogFile
 from primary_agent.tap.ports import TapPorts
@@ -116,6 +116,10 @@ class MapTracking:
         await self._ports.workers.run(dirty.sync)
         if not dirty.in_force:
             dirty.clear()
+
+    def hot_ranges(self) -> list[tuple[Disk, list[Range]]]:
+        """Each disk with its regions that were written lately, as far as that is known."""
+        return list(self.hot.ranges()) if self.hot is not None else [(disk, []) for disk in self._disks]
 
     def void(self) -> None:
         """Nobody tracked what changed."""

@@ -158,10 +158,14 @@ def _segment_start(files: FileSystem, log: Sequence[LogFile], tail: Tail) -> tup
 def unchanged_since(stamp: Stamp, identity: FileIdentity, *, same_boot: bool, times: bool) -> str:
     """Evidence that the file is not the one, or not as it was, when it was stamped; empty if there is none.
 
-    Device numbers may differ after a boot; times are compared only where nothing was written since.
+    Device numbers may differ after a boot, and then all numbers of a block device; times are compared only where
+    nothing was written since.
     """
+    if stamp.block is not identity.block:
+        return "it was a block device and is a file" if stamp.block else "it was a file and is a block device"
+    number = "attachment" if stamp.block else "inode"
     fields = [
-        ("inode", stamp.inode, identity.inode),
+        *([(number, stamp.inode, identity.inode)] if same_boot or not stamp.block else []),
         ("size", stamp.size, identity.size),
         *([("device", stamp.device, identity.device)] if same_boot else []),
         *([("mtime", stamp.mtime_ns, identity.mtime_ns)] if times else []),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from primary_agent.tap.changes import LoggedChanges, LogUnreadableError, read_changes
+from primary_agent.tap.devices import check_last_write, check_policy, check_samples
 from primary_agent.tap.dirty_map import DirtyMap
 from primary_agent.tap.disks import Disk, join_ranges
 from primary_agent.tap.hot_regions import VOID, HotNote
@@ -36,7 +37,16 @@ from shared.hrl_files import log_file_sequence, read_file_header
 from shared.map_file import MapDamagedError, MapFile, MapKind
 from shared.ports import File, FileIdentity, FileSystem
 from shared.rates import size_text
-from shared.tap_config import DIRTY_BLOCK_BITS, HOT_NAME, LOCK_NAME, MAP_NAME, STATE_NAME, TapConfig
+from shared.tap_config import (
+    DIRTY_BLOCK_BITS,
+    HOT_NAME,
+    LOCK_NAME,
+    MAP_NAME,
+    MAX_HOT_REGION,
+    MIN_HOT_REGION,
+    STATE_NAME,
+    TapConfig,
+)
 from shared.tap_control import LostReason, Tracking
 
 _log = structlog.get_logger(__name__)
@@ -121,7 +131,7 @@ def read_start(ports: TapPorts, folder: str, config: TapConfig) -> Start:
         start = Start(lock, state_file, log_files, disks, fresh=state_file.is_new or bool(loaded.damage))
         try:
             _open_maps(ports.files, folder, config, start)
-            _judge(ports, config, start, loaded)
+            _judge(ports, folder, config, start, loaded)
         except BaseException:
             start.close()
             raise
@@ -171,6 +181,9 @@ def _open_map(
             try:
                 return MapFile.open(files, path, kind, config.vm_id, region_bits, disks), False
             except MapDamagedError as error:
+                resized = _resized_map(files, path, config) if kind is MapKind.HOT else None
+                if resized is not None:
+                    return resized, False
                 _log.warning("a map is made anew", path=path, reason=str(error))
         return MapFile.create(files, path, kind, config.vm_id, region_bits, disks), True
     except OSError as error:
@@ -178,7 +191,28 @@ def _open_map(
         return None
 
 
-def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> None:
+def _resized_map(files: FileSystem, path: str, config: TapConfig) -> MapFile | None:
+    """The hot-region map in regions of the size that is configured, if it is there in regions of another one.
+
+    It takes the old one's place in one step and names at least what that named, so that whatever is in doubt stays so.
+    None where there is none. Raises OSError where it can't be made; the old one stays then.
+    """
+    disks = [disk.geometry for disk in config.disks]
+    for region_bits in range(MIN_HOT_REGION.bit_length() - 1, MAX_HOT_REGION.bit_length()):
+        if region_bits == config.hot_region_bits:
+            continue
+        try:
+            former = MapFile.open(files, path, MapKind.HOT, config.vm_id, region_bits, disks, write=False)
+        except MapDamagedError:
+            continue
+        try:
+            return MapFile.create(files, path, MapKind.HOT, config.vm_id, config.hot_region_bits, disks, like=former)
+        finally:
+            former.close()
+    return None
+
+
+def _judge(ports: TapPorts, folder: str, config: TapConfig, start: Start, loaded: Loaded) -> None:
     """Fill in what state and log say. Raises StorageError only where a first start finds no room."""
     state = start.state = loaded.state
     tracked = state is not None and state.tracking in (Tracking.ON, Tracking.MAP)
@@ -208,6 +242,7 @@ def _judge(ports: TapPorts, config: TapConfig, start: Start, loaded: Loaded) -> 
         if state is None and start.loss is None:
             start.files.prepared(_proof_of_room(ports.files, start.files))
         elif state is not None and tracked:
+            _check_disks(ports, folder, config, start, state)
             if lost_power(state, ports.clock.boot_id()):
                 _bound(ports, start, state, log)
             elif state.tracking is Tracking.MAP:
@@ -248,6 +283,15 @@ def _former_epoch(files: FileSystem, config: TapConfig, names: Sequence[str], di
     return dirty.note.log_epoch if dirty is not None and dirty.in_force else b""
 
 
+def _check_disks(ports: TapPorts, folder: str, config: TapConfig, start: Start, state: TapState) -> None:
+    """The disks are those that the tap left, as far as can be told without the log. Raises TrackingLost or OSError."""
+    identities = [disk.file.identity() for disk in start.disks]
+    check_disks(state, start.disks, identities, ports.clock.boot_id())
+    check_policy(config.block_device_policy, state, start.disks, identities)
+    if state.status is Status.CLEAN:
+        check_samples(ports.files, folder, state.samples, start.disks)
+
+
 def _is_mapped(start: Start, state: TapState, boot_id: str) -> bool:
     """Whether the dirty map has wholly taken the place of the log; after power loss the state may not say so yet."""
     says_so = state.tracking is Tracking.MAP or lost_power(state, boot_id)
@@ -264,7 +308,6 @@ def _proof_of_room(files: FileSystem, log_files: LogFiles) -> File:
 def _take_up(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -> None:
     """Find the log's end, and judge whether it names all that changed. Raises TrackingLost or OSError."""
     identities = [disk.file.identity() for disk in start.disks]
-    check_disks(state, start.disks, identities, ports.clock.boot_id())
     tail = read_tail(ports.files, log, {disk.index: disk.size for disk in start.disks})
     start.clean = state.status is Status.CLEAN
     if start.clean:
@@ -283,7 +326,6 @@ def _take_up(ports: TapPorts, start: Start, state: TapState, log: list[LogFile])
 def _take_up_map(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -> None:
     """Go on in the dirty map. Raises TrackingLost or OSError."""
     identities = [disk.file.identity() for disk in start.disks]
-    check_disks(state, start.disks, identities, ports.clock.boot_id())
     dirty, reason = start.dirty, state.loss.reason if state.loss is not None else None
     if dirty is None or not dirty.in_force or dirty.note.log_epoch != state.epoch:
         raise TrackingLost(LostReason.MAP_FAILED, "the dirty map is damaged or missing")
@@ -302,16 +344,15 @@ def _is_unvouched(start: Start, identities: Sequence[FileIdentity]) -> bool:
     if start.hot is None:
         return False
     lease_ns = HotNote.decode(start.hot.note).lease_ns
-    return start.hot_is_new or any(identity.mtime_ns > lease_ns for identity in identities)
+    return start.hot_is_new or any(identity.block or identity.mtime_ns > lease_ns for identity in identities)
 
 
 def _bound(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -> None:
     """After power loss: what is in doubt, from log, dirty map and hot regions (R3). Raises TrackingLost or OSError."""
     stopped = "the host stopped while the tap ran"
     identities = [disk.file.identity() for disk in start.disks]
-    check_disks(state, start.disks, identities, ports.clock.boot_id())
     dirty, hot = start.dirty, start.hot
-    if dirty is None or hot is None or start.hot_is_new:
+    if dirty is None or hot is None or start.hot_is_new or state.hotless:
         raise TrackingLost(LostReason.UNCLEAN_STOP, f"{stopped}, and its maps are damaged or missing")
     note = HotNote.decode(hot.note)
     check_lease(note.lease_ns, start.disks, identities)
@@ -323,6 +364,7 @@ def _bound(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -
             changes = read_changes(ports.files, log, sizes, durable=durable, torn=True)
         except LogUnreadableError as error:
             raise TrackingLost(LostReason.LOG_DAMAGED, f"{stopped}, and {error}") from None
+    check_last_write(note.lease_ns, changes.newest_ns, identities)
     hot_bytes = 0
     for disk in start.disks:
         ranges = list(hot.ranges(disk.index))

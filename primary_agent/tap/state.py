@@ -44,7 +44,7 @@ class Status(StrEnum):
 
 
 class Stamp(msgspec.Struct, frozen=True, array_like=True):
-    """The identity of a disk's file at the moment the state was written. Times in nanoseconds, size in bytes."""
+    """The identity of a disk at the moment the state was written; see FileIdentity for what it is of a device."""
 
     index: int
     device: int
@@ -52,10 +52,12 @@ class Stamp(msgspec.Struct, frozen=True, array_like=True):
     size: int
     mtime_ns: int
     ctime_ns: int
+    block: bool = False
 
     @classmethod
     def of(cls, index: int, identity: FileIdentity) -> Stamp:
-        return cls(index, identity.device, identity.inode, identity.size, identity.mtime_ns, identity.ctime_ns)
+        times = identity.mtime_ns, identity.ctime_ns
+        return cls(index, identity.device, identity.inode, identity.size, *times, identity.block)
 
 
 class LogEnd(msgspec.Struct, frozen=True, array_like=True):
@@ -81,7 +83,9 @@ class TapState(msgspec.Struct, frozen=True, array_like=True):
 
     ``first_file`` is the sequence number of the first log file of ``epoch``'s log; what has a lower number belongs to
     no log any more. ``end`` is set in a CLEAN state while tracking is on. ``doubt``: the dirty map was in force when
-    this epoch began, and still is unless it says otherwise.
+    this epoch began, and still is unless it says otherwise. ``samples`` is the digest of the samples that were taken
+    of block devices at an orderly stop. ``hotless``: there is no hot-region map, so that one that is found later tells
+    nothing of this time.
     """
 
     vm: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
@@ -94,6 +98,8 @@ class TapState(msgspec.Struct, frozen=True, array_like=True):
     disks: Annotated[list[Stamp], msgspec.Meta(max_length=MAX_DISKS)]
     end: LogEnd | None
     doubt: bool = False
+    samples: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    hotless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import NamedTuple, NoReturn, Protocol
 
 from primary_agent.tap.changes import LoggedChanges, LogUnreadableError
+from primary_agent.tap.devices import take_samples
 from primary_agent.tap.dirty_map import DirtyMap
 from primary_agent.tap.disks import Disk, Range
 from primary_agent.tap.hot_regions import NO_LOG, HotNote
@@ -96,6 +97,8 @@ class Tracker:
         """The log before a new epoch's, until that epoch is durable."""
         self._dropping: asyncio.Task[None] | None = None
         self._closing = False
+        self._samples = b""
+        """The digest of the samples of block devices; empty until an orderly stop has taken them."""
 
     # --- start and stop ---------------------------------------------------------------------------------------------
 
@@ -172,10 +175,14 @@ class Tracker:
         if self._ending is not None:
             await asyncio.shield(self._ending)
 
-    def close_files(self, clean: bool) -> None:
-        """Close everything; ``clean`` writes the CLEAN state first. Blocks. Raises OSError."""
+    def close_files(self, clean: bool, folder: str) -> None:
+        """Close everything; ``clean`` writes the CLEAN state of the tap's ``folder`` first. Blocks. Raises OSError."""
         try:
             if clean:
+                if self.is_tracked:
+                    hot = self.maps.hot_ranges()
+                    now = self._ports.clock.monotonic
+                    self._samples = take_samples(self._ports.files, folder, self._ports.random, now, hot)
                 if self.maps.hot is not None:
                     # What stays hot although nothing is in doubt does no harm.
                     with suppress(OSError):
@@ -205,6 +212,8 @@ class Tracker:
             disks=[Stamp.of(disk.index, disk.file.identity()) for disk in self._disks],
             end=end,
             doubt=self.maps.is_older(self.epoch),
+            samples=self._samples,
+            hotless=self.maps.hot is None,
         )
 
     # --- what is written --------------------------------------------------------------------------------------------
@@ -496,6 +505,14 @@ class Tracker:
         if self.tracking is Tracking.ON and self._take_to_map(loss):
             return
         self._end(Tracking.LOST, loss)
+
+    def lose_devices(self, failure: str) -> None:
+        """The hot-region map can't be written: files tell that they were written later, block devices do not (R30)."""
+        if any(disk.block for disk in self._disks):
+            text = (
+                f"the hot-region map can't be written ({failure}), and block devices tell no time of their last write"
+            )
+            self.lose(LostReason.MAP_FAILED, text)
 
     def _take_to_map(self, loss: Loss) -> bool:
         """Go on in the dirty map (R28); False where it can't be written."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from primary_agent.tap.disks import Disk
 from primary_agent.tap.recovery import show_time
 from primary_agent.tap.state import StateFile
-from shared.ports import Clock
+from shared.ports import Clock, FileIdentity
 from shared.tap_control import LostReason
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -35,6 +36,8 @@ class Watch:
         except OSError as error:
             self._lose(LostReason.DISK_FAILED, f"{disk.config.path} can't be looked at: {why(error)}")
             return
+        if identity.size != disk.found_size:
+            self._note_size(disk, identity)
         disk.done_ns, disk.mtime_ns, disk.ctime_ns = time_ns, identity.mtime_ns, identity.ctime_ns
         self._write(disk, time_ns)
 
@@ -58,9 +61,10 @@ class Watch:
                 self._lose(LostReason.DISK_FAILED, f"{disk.config.path} can't be looked at: {why(error)}")
                 continue
             changed = ""
-            if identity.size != disk.size:
-                changed = f"its size was {disk.size} and is {identity.size}"
-            elif identity.mtime_ns != disk.mtime_ns:
+            if identity.size != disk.found_size:
+                self._note_size(disk, identity)
+                continue
+            if identity.mtime_ns != disk.mtime_ns:
                 changed = f"its mtime was {show_time(disk.mtime_ns)} and is {show_time(identity.mtime_ns)}"
             elif identity.ctime_ns != disk.ctime_ns:
                 disk.ctime_ns = identity.ctime_ns
@@ -68,6 +72,24 @@ class Watch:
             if changed:
                 text = f"{disk.config.path} was changed under the tap: {changed}"
                 self._lose(LostReason.DISK_CHANGED, text)
+
+    def look_at_sizes(self, disks: Iterable[Disk]) -> None:
+        """Take note of the sizes alone, while nothing is tracked."""
+        for disk in disks:
+            with suppress(OSError):
+                disk.found_size = disk.file.identity().size
+
+    def _note_size(self, disk: Disk, identity: FileIdentity) -> None:
+        """The disk has another size than before (R20); what lies inside the configured one goes on.
+
+        A file's times were changed with its size, so that nothing shows that its content was not. A device that grew
+        holds what it held.
+        """
+        before, disk.found_size = disk.found_size, identity.size
+        if identity.block and min(before, identity.size) >= disk.size:
+            return
+        text = f"{disk.config.path} was changed under the tap: its size was {before} and is {identity.size}"
+        self._lose(LostReason.DISK_CHANGED, text)
 
 
 def why(error: OSError) -> str:

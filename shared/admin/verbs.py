@@ -15,6 +15,7 @@ import msgspec
 from shared.admin.methods import Params
 from shared.errors import UsageError
 from shared.ports import Peer
+from shared.tap_config import BlockDevicePolicy
 
 VmName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
@@ -68,13 +69,19 @@ class DiskParams(Params, frozen=True):
 
 
 class EnableParams(Params, frozen=True):
-    """``vm.enable``. ``replica`` is ``HOST`` or ``HOST:PORT``; no log limit means half of the disks' size."""
+    """``vm.enable``. ``replica`` is ``HOST`` or ``HOST:PORT``; no log limit means half of the disks' size.
+
+    Sizes and counts that are not given are the tap's defaults (shared.tap_config).
+    """
 
     name: VmName
     disks: Annotated[list[str | DiskParams], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
     replica: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
     interval_seconds: Seconds = 300.0
     log_limit_bytes: Bytes | None = None
+    hot_region_bytes: Bytes | None = None
+    hot_regions: Bytes | None = None
+    block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
     uuid: str | None = None
 
 
@@ -85,11 +92,7 @@ class ResumeParams(VmParams, frozen=True):
 
 
 class SetParams(VmParams, frozen=True):
-    """``vm.set``; each setting is checked by the agent.
-
-    At the primary: interval_seconds, log_limit_bytes, replica, auto_resynchronize. At the replica: points_newest and
-    points_hourly, null for the agent's own rule.
-    """
+    """``vm.set``: the settings that a VM's status has; each is checked by the agent, of either side its own."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(min_length=1, max_length=64)]
 

@@ -21,6 +21,7 @@ from shared.cli.units import (
     parse_size,
 )
 from shared.errors import UsageError, VmreplicaError
+from shared.tap_config import BlockDevicePolicy
 
 DESCRIPTION = "Replication of virtual machine disks between two hosts."
 SHELLS = ("bash", "zsh", "fish")
@@ -141,7 +142,7 @@ def _enable(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=parsed(parse_disk),
         metavar="PATH[,export=NAME]",
-        help="raw image of the VM, and its name over NBD (repeatable, in the order of the disks)",
+        help="raw image or block device of the VM, and its name over NBD (repeatable, in the order of the disks)",
     )
     parser.add_argument("--replica", required=True, metavar="HOST[:PORT]", help="where the replica agent listens")
     parser.add_argument(
@@ -157,6 +158,16 @@ def _enable(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="size of the log above which a resync is required (default: half of the disks)",
     )
+    parser.add_argument(
+        "--block-device-policy",
+        choices=tuple(BlockDevicePolicy),
+        help="when block devices are compared because the tap was stopped: after an unclean stop (compare, the "
+        "default), never (trust), always (strict)",
+    )
+    for key in ("hot-region-size", "hot-regions"):
+        name, parse, text = SETTINGS[key]
+        metavar = "SIZE" if key == "hot-region-size" else "N"
+        parser.add_argument(f"--{key}", dest=name, type=parsed(parse), metavar=metavar, help=text)
     parser.add_argument("--uuid", metavar="UUID", help="identity of the VM (default: a new one)")
     _json(parser)
 
@@ -183,11 +194,12 @@ def _set(parser: argparse.ArgumentParser) -> None:
     _vm(parser, role=False)
     parser.add_argument(
         "settings",
-        nargs="+",
+        nargs="*",
         type=parsed(parse_setting),
         metavar="KEY=VALUE",
         help="; ".join(f"{key}: {text}" for key, (_, _, text) in SETTINGS.items()),
     )
+    _json(parser)
 
 
 def _resume(parser: argparse.ArgumentParser) -> None:
@@ -331,7 +343,7 @@ VERBS = (
     Verb("enable", "put a VM's disks under replication; prints how to attach them", f"{_REPLICATION}:enable", _enable),
     Verb("initial", "make the first copy, with live progress", f"{_REPLICATION}:initial", _initial),
     Verb("get", "print the settings of a VM or of all", f"{_READING}:get", _get),
-    Verb("set", "change settings of a VM", f"{_REPLICATION}:set_settings", _set),
+    Verb("set", "change settings of a VM, or print them where none is given", f"{_REPLICATION}:set_settings", _set),
     Verb("suspend", "stop sending (at the replica: taking) changes; they are kept", f"{_REPLICATION}:suspend", _vm),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),

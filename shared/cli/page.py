@@ -103,7 +103,8 @@ def _tap(tap: TapStatus) -> str:
 
 
 def _disk(disk: DiskStatus) -> str:
-    parts = [f"{disk.index}", size_text(disk.size_bytes), disk.path, disk.uri or disk.export]
+    device = "(block device)" if disk.block_device else ""
+    parts = [f"{disk.index}", size_text(disk.size_bytes), disk.path, device, disk.uri or disk.export]
     return "  ".join(part for part in parts if part)
 
 

@@ -59,7 +59,7 @@ def usage(parser: argparse.ArgumentParser) -> str:
         if isinstance(action, argparse._HelpAction):
             continue
         written = _written(action)
-        optional = not action.required
+        optional = not action.required or action.nargs == "*"
         parts.append(f"[{written}]" if optional else written)
     return " ".join(parts)
 
@@ -90,7 +90,7 @@ def _written(action: argparse.Action) -> str:
     name = action.option_strings[-1] if action.option_strings else ""
     if action.nargs == 0:
         return name
-    repeated = isinstance(action, argparse._AppendAction) or action.nargs == "+"
+    repeated = isinstance(action, argparse._AppendAction) or action.nargs in ("+", "*")
     return f"{name} {value}".strip() + ("..." if repeated else "")
 
 

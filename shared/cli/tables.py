@@ -17,7 +17,7 @@ def settings_lines(vm: VmStatus) -> list[str]:
     """A VM's settings, one a line: ``key = value``, the keys as ``set`` knows them."""
     lines = [f"{vm.name}  {vm.role}"]
     keys = {name: key for key, (name, _, _) in SETTINGS.items()}
-    rows = [[keys.get(name, name), quantity_text(name, value)] for name, value in sorted(vm.settings.items())]
+    rows = [[keys.get(name, name), _setting_text(vm, name, value)] for name, value in sorted(vm.settings.items())]
     return [*lines, *(f"  {joined([key, '=', value])}" for key, value in columns(rows))]
 
 
@@ -35,6 +35,11 @@ def point_lines(vm: VmStatus, points: PointsStatus, now: float, zone: tzinfo | N
     rules = f"{points.keep_newest} newest and {points.keep_hourly} hourly points are kept"
     room = f"they take {size_text(points.bytes)} of at most {size_text(points.limit_bytes)}"
     return [f"{vm.name}  {vm.role}: {rules}; {room}.", *(f"  {joined(row)}" for row in columns(rows, right=[2, 4]))]
+
+
+def _setting_text(vm: VmStatus, name: str, value: Any) -> str:
+    later = "  (from the tap's next start on)" if name in vm.pending_settings else ""
+    return f"{quantity_text(name, value)}{later}"
 
 
 def statistics_lines(vm: VmStatus, statistics: Mapping[str, Any], zone: tzinfo | None = None) -> list[str]:

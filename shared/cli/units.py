@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shared.errors import UsageError
+from shared.tap_config import BlockDevicePolicy
 
 INTERVAL_SECONDS_MIN = 1.0
 DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -32,6 +33,7 @@ EXPORT_NAME_MAX = 255
 
 COUNT_MAX = 10_000
 POINTS_MAX = 1000
+NUMBER_MAX = 1 << 24
 
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([A-Za-z]*)")
 
@@ -81,6 +83,20 @@ def parse_points(text: str) -> int | None:
     return int(text)
 
 
+def parse_number(text: str) -> int:
+    """A whole number above 0. Raises UsageError."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= NUMBER_MAX):
+        raise UsageError(f"{text!r} is not a number from 1 to {NUMBER_MAX}.")
+    return int(text)
+
+
+def parse_policy(text: str) -> str:
+    """The name of a policy for block devices. Raises UsageError."""
+    if text not in set(BlockDevicePolicy):
+        raise UsageError(f"{text!r} is no policy for block devices.", f"Write one of {', '.join(BlockDevicePolicy)}.")
+    return text
+
+
 def parse_flag(text: str) -> bool:
     """``yes`` or ``no``. Raises UsageError."""
     if text not in ("yes", "no"):
@@ -105,6 +121,17 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "interval": ("interval_seconds", parse_interval, "time between two cuts, e.g. 30s or 5m"),
     "log-limit": ("log_limit_bytes", parse_size, "size of the log above which a resync is required, e.g. 10GiB"),
     "replica": ("replica", str, "HOST or HOST:PORT of the replica agent"),
+    "hot-region-size": (
+        "hot_region_bytes",
+        parse_size,
+        "size of a hot region, 1MiB to 64MiB; from the tap's next start",
+    ),
+    "hot-regions": ("hot_regions", parse_number, "the most regions that are hot: what power loss leaves to compare"),
+    "block-device-policy": (
+        "block_device_policy",
+        parse_policy,
+        "compare, trust or strict: when block devices are compared because the tap was stopped",
+    ),
     "auto-resynchronize": ("auto_resynchronize", parse_flag, "yes or no: begin a required resync by itself"),
     "points-newest": (
         "points_newest",

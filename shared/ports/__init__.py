@@ -60,13 +60,18 @@ class Workers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells one state of a file from another (R18). Times in nanoseconds, size in bytes."""
+    """What tells one state of a file from another (R18). Times in nanoseconds, size in bytes.
+
+    A ``block`` device has no times that prove anything, they are 0; its ``inode`` is the kernel's number of this
+    attachment of it, and that and ``device`` mean nothing after another boot.
+    """
 
     device: int
     inode: int
     size: int
     mtime_ns: int
     ctime_ns: int
+    block: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +140,9 @@ class File(Protocol):
         """fdatasync plus whatever metadata is needed to read the data back."""
 
     def lock(self) -> None:
-        """Take the exclusive OFD lock and QEMU's image locks.
+        """Take the exclusive OFD lock and QEMU's image locks, and before them claim a block device.
 
-        Raises shared.errors.DiskInUseError if another process holds one of them.
+        Raises shared.errors.DiskInUseError if another process holds one of them, or the device is mounted, say.
         """
 
     def close(self) -> None: ...
@@ -153,6 +158,12 @@ class FileSystem(Protocol):
         """Open a regular file; ``create`` makes it with mode 0600, ``exclusive`` refuses an existing one.
 
         Anything else than a regular file raises StorageError.
+        """
+
+    def open_disk(self, path: str, *, write: bool = False) -> File:
+        """Open a VM's disk: a regular file, or a block device, or a link below /dev to one.
+
+        Anything else raises StorageError.
         """
 
     def exists(self, path: str) -> bool: ...

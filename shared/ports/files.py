@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from shared.errors import InvalidStateError, StorageError
 from shared.ports import Buffer, Extent, FileIdentity
+from shared.ports.devices import claim_device, device_identity, device_size, is_device, open_device, seek_in_device
 from shared.ports.kernel import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
@@ -37,12 +38,13 @@ _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class RealFile:
-    """An open regular file (shared.ports.File). Errors carry the path."""
+    """An open regular file or block ``device`` (shared.ports.File). Errors carry the path."""
 
-    def __init__(self, path: str, descriptor: int, *, write: bool) -> None:
+    def __init__(self, path: str, descriptor: int, *, write: bool, device: bool = False) -> None:
         self.path = path
         self._descriptor = descriptor
         self._write = write
+        self._device = device
         self._locked = False
         self._nowait = True
         self._in_memory = False
@@ -87,15 +89,11 @@ class RealFile:
         return done
 
     def read_ranges(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
-        descriptor, preadv, place = self._descriptor, os.preadv, 0
-        try:
-            for offset, length in zip(offsets, lengths, strict=True):
-                part = buffer[place : place + length]
-                if preadv(descriptor, [part], offset) != length and self.read_into(offset, part) != length:
-                    raise OSError(errno.EIO, f"the file ends before {offset + length}", self.path)
-                place += length
-        except OSError as error:
-            self._raise(error)
+        place = 0
+        for offset, length in zip(offsets, lengths, strict=True):
+            if self.read_into(offset, buffer[place : place + length]) != length:
+                raise OSError(errno.EIO, f"the file ends before {offset + length}", self.path)
+            place += length
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
         if not self._nowait:
@@ -174,7 +172,7 @@ class RealFile:
             self._write_zero_bytes(offset, length)
 
     def allocate(self, offset: int, length: int) -> None:
-        if length <= 0 or self._fallocate(0, offset, length):
+        if length <= 0 or self._device or self._fallocate(0, offset, length):
             return
         # Without fallocate only writing takes space, and data must stay what it is.
         for extent in list(self._extents(offset, offset + length)):
@@ -188,6 +186,9 @@ class RealFile:
         try:
             fallocate(self._descriptor, mode, offset, length)
         except OSError as error:
+            if self._device and error.errno == errno.EINVAL:
+                # A part of one of its sectors: bytes can be written there all the same.
+                return False
             if error.errno not in _UNSUPPORTED:
                 self._raise(error)
             self._unsupported.add(mode)
@@ -208,7 +209,7 @@ class RealFile:
             self._raise(error)
 
     def size(self) -> int:
-        return os.fstat(self._descriptor).st_size
+        return device_size(self._descriptor) if self._device else os.fstat(self._descriptor).st_size
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """See shared.ports.File. A hole that was made through another descriptor lately may still show as data.
@@ -245,6 +246,8 @@ class RealFile:
     def _seek(self, offset: int, whence: int) -> int:
         """The next data or hole at or after ``offset``; the largest offset where there is none."""
         try:
+            if self._device:
+                return seek_in_device(offset, whence, self.size())
             return os.lseek(self._descriptor, offset, whence)
         except OSError as error:
             if error.errno == errno.ENXIO:
@@ -254,6 +257,8 @@ class RealFile:
     # --- identity, durability, locks ---
 
     def identity(self) -> FileIdentity:
+        if self._device:
+            return device_identity(self._descriptor)
         state = os.fstat(self._descriptor)
         return FileIdentity(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
@@ -267,6 +272,8 @@ class RealFile:
         if not self._write:
             raise InvalidStateError(f"{self.path} is open for reading only and can't be locked.")
         if not self._locked:
+            if self._device:
+                claim_device(self._descriptor, self.path)
             lock_disk(self._descriptor, self.path)
             self._locked = True
 
@@ -310,6 +317,11 @@ class RealFileSystem:
             os.close(descriptor)
             raise
         return RealFile(path, descriptor, write=write)
+
+    def open_disk(self, path: str, *, write: bool = False) -> RealFile:
+        if is_device(path):
+            return RealFile(path, open_device(path, write=write), write=write, device=True)
+        return self.open(path, write=write)
 
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)

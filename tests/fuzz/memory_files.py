@@ -114,6 +114,9 @@ class MemoryFiles:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         return MemoryFile(path, self.content[path], self)
 
+    def open_disk(self, path: str, *, write: bool = False) -> MemoryFile:
+        return self.open(path, write=write)
+
     def exists(self, path: str) -> bool:
         return path in self.content
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from primary_agent import session
 from primary_agent.admin import with_settings
 from primary_agent.session import Session
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import ReplicationState
-from tests.pair.rig import MIB, Pair
+from tests.pair.rig import MIB, WAIT_SECONDS, Pair
 
 
 async def lose_tracking(pair: Pair) -> None:
@@ -186,6 +188,27 @@ async def stop_primary(pair: Pair) -> None:
     tap = pair.vm.parts.tap
     await pair.primary.stop()
     await tap.stop_tap()
+
+
+async def test_an_order_is_heard_while_the_session_asks_the_tap(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that waits for the order asks the tap whether it needs one: the order may come in that moment."""
+    await pair.replicate(4 * MIB)
+    asking, answer = asyncio.Event(), asyncio.Event()
+
+    async def is_bounded(*_arguments: object) -> bool:
+        asking.set()
+        await answer.wait()
+        return False
+
+    monkeypatch.setattr(session, "is_bounded", is_bounded)
+    await lose_tracking(pair)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await asking.wait()
+    await pair.healthy()
+    await pair.vm.resume(resynchronize=True)
+    answer.set()
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
 
 
 async def test_a_resync_whose_tracking_is_lost_starts_anew_and_ends(pair: Pair) -> None:

@@ -362,6 +362,9 @@ class SimulatedFileSystem:
             self.volume.change({path: inode})
         return SimulatedFile(self.volume, self.process, path, inode, write)
 
+    def open_disk(self, path: str, *, write: bool = False) -> SimulatedFile:
+        return self.open(path, write=write)
+
     def exists(self, path: str) -> bool:
         self.process.operation()
         return path in self.volume.entries or path.rstrip("/") in self.volume.folders

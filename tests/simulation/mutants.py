@@ -158,7 +158,7 @@ MUTANTS = {
             replica.lost_wakeup,
             ("I12",),
             {**BUSY, "resyncs": 2.0, "resets": 4.0, "stalls": 0.03, "slow": 0.005, "interval": 1.0},
-            first=3,
+            first=69,
         ),
         Mutant(replica.apply_not_retried, ("I12",), {**BUSY, "full_replica": 1.0, "replica_errors": 1.0}, first=2),
     )

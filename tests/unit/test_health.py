@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from shared.health import assessed
+from shared.health import assessed, log_level
 from shared.states import ReplicationState
-from shared.status import Cause, LinkStatus, ProgressStatus, Statistics, TapStatus, VmStatus
+from shared.status import Cause, DiskStatus, LinkStatus, ProgressStatus, Statistics, TapStatus, VmStatus
 
 NOW = 1_700_000_000.0
 
@@ -145,10 +145,33 @@ def test_protected_means_at_most_three_intervals_behind(lag: float, protected: b
 
 
 def test_a_filling_log_warns_before_it_is_full() -> None:
-    assert vm(tap=TapStatus(running=True, log_used_bytes=750, log_limit_bytes=1000)).health == "Normal"
-    status = vm(tap=TapStatus(running=True, log_used_bytes=751, log_limit_bytes=1000))
+    assert vm(tap=TapStatus(running=True, log_used_bytes=499, log_limit_bytes=1000)).health == "Normal"
+    status = vm(tap=TapStatus(running=True, log_used_bytes=500, log_limit_bytes=1000))
     assert status.health == "Warning"
-    assert "751 B of its limit of 1000 B" in status.reasons[0]
+    assert "500 B of its limit of 1000 B (50 %). Past the limit the dirty map takes over" in status.reasons[0]
+    filling = TapStatus(running=True, log_used_bytes=900, log_limit_bytes=1000, log_full_seconds=7200.0)
+    assert "(90 %); at the present rate it is full in 2 h 0 min." in vm(tap=filling).reasons[0]
+    assert "log-limit=SIZE" in vm(tap=filling).remedy
+
+
+def test_levels_of_a_filling_log() -> None:
+    assert [log_level(used, 100) for used in (0, 49, 50, 74, 75, 89, 90, 100, 120)] == [0, 0, 1, 1, 2, 2, 3, 3, 3]
+    assert log_level(5, 0) == 0
+
+
+@pytest.mark.parametrize("found, words, remedy", [
+    (3 << 20, "go on with 2097152 bytes", "truncate --size 2097152 /srv/web.raw"),
+    (1 << 20, "what lay behind that is lost", "resume web --resynchronize"),
+])  # fmt: skip
+def test_a_resized_disk_is_critical(found: int, words: str, remedy: str) -> None:
+    """R20: disk, both sizes, what goes on and what does not, and the way out."""
+    disk = DiskStatus(index=0, uuid="1" * 32, size_bytes=2 << 20, path="/srv/web.raw", found_size_bytes=found)
+    status = vm(disks=[disk])
+    assert status.health == "Critical"
+    assert f"/srv/web.raw, was resized: 2097152 to {found} bytes" in status.reasons[0]
+    assert words in status.reasons[0] and remedy in status.remedy
+    disk.found_size_bytes = disk.size_bytes
+    assert vm(disks=[disk]).health == "Normal"
 
 
 def test_a_tap_that_does_not_run_is_critical() -> None:

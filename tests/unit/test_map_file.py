@@ -127,6 +127,29 @@ def test_everything_is_read_back(path: Path) -> None:
     assert list(reopened(path).ranges(0)) == []
 
 
+@pytest.mark.parametrize("bits", [20, 21, 23, 26])
+def test_map_in_regions_of_another_size_says_all_that_it_said(path: Path, bits: int) -> None:
+    """Every byte that was in a set region still is, the note is there in both slots, and the old file is replaced."""
+    disks = [Geometry(3, (100 << 20) + 512, bytes(16)), Geometry(7, 1 << 20, bytes(16))]
+    files, size = RealFileSystem(), 22
+    former = MapFile.create(files, str(path), MapKind.HOT, bytes(16), size, disks)
+    for region in (0, 7, 8, 25):
+        former.set_range(3, region << size, 1)
+    former.set_range(7, 0, 512)
+    former.write_note(b"lease")
+    made = MapFile.create(files, str(path), MapKind.HOT, bytes(16), bits, disks, like=former)
+    made.close()
+    found = MapFile.open(files, str(path), MapKind.HOT, bytes(16), bits, disks)
+    assert found.note == b"lease"
+    for index in (3, 7):
+        ours = {byte >> bits for start, length in former.ranges(index) for byte in range(start, start + length, 512)}
+        assert set(found.regions(index)) == ours
+    with pytest.raises(MapDamagedError):
+        MapFile.open(files, str(path), MapKind.HOT, bytes(16), size, disks)
+    former.close()
+    found.close()
+
+
 def test_setting_tells_whether_something_changed(path: Path) -> None:
     made = make(path)
     assert made.set_range(0, 100 * REGION, 50 * REGION)

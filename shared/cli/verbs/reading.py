@@ -44,7 +44,7 @@ def get(options: argparse.Namespace, context: Context) -> int:
     with connect(paths, named=named) as agents:
         found = _selected(agents, options)
     if options.json:
-        context.console.print_json({"vms": [_labelled(each, {"settings": each.vm.settings}) for each in found]})
+        context.console.print_json({"vms": [_labelled(each, _settings(each)) for each in found]})
     else:
         context.console.print(line for each in found for line in settings_lines(each.vm))
     return SUCCESS
@@ -93,6 +93,10 @@ def _selected(agents: Agents, options: argparse.Namespace) -> list[Found]:
         return agents.find(options.vm, options.role)
     everything = [Found(agent, vm) for agent in agents.answered for vm in agent.status.vms]
     return [each for each in everything if options.role in (None, each.vm.role)]
+
+
+def _settings(found: Found) -> dict[str, Any]:
+    return {"settings": found.vm.settings, "pending": found.vm.pending_settings}
 
 
 def _labelled(found: Found, values: dict[str, Any]) -> dict[str, Any]:

@@ -36,10 +36,14 @@ def enable(options: argparse.Namespace, context: Context) -> int:
         "replica": options.replica,
         "interval_seconds": options.interval,
     }
-    if options.log_limit is not None:
-        params["log_limit_bytes"] = options.log_limit
-    if options.uuid is not None:
-        params["uuid"] = options.uuid
+    given = {
+        "log_limit_bytes": options.log_limit,
+        "hot_region_bytes": options.hot_region_bytes,
+        "hot_regions": options.hot_regions,
+        "block_device_policy": options.block_device_policy,
+        "uuid": options.uuid,
+    }
+    params |= {name: value for name, value in given.items() if value is not None}
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         agent = agents.of_role("primary")
@@ -72,7 +76,7 @@ def initial(options: argparse.Namespace, context: Context) -> int:
 
 
 def set_settings(options: argparse.Namespace, context: Context) -> int:
-    """Change settings of a VM."""
+    """Change settings of a VM, and print them all."""
     from shared.cli.tables import settings_lines
     from shared.cli.units import REPLICA_SETTINGS
 
@@ -82,9 +86,15 @@ def set_settings(options: argparse.Namespace, context: Context) -> int:
         raise UsageError("These are settings of both sides.", "Set those of the primary and of the replica each there.")
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
-        found = agents.find_one(options.vm, roles.pop())
-        found.call(admin.SET, settings=settings)
-        context.console.print(settings_lines(found.refresh()))
+        found = agents.find_one(options.vm, roles.pop()) if roles else agents.find_one(options.vm, prefer="primary")
+        if settings:
+            found.call(admin.SET, settings=settings)
+        vm = found.refresh()
+    if options.json:
+        known = {"name": vm.name, "uuid": vm.uuid, "role": vm.role}
+        context.console.print_json({"vms": [{**known, "settings": vm.settings, "pending": vm.pending_settings}]})
+    else:
+        context.console.print(settings_lines(vm))
     return SUCCESS
 
 

@@ -63,6 +63,9 @@ def test_enable_passes_everything_on_and_tells_how_to_attach(vmreplica: Command)
         "replica": "beta:7443",
         "interval_seconds": 30.0,
         "log_limit_bytes": 10 << 30,
+        "hot_region_bytes": None,
+        "hot_regions": None,
+        "block_device_policy": "compare",
         "uuid": UUID,
     }
     assert ran.lines[0] == "web is enabled: a cut every 30 s, to beta:7443."
@@ -102,6 +105,24 @@ def test_set(vmreplica: Command) -> None:
     settings = {"interval_seconds": 60.0, "log_limit_bytes": 1 << 30}
     assert canned.calls == [(admin.SET, {"vm": UUID, "settings": settings})]
     assert ran.lines[0] == "web  primary"
+
+
+def test_set_of_nothing_prints_the_settings(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    ran = vmreplica("set", "web")
+    assert (ran.code, ran.lines[0], canned.calls) == (0, "web  primary", [])
+    ran = vmreplica("set", "web", "--json")
+    (vm,) = json.loads(ran.out)["vms"]
+    assert (vm["uuid"], vm["settings"]["log_limit_bytes"], vm["pending"]) == (UUID, 10 << 30, [])
+
+
+def test_settings_of_enabling_are_sent_where_they_are_given(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    options = ["--block-device-policy", "trust", "--hot-region-size", "1MiB", "--hot-regions", "8192"]
+    vmreplica("enable", "web", "--disk", "/dev/vg/web", "--replica", "beta", *options)
+    ((_, params),) = canned.calls
+    given = {"block_device_policy": "trust", "hot_region_bytes": 1 << 20, "hot_regions": 8192}
+    assert params == params | given
 
 
 def test_suspend_goes_to_the_primary_unless_told_otherwise(vmreplica: Command) -> None:

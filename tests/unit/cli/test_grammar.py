@@ -53,7 +53,7 @@ def test_page_without_markers_is_refused() -> None:
 
 def test_usage_marks_what_is_optional_and_what_repeats() -> None:
     parsers = dict(verb_parsers(build_parser()))
-    assert usage(parsers["set"]) == "vmreplica set VM KEY=VALUE... [--socket PATH...]"
+    assert usage(parsers["set"]) == "vmreplica set VM [KEY=VALUE...] [--json] [--socket PATH...]"
     assert usage(parsers["events"]) == (
         "vmreplica events [VM] [--role primary|replica] [--limit N] [--json] [--socket PATH...]"
     )

@@ -25,6 +25,16 @@ def test_settings() -> None:
     ]
 
 
+def test_a_setting_that_waits_for_the_tap_says_so() -> None:
+    vm = healthy()
+    vm.settings = {"hot_region_bytes": 1 << 20, "hot_regions": 8192}
+    vm.pending_settings = ["hot_region_bytes"]
+    assert settings_lines(vm)[1:] == [
+        "  hot-region-size  =  1.0 MiB  (from the tap's next start on)",
+        "  hot-regions      =  8192",
+    ]
+
+
 def test_statistics_without_what_is_not_known() -> None:
     statistics = Statistics(
         successful_replication_count=7,

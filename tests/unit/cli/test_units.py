@@ -105,13 +105,28 @@ def test_what_is_no_disk(text: str) -> None:
         ("replica=beta:7000", ("replica", "beta:7000")),
         ("auto-resynchronize=yes", ("auto_resynchronize", True)),
         ("auto-resynchronize=no", ("auto_resynchronize", False)),
+        ("hot-region-size=1MiB", ("hot_region_bytes", 1 << 20)),
+        ("hot-regions=8192", ("hot_regions", 8192)),
+        ("block-device-policy=trust", ("block_device_policy", "trust")),
     ],
 )
 def test_setting(text: str, setting: tuple[str, Any]) -> None:
     assert parse_setting(text) == setting
 
 
-@pytest.mark.parametrize("text", ["interval", "colour=blue", "interval=often", "=5", "auto-resynchronize=1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "interval",
+        "colour=blue",
+        "interval=often",
+        "=5",
+        "auto-resynchronize=1",
+        "hot-regions=0",
+        "hot-regions=1K",
+        "block-device-policy=hope",
+    ],
+)
 def test_what_is_no_setting(text: str) -> None:
     with pytest.raises(UsageError):
         parse_setting(text)

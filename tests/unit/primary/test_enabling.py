@@ -10,7 +10,15 @@ import msgspec
 import pytest
 
 from primary_agent.admin import with_settings
-from primary_agent.enabling import check_log_room, check_sockets, disk_size, plan_vm, split_address, tap_config
+from primary_agent.enabling import (
+    check_log_room,
+    check_sockets,
+    disk_size,
+    plan_vm,
+    split_address,
+    tap_config,
+    with_settings_of,
+)
 from primary_agent.record import VmRecord
 from shared.admin.verbs import DiskParams, EnableParams
 from shared.config import DEFAULT_PORT
@@ -18,6 +26,7 @@ from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError,
 from shared.ports import Ports
 from shared.ports.files import RealFileSystem
 from shared.ports.real import RealPorts
+from shared.tap_config import BlockDevicePolicy
 
 PORTS: Ports = RealPorts(None, threads=1).ports
 UUID = "11111111-2222-4333-8444-555555555555"
@@ -160,6 +169,20 @@ def test_settings_are_taken_over_one_by_one(vm: VmRecord) -> None:
     assert with_settings(vm, {"log_limit_bytes": 1 << 30}).log_limit_bytes == 1 << 30
 
 
+def test_settings_reach_the_taps_configuration(vm: VmRecord) -> None:
+    default = tap_config(vm, "/state/x", "/run/x")
+    assert (default.hot_region_bytes, default.hot_regions) == (4 << 20, 4096)
+    assert default.block_device_policy is BlockDevicePolicy.COMPARE
+    given = {"hot_region_bytes": 1 << 20, "hot_regions": 8192, "block_device_policy": "trust"}
+    config = with_settings_of(default, with_settings(vm, given))
+    config.check()
+    assert (config.hot_region_bytes, config.hot_regions) == (1 << 20, 8192)
+    assert config.block_device_policy is BlockDevicePolicy.TRUST
+    assert config == tap_config(with_settings(vm, given), "/state/x", "/run/x")
+    with pytest.raises(UsageError, match="too few"):
+        with_settings_of(default, with_settings(vm, {"hot_region_bytes": 1 << 20})).check()
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -168,6 +191,9 @@ def test_settings_are_taken_over_one_by_one(vm: VmRecord) -> None:
         {"log_limit_bytes": 100},
         {"auto_resynchronize": 1},
         {"colour": "blue"},
+        {"hot_region_bytes": 1 << 27},
+        {"hot_regions": 0},
+        {"block_device_policy": "hope"},
         {"replica": "b:x"},
         {"replica": ""},
     ],
