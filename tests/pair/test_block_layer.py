@@ -57,7 +57,7 @@ def test_guest_does_not_notice_that_its_tap_is_killed(hosts: Hosts) -> None:
         fio = subprocess.Popen(
             [
                 "fio", "--name=guest", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=16k", "--iodepth=16",
-                "--size=48m", "--rate_iops=600", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
+                "--size=48m", "--rate_iops=300", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
                 "--randseed=8", "--verify_state_save=0",
             ],
             stdout=file, stderr=file,
