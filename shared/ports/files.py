@@ -19,6 +19,7 @@ from shared.ports.kernel import (
     FALLOC_FL_PUNCH_HOLE,
     FALLOC_FL_ZERO_RANGE,
     fallocate,
+    is_full_in_memory,
     is_tmpfs,
 )
 from shared.ports.locks import lock_disk
@@ -214,14 +215,14 @@ class RealFile:
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """See shared.ports.File. A hole that was made through another descriptor lately may still show as data.
 
-        The kernel looks for the next hole far past the range, which costs too much to ask for each range of a large
-        file anew: within the last run of data that was found, it is not asked again for a while. Reading a hole as
-        data is never wrong.
+        The kernel looks for a hole far past the range, which costs too much for each: within the last run of data it
+        is not asked again. Reading a hole as data is never wrong.
         """
+        if length and is_full_in_memory(self._descriptor, offset + length):
+            return iter([Extent(offset, length, False)])
         start, end, uses = self._data_run
         known = end if start <= offset < end and uses else None
-        if known is not None:
-            self._data_run = (start, end, uses - 1)
+        self._data_run = (start, end, uses - (known is not None))
         return self._extents(offset, offset + length, known)
 
     def _extents(self, offset: int, end: int, known_hole: int | None = None) -> Iterator[Extent]:
