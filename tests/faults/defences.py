@@ -110,6 +110,13 @@ def zeroes_for_what_cannot_be_read(original: Any) -> Any:
     return read
 
 
+def gives_up(_original: Any) -> Any:
+    async def give_way(_history: Any, _reason: str) -> bool:
+        return False
+
+    return give_way
+
+
 TAP = "tests/faults/test_tap_storage.py::"
 PAIR = "tests/faults/test_pair_storage.py::"
 UNIT = "tests/unit/tap/"
@@ -184,6 +191,10 @@ DEFENCES = {
         "P17", "the running tap does not look", "primary_agent.tap.watch:Watch.check_unchanged", nothing,
         f"{UNIT}test_starting.py::test_disk_edited_under_the_running_tap", quick=True,
     ),
+    "sizes_unseen": Defence(
+        "P19", "another size is not taken note of", "primary_agent.tap.watch:Watch._note_size", nothing,
+        f"{UNIT}test_resized.py::test_a_size_is_noticed_behind_a_write_that_hides_the_time", quick=True,
+    ),
     "wall_timers": Defence(
         "P20", "durations go by the wall clock", "shared.ports.clock:RealClock.monotonic", goes_by_the_wall,
         "tests/faults/test_clock_and_memory.py::test_clock_that_steps_changes_nothing",
@@ -200,6 +211,10 @@ DEFENCES = {
     "full_is_a_failure": Defence(
         "R3", "a full volume of the replica is an error like any other", "replica_agent.space:no_space", an_error,
         "tests/pair/test_replica_full.py::test_full_volume_pauses_a_resync_and_it_goes_on",
+    ),
+    "points_keep_their_room": Defence(
+        "R4", "older points never make room", "replica_agent.history:History.give_way", gives_up,
+        f"{COPY}test_points.py::test_the_oldest_points_make_room_and_replication_goes_on", quick=True,
     ),
     "merge_sync_forgiven": Defence(
         "R5", "a failed sync of the disks counts", "replica_agent.disks:BaseDisks.sync", forgives,
