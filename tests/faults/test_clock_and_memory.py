@@ -57,7 +57,8 @@ async def test_clock_that_steps_changes_nothing(shim: Shim, step: float) -> None
             shadow = await writer.settle()
             cut = (await client.cut()).position()
         assert await run.stop() == 0
-        assert run.replay(base).cuts[cut] == shadow == run.images()
+        same = run.replay(base).cuts[cut] == shadow == run.images()
+        assert same
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -137,4 +138,5 @@ async def test_killed_for_its_memory_is_killed(shim: Shim) -> None:
             shadow = await writer.settle()
             cut = (await run.client.cut()).position()
         assert await run.stop() == 0
-        assert run.replay(base).cuts[cut] == shadow == run.images()
+        same = run.replay(base).cuts[cut] == shadow == run.images()
+        assert same

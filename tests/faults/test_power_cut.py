@@ -81,7 +81,9 @@ async def power_cut(shim: Shim, seed: int, told: Told, *, sizes: tuple[int, ...]
         dirty = map_of(run)
         for cut, image in told.cuts.items():
             if cut.segment == 0:
-                assert now == image, f"I4: seed {seed}: what was flushed is not there"
+                # Compared beforehand, here and below: pytest would take minutes to show how MiBs differ.
+                same = now == image
+                assert same, f"I4: seed {seed}: what was flushed is not there"
                 continue
             if cut.segment < dirty.note.base_segment or not await client.knows_cut(cut):
                 continue
@@ -91,7 +93,8 @@ async def power_cut(shim: Shim, seed: int, told: Told, *, sizes: tuple[int, ...]
                 for offset, length in dirty.file.ranges(index):
                     patched[offset : offset + length] = content[offset : offset + length]
                     told.bounded += length
-                assert bytes(patched) == content, f"I3: seed {seed}: disk {index} differs from cut {cut} beside the map"
+                same = bytes(patched) == content
+                assert same, f"I3: seed {seed}: disk {index} differs from cut {cut} beside the map"
         dirty.file.close()
         assert await run.stop() == 0
 

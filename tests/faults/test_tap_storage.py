@@ -64,7 +64,8 @@ async def test_log_that_cannot_be_written_costs_a_bounded_resync(shim: Shim, num
             assert status.lost is not None
             assert status.lost.reason == REASONS.get(number, LostReason.LOG_FAILED)
             await run.until(lambda status: not any(Path(run.config.log_folder).iterdir()))
-            assert await writer.settle() == run.images()
+            same = await writer.settle() == run.images()
+            assert same
         assert (await run.status()).tracking is Tracking.MAP
         assert await run.stop() == 0
 
@@ -92,7 +93,8 @@ async def test_write_that_is_cut_short_is_completed(shim: Shim, action: Action, 
             cut = (await run.client.cut()).position()
         assert (await run.status()).tracking is Tracking.ON
         assert await run.stop() == 0
-        assert run.images() == shadow
+        same = run.images() == shadow
+        assert same
         assert run.replay(base).cuts[cut] == shadow
 
 
@@ -146,7 +148,8 @@ async def test_disk_that_cannot_be_written_is_logged_as_it_is(shim: Shim, number
         cut = (await run.client.cut()).position()
         assert (await run.status()).tracking is Tracking.ON
         assert await run.stop() == 0
-        assert run.replay(base).cuts[cut] == run.images()
+        same = run.replay(base).cuts[cut] == run.images()
+        assert same
         assert run.images()[0][MIB] == 7
 
 
@@ -171,7 +174,8 @@ async def test_disk_that_stalls_holds_cuts_up_and_nothing_more(shim: Shim) -> No
         assert await run.stop() == 0
         result = run.replay(base)
         assert cut in result.cuts
-        assert result.cuts[last] == shadow == run.images()
+        same = result.cuts[last] == shadow == run.images()
+        assert same
 
 
 async def test_write_that_stalls_holds_up_whatever_follows(shim: Shim) -> None:
@@ -191,7 +195,8 @@ async def test_write_that_stalls_holds_up_whatever_follows(shim: Shim) -> None:
         assert await run.stop() == 0
         result = run.replay(base)
         assert cut in result.cuts
-        assert {disk: bytes(image) for disk, image in result.images.items()} == shadow == run.images()
+        same = {disk: bytes(image) for disk, image in result.images.items()} == shadow == run.images()
+        assert same
 
 
 # --- descriptors, memory, threads ------------------------------------------------------------------------------------
