@@ -262,7 +262,7 @@ async def test_a_log_that_is_later_than_the_lease_is_noticed(
         await written(engine)
         await engine.flush(engine.disks[0])
         await box.killed(engine)
-        monkeypatch.setattr(HotNote, "decode", staticmethod(lambda note: HotNote(lease_ns=1)))
+        monkeypatch.setattr(HotNote, "decode", staticmethod(lambda note: HotNote(lease_ns=2)))
         engine = await after_power_loss(box)
         assert engine.tracker.tracking is Tracking.LOST
         assert engine.tracker.loss is not None and engine.tracker.loss.reason is LostReason.DISK_UNPROVEN
