@@ -51,6 +51,8 @@ class PrimaryVm:
         """Why this VM's tasks have ended, where its store failed."""
         self.on_failure: Callable[[PrimaryVm], None] | None = None
         self._replication = replication
+        self._ordering = asyncio.Lock()
+        """Held while an order is carried out: one that came in between would take its half for the whole."""
         self._ports = surroundings.ports
         self._task: asyncio.Task[None] | None = None
 
@@ -206,14 +208,19 @@ class PrimaryVm:
 
     async def suspend(self) -> None:
         """Stop sending; the tap goes on tracking."""
-        state = self._replication.state
-        if state in (_S.SUSPENDED, _S.RESYNCHRONIZE_SUSPENDED):
-            return
-        await self._replication.transition(PrimaryEvent.SUSPENDED, "the administrator asked for it")
-        self._replication.replan()
+        async with self._ordering:
+            state = self._replication.state
+            if state in (_S.SUSPENDED, _S.RESYNCHRONIZE_SUSPENDED):
+                return
+            await self._replication.transition(PrimaryEvent.SUSPENDED, "the administrator asked for it")
+            self._replication.replan()
 
     async def resume(self, *, resynchronize: bool) -> None:
         """Go on after a suspension, or start a resync that is required or asked for (the gate, I20)."""
+        async with self._ordering:
+            await self._resume(resynchronize=resynchronize)
+
+    async def _resume(self, *, resynchronize: bool) -> None:
         state, record = self._replication.state, self._replication.record
         self.parts.link.poke.notify()
         match state:

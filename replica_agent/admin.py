@@ -99,6 +99,8 @@ class AdminMethods:
 
     async def export(self, params: ExportParams, client: Client) -> ExportStatus:
         vm = self._agent.find(params.vm)
+        if vm.failure is not None:
+            raise InvalidStateError(f"{vm.name} is in error: {vm.failure.text}", vm.failure.remedy)
         return await finish(vm.exports.start(vm.describe, find_point(vm, params.point)))
 
     async def unexport(self, params: UnexportParams, client: Client) -> None:

@@ -237,17 +237,23 @@ class Applier:
         """Everything that comes before the first write. Raises NoSpaceError, and what saving raises."""
         await self._make_room(replay, group)
         undo = await self._save(group)
+        self.history.unguarded = undo is None
         if undo is None:
             # From here on nobody can begin to read what no undo log keeps.
             self.history.abandon()
-        async with self.ledger.transaction() as draft:
-            draft.replication.applying = target
-            draft.replication.identities = None
-            draft.replication.undo = undo
-            if undo is None:
-                self.history.unguard(draft)
-            if draft.resync is not None and group.merge is not None:
-                draft.resync.merging = True
+        try:
+            async with self.ledger.transaction() as draft:
+                draft.replication.applying = target
+                draft.replication.identities = None
+                draft.replication.undo = undo
+                if undo is None:
+                    self.history.unguard(draft)
+                if draft.resync is not None and group.merge is not None:
+                    draft.resync.merging = True
+        except BaseException:
+            # Nothing was changed yet.
+            self.history.unguarded = False
+            raise
         if undo is not None:
             await self.history.publish(undo)
         else:
@@ -319,6 +325,13 @@ class Applier:
     # --- trouble -----------------------------------------------------------------------------------------------------
 
     async def _wait_for_space(self, error: NoSpaceError) -> None:
+        if self.ledger.replication.applying is not None:
+            # Its own undo log may be what takes the room; the points before it go first.
+            if await self.history.give_way(error.text):
+                return
+            if self.ledger.replication.undo is not None:
+                await self._go_on_unsaved(error)
+                return
         cause = Cause(code="no_space", text=error.text, time=self.ports.clock.wall(), remedy=error.remedy)
         if self._is_new(cause):
             await self.ledger.note(EventId.APPLY_FAILED, error.text, cause=cause.code)
@@ -357,7 +370,7 @@ class Applier:
                 draft.require_resync(cause, suspect=suspect, reread=isinstance(error, _SyncOfDisksError))
                 if not suspect:
                     draft.replication.applying = None
-                    draft.replication.undo = None
+                    self.history.withdraw(draft)
                     draft.replication.identities = identities
         self.history.unguarded = self.history.unguarded and suspect
         if promoted:

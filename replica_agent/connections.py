@@ -13,6 +13,7 @@ from replica_agent.control import Control
 from replica_agent.finishing import finish
 from replica_agent.ledger import LedgerError
 from replica_agent.parts import VmParts
+from replica_agent.record import ReplicationRecord
 from replica_agent.refusals import Refusal
 from shared.channel import Channel
 from shared.errors import NoSpaceError
@@ -130,7 +131,9 @@ class Connections:
             lineage=wire_lineage(record.ancestors),
             disks=[WireDisk.of(disk) for disk in ledger.vm.geometry],
             received=WirePosition.of(received) if received is not None else None,
-            cut=WirePosition.of(spool.received) if spool is not None else None,
+            # Disks that are not trusted prove no cut, whatever state a resync has brought them to: a bounded compare
+            # over them would miss what is wrong outside its bounds.
+            cut=WirePosition.of(spool.received) if spool is not None and _is_trusted(record) else None,
             applied=WirePosition.of(applied) if applied is not None else None,
             resync=resync.state if resync is not None else None,
         )
@@ -188,3 +191,8 @@ class Connections:
             self.trouble = Cause(code=told.code, text=told.text, time=now, remedy=told.remedy)
             self._statistics.failed(now)
             self._parts.changed.notify()
+
+
+def _is_trusted(record: ReplicationRecord) -> bool:
+    """Whether the disks with what was received are what the newest cut says."""
+    return record.suspect is None and not record.reread and not record.causes

@@ -164,15 +164,18 @@ class Exports:
 
     async def _read(self, position: Position | None) -> Reading:
         history = self._applier.history
-        while True:
-            self._check_trusted()
-            if self._applier.whole or history.is_readable():
-                reading = await history.read(position)
-                if reading is not None:
-                    return reading
+        self._check_trusted()
+        reading = await history.read(position) if self._applier.whole or history.is_readable() else None
+        if reading is None:
             async with self._applier.turn:
                 # Whatever changed the disks unguarded has ended.
                 self._check_whole()
+                reading = await history.read(position)
+            if reading is None:
+                raise InvalidStateError(
+                    f"The disks of {self._name} change without an undo log at the moment.", "Try again in a while."
+                )
+        return reading
 
     async def stop(self, identity: str | None = None) -> None:
         """End one export, or all. Raises NotFoundError for one that does not exist."""

@@ -22,7 +22,7 @@ from replica_agent.layers import PointReader
 from replica_agent.layout import Layout, read_undo
 from replica_agent.ledger import Draft, Ledger
 from replica_agent.overwritten import Overwritten
-from replica_agent.pump import STEP_BYTES, pump
+from replica_agent.pump import STEP_BYTES, write_log
 from replica_agent.record import PointsRecord, UndoRecord
 from replica_agent.replay import Replay, Source
 from replica_agent.retention import Retention, thinned, without_oldest
@@ -110,7 +110,8 @@ class History:
     @property
     def wanted(self) -> bool:
         """Whether an apply has to save what it overwrites."""
-        return self.retention.keeps_older or bool(self.readings)
+        read = any(not reading.reader.failed for reading in self.readings)
+        return read or (self.retention.keeps_older and self.ledger.promotion is None)
 
     @property
     def bytes(self) -> int:
@@ -168,13 +169,18 @@ class History:
     async def saved(self) -> Overwritten | None:
         """What the undo log of the apply under way has: nothing else may be overwritten. None without one.
 
-        Raises UndoDamagedError, or OSError where the log can't be read.
+        Raises UndoDamagedError.
         """
         record = self.ledger.replication.undo
         if record is None:
             return None
         if self._saved is None:
-            self._saved = await finish(self.ports.workers.run(self._saved_by, record))
+            try:
+                self._saved = await finish(self.ports.workers.run(self._saved_by, record))
+            except OSError as error:
+                raise UndoDamagedError(
+                    f"The undo log of this apply can't be read: {error}", "Check the volume."
+                ) from error
         return self._saved
 
     def _saved_by(self, record: UndoRecord) -> Overwritten:
@@ -189,25 +195,10 @@ class History:
         path = self.layout.undo(first, last)
         self._unnamed.add((first, last))
         try:
-            return await self._fill(path, link, fill)
+            return await write_log(self.ports, self.layout, path, self.ledger.vm.vm, link, self.reserve, fill)
         except BaseException:
             self._unnamed.discard((first, last))
             raise
-
-    async def _fill(self, path: str, link: Link, fill: Callable[[UndoWriter], Generator[int]]) -> Sealed:
-        run = self.ports.workers.run
-        writer = await finish(run(self._create, path, link))
-        try:
-            await pump(self.ports, fill(writer), writer)
-            return await finish(run(writer.finish))
-        except (Exception, asyncio.CancelledError):
-            await finish(run(writer.discard))
-            raise
-
-    def _create(self, path: str, link: Link) -> UndoWriter:
-        """Blocks."""
-        self.ports.files.make_folder(self.layout.undo_logs)
-        return UndoWriter(self.ports.files, path, self.ledger.vm.vm, link, reserve=self.reserve)
 
     async def _tell_unkept(self, reason: str) -> None:
         if not self._told_unkept:
@@ -219,17 +210,31 @@ class History:
         self._last = max(self._last, record.last)
         self.named(record)
         async with self.chain:
-            if self.readings:
-                log = await finish(self.ports.workers.run(self.log, record))
-                for reading in self.readings:
-                    if all(known.order < log.order for known in reading.reader.layers):
+            wanting = [reading for reading in self.readings if not reading.reader.failed]
+            if wanting:
+                try:
+                    log = await finish(self.ports.workers.run(self.log, record))
+                except (UndoDamagedError, OSError) as error:
+                    for reading in wanting:
+                        reading.reader.lose(f"The recovery point is lost: {error}")
+                    return
+                for reading in wanting:
+                    if not reading.reader.failed and all(known.order < log.order for known in reading.reader.layers):
                         reading.reader.layers = (*reading.reader.layers, log)
 
     def abandon(self) -> None:
         """The disks are going to change without an undo log: what is read of them now can't be read any more."""
         self.unguarded = True
         for reading in self.readings:
-            reading.reader.failed = "The recovery point was lost: what it rests on was overwritten."
+            reading.reader.lose("The recovery point was lost: what it rests on was overwritten.")
+
+    def withdraw(self, draft: Draft) -> None:
+        """Part of a transaction: the apply that was going to begin changed nothing, and its undo log is not needed."""
+        undo, draft.replication.undo = draft.replication.undo, None
+        for reading in self.readings:
+            if undo is not None and reading.first == undo.first:
+                # The point is still the disks themselves.
+                reading.first = self._last + 1
 
     def unguard(self, draft: Draft) -> None:
         """Part of a transaction: from it on the disks change without an undo log."""
@@ -255,7 +260,7 @@ class History:
     def prune(self, draft: Draft) -> None:
         """Part of a transaction: what is not kept any more loses its mark, and what leads nowhere is forgotten."""
         logs, rules = draft.points.logs, self._rules(draft.points)
-        pinned = {reading.first for reading in self.readings}
+        pinned = {reading.first for reading in self.readings if not reading.reader.failed}
         kept = thinned(logs, draft.replication.applied_time or 0.0, rules, pinned)
         draft.points = msgspec.structs.replace(draft.points, logs=kept)
         lost = pinned & ({log.first for log in logs} - {log.first for log in kept})
@@ -289,9 +294,9 @@ class History:
         begins = {log.first for log in self.logs}
         for reading in self.readings:
             if reading.first <= self._last and reading.first not in begins:
-                reading.reader.failed = "The recovery point was deleted."
+                reading.reader.lose("The recovery point was deleted.")
         if doomed:
-            await finish(self.ports.workers.run(self._remove, doomed))
+            self._files |= await finish(self.ports.workers.run(self._remove, doomed))
         self.changed()
 
     def named(self, record: UndoRecord) -> None:
@@ -299,10 +304,15 @@ class History:
         self._files.add((record.first, record.last))
         self._unnamed.discard((record.first, record.last))
 
-    def _remove(self, doomed: set[tuple[int, int]]) -> None:
-        """Blocks."""
+    def _remove(self, doomed: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Those that can't be removed now, which is tried again with the next ones. Blocks."""
+        left = set()
         for first, last in sorted(doomed):
-            self.ports.files.remove(self.layout.undo(first, last))
+            try:
+                self.ports.files.remove(self.layout.undo(first, last))
+            except OSError:
+                left.add((first, last))
+        return left
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -318,7 +328,7 @@ class History:
             if position is None:
                 position = applied.position
             logs = self.logs
-            at = next((index for index, log in enumerate(logs) if log.older.position == position), len(logs))
+            at = next((i for i, log in enumerate(logs) if log.point and log.older.position == position), len(logs))
             if at == len(logs) and position != applied.position:
                 raise NotFoundError(
                     f"{self.ledger.vm.name} has no recovery point {position} any more.",
@@ -334,7 +344,8 @@ class History:
             except BaseException:
                 self.readings.remove(reading)
                 raise
-            reader.failed = reading.reader.failed
+            if reading.reader.failed:
+                reader.lose(reading.reader.failed)
             reading.reader = reader
             return reading
 

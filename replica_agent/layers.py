@@ -8,7 +8,7 @@ undo log is handed to all readers before the first byte that it covers is overwr
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from replica_agent.undo import Piece, UndoLog
 from shared.ports import Extent, File, FileSystem
@@ -36,6 +36,11 @@ class PointReader:
         except BaseException:
             self.close()
             raise
+
+    def lose(self, reason: str) -> None:
+        """The point is gone: reads fail from now on, and nothing is kept for them."""
+        self.failed = self.failed or reason
+        self.layers = ()
 
     def close(self) -> None:
         for file in self._disks.values():
@@ -80,11 +85,10 @@ class PointReader:
         """The range as data and holes, as they were. Raises OSError."""
         self._check()
         layers = self.layers
-        found, gaps = _find(layers, disk, [(offset, offset + length)])
-        parts = [Extent(piece.start, piece.end - piece.start, piece.data is None) for piece in found]
+        parts, gaps = _extents(layers, disk, [(offset, offset + length)])
         below = [extent for start, end in gaps for extent in self._disks[disk].extents(start, end - start)]
-        late, _ = _find(_newer(self.layers, layers), disk, gaps)
-        parts += _overlay(below, sorted(late, key=lambda piece: piece.start))
+        late, _ = _extents(_newer(self.layers, layers), disk, gaps)
+        parts += _overlay(below, late)
         self._check()
         return _joined(sorted(parts, key=lambda part: part.offset))
 
@@ -95,48 +99,70 @@ def _newer(now: tuple[UndoLog, ...], before: tuple[UndoLog, ...]) -> tuple[UndoL
     return tuple(log for log in now if log.order > newest)
 
 
-def _find(layers: Iterable[UndoLog], disk: int, gaps: GapList) -> tuple[list[Piece], GapList]:
-    """What the layers, the oldest first, hold of ``gaps``, and the gaps that are left."""
-    found: list[Piece] = []
+def _find(layers: Iterable[UndoLog], disk: int, gaps: GapList, take: Callable[[Piece], None]) -> GapList:
+    """Give ``take`` what the layers, the oldest first, hold of ``gaps``; returns the gaps that are left.
+
+    A piece is only good until the next one: one batch of one log is in memory at a time, and each is read once (I13).
+    """
     for log in layers:
         if not gaps:
             break
         left: GapList = []
+        number, batch = -1, None
         for start, end in gaps:
-            for piece in log.pieces(disk, start, end):
-                found.append(piece)
-                if piece.start > start:
-                    left.append((start, piece.start))
-                start = piece.end
+            for wanted in log.batches(disk, start, end):
+                if batch is None or wanted != number:
+                    number, batch = wanted, log.batch(wanted)
+                for piece in batch.pieces(start, end):
+                    take(piece)
+                    if piece.start > start:
+                        left.append((start, piece.start))
+                    start = piece.end
             if start < end:
                 left.append((start, end))
         gaps = left
-    return found, gaps
+    return gaps
 
 
 def _fill(view: memoryview, base: int, layers: Iterable[UndoLog], disk: int, gaps: GapList) -> GapList:
     """Put what the layers hold of ``gaps`` into ``view``, which begins at ``base``; the gaps that are left."""
-    found, gaps = _find(layers, disk, gaps)
-    for piece in found:
+
+    def put(piece: Piece) -> None:
         place = view[piece.start - base : piece.end - base]
         place[:] = piece.data if piece.data is not None else bytes(len(place))
-    return gaps
+
+    return _find(layers, disk, gaps, put)
 
 
-def _overlay(extents: list[Extent], pieces: list[Piece]) -> Iterable[Extent]:
-    """``extents`` with ``pieces`` put over them."""
+def _extents(layers: Iterable[UndoLog], disk: int, gaps: GapList) -> tuple[list[Extent], GapList]:
+    """What the layers hold of ``gaps``, in order and without its bytes, and the gaps that are left."""
+    found: list[Extent] = []
+
+    def note(piece: Piece) -> None:
+        found.append(Extent(piece.start, piece.end - piece.start, piece.data is None))
+
+    gaps = _find(layers, disk, gaps, note)
+    return sorted(found, key=lambda part: part.offset), gaps
+
+
+def _overlay(extents: list[Extent], parts: list[Extent]) -> Iterable[Extent]:
+    """``extents`` with ``parts`` put over them; both in order."""
+    index = 0
     for extent in extents:
         at, stop = extent.offset, extent.offset + extent.length
-        for piece in pieces:
-            start, end = max(at, piece.start), min(stop, piece.end)
-            if start >= end:
-                continue
-            if start > at:
-                yield Extent(at, start - at, extent.hole)
-            yield Extent(start, end - start, piece.data is None)
+        while at < stop:
+            while index < len(parts) and parts[index].offset + parts[index].length <= at:
+                index += 1
+            if index == len(parts) or parts[index].offset >= stop:
+                yield Extent(at, stop - at, extent.hole)
+                break
+            part = parts[index]
+            if part.offset > at:
+                yield Extent(at, part.offset - at, extent.hole)
+                at = part.offset
+            end = min(stop, part.offset + part.length)
+            yield Extent(at, end - at, part.hole)
             at = end
-        if at < stop:
-            yield Extent(at, stop - at, extent.hole)
 
 
 def _joined(extents: list[Extent]) -> list[Extent]:

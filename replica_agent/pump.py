@@ -1,16 +1,44 @@
-"""Gathers an undo log's batches in one worker while those before them are written in another."""
+"""Writes an undo log: gathers its batches in one worker while those before them are written in another."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from replica_agent.finishing import finish
+from replica_agent.layout import Layout
+from replica_agent.undo import Link, Sealed
 from replica_agent.undo_writer import UndoWriter
 from shared.ports import Ports
 
 STEP_BYTES = 4 << 20
 """Bytes that one piece of work gathers; about twice as many are in memory."""
+
+
+async def write_log(
+    ports: Ports,
+    layout: Layout,
+    path: str,
+    vm: bytes,
+    link: Link,
+    reserve: int,
+    fill: Callable[[UndoWriter], Generator[int]],
+) -> Sealed:
+    """Write an undo log, durably; nothing is left of it where that fails. Raises OSError or NoSpaceError."""
+
+    def create() -> UndoWriter:
+        if not ports.files.exists(layout.undo_logs):
+            ports.files.make_folder(layout.undo_logs)
+            ports.files.sync_folder(layout.folder)
+        return UndoWriter(ports.files, path, vm, link, reserve=reserve)
+
+    writer = await finish(ports.workers.run(create))
+    try:
+        await pump(ports, fill(writer), writer)
+        return await finish(ports.workers.run(writer.finish))
+    except (Exception, asyncio.CancelledError):
+        await finish(ports.workers.run(writer.discard))
+        raise
 
 
 async def pump(ports: Ports, steps: Generator[int], writer: UndoWriter) -> None:

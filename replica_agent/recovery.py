@@ -35,6 +35,8 @@ class _Found:
     spool: Spool | None = None
     merge: Merge | None = None
     resync: OpenResync | None = None
+    compared_again: bool = False
+    """What an initial replication had settled has to be compared again."""
     unusable: str = ""
     """Why the open resync can't go on."""
     undo: list[UndoRecord] = field(default_factory=list)
@@ -55,6 +57,12 @@ async def recover(parts: VmParts) -> None:
     parts.resync = found.resync
     if found.unusable:
         await Baseline(parts).drop(found.unusable)
+    elif found.foreign and parts.resync is not None:
+        # What it has settled was compared with other disks than these.
+        await Baseline(parts).drop("somebody else changed the disks meanwhile")
+    elif found.compared_again:
+        text = "The disks were written since the last range was settled: all ranges are compared again."
+        await parts.ledger.note(EventId.RESYNC_STARTED, text, cause="written_since")
     await _keep_points(parts, found)
     await _judge(parts, found)
 
@@ -114,6 +122,20 @@ def _merge(parts: VmParts, record: ResyncRecord) -> Merge:
     return Merge(sources, record.end.position, path)
 
 
+def _written_since(parts: VmParts, record: ResyncRecord) -> bool:
+    """Whether a disk was written after the last range of an initial replication was settled.
+
+    By us, mostly: blocks of the next range. Or by somebody else while nobody looked (I10): no identity of the disks is
+    on record while they are being filled, so what was settled is compared again, which sends nothing that is equal.
+    """
+    file = parts.ports.files.open(parts.layout.resync(record.id))
+    try:
+        settled_ns = file.identity().mtime_ns
+    finally:
+        file.close()
+    return any(max(disk.mtime_ns, disk.ctime_ns) > settled_ns for disk in parts.disks.identities())
+
+
 def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
     """Take over the resync that has begun and not committed."""
     opened = OpenResync(
@@ -128,6 +150,11 @@ def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
     found.resync = opened
     try:
         opened.differences.load()
+        if record.in_place and opened.differences.settled_bytes and _written_since(parts, record):
+            opened.differences.close()
+            opened.differences = parts.differencing_file(record.id, record.epoch)
+            opened.differences.create()
+            found.compared_again = True
         opened.tracked.load(torn=_other_boot(parts))
     except (OSError, LogError) as error:
         opened.close()

@@ -29,6 +29,7 @@ class Thinner:
 
     history: History
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _told: bool = False
 
     async def run(self) -> None:
         """Merge what is to be merged, one group after the other; returns when there is nothing left."""
@@ -44,8 +45,13 @@ class Thinner:
                     bad = [log for log in chosen if self.history.layout.undo(log.first, log.last) == error.filename]
                     await self._lose(bad[-1], error.strerror or "")
                 except OSError as error:
-                    await self.history.ledger.note(EventId.POINTS, f"Undo logs can't be merged: {error}", cause="merge")
+                    if not self._told:
+                        self._told = True
+                        text = f"Undo logs can't be merged: {error}"
+                        await self.history.ledger.note(EventId.POINTS, text, cause="merge")
                     return
+                else:
+                    self._told = False
 
     async def _merge(self, chosen: Sequence[UndoRecord]) -> bool:
         run = self.history.ports.workers.run
@@ -93,6 +99,9 @@ class Thinner:
     async def _lose(self, damaged: UndoRecord, reason: str) -> None:
         """A log is damaged: the points that need it are gone, the newer ones are not."""
         async with self.history.ledger.transaction() as draft:
+            if damaged not in draft.points.logs:
+                # It was deleted meanwhile, with its point.
+                return
             left = [log for log in draft.points.logs if log.first > damaged.last]
             draft.points = msgspec.structs.replace(draft.points, logs=left)
             draft.event(EventId.DAMAGED, f"Older recovery points are lost. {reason}", cause="undo_damaged")

@@ -18,6 +18,7 @@ from protocol.errors import LogError
 from protocol.hrl import (
     FILE_HEADER_BYTES,
     RECORD_HEADER_BYTES,
+    UNDO_INDEX_ENTRY_BYTES,
     RecordKind,
     check_chain,
     decode_file_header,
@@ -27,6 +28,7 @@ from protocol.position import Position
 from protocol.undo import (
     END_RECORD_BYTES,
     INDEX_DTYPE,
+    MAX_INDEX_ENTRIES,
     decode_end_body,
     decode_index,
     undo_seed,
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 256 << 10
 """Payload of a batch: what a reader reads and verifies to get at any byte of it."""
+
+
+TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What a log can't be opened for although nothing is wrong with it."""
 
 
 class UndoDamagedError(StorageError):
@@ -112,13 +118,15 @@ class UndoLog:
     """
 
     def __init__(self, files: FileSystem, path: str, vm: bytes, sizes: dict[int, int], order: int) -> None:
-        """Open the log and verify header, index and end. Raises UndoDamagedError."""
+        """Open the log and verify header, index and end. Raises UndoDamagedError, or OSError for want of means."""
         self.path = path
         self.order = order
         try:
             self._file = files.open(path)
-        except OSError as error:
-            raise self._damaged(error.strerror or str(error)) from error
+        except (OSError, StorageError) as error:
+            if isinstance(error, OSError) and error.errno in TRANSIENT:
+                raise
+            raise self._damaged(str(error)) from error
         try:
             self._sizes = sizes
             self._read_frame(vm)
@@ -161,9 +169,12 @@ class UndoLog:
     def _read_index(self, chain: bytes, end_at: int) -> bytes:
         """Read the index; returns the chain after it."""
         at, size = self.end.index_at, end_at - self.end.index_at
+        records = -(-self.end.batches // MAX_INDEX_ENTRIES)
+        if size != records * RECORD_HEADER_BYTES + self.end.batches * UNDO_INDEX_ENTRY_BYTES:
+            raise LogError(at, "undo-index", f"an index of {self.end.batches} batches has not {size} bytes")
         data = memoryview(self._file.read(at, size))
         tables: list[NDArray[Any]] = []
-        records = []
+        whole = []
         offset = 0
         while offset < size:
             header = decode_record_header(data, offset, at=at + offset)
@@ -171,7 +182,7 @@ class UndoLog:
                 raise LogError(at + offset, "undo-index", "the index is not whole")
             body = data[offset + RECORD_HEADER_BYTES : offset + header.length]
             tables.append(decode_index(body, header.count, self._sizes, at, at=at + offset))
-            records.append((header, data[offset : offset + header.length], at + offset))
+            whole.append((header, data[offset : offset + header.length], at + offset))
             offset += header.length
         index = np.concatenate(tables) if tables else np.empty(0, INDEX_DTYPE)
         if len(index) != self.end.batches:
@@ -179,7 +190,7 @@ class UndoLog:
         if len(index):
             last = int(index["at"][-1])
             chain = decode_record_header(self._file.read(last, RECORD_HEADER_BYTES), at=last).chain
-        for header, record, place in records:
+        for header, record, place in whole:
             chain = check_chain(header, chain, record, at=place)
         self._index = index
         self._places: dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -247,6 +258,6 @@ class UndoLog:
             check_chain(header, row["chain"].tobytes(), record, at=at)
             body = record[RECORD_HEADER_BYTES:]
             table = decode_table(body, header.count, header.body_length, self._sizes, at=at)
-        except LogError as error:
+        except (LogError, OSError) as error:
             raise UndoUnreadableError(errno.EIO, self._damaged(str(error)).text, self.path) from error
         return table, body[header.count * ENTRY_BYTES :]

@@ -100,6 +100,17 @@ async def test_suspended_and_resumed_with_a_resync_it_begins_as_soon_as_it_can(p
     await pair.assert_same()
 
 
+async def test_two_orders_at_once_are_one_resync(pair: Pair) -> None:
+    """I12: the second one found the first half carried out, and the session was never told of either."""
+    await pair.replicate(4 * MIB)
+    epoch = pair.vm.parts.replication.record.epoch
+    orders = [pair.vm.resume(resynchronize=True) for _ in range(2)]
+    assert [result for result in await asyncio.gather(*orders, return_exceptions=True) if result is not None] == []
+    await pair.until("the resync", lambda: pair.vm.parts.replication.record.epoch != epoch)
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
+
+
 async def test_a_forced_resync_compares_everything_and_sends_nothing_that_is_equal(pair: Pair) -> None:
     await pair.replicate(16 * MIB)
     await pair.healthy()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -278,6 +281,130 @@ async def test_an_export_is_lost_with_the_history_that_it_reads(world: World) ->
         assert reader.read(0, 0, DISKS[0].size) == pair.tap.cuts[newer.cut.segment][0]
 
 
+async def test_a_dead_export_keeps_no_room(world: World) -> None:
+    """I13: what was deleted to make room is free at once, although a client still holds the export."""
+    files = FailingFiles()
+    world.files = files
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        await cuts(pair, 5)
+        export = await vm.exports.start(vm.describe, vm.parts.history.positions()[0])
+        while await vm.parts.history.give_way("The test wants room."):
+            pass
+        reader = vm.exports._exports[export.id].point
+        assert reader.failed
+        assert reader.layers == ()
+        await cuts(pair, 2)
+        assert reader.layers == ()
+        gone = [file.path for file in files.opened if not file.path.endswith(".raw") and "undo" in file.path]
+        assert not [path for path in gone if not Path(path).exists() and is_open(path)]
+
+
+def is_open(path: str) -> bool:
+    """Whether this process has the file open, or what is left of it."""
+    return any(os.readlink(link).startswith(path) for link in Path("/proc/self/fd").iterdir() if os.path.lexists(link))
+
+
+@pytest.mark.parametrize("operation", ["remove", "statvfs"])
+async def test_what_cannot_be_deleted_costs_nothing(world: World, operation: str) -> None:
+    """I14: neither a file that can't be unlinked nor a volume that can't be asked holds replication up."""
+    files = FailingFiles()
+    world.files = files
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        await vm.set_retention({"newest": 3, "hourly": 0})
+        await cuts(pair, 4)
+        if operation == "remove":
+            files.fail_only("0", "remove")
+        await cuts(pair, 2)
+        if operation == "statvfs":
+            files.fail_only("", "free_space")
+        await vm._keep_room()
+        files.fail_nothing()
+        assert vm.failure is None
+        assert vm.ledger.replication.causes == []
+        assert vm.point() == pair.tap.position
+        await cuts(pair, 1)
+        await until(lambda: len(undo_files(world)) == len(vm.ledger.points.logs))
+
+
+async def test_an_unreadable_undo_log_costs_history_and_nothing_else(world: World) -> None:
+    """I14: the apply that a restart goes on with needs its own undo log, but not more than its disks."""
+    files = FailingFiles()
+    world.files = files
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        await cuts(pair, 3)
+        history = vm.parts.history
+        save = history.save
+
+        async def saved(*arguments: Any) -> Any:
+            record = await save(*arguments)
+            history._saved = None
+            files.fail_only("0", "read")
+            return record
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(history), "save", lambda self, *arguments: saved(*arguments))
+            await cuts(pair, 1)
+        files.fail_nothing()
+        assert vm.point() == pair.tap.position
+        assert vm.ledger.replication.causes == []
+        assert vm.ledger.replication.suspect is None
+        assert segments(vm) == []
+
+
+async def test_an_export_after_a_failed_transaction_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disks did not begin to change: an export is served or refused, and the agent never hangs."""
+    files = FailingFiles()
+    world.files = files
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        await cuts(pair, 2)
+        monkeypatch.setattr(type(vm.ledger.store), "commit", failing_commit)
+        files.fail_only("0", "write_many", number=errno.ENOSPC)
+        log, seal = pair.tap.random_segment(pair.rng)
+        pair.control.log(log)
+        pair.control.seal(seal)
+        await until(lambda: vm.failure is not None)
+        monkeypatch.undo()
+        files.fail_nothing()
+        async with asyncio.timeout(20):
+            export = await vm.exports.start(vm.describe)
+            assert export.cut.segment == pair.tap.segment - 1
+
+
+async def failing_commit(_store: object, *_arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "no room for the state")
+
+
+def test_a_read_takes_each_batch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I13: many small pieces of many logs; memory and time do not grow with gaps times batches."""
+    from replica_agent.changes import Write
+    from replica_agent.undo import UndoLog
+    from tests.unit.replica import test_undo
+
+    rig = test_undo.Rig(tmp_path)
+    rng = random.Random(2)
+    for _ in range(6):
+        offsets = rng.sample(range(0, 8 * test_undo.BLOCK, 4096), 40)
+        rig.change(*(Write(0, offset, 4096, [memoryview(rng.randbytes(4096))]) for offset in offsets))
+    reader = rig.reader(0)
+    reads: list[tuple[int, int]] = []
+    batch = UndoLog.batch
+
+    def counted(log: UndoLog, number: int) -> Any:
+        reads.append((log.order, number))
+        return batch(log, number)
+
+    monkeypatch.setattr(UndoLog, "batch", counted)
+    assert reader.read(0, 0, 8 * test_undo.BLOCK) == rig.contents[0][0][: 8 * test_undo.BLOCK]
+    assert len(reads) == len(set(reads))
+    reads.clear()
+    test_undo.check_extents(reader.extents(0, 0, test_undo.DISKS[0].size), rig.contents[0][0])
+    assert len(reads) == len(set(reads))
+
+
 # --- resync, failover, damage ----------------------------------------------------------------------------------------
 
 
@@ -322,6 +449,73 @@ async def test_points_over_untrusted_disks_end_with_the_resync(world: World) -> 
         events = await agent.events(None, limit=100, after=0)
         assert any("older recovery points were deleted" in event["text"] for event in events)
         assert await check_history(vm, second)
+
+
+async def test_untrusted_disks_prove_no_cut_whatever_a_resync_has_begun(world: World) -> None:
+    """I3, R28: else a primary would bound its compare by its own map, and miss what was edited here."""
+    async with replicating(world) as pair:
+        tap = pair.tap
+    path = world.folder_of() / "disk-0.raw"
+    path.write_bytes(b"edited" + path.read_bytes()[6:])
+    from tests.unit.replica.test_sessions import dialler_of
+
+    for _ in range(2):
+        # The second time a resync has been begun, and the state no longer says that one is required.
+        async with world.agent() as agent:
+            dialler = dialler_of(world, agent)
+            control, opened = await dialler.open(epoch=EPOCH)
+            assert opened.cut is None
+            assert opened.received is not None
+            await Resync(dialler, control, tap.begin(NEXT_EPOCH), b"2" * 16, ResyncKind.RESYNC, EPOCH).begin()
+
+
+async def test_a_resync_that_is_open_ends_with_the_disks_that_it_compared(world: World) -> None:
+    """I10: what was settled was compared with other disks than these."""
+    async with replicating(world) as pair:
+        resync = Resync(pair.dialler, pair.control, pair.tap.begin(NEXT_EPOCH), b"2" * 16, ResyncKind.RESYNC, EPOCH)
+        await resync.begin()
+        await resync.compare()
+        assert pair.agent.vms[VM].ledger.resync is not None
+    path = world.folder_of() / "disk-0.raw"
+    path.write_bytes(b"edited" + path.read_bytes()[6:])
+    async with world.agent() as agent:
+        assert agent.vms[VM].ledger.resync is None
+        assert agent.vms[VM].ledger.replication.suspect is not None
+
+
+async def test_an_initial_replication_does_not_rely_on_disks_that_were_written_since(world: World) -> None:
+    """I10: somebody edits a disk while the agent is dead and the first copy is half made."""
+    from tests.unit.replica.rig import random_content
+    from tests.unit.replica.test_sessions import dialler_of
+
+    tap = Tap(DISKS)
+    async with world.agent() as agent:
+        dialler = dialler_of(world, agent)
+        control, _ = await dialler.open()
+        resync = Resync(dialler, control, tap, b"1" * 16)
+        random_content(tap, resync_rng())
+        await resync.begin()
+        await resync.compare()
+    for edited in (False, True):
+        if edited:
+            path = world.folder_of() / "disk-0.raw"
+            with path.open("r+b") as file:
+                file.write(b"edited")
+        async with world.agent() as agent:
+            dialler = dialler_of(world, agent)
+            control, opened = await dialler.open()
+            assert opened.resync is not None
+            assert (opened.resync.settled_bytes == 0) is edited
+    async with world.agent() as agent:
+        dialler = dialler_of(world, agent)
+        control, _ = await dialler.open()
+        resync = Resync(dialler, control, tap, b"1" * 16)
+        await resync.whole(resync_rng())
+        assert await check_history(agent.vms[VM], tap) == 1
+
+
+def resync_rng() -> random.Random:
+    return random.Random(5)
 
 
 async def test_a_damaged_undo_log_costs_the_points_that_need_it(world: World) -> None:
