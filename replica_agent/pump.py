@@ -65,10 +65,14 @@ async def pump(ports: Ports, steps: Generator[int], writer: UndoWriter) -> None:
             writing = asyncio.ensure_future(finish(ports.workers.run(writer.write, writer.take())))
         assert writing is not None
         await writing
-    finally:
+    except GeneratorExit:
+        # The loop is gone, and the workers with it: nothing can be awaited any more.
+        raise
+    except BaseException:
         steps.close()
         if writing is not None:
             await finish(_end(writing))
+        raise
 
 
 async def _end(task: asyncio.Task[None]) -> None:
