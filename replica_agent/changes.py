@@ -127,10 +127,14 @@ def _order(offset: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.i
 
 def data_ranges(changes: Changes) -> dict[int, NDArray[np.int64]]:
     """For each disk the ranges that data entries write, merged: rows of (offset, end), in order."""
+    return table_ranges(changes.table[changes.table["kind"] == EntryKind.DATA])
+
+
+def table_ranges(table: NDArray[Any]) -> dict[int, NDArray[np.int64]]:
+    """For each disk the ranges of all entries of a table, merged: rows of (offset, end), in order."""
     found = {}
-    is_data = changes.table["kind"] == EntryKind.DATA
-    for disk in np.unique(changes.table["disk"][is_data]).tolist():
-        rows = changes.table[is_data & (changes.table["disk"] == disk)]
+    for disk in np.unique(table["disk"]).tolist():
+        rows = table[table["disk"] == disk]
         starts = rows["offset"].astype(np.int64)
         found[disk] = merge_ranges(np.stack((starts, starts + rows["length"].astype(np.int64)), axis=1))
     return found

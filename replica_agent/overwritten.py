@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replica_agent.changes import Changes, merge_ranges
+from replica_agent.changes import Changes, merge_ranges, table_ranges
 
 RANGES_MAX = 1 << 20
 """Ranges that are kept of one disk; past that they are rounded out, so that memory stays bounded (I13)."""
@@ -28,10 +28,7 @@ class Overwritten:
     def add(self, table: NDArray[Any]) -> None:
         """Take in the ranges of all entries of a table, whatever their kind."""
         self._merged.clear()
-        for disk in np.unique(table["disk"]).tolist():
-            rows = table[table["disk"] == disk]
-            starts = rows["offset"].astype(np.int64)
-            ranges = merge_ranges(np.stack((starts, starts + rows["length"].astype(np.int64)), axis=1))
+        for disk, ranges in table_ranges(table).items():
             self._parts.setdefault(disk, []).append(self._rounded(disk, ranges))
             self._counts[disk] = self._counts.get(disk, 0) + len(ranges)
             if self._counts[disk] > self._max:
@@ -58,16 +55,12 @@ class Overwritten:
 
     def covers(self, changes: Changes) -> bool:
         """Whether all that ``changes`` overwrite was taken in."""
-        table = changes.table
-        for disk in np.unique(table["disk"]).tolist():
+        for disk, wanted in table_ranges(changes.table).items():
             if disk not in self._parts:
                 return False
-            rows = table[table["disk"] == disk]
-            starts = rows["offset"].astype(np.int64)
-            ends = starts + rows["length"].astype(np.int64)
             ranges = self._of(disk)
-            place = np.searchsorted(ranges[:, 0], starts, "right") - 1
-            if (place < 0).any() or (ranges[place, 1] < ends).any():
+            place = np.searchsorted(ranges[:, 0], wanted[:, 0], "right") - 1
+            if (place < 0).any() or (ranges[place, 1] < wanted[:, 1]).any():
                 return False
         return True
 

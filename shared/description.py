@@ -25,6 +25,7 @@ import structlog
 
 from shared.errors import StorageError, StoreDamagedError
 from shared.ports import FileSystem, Ports
+from shared.replacing import replace_file
 from shared.tasks import uninterrupted
 
 NAME = "vm.description"
@@ -108,18 +109,10 @@ def read(files: FileSystem, folder: str, role: str, kind: type[T]) -> T | None:
 
 def write(files: FileSystem, folder: str, data: bytes) -> None:
     """Replace the folder's description atomically and durably. Blocks. Raises OSError or StorageError."""
-    path, part = f"{folder}/{NAME}", f"{folder}/{NAME}.part"
+    path = f"{folder}/{NAME}"
     if len(data) > MAX_BYTES:
         raise OSError(errno.EFBIG, f"a description of {len(data)} bytes", path)
-    files.remove(part)
-    file = files.open(part, write=True, create=True, exclusive=True)
-    try:
-        file.write(0, data)
-        file.sync()
-    finally:
-        file.close()
-    files.rename(part, path)
-    files.sync_folder(folder)
+    replace_file(files, path, data)
 
 
 class Keeper(Generic[T]):

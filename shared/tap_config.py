@@ -12,6 +12,7 @@ import msgspec
 from protocol.hrl import FILE_HEADER_BYTES, MAX_DISK_BYTES, MAX_DISKS, MAX_RECORD, Geometry
 from shared.errors import NotFoundError, StorageError, UsageError
 from shared.ports import FileSystem
+from shared.replacing import replace_file
 
 CONFIG_NAME = "tap.json"
 STATE_NAME = "tap.state"
@@ -190,12 +191,4 @@ def save_config(files: FileSystem, folder: str, config: TapConfig) -> None:
     if len(data) > MAX_CONFIG_BYTES:
         raise OSError(errno.EFBIG, f"a configuration of {len(data)} bytes", path)
     files.make_folder(folder)
-    files.remove(f"{path}.part")
-    file = files.open(f"{path}.part", write=True, create=True, exclusive=True)
-    try:
-        file.write(0, data)
-        file.sync()
-    finally:
-        file.close()
-    files.rename(f"{path}.part", path)
-    files.sync_folder(folder)
+    replace_file(files, path, data)

@@ -18,6 +18,7 @@ from primary_agent.tap.recovery import TrackingLost
 from primary_agent.tap.state import Status, TapState
 from protocol.hrl import MAX_DISKS
 from shared.ports import FileIdentity, FileSystem, Random
+from shared.replacing import replace_file
 from shared.tap_config import SAMPLES_NAME, BlockDevicePolicy
 from shared.tap_control import LostReason
 
@@ -98,7 +99,7 @@ def take_samples(
                 Sample(disk.index, list(_read_places(disk, _places(disk.size, hot, random), now, until_here)))
             )
         content = msgspec.msgpack.encode(samples)
-        _replace(files, folder, content)
+        replace_file(files, f"{folder}/{SAMPLES_NAME}", content)
     except OSError:
         return b""
     return _tag(content)
@@ -164,19 +165,6 @@ def _read_places(
         yield offset, length, _tag(disk.file.read(offset, length))
         if now() > until:
             return
-
-
-def _replace(files: FileSystem, folder: str, content: bytes) -> None:
-    path = f"{folder}/{SAMPLES_NAME}"
-    files.remove(f"{path}.part")
-    file = files.open(f"{path}.part", write=True, create=True, exclusive=True)
-    try:
-        file.write(0, content)
-        file.sync()
-    finally:
-        file.close()
-    files.rename(f"{path}.part", path)
-    files.sync_folder(folder)
 
 
 def _load(files: FileSystem, folder: str, digest: bytes) -> dict[int, list[tuple[int, int, bytes]]]:
