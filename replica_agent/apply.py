@@ -237,8 +237,9 @@ class Applier:
         """Everything that comes before the first write. Raises NoSpaceError, and what saving raises."""
         await self._make_room(replay, group)
         undo = await self._save(group)
-        self.history.unguarded = undo is None
-        if undo is None:
+        if undo is not None:
+            self.history.unguarded = False
+        else:
             # From here on nobody can begin to read what no undo log keeps.
             self.history.abandon()
         try:
