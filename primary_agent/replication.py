@@ -133,6 +133,23 @@ class Replication:
             event = self.event(EventId.RESYNC_REQUIRED, text, cause=str(cause), data=data)
             await self._transition(PrimaryEvent.RESYNC_REQUIRED, text, [event], {"causes": causes})
 
+    async def resume_into_resync(self, *, asked: bool) -> None:
+        """Go on after a suspension with the resync that is on record, or ``asked`` for now: one change, never half.
+
+        Between two changes a crash would leave a VM that says it replicates, with causes for a resync on record.
+        """
+        cause, text = "the administrator asked for it", "The administrator asked for it."
+        async with self._lock:
+            before, causes = self.record.state, list(self.record.causes)
+            between = primary_transition(before, PrimaryEvent.RESUMED)
+            after = primary_transition(between, PrimaryEvent.RESYNC_REQUIRED)
+            events = [self._state_event(before, between, cause), self._state_event(between, after, cause)]
+            code = ResyncCause.ADMINISTRATOR.value
+            if asked and all(known.code != code for known in causes):
+                causes.append(Cause(code=code, text=text, time=self._clock.wall()))
+                events.append(self.event(EventId.RESYNC_REQUIRED, text, cause=code))
+            await self._store(events, {"state": after, "causes": causes[-MAX_CAUSES:], "resync_wanted": True})
+
     async def tell_restart(self, reason: str) -> None:
         """The open resync starts anew, since tracking was lost meanwhile."""
         text = f"The compare starts anew, since tracking was lost meanwhile: {reason}"

@@ -226,11 +226,12 @@ class PrimaryVm:
         match state:
             case _S.SUSPENDED:
                 initial = record.epoch == NO_EPOCH and not record.causes
-                event = PrimaryEvent.INITIAL_RESUMED if initial else PrimaryEvent.RESUMED
-                await self._replication.transition(event, "the administrator asked for it")
-                if not initial and (record.causes or (resynchronize and record.epoch != NO_EPOCH)):
+                if not initial and (record.causes or resynchronize):
                     # There is no session yet: the resync is scheduled, and begins when connectivity is healthy.
-                    await self._want_resync()
+                    await self._replication.resume_into_resync(asked=resynchronize)
+                else:
+                    event = PrimaryEvent.INITIAL_RESUMED if initial else PrimaryEvent.RESUMED
+                    await self._replication.transition(event, "the administrator asked for it")
             case _S.RESYNCHRONIZE_SUSPENDED:
                 await self._replication.transition(PrimaryEvent.RESUMED, "the administrator asked for it")
             case _S.WAITING_FOR_START_RESYNCHRONIZE:
@@ -257,13 +258,6 @@ class PrimaryVm:
                 )
             case _S.READY_FOR_INITIAL_REPLICATION:
                 raise self._not_now("resume", f"Run `vmreplica initial {self.name}`.")
-
-    async def _want_resync(self) -> None:
-        await self._replication.require_resync(ResyncCause.ADMINISTRATOR, "The administrator asked for it.")
-        if self._replication.state is _S.REPLICATING:
-            # The causes were on record before the suspension.
-            await self._replication.transition(PrimaryEvent.RESYNC_REQUIRED, "a resynchronization was required before")
-        await self._replication.update(resync_wanted=True)
 
     def check_gate(self, what: str) -> None:
         """I20: raises InvalidStateError with reason and remedy unless connectivity and tracking are healthy."""

@@ -80,6 +80,9 @@ class Baseline:
         """A fresh resync in place of whatever was open. Its file is durable before the store names it."""
         parts = self.parts
         record = parts.ledger.replication
+        if not record.reread and not await finish(parts.ports.workers.run(self._sync_disks)):
+            async with parts.ledger.transaction() as draft:
+                draft.replication.reread = True
         fresh = ResyncRecord(
             id=body.id,
             kind=body.kind,
@@ -97,7 +100,7 @@ class Baseline:
             differences=parts.differencing_file(body.id, body.epoch),
             tracked=parts.spool_from(parts.start_of(body.epoch)),
             in_place=fresh.in_place,
-            reread=record.reread,
+            reread=parts.ledger.replication.reread,
         )
         await finish(parts.ports.workers.run(self._prepare, opened))
         async with parts.ledger.transaction() as draft:
@@ -112,6 +115,19 @@ class Baseline:
         former, parts.resync = parts.resync, opened
         await finish(parts.ports.workers.run(self._clear, former, opened))
         return opened
+
+    def _sync_disks(self) -> bool:
+        """Whether all that will be read of the disks is durable. Blocks.
+
+        An apply that failed leaves writes in the page cache: they would be told equal, and be gone with the next power
+        loss although their range is settled.
+        """
+        self.parts.disks.open()
+        try:
+            self.parts.disks.sync_all()
+        except OSError:
+            return False
+        return True
 
     def _prepare(self, opened: OpenResync) -> None:
         """Blocks."""

@@ -129,6 +129,11 @@ class BaseDisks:
             self._open[index].sync()
         self._touched.clear()
 
+    def sync_all(self) -> None:
+        """Make durable whatever the files read as, whoever wrote it, an earlier process as well. Raises OSError."""
+        self._touched.update(self._open)
+        self.sync()
+
     def identities(self) -> list[IdentityRecord]:
         return [IdentityRecord.of(index, file.identity()) for index, file in sorted(self._open.items())]
 

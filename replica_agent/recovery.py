@@ -39,6 +39,8 @@ class _Found:
     """What an initial replication had settled has to be compared again."""
     unusable: str = ""
     """Why the open resync can't go on."""
+    unsynced: bool = False
+    """What it has written in place may not be what would survive."""
     undo: list[UndoRecord] = field(default_factory=list)
     """Undo logs that can't be used, and ``lost`` says why."""
     lost: list[str] = field(default_factory=list)
@@ -56,7 +58,7 @@ async def recover(parts: VmParts) -> None:
     parts.applier.merge = found.merge
     parts.resync = found.resync
     if found.unusable:
-        await Baseline(parts).drop(found.unusable)
+        await Baseline(parts).drop(found.unusable, reread=found.unsynced)
     elif found.foreign and parts.resync is not None:
         # What it has settled was compared with other disks than these.
         await Baseline(parts).drop("somebody else changed the disks meanwhile")
@@ -149,6 +151,11 @@ def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
     )
     found.resync = opened
     try:
+        if record.in_place:
+            # What the process before wrote and did not settle would be told equal, and never be synced.
+            found.unsynced = True
+            parts.disks.sync_all()
+            found.unsynced = False
         opened.differences.load()
         if record.in_place and opened.differences.settled_bytes and _written_since(parts, record):
             opened.differences.close()

@@ -101,6 +101,7 @@ class World:
         self.view.required = lambda: (self.baseline, self.acknowledged_cuts.get(self.baseline or b"", 0))
         self.replica.committed = self.view.committed
         self.agents: dict[str, PrimaryAgent | ReplicaAgent] = {}
+        self._orders: list[tuple[Process, asyncio.Task[Any]]] = []
         self.told_to_stop: dict[Process, asyncio.Event] = {}
         self.acknowledged_cuts: dict[bytes, int] = {}
         """The newest cut of each epoch that the primary knows to be at the replica."""
@@ -286,7 +287,9 @@ class World:
                 self.tell(f"refused: {error}")
                 return None
 
-        return process.spawn(run())
+        task = process.spawn(run())
+        self._orders.append((process, task))
+        return task
 
     async def enable(self) -> None:
         """Begin to replicate the VM; nothing goes wrong yet."""
@@ -333,8 +336,20 @@ class World:
                 self.boot(host)
         await self._poll(lambda: len([agent for agent in self.agents.values() if agent.vms]) == len(self.hosts))
         self.order(self.replica, lambda vm: vm.resume())
-        if ReplicationState(self.primary_record()["state"]) in SUSPENDED:
-            self.order(self.primary, lambda vm: vm.resume(resynchronize=False))
+        # Orders given before may still be under way: a suspension among them shows only then.
+        await self._poll(self._ordered)
+        while ReplicationState(self.primary_record()["state"]) in SUSPENDED:
+            order = self.order(self.primary, lambda vm: vm.resume(resynchronize=False))
+            await self._poll(self._ordered)
+            if order is not None and order.done() and not order.cancelled():
+                return
+            # An agent that is just being stopped takes no order any more: the next one gets it.
+            await asyncio.sleep(0.5)
+
+    def _ordered(self) -> bool:
+        """Whether no order is under way any more."""
+        self._orders = [(process, task) for process, task in self._orders if not (task.done() or process.dead)]
+        return not self._orders
 
     # --- observations (tests.simulation.hooks.Observer) ---
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,32 @@ async def test_every_change_of_state_is_an_event_with_cause_before_and_after(wor
         ("Suspended", "Replicating", "asked"),
         ("Replicating", "WaitingForStartResynchronize", "the log is full"),
     ]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_a_vm_with_causes_is_resumed_in_one_change(
+    world: World, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    """I12, I16: a crash between two would leave a VM that says it replicates, and waits for an order for ever."""
+    replication = await replicating(world)
+    await replication.transition(PrimaryEvent.SUSPENDED, "asked")
+    await replication.require_resync(ResyncCause.TRACKING_LOST, "the log is full")
+    seen = []
+    commit = replication.store.commit
+
+    async def committed(records: dict[str, Any], events: Sequence[dict[str, Any]] = ()) -> None:
+        await commit(records, events)
+        seen.append(records["replication"]["state"])
+
+    monkeypatch.setattr(replication.store, "commit", committed)
+    await replication.resume_into_resync(asked=asked)
+    assert seen == [ReplicationState.WAITING_FOR_START_RESYNCHRONIZE]
+    again = await world.reopen()
+    codes = [cause.code for cause in again.record.causes]
+    assert codes == ["tracking_lost", *(["administrator"] if asked else [])]
+    assert again.record.resync_wanted
+    states = [(event["before"], event["after"]) for event in await world.events(EventId.STATE_CHANGED)]
+    assert states[-2:] == [("Suspended", "Replicating"), ("Replicating", "WaitingForStartResynchronize")]
 
 
 async def test_a_refused_transition_changes_and_records_nothing(world: World) -> None:

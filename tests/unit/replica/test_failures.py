@@ -49,17 +49,15 @@ class Failing:
         self.control, opened = await dialler_of(self.world, self.agent).open(epoch=self.tap.epoch)
         return opened.state
 
+    def next_resync(self) -> Resync:
+        """A whole resync over the present session, not yet begun."""
+        dialler, identity = dialler_of(self.world, self.agent), self.rng.randbytes(16)
+        return Resync(dialler, self.control, self.tap.begin(NEXT), identity, ResyncKind.RESYNC, EPOCH)
+
     async def resynchronize(self) -> Resync:
         """A whole resync; afterwards everything is trusted again, and is what the primary has."""
         assert await self.reconnect() == "WaitingForStartResynchronize"
-        resync = Resync(
-            dialler_of(self.world, self.agent),
-            self.control,
-            self.tap.begin(NEXT),
-            self.rng.randbytes(16),
-            ResyncKind.RESYNC,
-            EPOCH,
-        )
+        resync = self.next_resync()
         await resync.whole(self.rng)
         record = self.vm.ledger.replication
         assert (record.suspect, record.causes, record.reread) == (None, [], False)
@@ -180,6 +178,64 @@ async def test_failed_sync_of_an_initial_replication_starts_it_anew(world: World
         assert len(second.sent) == sum(-(-disk.size // 65536) for disk in DISKS)
         assert not vm.ledger.replication.reread
     check_points(world, second.tap)
+
+
+async def test_what_a_failed_apply_left_is_durable_before_it_is_compared(world: World) -> None:
+    """R17, R35: it would be told equal and settled, and be gone with the next power loss."""
+    async with failing(world) as rig:
+        rig.files.fail_only("disk-", "punch_hole")
+        for _ in range(4):
+            try:
+                await rig.control.send_segment(rig.tap, rig.rng)
+            except ChannelClosed:
+                break
+        await until(lambda: rig.vm.ledger.replication.suspect is not None)
+        rig.files.fail_nothing()
+        await rig.reconnect()
+        resync = rig.next_resync()
+        rig.files.trace.clear()
+        await resync.begin()
+        synced = {step.split()[1] for step in rig.files.trace if step.startswith("sync disk-")}
+        assert synced == {f"disk-{disk.index}.raw" for disk in DISKS}
+
+
+async def test_what_can_not_be_made_durable_before_a_compare_is_sent_anew(world: World) -> None:
+    """R17: and that is on record, since a second sync would prove nothing."""
+    async with failing(world) as rig:
+        await rig.reconnect()
+        rig.files.fail_only("disk-", "sync")
+        resync = rig.next_resync()
+        await resync.begin()
+        rig.files.fail_nothing()
+        assert rig.vm.ledger.replication.reread
+        await resync.compare()
+        await resync.send_tracked(rig.rng)
+        await resync.commit()
+        await rig.control.until_applied(resync.tap.position)
+        assert len(resync.sent) == sum(-(-disk.size // 65536) for disk in DISKS)
+        assert not rig.vm.ledger.replication.reread
+    check_points(world, rig.tap, resync.tap)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_was_written_in_place_is_synced_when_it_goes_on(world: World, fails: bool) -> None:
+    """R35: the process before may have written what it never synced; it would be told equal and settled."""
+    rng = random.Random(43)
+    tap = Tap(DISKS)
+    random_content(tap, rng)
+    async with world.agent() as agent:
+        dialler = dialler_of(world, agent)
+        control, _ = await dialler.open()
+        await Resync(dialler, control, tap, b"1" * 16).begin()
+    world.files = files = FailingFiles()
+    if fails:
+        files.fail_only("disk-", "sync")
+    async with world.agent() as agent:
+        files.fail_nothing()
+        synced = {step.split()[1] for step in files.trace if step.startswith("sync disk-")}
+        assert fails or synced == {f"disk-{disk.index}.raw" for disk in DISKS}
+        ledger = agent.vms[VM].ledger
+        assert (ledger.resync is None, ledger.replication.reread) == (fails, fails)
 
 
 async def test_part_of_the_copy_that_can_not_be_read_is_sent_anew(world: World) -> None:
