@@ -115,7 +115,8 @@ class Comparing:
         if not ranges:
             return
         counters = self.progress.disks[disk.index]
-        sent_before, started = counters.sent_bytes, self._ports.clock.monotonic()
+        sent_before, wire_before = counters.sent_bytes, self.progress.wire_bytes
+        started = self._ports.clock.monotonic()
         first, last = ranges[0][0] // BLOCK_SIZE, (sum(ranges[-1]) - 1) // BLOCK_SIZE
         name = self._replication.vm.name
         scope: dict[str, Any] = {
@@ -142,6 +143,7 @@ class Comparing:
             "blocks_sent": block_count(sent, BLOCK_SIZE),
             "bytes_compared": left,
             "bytes_sent": sent,
+            "bytes_wire": self.progress.wire_bytes - wire_before,
             "seconds": seconds,
             "result": "success",
         }
