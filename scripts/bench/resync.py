@@ -275,14 +275,13 @@ def blocksync_fast(program: str, folder: Path, source: Path, target: Path) -> Re
     digest = folder / "stale.digest"
     digest.unlink(missing_ok=True)
     began = time.perf_counter()
-    quiet = {"stderr": subprocess.DEVNULL}
     subprocess.run([program, "--make-digest", "-s", str(target), "-f", str(digest)], check=True,
-                   stdout=subprocess.DEVNULL, **quiet)  # fmt: skip
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     wire = digest.stat().st_size
     delta = subprocess.Popen([program, "--make-delta", "-s", str(source), "-f", str(digest)],
-                             stdout=subprocess.PIPE, **quiet)  # fmt: skip
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
     apply = subprocess.Popen([program, "--apply-delta", "-d", str(target)], stdin=subprocess.PIPE,
-                             stdout=subprocess.DEVNULL, **quiet)  # fmt: skip
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     assert delta.stdout is not None
     assert apply.stdin is not None
     while count := os.splice(delta.stdout.fileno(), apply.stdin.fileno(), MIB):
