@@ -6,14 +6,15 @@ is sent as zeroes (R45). A block that can't be read fails the resync by name; it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from protocol.bulk import Manifest, encode_blocks, encode_blocks_entry
-from protocol.compression import compress
+from protocol.compression import compress, worth_compressing
 from protocol.errors import ProtocolError
 from protocol.frames import MAX_MANIFEST_BLOCKS
 from protocol.hrl import MAX_ENTRIES, MAX_PAYLOAD
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 RANGE_BYTES = 64 << 20
 """Length of the ranges that are compared one by one."""
+HOLE_BYTES = 256 << 20
+"""A hole of this length is not hashed range by range: the replica is asked where it is none there."""
 assert RANGE_BYTES // BLOCK_SIZE <= MAX_MANIFEST_BLOCKS
 
 
@@ -47,36 +50,38 @@ def check_scope(manifest: Manifest, expected: Manifest) -> None:
             raise ProtocolError(f"MANIFEST with another {field} than was asked for")
 
 
-def differing_spans(ours: Manifest, theirs: Manifest, zero_tags: tuple[bytes, bytes]) -> list[Span]:
-    """The runs of blocks that differ. ``zero_tags`` are the tags of a whole and of the last block of zeroes."""
+def differing_blocks(
+    ours: Manifest, table: NDArray[Any], theirs: Manifest, zero_tags: tuple[bytes, bytes]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Which blocks differ (bool, one each), and which of those hold data on both sides.
+
+    ``table`` are our tags with those of zeroes for holes (RangeHasher.filled); ``zero_tags`` the tags of a whole and of
+    the last block of zeroes. Raises ProtocolError where ``theirs`` is about something else than ``ours``.
+    """
     check_scope(theirs, ours)
-    different = (_filled(ours, zero_tags) != _filled(theirs, zero_tags)).any(axis=1)
+    zeroes = np.empty_like(table)
+    whole, last = (np.frombuffer(tag, "<u8") for tag in zero_tags)
+    zeroes[:] = whole
+    zeroes[-1] = last
+    other = np.where(theirs.holes[:, None], zeroes, theirs.by_block())
+    different = (table != other).any(axis=1) & ~theirs.equal_blocks()
+    return different, different & (table != zeroes).any(axis=1) & (other != zeroes).any(axis=1)
+
+
+def spans_of(different: NDArray[Any], holes: NDArray[Any], offset: int, length: int, size: int) -> list[Span]:
+    """The runs of set flags for blocks of ``size`` bytes in a range; a run ends where holes begin or end here."""
     if not different.any():
         return []
-    # A run ends where the next block is equal, or is a hole where this one is not.
-    state = np.where(different, 1 + ours.holes.astype(np.int8), 0)
+    state = np.where(different, 1 + holes.astype(np.int8), 0)
     starts = np.flatnonzero(np.diff(state, prepend=0))
     ends = np.append(starts[1:], len(state))
-    size, limit = ours.block_size, ours.offset + ours.length
+    chosen = state[starts] > 0
+    kinds = state[starts][chosen] == 2
+    starts, ends = starts[chosen] * size, np.minimum(ends[chosen] * size, length)
     return [
-        Span(
-            ours.offset + first * size,
-            min(ours.offset + end * size, limit) - (ours.offset + first * size),
-            bool(ours.holes[first]),
-        )
-        for first, end in zip(starts.tolist(), ends.tolist(), strict=True)
-        if different[first]
+        Span(offset + first, end - first, hole)
+        for first, end, hole in zip(starts.tolist(), ends.tolist(), kinds.tolist(), strict=True)
     ]
-
-
-def _filled(manifest: Manifest, zero_tags: tuple[bytes, bytes]) -> NDArray[Any]:
-    """The tags as rows of two u64, with a hole's replaced by that of zeroes."""
-    table = manifest.by_block()
-    whole, last = (np.frombuffer(tag, "<u8") for tag in zero_tags)
-    table[manifest.holes] = whole
-    if manifest.holes[-1]:
-        table[-1] = last
-    return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ class BlocksReader:
             return None
         pieces = encode_blocks(self.identity, self.round, entries, payloads)
         if self.compress:
-            packed = compress(pieces)
+            packed = compress(pieces) if worth_compressing(payloads) else None
             if packed is not None:
                 return BlocksPayload([packed], sum(map(len, pieces)), data, zero)
         return BlocksPayload(pieces, None, data, zero)
@@ -187,6 +192,14 @@ def ranges_to_compare(
     for the whole disk. Settled ranges are those of an earlier session, so they begin and end at multiples of the block
     size or at the disk's end; others are compared again rather than trusted.
     """
+    for start, end in unsettled_runs(size, settled, scope):
+        yield from _cut_up(start, end)
+
+
+def unsettled_runs(
+    size: int, settled: list[Run], scope: Sequence[tuple[int, int]] | None = None
+) -> Iterator[tuple[int, int]]:
+    """Start and end of the runs that :func:`ranges_to_compare` cuts up into ranges."""
     for start, length in ((0, size),) if scope is None else scope:
         yield from _unsettled(start, start + length, size, settled)
 
@@ -199,9 +212,76 @@ def _unsettled(at: int, limit: int, size: int, settled: list[Run]) -> Iterator[t
         if run.offset >= limit:
             break
         if run.offset > at:
-            yield from _cut_up(at, run.offset)
+            yield at, run.offset
         at = max(at, end)
-    yield from _cut_up(at, limit)
+    if at < limit:
+        yield at, limit
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is compared in one step: an ordinary range, or a long hole at this side. In bytes of the disk."""
+
+    offset: int
+    length: int
+    hole: bool
+
+
+class Pieces:
+    """Hands out the runs of a disk (start, end) piece by piece; long holes are found as they come."""
+
+    def __init__(self, file: File, runs: Iterable[tuple[int, int]]) -> None:
+        self._file = file
+        self._runs = deque(runs)
+
+    def put_back(self, start: int, end: int, *, ordinary: bool) -> None:
+        """Compare this once more; in ``ordinary`` ranges without looking for holes, or as it comes."""
+        runs = _cut_up(start, end) if ordinary else ()
+        self._runs.extendleft(reversed([(at, at + length) for at, length in runs] or [(start, end)]))
+
+    def next(self) -> Piece | None:
+        """The next piece, None after the last. Blocks. Raises OSError."""
+        if not self._runs:
+            return None
+        start, end = self._runs.popleft()
+        length = self._hole(start, end) if end - start >= HOLE_BYTES else 0
+        piece = Piece(start, length or min(RANGE_BYTES, end - start), length > 0)
+        if start + piece.length < end:
+            self._runs.appendleft((start + piece.length, end))
+        return piece
+
+    def _hole(self, start: int, end: int) -> int:
+        """Length of the hole of whole blocks that begins here; 0 where there is none worth a question of its own."""
+        first = next(iter(self._file.extents(start, end - start)))
+        if not first.hole:
+            return 0
+        length = first.length if first.length == end - start else first.length // BLOCK_SIZE * BLOCK_SIZE
+        return length if length >= HOLE_BYTES else 0
+
+
+def holes_between(
+    disk: int, start: int, end: int, data: Sequence[Run]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The runs between the replica's ``data`` runs, and those themselves, as start and end.
+
+    Raises ProtocolError where they are not runs of blocks in order, apart and inside the range.
+    """
+    holes, runs, at = [], [], start
+    for run in data:
+        stop = run.offset + run.length
+        if run.disk != disk or run.offset < at or run.length == 0 or stop > end:
+            raise ProtocolError(
+                f"HOLES with {run.length} bytes at {run.offset} of disk {run.disk}, out of order or place"
+            )
+        if run.offset % BLOCK_SIZE or (stop % BLOCK_SIZE and stop != end):
+            raise ProtocolError(f"HOLES with {run.length} bytes at {run.offset}, which is no run of blocks")
+        if run.offset > at:
+            holes.append((at, run.offset))
+        runs.append((run.offset, stop))
+        at = stop
+    if at < end:
+        holes.append((at, end))
+    return holes, runs
 
 
 def _cut_up(start: int, end: int) -> Iterator[tuple[int, int]]:

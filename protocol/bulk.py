@@ -12,8 +12,13 @@ Integers are little-endian; ``docs/protocol.md`` describes the layouts and has t
     44     4    count of blocks, at most MAX_MANIFEST_BLOCKS
     48     8    offset of the range on the disk, in bytes
     56     8    length of the range; all blocks but the last have the block size
-    64     b    bitmap of ceil(count / 8) bytes: bit i % 8 of byte i / 8 is set where block i is wholly a hole
-    64+b   16n  the tags of the n blocks that are not holes, in order
+    64     g    bitmap of ceil(groups / 8) bytes: bit i % 8 of byte i / 8 is set where group i of GROUP_BLOCKS blocks
+                has the digest that was sent with the request
+    64+g   b    bitmap of ceil(count / 8) bytes: set where block i is wholly a hole, or in a group that is equal
+    64+g+b 16n  the tags of the n other blocks, in order
+
+A DETAIL has the same header, with the size of the smaller blocks in place of the block size and the count of tags in
+place of the count of blocks, and then the tags of the smaller blocks of all blocks that were asked for, in order.
 
 A BLOCKS frame is resync id (16 bytes), round (u32), count (u32), ``count`` entries as in a batch (data and zero only)
 and their payloads.
@@ -31,7 +36,7 @@ import numpy as np
 from protocol.chain import Cursor, follow_records
 from protocol.compression import decompress
 from protocol.errors import LogError, ProtocolError
-from protocol.frames import BLOCKS_HEADER_BYTES, MANIFEST_HEADER_BYTES, MAX_MANIFEST_BLOCKS
+from protocol.frames import BLOCKS_HEADER_BYTES, MANIFEST_HEADER_BYTES, MAX_DETAIL_TAGS, MAX_MANIFEST_BLOCKS
 from protocol.hrl import (
     ENTRY_BYTES,
     MAX_DISK_BYTES,
@@ -43,7 +48,7 @@ from protocol.hrl import (
     decode_table,
     encode_entry,
 )
-from protocol.messages import MessageType
+from protocol.messages import DETAIL_BYTES, GROUP_BLOCKS, MessageType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +68,7 @@ _SEAL_KINDS = frozenset({RecordKind.SEAL})
 
 @dataclass(slots=True)
 class Bulk:
-    """A received LOG, SEAL, MANIFEST or BLOCKS. ``payload`` is as it came and belongs to the receiver."""
+    """A received LOG, SEAL, MANIFEST, DETAIL or BLOCKS. ``payload`` is as it came and belongs to the receiver."""
 
     type: MessageType
     payload: Buffer
@@ -117,7 +122,8 @@ def decode_log(kind: MessageType, content: Buffer, cursor: Cursor) -> list[LogRe
 class Manifest:
     """The tags of a range's blocks.
 
-    ``holes`` is a numpy array of bool, one for each block; ``tags`` one of shape (blocks that are no holes, 16), u8.
+    ``equal`` is a numpy array of bool, one for each group: its tags' digest is the one that was sent; ``holes`` one for
+    each block: it has no tag, because it is a hole or in such a group; ``tags`` has the shape (other blocks, 16), u8.
     """
 
     id: bytes
@@ -129,9 +135,14 @@ class Manifest:
     length: int
     holes: NDArray[Any]
     tags: NDArray[Any]
+    equal: NDArray[Any]
+
+    def equal_blocks(self) -> NDArray[Any]:
+        """Which blocks are in groups that are equal, as bool."""
+        return np.repeat(self.equal, GROUP_BLOCKS)[: len(self.holes)]
 
     def by_block(self) -> NDArray[Any]:
-        """The tags as shape (blocks, 2) of u64, zeroes for holes: two manifests compare column by column."""
+        """The tags as shape (blocks, 2) of u64, zeroes where there is none: two manifests compare column by column."""
         table = np.zeros((len(self.holes), 2), np.uint64)
         table[~self.holes] = self.tags.reshape(-1).view("<u8").reshape(-1, 2)
         return table
@@ -142,12 +153,33 @@ def block_count(length: int, block_size: int) -> int:
     return -(-length // block_size)
 
 
+def group_count(blocks: int) -> int:
+    """How many groups so many blocks have; the last may have fewer."""
+    return -(-blocks // GROUP_BLOCKS)
+
+
+def _pack(flags: NDArray[Any]) -> bytes:
+    return np.packbits(flags, bitorder="little").tobytes()
+
+
+def unpack_flags(bitmap: Buffer, count: int, what: str) -> NDArray[Any]:
+    """The first ``count`` bits of a bitmap as bool; those behind must be 0. Raises ProtocolError."""
+    if len(bitmap) != -(-count // 8):
+        raise ProtocolError(f"{what} with a bitmap of {len(bitmap)} bytes for {count} bits")
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+    if bits[count:].any():
+        raise ProtocolError(f"{what} with bits set behind the last one")
+    return bits[:count].astype(bool)
+
+
 def encode_manifest(manifest: Manifest) -> list[Buffer]:
     """The payload of a MANIFEST, in pieces. Raises ValueError where tags and holes don't fit the range."""
     count = block_count(manifest.length, manifest.block_size)
     tags = np.ascontiguousarray(manifest.tags, np.uint8)
     if not 0 < count <= MAX_MANIFEST_BLOCKS or len(manifest.holes) != count:
         raise ValueError(f"a manifest of {count} blocks with {len(manifest.holes)} hole bits")
+    if len(manifest.equal) != group_count(count) or (manifest.equal_blocks() & ~manifest.holes).any():
+        raise ValueError(f"a manifest of {count} blocks with tags in groups that are equal")
     if tags.size != TAG_BYTES * (count - int(np.count_nonzero(manifest.holes))):
         raise ValueError(f"a manifest of {count} blocks with {tags.size} bytes of tags")
     header = _MANIFEST.pack(
@@ -161,7 +193,7 @@ def encode_manifest(manifest: Manifest) -> list[Buffer]:
         manifest.offset,
         manifest.length,
     )
-    return [header, np.packbits(manifest.holes, bitorder="little").tobytes(), tags.tobytes()]
+    return [header, _pack(manifest.equal), _pack(manifest.holes), tags.tobytes()]
 
 
 def decode_manifest(content: Buffer) -> Manifest:
@@ -175,19 +207,68 @@ def decode_manifest(content: Buffer) -> Manifest:
         raise ProtocolError(f"MANIFEST of {count} blocks of {block_size} bytes is out of bounds")
     if length > MAX_DISK_BYTES or offset > MAX_DISK_BYTES - length or block_count(length, block_size) != count:
         raise ProtocolError(f"MANIFEST of {count} blocks of {block_size} for {length} bytes at {offset}")
-    bitmap_bytes = -(-count // 8)
-    tags_at = MANIFEST_HEADER_BYTES + bitmap_bytes
+    holes_at = MANIFEST_HEADER_BYTES + -(-group_count(count) // 8)
+    tags_at = holes_at + -(-count // 8)
     if len(content) < tags_at:
-        raise ProtocolError(f"MANIFEST of {len(content)} bytes; bitmap of holes and header have {tags_at}")
-    bits = np.unpackbits(np.frombuffer(content, np.uint8, bitmap_bytes, MANIFEST_HEADER_BYTES), bitorder="little")
-    if bits[count:].any():
-        raise ProtocolError("MANIFEST with bits set behind the last block")
-    holes = bits[:count].astype(bool)
+        raise ProtocolError(f"MANIFEST of {len(content)} bytes; header and bitmaps have {tags_at}")
+    view = memoryview(content)
+    equal = unpack_flags(view[MANIFEST_HEADER_BYTES:holes_at], group_count(count), "MANIFEST")
+    holes = unpack_flags(view[holes_at:tags_at], count, "MANIFEST")
+    if (np.repeat(equal, GROUP_BLOCKS)[:count] & ~holes).any():
+        raise ProtocolError("MANIFEST with tags in a group that is equal")
     tags = np.frombuffer(content, np.uint8, offset=tags_at)
     expected = TAG_BYTES * (count - int(np.count_nonzero(holes)))
     if tags.size != expected:
         raise ProtocolError(f"MANIFEST with {tags.size} bytes of tags in place of {expected}")
-    return Manifest(identity, key_id, number, disk, block_size, offset, length, holes, tags.reshape(-1, TAG_BYTES))
+    rows = tags.reshape(-1, TAG_BYTES)
+    return Manifest(identity, key_id, number, disk, block_size, offset, length, holes, rows, equal)
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """The tags of the smaller blocks in the blocks of a range that were asked for; ``tags`` has the shape (n, 16)."""
+
+    id: bytes
+    key_id: bytes
+    round: int
+    disk: int
+    offset: int
+    length: int
+    tags: NDArray[Any]
+
+
+def encode_detail(detail: Detail) -> list[Buffer]:
+    """The payload of a DETAIL, in pieces. Raises ValueError where there are too few or too many tags."""
+    tags = np.ascontiguousarray(detail.tags, np.uint8)
+    if not 0 < len(tags) <= MAX_DETAIL_TAGS or tags.shape != (len(tags), TAG_BYTES):
+        raise ValueError(f"a detail of {len(tags)} tags; 1 to {MAX_DETAIL_TAGS} are allowed")
+    header = _MANIFEST.pack(
+        detail.id,
+        detail.key_id,
+        detail.round,
+        detail.disk,
+        0,
+        DETAIL_BYTES,
+        len(tags),
+        detail.offset,
+        detail.length,
+    )
+    return [header, tags.tobytes()]
+
+
+def decode_detail(content: Buffer) -> Detail:
+    """Decode a DETAIL's payload; tags are a view of it. Raises ProtocolError naming the field."""
+    if len(content) < MANIFEST_HEADER_BYTES:
+        raise ProtocolError(f"DETAIL of {len(content)} bytes; its header has {MANIFEST_HEADER_BYTES}")
+    identity, key_id, number, disk, zero, size, count, offset, length = _MANIFEST.unpack_from(content)
+    if zero or size != DETAIL_BYTES:
+        raise ProtocolError(f"DETAIL with blocks of {size} bytes and {zero} in the reserved field at byte 38")
+    if length > MAX_DISK_BYTES or offset > MAX_DISK_BYTES - length or not 0 < count <= MAX_DETAIL_TAGS:
+        raise ProtocolError(f"DETAIL of {count} tags for {length} bytes at {offset} is out of bounds")
+    if len(content) != MANIFEST_HEADER_BYTES + TAG_BYTES * count:
+        raise ProtocolError(f"DETAIL of {len(content)} bytes with {count} tags")
+    tags = np.frombuffer(content, np.uint8, offset=MANIFEST_HEADER_BYTES).reshape(-1, TAG_BYTES)
+    return Detail(identity, key_id, number, disk, offset, length, tags)
 
 
 # --- blocks --------------------------------------------------------------------------------------------------------

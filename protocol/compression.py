@@ -16,6 +16,8 @@ MAX_WINDOW_BYTES = 2 << 20
 # Smaller payloads, or ones that hardly shrink, are sent as they are.
 MIN_RAW_BYTES = 4096
 WORTHWHILE = 0.9
+SAMPLES = 16
+SAMPLE_BYTES = 1024
 
 
 def compress(pieces: Sequence[Buffer], *, level: int = LEVEL) -> bytes | None:
@@ -28,6 +30,22 @@ def compress(pieces: Sequence[Buffer], *, level: int = LEVEL) -> bytes | None:
         return None
     packed = zstandard.ZstdCompressor(level=level, write_content_size=True).compress(raw)
     return packed if len(packed) < len(raw) * WORTHWHILE else None
+
+
+def worth_compressing(pieces: Sequence[Buffer]) -> bool:
+    """Whether samples of the pieces, 1 KiB from so many places, shrink enough to try it with all. Cheap."""
+    lengths = [len(piece) for piece in pieces]
+    step = max(1, len(pieces) // SAMPLES)
+    chosen = [number for number in range(0, len(pieces), step) if lengths[number]]
+    each = max(1, SAMPLES // max(1, len(chosen)))
+    sample = bytearray()
+    for number in chosen:
+        with memoryview(pieces[number]) as view:
+            for at in range(0, lengths[number], -(-lengths[number] // each)):
+                sample += view[at : at + SAMPLE_BYTES]
+    if not sample:
+        return False
+    return len(zstandard.ZstdCompressor(level=LEVEL).compress(sample)) < len(sample) * WORTHWHILE
 
 
 def decompress(data: Buffer, raw_length: int) -> bytes:

@@ -21,6 +21,13 @@ MAX_CONTROL_BODY = 64 << 10
 MAX_HELLO_BODY = 16 << 10
 MAX_SETTLED_RUNS = 1024
 BLOCK_SIZE = 64 << 10
+DETAIL_BYTES = 4096
+"""The blocks into which a differing block is divided at the second level, in bytes."""
+GROUP_BLOCKS = 64
+"""Blocks whose tags one digest of a MANIFEST_REQUEST stands for."""
+MAX_GROUPS = 64
+MAX_ASKED_BYTES = 512
+"""The longest bitmap of a DETAIL_REQUEST."""
 MAX_U63 = (1 << 63) - 1
 
 
@@ -49,9 +56,15 @@ class MessageType(IntEnum):
     COMMITTED = 40
     RESYNC_CANCEL = 41
     RESYNC_CANCELLED = 42
+    DETAIL_REQUEST = 43
+    DETAIL = 44
+    HOLES_REQUEST = 45
+    HOLES = 46
 
 
-BULK_TYPES = frozenset({MessageType.LOG, MessageType.SEAL, MessageType.MANIFEST, MessageType.BLOCKS})
+BULK_TYPES = frozenset(
+    {MessageType.LOG, MessageType.SEAL, MessageType.MANIFEST, MessageType.BLOCKS, MessageType.DETAIL}
+)
 
 
 class ErrorCode(StrEnum):
@@ -293,6 +306,8 @@ class Run(Body, frozen=True):
     length: U63
 
 
+Digests = Annotated[bytes, msgspec.Meta(max_length=16 * MAX_GROUPS)]
+Asked = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_ASKED_BYTES)]
 Runs = Annotated[list[Run], msgspec.Meta(max_length=MAX_SETTLED_RUNS)]
 
 
@@ -306,7 +321,11 @@ class ResyncReady(Body, frozen=True):
 
 
 class ManifestRequest(Body, frozen=True):
-    """Ask for the manifest of a range of at most MAX_MANIFEST_BLOCKS whole blocks; the disk's last may be shorter."""
+    """Ask for the manifest of a range of at most MAX_MANIFEST_BLOCKS whole blocks; the disk's last may be shorter.
+
+    ``digests`` are the sender's, 16 bytes for each group of blocks: the answer leaves out groups that agree. Empty
+    where all tags are wanted.
+    """
 
     id: Id16
     round: U32
@@ -314,6 +333,48 @@ class ManifestRequest(Body, frozen=True):
     disk: U16
     offset: U63
     length: U63
+    digests: Digests
+
+
+class DetailRequest(Body, frozen=True):
+    """Ask for the tags of the smaller blocks inside some blocks of a range whose manifest was sent.
+
+    ``blocks`` is a bitmap: bit i % 8 of byte i / 8 asks for block i of the range.
+    """
+
+    id: Id16
+    round: U32
+    key_id: Id16
+    disk: U16
+    offset: U63
+    length: U63
+    blocks: Asked
+
+
+class HolesRequest(Body, frozen=True):
+    """The range, of any number of blocks, is a hole at the primary: ask where it is none at the replica."""
+
+    id: Id16
+    round: U32
+    key_id: Id16
+    disk: U16
+    offset: U63
+    length: U63
+
+
+class Holes(Body, frozen=True):
+    """What of the first ``length`` bytes of the range that was asked for is no hole here: ``data``, in order.
+
+    The rest of these bytes is equal on both sides, and each run of it is expected in a RANGE_DONE.
+    """
+
+    id: Id16
+    round: U32
+    key_id: Id16
+    disk: U16
+    offset: U63
+    length: U63
+    data: Runs
 
 
 class RangeDone(Body, frozen=True):
@@ -369,6 +430,7 @@ BODIES: dict[MessageType, type[Body]] = {
     MessageType.RESYNC_BEGIN: ResyncBegin, MessageType.RESYNC_READY: ResyncReady,
     MessageType.MANIFEST_REQUEST: ManifestRequest, MessageType.RANGE_DONE: RangeDone,
     MessageType.RANGE_SETTLED: RangeSettled, MessageType.COMMIT: Commit, MessageType.COMMITTED: Committed,
+    MessageType.DETAIL_REQUEST: DetailRequest, MessageType.HOLES_REQUEST: HolesRequest, MessageType.HOLES: Holes,
     MessageType.RESYNC_CANCEL: ResyncCancel, MessageType.RESYNC_CANCELLED: ResyncCancelled,
 }  # fmt: skip
 TYPE_OF: dict[type[Body], MessageType] = {body: kind for kind, body in BODIES.items()}

@@ -91,8 +91,8 @@ def _transitions() -> Transitions:
         table |= _stay(state, replica, (m.RECEIVED, m.APPLIED))
     # A resync that the replica reported as open is dropped without being begun again.
     table[s.OPEN, primary, m.RESYNC_CANCEL] = s.CANCELLING
-    table |= _stay(s.BULK, primary, (m.MANIFEST_REQUEST, m.BLOCKS, m.RANGE_DONE))
-    table |= _stay(s.BULK, replica, (m.MANIFEST, m.RANGE_SETTLED))
+    table |= _stay(s.BULK, primary, (m.MANIFEST_REQUEST, m.DETAIL_REQUEST, m.HOLES_REQUEST, m.BLOCKS, m.RANGE_DONE))
+    table |= _stay(s.BULK, replica, (m.MANIFEST, m.DETAIL, m.HOLES, m.RANGE_SETTLED))
     for side in Side:
         for state in s:
             if state is not s.CLOSED:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from protocol.bulk import Bulk
 from protocol.errors import ProtocolError
 from protocol.hrl import Settled
-from protocol.messages import ManifestRequest, MessageType, RangeDone, RangeSettled, Run
+from protocol.messages import DetailRequest, HolesRequest, ManifestRequest, MessageType, RangeDone, RangeSettled, Run
 from replica_agent.baseline import Baseline
 from replica_agent.control import Control
 from replica_agent.finishing import finish
@@ -20,6 +20,8 @@ from shared.channel import Channel
 from shared.events import EventId
 from shared.ports import Buffer
 from shared.tasks import together
+
+Question = ManifestRequest | DetailRequest | HolesRequest
 
 TAKE_BYTES = 4 << 20
 HASHERS = 2
@@ -37,7 +39,7 @@ class BulkConnection:
         self._baseline = baseline
         self._control = control
         self._blocks: Intake[Bulk | RangeDone] = Intake()
-        self._requests: asyncio.Queue[ManifestRequest] = asyncio.Queue(MAX_PENDING_RANGES)
+        self._requests: asyncio.Queue[Question] = asyncio.Queue(MAX_PENDING_RANGES)
 
     async def run(self) -> None:
         """Serve until the connection ends; raises what ended it."""
@@ -62,6 +64,12 @@ class BulkConnection:
                 case ManifestRequest():
                     self._resync().accept(message)
                     await self._requests.put(message)
+                case DetailRequest():
+                    self._resync().accept_detail(message)
+                    await self._requests.put(message)
+                case HolesRequest():
+                    self._resync().accept_holes(message)
+                    await self._requests.put(message)
                 case Bulk(type=MessageType.BLOCKS):
                     await self._blocks.put(message, len(message.payload))
                 case RangeDone():
@@ -73,9 +81,20 @@ class BulkConnection:
         while True:
             request = await self._requests.get()
             resync = self._resync()
-            pieces: Sequence[Buffer] = await finish(self._parts.ports.workers.run(resync.manifest, request))
-            self.channel.send_bulk(MessageType.MANIFEST, pieces)
-            resync.answered(request)
+            run = self._parts.ports.workers.run
+            pieces: Sequence[Buffer]
+            match request:
+                case ManifestRequest():
+                    pieces = await finish(run(resync.answers.manifest, request))
+                    self.channel.send_bulk(MessageType.MANIFEST, pieces)
+                    resync.answered(request)
+                case DetailRequest():
+                    pieces = await finish(run(resync.answers.detail, request))
+                    self.channel.send_bulk(MessageType.DETAIL, pieces)
+                case HolesRequest():
+                    answer = await finish(run(resync.answers.holes, request))
+                    self.channel.send(answer)
+                    resync.told(answer)
             while resync.unreadable:
                 text = f"A part of the replica can't be read and is sent anew: {resync.unreadable.pop()}"
                 await self._parts.ledger.note(EventId.DAMAGED, text, cause="unreadable")

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from protocol.bulk import Blocks, Bulk, Manifest, block_count, decode_blocks, encode_manifest
+from protocol.bulk import (
+    Blocks,
+    Bulk,
+    block_count,
+    decode_blocks,
+    group_count,
+)
 from protocol.entries import EntryKind
 from protocol.errors import ProtocolError
-from protocol.frames import MAX_MANIFEST_BLOCKS
+from protocol.frames import MAX_DETAIL_TAGS, MAX_MANIFEST_BLOCKS
 from protocol.hrl import Settled
 from protocol.messages import (
+    DETAIL_BYTES,
     MAX_SETTLED_RUNS,
+    DetailRequest,
+    Holes,
+    HolesRequest,
     ManifestRequest,
     RangeDone,
     ResyncBegin,
@@ -27,14 +38,18 @@ from protocol.messages import (
     Run,
 )
 from protocol.position import Position
+from replica_agent.answers import MAX_HOLES, Answers, asked_blocks
 from replica_agent.changes import Changes, plan_writes
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
 from replica_agent.record import ResyncRecord
 from replica_agent.replay import Source
 from replica_agent.spool import Spool, SyncFailedError
-from shared.disks.hashing import HASH_NAME, KEY_BYTES, RangeHasher
-from shared.ports import Buffer, Ports
+from shared.disks.hashing import DIGEST_BYTES, HASH_NAME, KEY_BYTES, RangeHasher
+from shared.ports import Ports
+
+if TYPE_CHECKING:
+    pass
 
 MAX_PENDING_RANGES = 256
 """Ranges whose manifest was asked for and that are not done; a sound primary has far fewer."""
@@ -73,6 +88,15 @@ class OpenResync:
     """Ranges that could not be read, not yet told to anybody."""
 
     @property
+    def answers(self) -> Answers:
+        """Answers the questions of this session. Raises ProtocolError outside of one."""
+        if self.key is None:
+            raise ProtocolError("a question outside a resynchronization", code="state")
+        return Answers(
+            self.ports.random, self.disks, self.key.hasher, self.key.block_size, self.reread, self.unreadable
+        )
+
+    @property
     def state(self) -> ResyncState:
         record = self.record
         return ResyncState(
@@ -105,7 +129,7 @@ class OpenResync:
         self.key = None
         self.pending.clear()
 
-    # --- manifests -------------------------------------------------------------------------------------------------
+    # --- questions -------------------------------------------------------------------------------------------------
 
     def accept(self, request: ManifestRequest) -> None:
         """Judge a request, and expect its range's blocks from now on (R23). Raises ProtocolError."""
@@ -113,11 +137,40 @@ class OpenResync:
         if request.key_id != key.id:
             raise ProtocolError("MANIFEST_REQUEST with another key than this session's", code="stale")
         self._judge_range(request.disk, request.offset, request.length, key.block_size)
-        if block_count(request.length, key.block_size) > MAX_MANIFEST_BLOCKS:
+        count = block_count(request.length, key.block_size)
+        if count > MAX_MANIFEST_BLOCKS:
             raise ProtocolError(f"MANIFEST_REQUEST for more than {MAX_MANIFEST_BLOCKS} blocks")
+        if len(request.digests) not in (0, DIGEST_BYTES * group_count(count)):
+            raise ProtocolError(f"MANIFEST_REQUEST for {count} blocks with {len(request.digests)} bytes of digests")
         if len(self.pending) >= MAX_PENDING_RANGES:
             raise ProtocolError(f"more than {MAX_PENDING_RANGES} ranges are asked for and not done")
         self.pending[request.disk, request.offset, request.length] = False
+
+    def accept_detail(self, request: DetailRequest) -> None:
+        """Judge a question about blocks of a range whose manifest was sent (R23). Raises ProtocolError."""
+        key = self._require_key(request.id, request.round)
+        if request.key_id != key.id:
+            raise ProtocolError("DETAIL_REQUEST with another key than this session's", code="stale")
+        if not self.pending.get((request.disk, request.offset, request.length), False):
+            raise ProtocolError(
+                f"DETAIL_REQUEST for {request.length} bytes at {request.offset} of disk {request.disk}, "
+                "which is not being compared"
+            )
+        if key.block_size <= DETAIL_BYTES:
+            raise ProtocolError(f"DETAIL_REQUEST in blocks of {key.block_size} bytes, which have no smaller ones")
+        asked = asked_blocks(request, key.block_size)
+        tags = sum(-(-length // DETAIL_BYTES) for _, length in asked)
+        if not 0 < tags <= MAX_DETAIL_TAGS:
+            raise ProtocolError(f"DETAIL_REQUEST for {tags} tags; 1 to {MAX_DETAIL_TAGS} are allowed")
+
+    def accept_holes(self, request: HolesRequest) -> None:
+        """Judge a question about holes (R23). Raises ProtocolError."""
+        key = self._require_key(request.id, request.round)
+        if request.key_id != key.id:
+            raise ProtocolError("HOLES_REQUEST with another key than this session's", code="stale")
+        self._judge_range(request.disk, request.offset, request.length, key.block_size)
+        if len(self.pending) >= MAX_PENDING_RANGES + MAX_HOLES:
+            raise ProtocolError("too many holes are told and not done")
 
     def answered(self, request: ManifestRequest) -> None:
         """The manifest of the range was sent."""
@@ -125,37 +178,14 @@ class OpenResync:
         if place in self.pending:
             self.pending[place] = True
 
-    def manifest(self, request: ManifestRequest) -> list[Buffer]:
-        """Hash the range of the newest point. Blocks. A range that can't be read is told to differ (R24): it is sent
-        and written anew, which is what a disk with a bad sector needs.
-        """
-        key = self.key
-        if key is None:
-            raise ProtocolError("MANIFEST_REQUEST outside a resynchronization", code="state")
-        file = self.disks.file(request.disk)
-        try:
-            if self.reread:
-                raise OSError("the disk is not trusted")
-            holes, tags = key.hasher.hash_range(file, request.offset, request.length)
-        except OSError as error:
-            if not self.reread:
-                self.unreadable.append(f"{request.length} bytes at {request.offset} of disk {request.disk}: {error}")
-            count = block_count(request.length, key.block_size)
-            holes = np.zeros(count, bool)
-            tags = np.frombuffer(self.ports.random.bytes(16 * count), np.uint8).reshape(count, 16)
-        return encode_manifest(
-            Manifest(
-                request.id,
-                request.key_id,
-                request.round,
-                request.disk,
-                key.block_size,
-                request.offset,
-                request.length,
-                holes,
-                tags,
-            )
-        )
+    def told(self, answer: Holes) -> None:
+        """The answer was sent: what lies between its data runs is equal, and expected to be done."""
+        at = answer.offset
+        end = Run(disk=answer.disk, offset=answer.offset + answer.length, length=0)
+        for run in [*answer.data, end]:
+            if run.offset > at:
+                self.pending[answer.disk, at, run.offset - at] = True
+            at = run.offset + run.length
 
     def _judge_range(self, disk: int, offset: int, length: int, block_size: int) -> None:
         size = self.disks.sizes.get(disk)

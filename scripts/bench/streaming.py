@@ -89,14 +89,14 @@ class _Answer:
         self.arrived.set()
 
 
-def _identity(folder: Path, host: str) -> TlsIdentity:
+def identity(folder: Path, host: str) -> TlsIdentity:
     pki = folder / "pki" / host
     return TlsIdentity(str(pki / "ca.pem"), str(pki / "certificate.pem"), str(pki / "key.pem"))
 
 
 def _serve_sink(folder: Path, total: int, ready: Connection) -> None:
     async def serve() -> None:
-        network = RealNetwork(_identity(folder, "localhost"))
+        network = RealNetwork(identity(folder, "localhost"))
         address = Address(host="127.0.0.1", port=0, tls=True)
         listener = await network.listen(address, lambda link: link.attach(_Sink(link, total)))
         ready.send(listener.address.port)
@@ -114,7 +114,7 @@ def tls_limit(folder: Path, total: int) -> tuple[float, float]:
     process.start()
 
     async def send(port: int) -> tuple[float, float]:
-        link = await RealNetwork(_identity(folder, "alpha")).connect(
+        link = await RealNetwork(identity(folder, "alpha")).connect(
             Address(host="localhost", port=port, tls=True), timeout=10
         )
         answer, message = _Answer(), bytes(range(256)) * (MESSAGE // 256)
@@ -165,7 +165,7 @@ async def _watch(pair: AgentPair, entry: int) -> tuple[float, float, float]:
     return received, used, applied
 
 
-def _memory(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
     """Resident bytes of a process."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
@@ -188,9 +188,9 @@ def measure(pair: AgentPair, uri: str, size: int, entry_bytes: int, total: int) 
         "entries": entries / received,
         "applied": total / applied,
         "processor": used / total,
-        "primary": _memory(pair.agents["primary"].pid),
-        "replica": _memory(pair.agents["replica"].pid),
-        "tap": _memory(pair.tap_pid()),
+        "primary": resident_bytes(pair.agents["primary"].pid),
+        "replica": resident_bytes(pair.agents["replica"].pid),
+        "tap": resident_bytes(pair.tap_pid()),
     }
 
 

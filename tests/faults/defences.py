@@ -171,7 +171,7 @@ DEFENCES = {
         f"{COPY}test_failures.py::test_part_of_the_copy_that_can_not_be_read_is_sent_anew",
     ),
     "nothing_differs": Defence(
-        "P13, R6", "a compare finds no difference", "primary_agent.resync:differing_spans", says([]),
+        "P13, R6", "a compare finds no difference", "primary_agent.detail:RangeDifferences.spans", says([]),
         f"{PAIR}test_rot_in_the_copy_is_found_by_the_next_whole_compare",
     ),
     "log_loss_forgiven": Defence(

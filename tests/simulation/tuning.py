@@ -11,6 +11,7 @@ import primary_agent.scope
 import primary_agent.tap.batches
 import primary_agent.tap.engine
 import primary_agent.tap.hot_regions
+import replica_agent.answers
 import replica_agent.apply
 import replica_agent.bulk
 import replica_agent.control
@@ -33,6 +34,7 @@ class FewHotRegions(HotRegions):
 
 SMALL: list[tuple[Any, str, Any]] = [
     (primary_agent.compare, "RANGE_BYTES", 128 << 10),
+    (primary_agent.compare, "HOLE_BYTES", 192 << 10),
     (primary_agent.scope, "JOIN_BYTES", 0),
     (primary_agent.tap.engine, "HotRegions", FewHotRegions),
     (primary_agent.tap.hot_regions, "CHECKPOINT_SECONDS", 0.3),
@@ -45,6 +47,8 @@ SMALL: list[tuple[Any, str, Any]] = [
     (replica_agent.apply, "STEP_BYTES", 64 << 10),
     (replica_agent.bulk, "TAKE_BYTES", 128 << 10),
     (replica_agent.control, "TAKE_BYTES", 64 << 10),
+    (replica_agent.answers, "MAX_HOLES", 2),
+    (replica_agent.answers, "SHORT_HOLE", 0),
     (replica_agent.retention, "HOUR", 4.0),
     (replica_agent.retention, "MERGE_AT_ONCE", 3),
     (replica_agent.saving, "BATCH_BYTES", 16 << 10),

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from protocol.bulk import Bulk, decode_blocks, decode_log, decode_manifest
+from protocol.bulk import Bulk, decode_blocks, decode_detail, decode_log, decode_manifest, encode_manifest
 from protocol.chain import Cursor
 from protocol.compression import compress
 from protocol.errors import ProtocolError
@@ -23,7 +23,7 @@ from protocol.frames import FLAG_ZSTD, MAX_FRAME_PAYLOAD, FrameReader, encode_fr
 from protocol.hrl import FILE_HEADER_BYTES
 from protocol.messages import BULK_TYPES, MessageType, decode_body, encode_body
 from tests.vectors.logs import OTHER_EPOCH, SIZES, LogBuilder, data, discard, pattern, small_log, zero
-from tests.vectors.messages import BULK_EXAMPLES, EXAMPLES, LOG, TOKEN
+from tests.vectors.messages import BULK_EXAMPLES, EXAMPLES, LOG, TOKEN, long_manifest
 
 FOLDER = Path(__file__).parent
 
@@ -68,6 +68,10 @@ def frame_cases() -> Iterator[Case]:
         yield Case(name, "frame", kind.name, frame(kind, encode_body(body), token))
     for kind, payload in BULK_EXAMPLES.items():
         yield Case(f"frame-{kind.name.lower()}", "frame", kind.name, frame(kind, payload))
+    long = b"".join(encode_manifest(long_manifest()))
+    yield Case(
+        "frame-manifest-groups", "frame", "MANIFEST of three groups, one equal", frame(MessageType.MANIFEST, long)
+    )
     raw = squeezed_log()
     packed = compress([raw])
     assert packed is not None
@@ -134,8 +138,20 @@ def describe_bulk(bulk: Bulk) -> dict[str, Any]:
                 "block_size": manifest.block_size,
                 "offset": manifest.offset,
                 "length": manifest.length,
+                "equal": manifest.equal.tolist(),
                 "holes": manifest.holes.tolist(),
                 "tags": [row.tobytes().hex() for row in manifest.tags],
+            }
+        case MessageType.DETAIL:
+            detail = decode_detail(content)
+            return {
+                "id": detail.id.hex(),
+                "key_id": detail.key_id.hex(),
+                "round": detail.round,
+                "disk": detail.disk,
+                "offset": detail.offset,
+                "length": detail.length,
+                "tags": [row.tobytes().hex() for row in detail.tags],
             }
         case MessageType.BLOCKS:
             blocks = decode_blocks(content, SIZES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from protocol.bulk import Manifest, encode_blocks, encode_blocks_entry, encode_manifest
+from protocol.bulk import Detail, Manifest, encode_blocks, encode_blocks_entry, encode_detail, encode_manifest
 from protocol.frames import MAX_FRAME_PAYLOAD
 from protocol.messages import (
     Applied,
@@ -12,9 +12,12 @@ from protocol.messages import (
     Close,
     Commit,
     Committed,
+    DetailRequest,
     ErrorCode,
     Heartbeat,
     Hello,
+    Holes,
+    HolesRequest,
     ManifestRequest,
     MessageType,
     Open,
@@ -119,7 +122,20 @@ EXAMPLES: dict[MessageType, Body] = {
         id=RESYNC, round=1, key_id=KEY_ID, settled=[Run(disk=0, offset=0, length=65536)]
     ),
     MessageType.MANIFEST_REQUEST: ManifestRequest(
-        id=RESYNC, round=1, key_id=KEY_ID, disk=0, offset=65536, length=327680
+        id=RESYNC, round=1, key_id=KEY_ID, disk=0, offset=65536, length=327680, digests=pattern(16, 10)
+    ),
+    MessageType.DETAIL_REQUEST: DetailRequest(
+        id=RESYNC, round=1, key_id=KEY_ID, disk=0, offset=65536, length=327680, blocks=b"\x09"
+    ),
+    MessageType.HOLES_REQUEST: HolesRequest(id=RESYNC, round=1, key_id=KEY_ID, disk=3, offset=0, length=1 << 30),
+    MessageType.HOLES: Holes(
+        id=RESYNC,
+        round=1,
+        key_id=KEY_ID,
+        disk=3,
+        offset=0,
+        length=1 << 30,
+        data=[Run(disk=3, offset=65536, length=131072)],
     ),
     MessageType.RANGE_DONE: RangeDone(id=RESYNC, round=1, disk=0, offset=65536, length=327680),
     MessageType.RANGE_SETTLED: RangeSettled(id=RESYNC, round=1, ranges=[Run(disk=0, offset=65536, length=327680)]),
@@ -134,7 +150,22 @@ def manifest() -> Manifest:
     """Five blocks of 64 KiB, the second and the last of them holes."""
     holes = np.array([False, True, False, False, True])
     tags = np.frombuffer(pattern(48, 9), np.uint8).reshape(3, 16)
-    return Manifest(RESYNC, KEY_ID, 1, 0, 65536, 65536, 327680, holes, tags)
+    return Manifest(RESYNC, KEY_ID, 1, 0, 65536, 65536, 327680, holes, tags, np.array([False]))
+
+
+def long_manifest() -> Manifest:
+    """130 blocks in three groups, the second of which is equal, with a hole in the first and one in the third."""
+    equal = np.array([False, True, False])
+    holes = np.repeat(equal, 64)[:130]
+    holes[[3, 128]] = True
+    tags = np.frombuffer(pattern(16 * 64, 11), np.uint8).reshape(64, 16)
+    return Manifest(RESYNC, KEY_ID, 1, 0, 65536, 0, 130 * 65536, holes, tags, equal)
+
+
+def detail() -> Detail:
+    """The tags of 32 smaller blocks."""
+    tags = np.frombuffer(pattern(512, 12), np.uint8).reshape(32, 16)
+    return Detail(RESYNC, KEY_ID, 1, 0, 65536, 327680, tags)
 
 
 def blocks_payload() -> bytes:
@@ -152,5 +183,6 @@ BULK_EXAMPLES: dict[MessageType, bytes] = {
     MessageType.LOG: LOG.record(0) + LOG.record(1) + LOG.record(2),
     MessageType.SEAL: LOG.record(4),
     MessageType.MANIFEST: b"".join(encode_manifest(manifest())),
+    MessageType.DETAIL: b"".join(encode_detail(detail())),
     MessageType.BLOCKS: blocks_payload(),
 }

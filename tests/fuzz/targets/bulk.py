@@ -14,7 +14,15 @@ import zstandard
 import protocol.bulk
 import protocol.chain
 import protocol.compression
-from protocol.bulk import decode_blocks, decode_log, decode_manifest, encode_blocks, encode_manifest
+from protocol.bulk import (
+    decode_blocks,
+    decode_detail,
+    decode_log,
+    decode_manifest,
+    encode_blocks,
+    encode_detail,
+    encode_manifest,
+)
 from protocol.chain import Cursor
 from protocol.compression import compress, decompress
 from protocol.errors import ProtocolError
@@ -25,7 +33,7 @@ from tests.fuzz.naive import number
 from tests.fuzz.target import Plant, Target
 from tests.vectors.cases import squeezed_log
 from tests.vectors.logs import SIZES, pattern
-from tests.vectors.messages import BULK_EXAMPLES, LOG, RESYNC
+from tests.vectors.messages import BULK_EXAMPLES, LOG, RESYNC, long_manifest
 
 # --- manifests, blocks and log -------------------------------------------------------------------------------------
 
@@ -39,9 +47,16 @@ def manifest_wrong(data: bytes) -> bool:
         return True
     if (length + size - 1) // size != count:
         return True
-    bitmap = int.from_bytes(data[64 : 64 + (count + 7) // 8], "little")
-    tags = count - bitmap.bit_count()
-    return bool(bitmap >> count) or len(data) != 64 + (count + 7) // 8 + 16 * tags
+    groups = (count + 63) // 64
+    at = 64 + (groups + 7) // 8
+    equal = int.from_bytes(data[64:at], "little")
+    bitmap = int.from_bytes(data[at : at + (count + 7) // 8], "little")
+    if equal >> groups or bitmap >> count:
+        return True
+    for block in range(count):
+        if equal >> block // 64 & 1 and not bitmap >> block & 1:
+            return True
+    return len(data) != at + (count + 7) // 8 + 16 * (count - bitmap.bit_count())
 
 
 def check_manifest(data: bytes) -> None:
@@ -56,6 +71,24 @@ def check_manifest(data: bytes) -> None:
     assert rows.shape == (len(manifest.holes), 2)
     assert rows[~manifest.holes].tobytes() == manifest.tags.tobytes()
     assert not rows[manifest.holes].any()
+
+
+def detail_wrong(data: bytes) -> bool:
+    """Whether the page says that this is no DETAIL."""
+    if len(data) < 64 or number(data, 38, 2) or number(data, 40, 4) != 4096:
+        return True
+    count, offset, length = number(data, 44, 4), number(data, 48, 8), number(data, 56, 8)
+    return not 1 <= count <= 65536 or offset + length > 1 << 46 or len(data) != 64 + 16 * count
+
+
+def check_detail(data: bytes) -> None:
+    try:
+        detail = decode_detail(data)
+    except ProtocolError:
+        assert detail_wrong(data)
+        return
+    assert not detail_wrong(data)
+    assert b"".join(encode_detail(detail)) == data
 
 
 def blocks_wrong(data: bytes) -> bool:
@@ -111,21 +144,25 @@ def fuzz_bulk(data: bytes) -> None:
     if not data:
         return
     content = data[1:]
-    match data[0] % 6:
+    match data[0] % 7:
         case 0 | 1:
             check_manifest(content)
+        case 6:
+            check_detail(content)
         case 2 | 3:
             check_blocks(content)
         case 4:
-            check_log(MessageType.LOG, content, (None, False, True)[data[0] // 6 % 3])
+            check_log(MessageType.LOG, content, (None, False, True)[data[0] // 7 % 3])
         case 5:
-            check_log(MessageType.SEAL, content, (None, False, True)[data[0] // 6 % 3])
+            check_log(MessageType.SEAL, content, (None, False, True)[data[0] // 7 % 3])
 
 
 def seeds_bulk() -> Iterable[bytes]:
     yield b"\0" + BULK_EXAMPLES[MessageType.MANIFEST]
+    yield b"\0" + b"".join(encode_manifest(long_manifest()))
+    yield b"\6" + BULK_EXAMPLES[MessageType.DETAIL]
     behind = bytearray(BULK_EXAMPLES[MessageType.MANIFEST])
-    behind[64] |= 1 << 6
+    behind[65] |= 1 << 6
     yield b"\0" + behind
     yield b"\2" + BULK_EXAMPLES[MessageType.BLOCKS]
     yield b"\2" + BULK_EXAMPLES[MessageType.BLOCKS] + bytes(8)
@@ -142,8 +179,8 @@ def mutate_bulk(data: bytes, random: Random) -> bytes:
     if len(data) < 25:
         return tweak(data, random)
     content = data[1:]
-    match data[0] % 6:
-        case 0 | 1 if random.random() < 0.5 and len(content) >= 64:
+    match data[0] % 7:
+        case 0 | 1 | 6 if random.random() < 0.5 and len(content) >= 64:
             content = set_field(content, random.choice(MANIFEST_FIELDS), random)
         case 0 | 1 if random.random() < 0.5 and len(content) >= 64:
             content = resize_manifest(content, random)
@@ -152,7 +189,7 @@ def mutate_bulk(data: bytes, random: Random) -> bytes:
             at, size = random.choice(ENTRY_FIELDS)
             content = set_field(content, (row + at, size), random)
         case 4 | 5:
-            before = LOG.positions[0 if data[0] % 6 == 4 else 4]
+            before = LOG.positions[0 if data[0] % 7 == 4 else 4]
             content = mutate_records(content, random, before.chain)
         case _:
             content = tweak(content, random)
@@ -162,8 +199,13 @@ def mutate_bulk(data: bytes, random: Random) -> bytes:
 def resize_manifest(data: bytes, random: Random) -> bytes:
     """Another number of blocks and holes, everything else fitting."""
     count, size = random.choice((1, 7, 8, 9, 64, 300)), random.choice((1, 512, 65536))
+    groups = (count + 63) // 64
+    equal = random.getrandbits(groups)
     holes = random.getrandbits(count)
+    for block in range(count):
+        holes |= (equal >> block // 64 & 1) << block
     head = data[:40] + struct.pack("<II", size, count) + data[48:56] + struct.pack("<Q", size * count)
+    head += equal.to_bytes((groups + 7) // 8, "little")
     return head + holes.to_bytes((count + 7) // 8, "little") + bytes(16 * (count - holes.bit_count()))
 
 
@@ -192,7 +234,7 @@ def tail_bits() -> Any:
 
     def lax(content: bytes) -> Any:
         count = number(content, 44, 4)
-        at = 64 + (count - 1) // 8
+        at = 64 + ((count + 63) // 64 + 7) // 8 + (count - 1) // 8
         if 0 < count <= 4096 and count % 8 and at < len(content):
             content = content[:at] + bytes([content[at] & ((1 << count % 8) - 1)]) + content[at + 1 :]
         return decode(content)

@@ -18,10 +18,11 @@ from primary_agent.compare import (
     BlocksReader,
     Span,
     check_scope,
-    differing_spans,
+    differing_blocks,
     ranges_to_compare,
+    spans_of,
 )
-from protocol.bulk import Manifest, decode_blocks
+from protocol.bulk import Manifest, decode_blocks, group_count
 from protocol.compression import decompress
 from protocol.entries import EntryKind
 from protocol.errors import ProtocolError
@@ -45,12 +46,24 @@ def manifest(content: bytes, holes: set[int], *, offset: int = 0, size: int = SI
     tags = b"".join(tag(block) for number, block in enumerate(blocks) if number not in holes)
     flags = np.array([number in holes for number in range(len(blocks))])
     table = np.frombuffer(tags, np.uint8).reshape(-1, 16)
-    return Manifest(ID, b"k" * 16, 1, 0, size, offset, len(content), flags, table)
+    equal = np.zeros(group_count(len(blocks)), bool)
+    return Manifest(ID, b"k" * 16, 1, 0, size, offset, len(content), flags, table, equal)
 
 
 def zero_tags(length: int, size: int = SIZE) -> tuple[bytes, bytes]:
     last = length % size or size
     return tag(bytes(size)), tag(bytes(last))
+
+
+def differing_spans(ours: Manifest, theirs: Manifest, zero: tuple[bytes, bytes]) -> list[Span]:
+    """The spans of differing blocks, as they are without a second level."""
+    table = ours.by_block()
+    table[ours.holes] = np.frombuffer(zero[0], "<u8")
+    if ours.holes[-1]:
+        table[-1] = np.frombuffer(zero[1], "<u8")
+    different, worth = differing_blocks(ours, table, theirs, zero)
+    assert not (worth & (~different | ours.holes | theirs.holes)).any()
+    return spans_of(different, ours.holes, ours.offset, ours.length, ours.block_size)
 
 
 block_kinds = st.sampled_from(["hole", "zero", "a", "b"])

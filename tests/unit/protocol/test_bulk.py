@@ -16,19 +16,22 @@ from protocol.bulk import (
     Manifest,
     block_count,
     decode_blocks,
+    decode_detail,
     decode_log,
     decode_manifest,
     encode_blocks,
     encode_blocks_entry,
+    encode_detail,
     encode_manifest,
+    group_count,
 )
 from protocol.chain import Cursor
 from protocol.errors import ProtocolError
-from protocol.frames import MAX_MANIFEST_BLOCKS, PAYLOAD_CAPS, Buffer
+from protocol.frames import MAX_DETAIL_TAGS, MAX_MANIFEST_BLOCKS, PAYLOAD_CAPS, Buffer
 from protocol.hrl import MAX_DISK_BYTES, MAX_ENTRIES, MAX_PAYLOAD, EntryKind, encode_entry
-from protocol.messages import MessageType
+from protocol.messages import GROUP_BLOCKS, MessageType
 from tests.vectors.logs import EPOCH, OTHER_EPOCH, SIZES, LogBuilder, small_log, zero
-from tests.vectors.messages import BULK_EXAMPLES, KEY_ID, RESYNC, manifest
+from tests.vectors.messages import BULK_EXAMPLES, KEY_ID, RESYNC, detail, manifest
 
 LOG = small_log()
 LOG_FRAME = BULK_EXAMPLES[MessageType.LOG]
@@ -114,9 +117,11 @@ def test_any_changed_byte_of_a_log_frame_refuses_all_of_it(at: int, change: int)
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     block_size = draw(st.sampled_from([512, 4096, 65536]))
-    count = draw(st.integers(1, 40))
+    count = draw(st.integers(1, 140))
     last = draw(st.integers(1, block_size))
+    equal = np.array(draw(st.lists(st.booleans(), min_size=group_count(count), max_size=group_count(count))), bool)
     holes = np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count)), bool)
+    holes |= np.repeat(equal, GROUP_BLOCKS)[:count]
     tagged = count - int(holes.sum())
     tags = np.frombuffer(draw(st.binary(min_size=16 * tagged, max_size=16 * tagged)), np.uint8).reshape(-1, 16)
     return Manifest(
@@ -129,12 +134,13 @@ def manifests(draw: st.DrawFn) -> Manifest:
         (count - 1) * block_size + last,
         holes,
         tags,
+        equal,
     )
 
 
 def plain(each: Manifest) -> tuple[object, ...]:
     names = ("id", "key_id", "round", "disk", "block_size", "offset", "length")
-    return (*(getattr(each, name) for name in names), each.holes.tolist(), each.tags.tolist())
+    return (*(getattr(each, name) for name in names), each.equal.tolist(), each.holes.tolist(), each.tags.tolist())
 
 
 @given(manifests(), st.sampled_from(BUFFERS))
@@ -154,7 +160,7 @@ def test_tags_by_block_are_zero_for_holes(each: Manifest) -> None:
 def test_largest_manifest_fits_its_frame() -> None:
     count = MAX_MANIFEST_BLOCKS
     tags = np.zeros((count, 16), np.uint8)
-    largest = Manifest(RESYNC, KEY_ID, 1, 0, 65536, 0, count * 65536, np.zeros(count, bool), tags)
+    largest = Manifest(RESYNC, KEY_ID, 1, 0, 65536, 0, count * 65536, np.zeros(count, bool), tags, np.zeros(64, bool))
     payload = b"".join(encode_manifest(largest))
     assert len(payload) == PAYLOAD_CAPS[MessageType.MANIFEST]
     assert decode_manifest(payload).tags.shape == (count, 16)
@@ -164,7 +170,13 @@ def test_largest_manifest_fits_its_frame() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"holes": np.zeros(4, bool)}, {"tags": np.zeros((2, 16), np.uint8)}, {"tags": np.zeros((4, 16), np.uint8)}],
+    [
+        {"holes": np.zeros(4, bool)},
+        {"equal": np.zeros(2, bool)},
+        {"equal": np.array([True])},
+        {"tags": np.zeros((2, 16), np.uint8)},
+        {"tags": np.zeros((4, 16), np.uint8)},
+    ],
 )
 def test_manifest_that_does_not_add_up_is_not_sent(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="manifest"):
@@ -183,6 +195,7 @@ def manifest_bytes(at: int = 0, value: bytes = b"") -> bytes:
         b"",
         manifest_bytes()[:63],
         manifest_bytes()[:64],
+        manifest_bytes()[:65],
         manifest_bytes()[:-1],
         manifest_bytes()[:-16],
         manifest_bytes() + bytes(16),
@@ -198,13 +211,16 @@ def manifest_bytes(at: int = 0, value: bytes = b"") -> bytes:
         manifest_bytes(48, struct.pack("<Q", MAX_DISK_BYTES)),
         manifest_bytes(56, struct.pack("<Q", 0)),
         manifest_bytes(56, struct.pack("<Q", 2**64 - 1)),
-        manifest_bytes(64, b"\x32"),
+        manifest_bytes(65, b"\x32"),
+        manifest_bytes(65, b"\x02"),
+        manifest_bytes(64, b"\x01"),
         manifest_bytes(64, b"\x02"),
     ],
     ids=[
-        "empty", "short-header", "no-bitmap", "byte-short", "tag-short", "tag-more", "reserved", "block-zero",
+        "empty", "short-header", "no-groups", "no-bitmap", "byte-short", "tag-short", "tag-more", "reserved",
+        "block-zero",
         "block-huge", "block-other", "count-zero", "count-less", "count-more", "count-huge", "offset-huge",
-        "offset-end", "length-zero", "length-huge", "bit-behind", "hole-less",
+        "offset-end", "length-zero", "length-huge", "bit-behind", "hole-less", "tag-in-equal", "group-behind",
     ],
 )  # fmt: skip
 def test_wrong_manifest_is_refused_as_a_whole(content: bytes) -> None:
@@ -217,7 +233,7 @@ def test_wrong_manifest_is_refused_as_a_whole(content: bytes) -> None:
 def test_changed_manifest_is_a_manifest_or_a_typed_error(choices: st.DataObject) -> None:
     content = bytearray(manifest_bytes())
     for _ in range(choices.draw(st.integers(1, 3))):
-        content[choices.draw(st.integers(0, 65))] = choices.draw(st.integers(0, 255))
+        content[choices.draw(st.integers(0, 66))] = choices.draw(st.integers(0, 255))
     try:
         got = decode_manifest(content)
     except ProtocolError:
@@ -226,9 +242,55 @@ def test_changed_manifest_is_a_manifest_or_a_typed_error(choices: st.DataObject)
 
 
 @given(st.binary(max_size=200))
-def test_garbage_is_no_manifest(garbage: bytes) -> None:
+def test_garbage_is_no_manifest_and_no_detail(garbage: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode_manifest(garbage)
+    with pytest.raises(ProtocolError):
+        decode_detail(garbage)
+
+
+@given(st.integers(1, 300), st.sampled_from(BUFFERS))
+def test_detail_comes_back(count: int, buffer: Callable[[bytes], Buffer]) -> None:
+    tags = np.frombuffer(bytes(range(16)) * count, np.uint8).reshape(-1, 16)
+    got = decode_detail(buffer(b"".join(encode_detail(replace(detail(), tags=tags)))))
+    assert got.tags.tolist() == tags.tolist()
+    assert replace(got, tags=tags) == replace(detail(), tags=tags)
+
+
+def test_largest_detail_fits_its_frame() -> None:
+    tags = np.zeros((MAX_DETAIL_TAGS, 16), np.uint8)
+    payload = b"".join(encode_detail(replace(detail(), tags=tags)))
+    assert len(payload) == PAYLOAD_CAPS[MessageType.DETAIL]
+    for wrong in (np.zeros((MAX_DETAIL_TAGS + 1, 16), np.uint8), np.zeros((0, 16), np.uint8)):
+        with pytest.raises(ValueError, match="tags"):
+            encode_detail(replace(detail(), tags=wrong))
+
+
+def detail_bytes(at: int = 0, value: bytes = b"") -> bytes:
+    content = bytearray(b"".join(encode_detail(detail())))
+    content[at : at + len(value)] = value
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        detail_bytes()[:63],
+        detail_bytes()[:-1],
+        detail_bytes() + bytes(16),
+        detail_bytes(38, b"\1"),
+        detail_bytes(40, struct.pack("<I", 65536)),
+        detail_bytes(44, struct.pack("<I", 0)),
+        detail_bytes(44, struct.pack("<I", MAX_DETAIL_TAGS + 1)),
+        detail_bytes(48, struct.pack("<Q", 2**63)),
+        detail_bytes(56, struct.pack("<Q", 2**64 - 1)),
+    ],
+    ids=["short-header", "byte-short", "tag-more", "reserved", "size", "none", "many", "offset-huge", "length-huge"],
+)
+def test_wrong_detail_is_refused_as_a_whole(content: bytes) -> None:
+    """A12."""
+    with pytest.raises(ProtocolError, match="DETAIL"):
+        decode_detail(content)
 
 
 @pytest.mark.parametrize("length, blocks", [(1, 1), (65536, 1), (65537, 2), (4096 * 65536, 4096)])

@@ -313,7 +313,17 @@ def test_whole_life_of_a_control_connection() -> None:
 def test_whole_life_of_a_bulk_connection() -> None:
     p, r, m = Side.PRIMARY, Side.REPLICA, MessageType
     pair = Pair().bring_to(SessionState.BULK)
-    pair.talk((p, m.MANIFEST_REQUEST), (r, m.MANIFEST), (p, m.BLOCKS), (p, m.RANGE_DONE), (r, m.RANGE_SETTLED))
+    pair.talk(
+        (p, m.HOLES_REQUEST),
+        (r, m.HOLES),
+        (p, m.MANIFEST_REQUEST),
+        (r, m.MANIFEST),
+        (p, m.DETAIL_REQUEST),
+        (r, m.DETAIL),
+        (p, m.BLOCKS),
+        (p, m.RANGE_DONE),
+        (r, m.RANGE_SETTLED),
+    )
     pair.talk((r, m.HEARTBEAT), (r, m.CLOSE))
 
 

@@ -19,6 +19,8 @@ from protocol.messages import (
     Body,
     Commit,
     Committed,
+    DetailRequest,
+    HolesRequest,
     ManifestRequest,
     MessageType,
     Open,
@@ -354,8 +356,17 @@ class Resync:
             "disk": disk,
             "offset": offset,
             "length": length,
+            "digests": b"",
         }
         return ManifestRequest(**{**body, **changes})
+
+    def detail(self, disk: int, offset: int, length: int, blocks: bytes, **changes: Any) -> DetailRequest:
+        body = {"id": self.identity, "round": 1, "key_id": self.key_id, "disk": disk, "offset": offset}
+        return DetailRequest(**{**body, "length": length, "blocks": blocks, **changes})
+
+    def holes(self, disk: int, offset: int, length: int, **changes: Any) -> HolesRequest:
+        body = {"id": self.identity, "round": 1, "key_id": self.key_id, "disk": disk, "offset": offset}
+        return HolesRequest(**{**body, "length": length, **changes})
 
     def done(self, disk: int, offset: int, length: int, **changes: Any) -> RangeDone:
         body: dict[str, Any] = {"id": self.identity, "round": 1, "disk": disk, "offset": offset, "length": length}
