@@ -115,6 +115,11 @@ class Channel:
     def closed(self) -> bool:
         return self._failure is not None
 
+    @property
+    def reason(self) -> str:
+        """Why the channel ended; empty while it is open."""
+        return getattr(self._failure, "text", "")
+
     def healthy(self) -> bool:
         """Whether a heartbeat of ours was echoed lately: bytes get there and back (I20)."""
         if self.closed or self._echoed_at is None:

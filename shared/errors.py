@@ -58,7 +58,7 @@ class UnreachableError(VmreplicaError):
 
 
 class DamagedLinkError(UnreachableError):
-    """What came over a link is not what the peer sent: TLS found it changed, and the link has ended. It is made anew."""
+    """What came over a link is not what the peer sent: TLS found it changed, and ended the link."""
 
     code = "damaged"
 

@@ -16,8 +16,8 @@ import pytest
 
 from primary_agent import dialing, session_loop
 from shared import channel
-from shared.cli.page import page_lines
 from shared.cli.console import Palette
+from shared.cli.page import page_lines
 from shared.events import EventId
 from shared.states import ReplicationState
 from tests.faults.defences import SWITCH

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from protocol.session import PrimarySession
+from replica_agent.vm_status import status_of
 from shared import channel
 from shared.channel import Channel
 from tests.pair.links import LinkedPair, linked_pair, shorten
@@ -32,6 +33,8 @@ async def test_black_hole(linked: LinkedPair) -> None:
         assert text.split()[1] == "down" and "does not answer" in text, text
         status = (await linked.vm.status()).link
         assert status.since_time is not None and status.attempts > 0 and status.retryable
+        theirs = status_of(linked.copy).link
+        assert theirs.since_time is not None and "was silent" in theirs.last_error and not theirs.connected
         linked.proxy.release()
         await linked.ends_well()
         await linked.gave_back(watch)
