@@ -135,7 +135,21 @@ class Proxy:
 
     def reset(self) -> None:
         """Reset all connections; new ones are taken."""
-        self.order(lambda: [connection.reset() for connection in self.connections] and None)
+
+        def act() -> None:
+            for connection in self.connections:
+                connection.reset()
+
+        self.order(act)
+
+    def stall(self, *, held: bool = True) -> None:
+        """Hold the present connections, or let them go; later ones are free."""
+
+        def act() -> None:
+            for connection in self.connections:
+                connection.held = held
+
+        self.order(act)
 
     def forget(self) -> None:
         """The far ends of all connections are gone, and the near ones are not told: half-open."""

@@ -63,9 +63,7 @@ async def test_many_sessions_that_stall_at_random(linked: LinkedPair) -> None:
                 # Longer than the deadline: the stalled ones are given up, and dialled anew.
                 await asyncio.sleep(2.0)
             await write(vms[rng.randrange(VMS)], 1 + number)
-        for connection in list(linked.proxy.connections):
-            connection.held = False
-        linked.proxy.order(lambda: None)
+        linked.proxy.stall(held=False)
         await asyncio.gather(*(write(vm, 100 + number) for number, vm in enumerate(vms[:4])))
         cuts = {}
         for vm in vms:

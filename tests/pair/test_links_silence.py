@@ -65,7 +65,7 @@ async def test_primary_that_was_started_anew_behind_a_half_open_link(linked: Lin
     linked.proxy.hold()
     await linked.primary.stop()
     assert linked.copy.connections.control is old
-    linked.proxy.order(lambda: [setattr(one, "held", True) for one in linked.proxy.connections] and None)
+    linked.proxy.stall()
     linked.proxy.release()
     await linked.start_primary()
     await linked.ends_well()

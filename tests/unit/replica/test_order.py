@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +13,12 @@ import pytest
 from protocol.messages import Received
 from replica_agent.replay import Replay
 from tests.unit.replica.logs import EPOCH, VM
-from tests.unit.replica.rig import World
+from tests.unit.replica.rig import Primary, World
 from tests.unit.replica.test_sessions import refusal_of, replicating, until
+
+
+def is_closed(primary: Primary) -> bool:
+    return primary.channel.closed
 
 
 async def test_segments_that_come_again_are_acknowledged_and_nothing_more(world: World) -> None:
@@ -90,7 +95,7 @@ async def test_reconnect_while_the_merge_of_an_older_session_runs(
             if number == 1:
                 old.channel.abort()
             pair.control, opened = await pair.dialler.open(epoch=resync.tap.epoch)
-            await until(lambda old=old: old.channel.closed)
+            await until(partial(is_closed, old))
             assert opened.resync is None
             await pair.control.send_segment(resync.tap, pair.rng)
         assert len(pair.agent.vms[VM].connections) == 1
