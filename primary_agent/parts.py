@@ -28,7 +28,9 @@ class LinkState:
     retryable: bool = True
     attempts: int = 0
     next_attempt: float | None = None
-    """Monotonic seconds."""
+    """Monotonic seconds; None while an attempt is under way."""
+    damaged: int = 0
+    """How many sessions ended because data was damaged on its way."""
     poke: Signal = field(default_factory=Signal)
     """Notified to try again at once."""
 

@@ -8,6 +8,7 @@ to patch up.
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 
 import msgspec
 
@@ -198,17 +199,17 @@ class Session:
 
     async def _stream(self, position: Position) -> None:
         await self._drop_stray_resync()
-        sender = self._sender(position.epoch)
-        if not await sender.seek(position):
-            text = f"The replica stands at {position}, whose chain is not in this side's log."
-            await self._require(ResyncCause.CHAIN, text, {"received": str(position)})
-            raise Replan("the session is planned anew")
-        try:
-            await sender.run()
-        except LogDamagedError as error:
-            evidence = {"file": error.path, "offset": error.offset, "reason": error.reason}
-            await self._require(ResyncCause.LOG_DAMAGED, error.text, evidence)
-            raise Replan from error
+        with closing(self._sender(position.epoch)) as sender:
+            if not await sender.seek(position):
+                text = f"The replica stands at {position}, whose chain is not in this side's log."
+                await self._require(ResyncCause.CHAIN, text, {"received": str(position)})
+                raise Replan("the session is planned anew")
+            try:
+                await sender.run()
+            except LogDamagedError as error:
+                evidence = {"file": error.path, "offset": error.offset, "reason": error.reason}
+                await self._require(ResyncCause.LOG_DAMAGED, error.text, evidence)
+                raise Replan from error
 
     async def _drop_stray_resync(self) -> None:
         """A resync that only the replica still knows of would keep it from taking the log."""
@@ -261,13 +262,13 @@ class Session:
             self._epoch_needed = resync.epoch
             await driver.compare()
         end = await driver.cut()
-        sender = self._sender(resync.epoch)
-        sender.hold_after(end.segment)
-        received = self._replica.received
-        start = received if received is not None and received.epoch == resync.epoch else None
-        if not await sender.seek(start):
-            raise TapUnavailableError("The log of the resynchronization's epoch is not where it has to be.")
-        await together(sender.run(), self._commit(driver, sender, end))
+        with closing(self._sender(resync.epoch)) as sender:
+            sender.hold_after(end.segment)
+            received = self._replica.received
+            start = received if received is not None and received.epoch == resync.epoch else None
+            if not await sender.seek(start):
+                raise TapUnavailableError("The log of the resynchronization's epoch is not where it has to be.")
+            await together(sender.run(), self._commit(driver, sender, end))
 
     async def _commit(self, driver: ResyncDriver, sender: LogSender, end: Position) -> None:
         await driver.commit(sender, self.ledger, end)

@@ -18,7 +18,7 @@ from primary_agent.session import Session
 from protocol.errors import ProtocolError
 from protocol.messages import ErrorCode
 from shared.channel import ChannelClosed
-from shared.errors import ForbiddenError, StorageError, StoreDamagedError, UsageError, VmreplicaError
+from shared.errors import DamagedLinkError, ForbiddenError, StorageError, StoreDamagedError, UsageError, VmreplicaError
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import ReplicationState
@@ -122,6 +122,7 @@ class SessionLoop:
             self._link.since = now.wall()
         self._link.last_error = str(failure)
         self._link.last_error_code = failure.code
+        self._link.damaged += failure.code == DamagedLinkError.code
         self._link.retryable = retryable
         if not retryable:
             delay = SLOW_RETRY_SECONDS
@@ -134,6 +135,7 @@ class SessionLoop:
         self._link.next_attempt = now.monotonic() + delay
         if delay and await self._link.poke.wait_for(delay):
             self._backoff = BACKOFF_FIRST_SECONDS
+        self._link.next_attempt = None
 
     def _tap_answers(self) -> bool:
         connection = self._parts.tap.connection

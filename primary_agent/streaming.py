@@ -154,10 +154,11 @@ class LogSender:
     async def run(self) -> None:
         """Send for ever; ends with an error or by being cancelled."""
         queue: asyncio.Queue[Group] = asyncio.Queue(QUEUED_GROUPS)
-        try:
-            await together(self._send(queue), self._read(queue), self._keep_lease())
-        finally:
-            self._follower.close()
+        await together(self._send(queue), self._read(queue), self._keep_lease())
+
+    def close(self) -> None:
+        """Close the log. Whoever made the sender calls it: a session may end behind ``seek`` and before ``run``."""
+        self._follower.close()
 
     def hold_after(self, segment: int) -> None:
         """Send nothing after the seal of ``segment`` until :meth:`go_on`."""

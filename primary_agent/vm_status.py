@@ -135,6 +135,7 @@ def _link(link: LinkState, vm: VmRecord, clock: Clock) -> LinkStatus:
             if link.next_attempt is not None and channel is None
             else None
         ),
+        damaged=link.damaged,
         rtt_ms=channel.rtt * 1000 if channel is not None and channel.rtt is not None else None,
         bytes_sent=channel.bytes_sent if channel is not None else 0,
         bytes_received=channel.bytes_received if channel is not None else 0,

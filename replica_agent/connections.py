@@ -40,6 +40,9 @@ class Connections:
         self.bulk: BulkConnection | None = None
         self.opened_time: float | None = None
         """When the present control connection was opened, seconds since the Unix epoch."""
+        self.left_time: float | None = None
+        """Since when there is no control connection, where there was one since the agent started."""
+        self.left_reason = ""
         self.trouble: Cause | None = None
         """Why the last one ended, where only an administrator, or time, can help; None once one goes well."""
         self._parts = parts
@@ -114,6 +117,8 @@ class Connections:
         del self._serving[control]
         if self.control is control:
             self.control = None
+            self.left_time = self._parts.ports.clock.wall()
+            self.left_reason = control.channel.reason
         self._parts.changed.notify()
 
     def opened(self) -> Opened:

@@ -92,7 +92,9 @@ def _link(vm: ReplicaVm) -> LinkStatus:
     if channel is None:
         trouble = vm.connections.trouble
         return LinkStatus(
-            last_error=trouble.text if trouble is not None else "", last_error_code=trouble.code if trouble else ""
+            since_time=vm.connections.left_time,
+            last_error=trouble.text if trouble is not None else vm.connections.left_reason,
+            last_error_code=trouble.code if trouble else "",
         )
     return LinkStatus(
         connected=not channel.closed,

@@ -14,7 +14,7 @@ from protocol.bulk import Bulk
 from protocol.errors import ProtocolError
 from protocol.messages import RETRYABLE, Body, Close, ErrorCode, Heartbeat, Hello, MessageType, Problem, Welcome
 from protocol.session import Message, PrimarySession, ReplicaSession, Session, SessionState
-from shared.errors import VmreplicaError
+from shared.errors import DamagedLinkError, VmreplicaError
 from shared.ports import Buffer, Clock, Link, Peer
 
 HEARTBEAT_SECONDS = 5.0
@@ -115,6 +115,11 @@ class Channel:
     def closed(self) -> bool:
         return self._failure is not None
 
+    @property
+    def reason(self) -> str:
+        """Why the channel ended; empty while it is open."""
+        return getattr(self._failure, "text", "")
+
     def healthy(self) -> bool:
         """Whether a heartbeat of ours was echoed lately: bytes get there and back (I20)."""
         if self.closed or self._echoed_at is None:
@@ -213,8 +218,13 @@ class Channel:
             self._fail(error, describe(ErrorCode.PROTOCOL, "internal error"))
 
     def lost(self, error: Exception | None) -> None:
-        detail = f": {error}" if error is not None else " without a closing message"
-        self._end(ChannelClosed(f"The link to {self.peer.address or 'the peer'} was lost{detail}."))
+        if isinstance(error, VmreplicaError):
+            # It names the peer itself.
+            code = error.code if isinstance(error, DamagedLinkError) else ChannelClosed.code
+            self._end(ChannelClosed(error.text, error.remedy, code=code))
+        else:
+            detail = f": {error}" if error is not None else " without a closing message"
+            self._end(ChannelClosed(f"The link to {self.peer.address or 'the peer'} was lost{detail}."))
         self._timer.cancel()
         self._ended.set()
 
@@ -311,8 +321,7 @@ class Channel:
                 return f"sent no WELCOME within {self._dead_after:g} s"
         if now - self.last_heard > self._dead_after:
             return f"was silent for {now - self.last_heard:.0f} s"
-        # On a slow link echoes come late, but they come.
-        if self._sent_at and now - max(self._sent_at[0][1], self._echoed_at or 0.0) > UNREAD_SECONDS:
+        if self._is_unread(now):
             return f"did not read what was sent to it for {UNREAD_SECONDS:g} s"
         begun = self.session.reader.begun
         if begun == 0 or begun - self._progress_mark >= PROGRESS_BYTES:
@@ -320,6 +329,10 @@ class Channel:
         elif now - self._progress_since > PROGRESS_SECONDS:
             return f"sent less than {PROGRESS_BYTES} bytes of a message in {PROGRESS_SECONDS:g} s"
         return ""
+
+    def _is_unread(self, now: float) -> bool:
+        """Whether the peer takes nothing of what is sent to it; on a slow link echoes come late, but they come."""
+        return bool(self._sent_at) and now - max(self._sent_at[0][1], self._echoed_at or 0.0) > UNREAD_SECONDS
 
     def _beat(self) -> None:
         if self._failure is None and self.session.allows(MessageType.HEARTBEAT):

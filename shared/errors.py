@@ -57,6 +57,12 @@ class UnreachableError(VmreplicaError):
     exit_code = 5
 
 
+class DamagedLinkError(UnreachableError):
+    """What came over a link is not what the peer sent: TLS found it changed, and ended the link."""
+
+    code = "damaged"
+
+
 class ForbiddenError(VmreplicaError):
     """The caller or peer is not authorized. Unknown and forbidden get the same answer (I19)."""
 

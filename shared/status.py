@@ -45,6 +45,9 @@ class LinkStatus(StatusStruct):
     attempts: int = 0
     """Failed attempts since the last session."""
     next_attempt_seconds: float | None = None
+    """None while there is a session, or an attempt is under way."""
+    damaged: int = 0
+    """How many sessions ended because TLS found data damaged on its way, since the agent started."""
     rtt_ms: float | None = None
     bytes_sent: int = 0
     bytes_received: int = 0

@@ -83,14 +83,24 @@ def _link(vm: VmStatus, now: float) -> str:
     link = vm.link
     peer = f" to {link.peer}" if link.peer else ""
     traffic = f"{size_text(link.bytes_sent)} sent, {size_text(link.bytes_received)} received"
+    damaged = f"data was damaged on its way {_times(link.damaged)}"
     if link.connected:
-        return f"{link_text(vm, now)}{peer}, {traffic}"
+        told = f"; {damaged}" if link.damaged else ""
+        return f"{link_text(vm, now)}{peer}, {traffic}{told}"
     parts = [f"{link_text(vm, now) or 'down'}{peer}"]
     if link.last_error:
         parts.append(link.last_error.rstrip("."))
     if link.next_attempt_seconds is not None:
         parts.append(f"next attempt in {duration_text(link.next_attempt_seconds)}")
+    elif link.attempts:
+        parts.append("trying now")
+    if link.damaged:
+        parts.append(damaged)
     return "; ".join(parts)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _tap(tap: TapStatus) -> str:

@@ -184,7 +184,7 @@ class TlsLink(StreamLink):
             if filled and not self._closing:
                 self._guarded(self._receiver.buffer_updated, filled)
             if failure is not None:
-                self._fail(self._explained(failure))
+                self._give_up(self._explained(failure))
             if filled == 0:
                 break
         # A record may have asked for an answer, or deserved an alert.
@@ -194,6 +194,15 @@ class TlsLink(StreamLink):
                 self._tls.unwrap()
             self._send_sealed()
             self._finish()
+
+    def _give_up(self, error: VmreplicaError) -> None:
+        """End a link whose records can't be opened, in an order in which the alert that says why arrives."""
+        if self._error is None:
+            self._error = error
+        self._send_sealed()
+        # Without the close_notify that ours would send.
+        StreamLink.close(self)
+        self._tell_loss()
 
     def _open_into(self, view: memoryview) -> tuple[int, ssl.SSLError | None]:
         """Open whole records into ``view`` while there are any; the bytes filled, and what ended it."""
@@ -249,4 +258,4 @@ class TlsLink(StreamLink):
             self._transport.write(self._outgoing.read())
 
     def _explained(self, error: ssl.SSLError) -> VmreplicaError:
-        return explain(error, self.peer.address, self._contexts, self._tls)
+        return explain(error, self.peer.address, self._contexts, self._tls, secured=not self._shaking)

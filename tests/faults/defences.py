@@ -117,10 +117,48 @@ def gives_up(_original: Any) -> Any:
     return give_way
 
 
+def forgets_the_beginning(original: Any) -> Any:
+    """A header that has come in part only is thrown away."""
+
+    def received(reader: Any, count: int) -> Any:
+        frames = original(reader, count)
+        if reader._frame is None:
+            reader._fill = 0
+        return frames
+
+    return received
+
+
+def takes_what_was_received(_original: Any) -> Any:
+    return lambda spool, _header: (spool._cursor.copy(), False)
+
+
+def ends_at_once(_original: Any) -> Any:
+    return lambda link, error: link._fail(error)
+
+
+def does_not_wait(_original: Any) -> Any:
+    async def wait(*_args: Any) -> None:
+        import asyncio
+
+        await asyncio.sleep(0)
+
+    return wait
+
+
+def no_name(_original: Any) -> Any:
+    from shared.errors import UnreachableError
+
+    return lambda address, **_options: UnreachableError(f"TLS with {address} failed.")
+
+
 TAP = "tests/faults/test_tap_storage.py::"
 PAIR = "tests/faults/test_pair_storage.py::"
 UNIT = "tests/unit/tap/"
 COPY = "tests/unit/replica/"
+BREAKS = "tests/pair/test_links_breaks.py::"
+SILENCE = "tests/pair/test_links_silence.py::"
+NETWORK = "tests/pair/test_links_network.py::"
 RECOVERY = "primary_agent.tap.recovery:"
 START = "primary_agent.tap.start:"
 
@@ -219,6 +257,63 @@ DEFENCES = {
     "merge_sync_forgiven": Defence(
         "R5", "a failed sync of the disks counts", "replica_agent.disks:BaseDisks.sync", forgives,
         f"{PAIR}test_failed_sync_in_a_merge_is_not_told_and_everything_is_sent_anew",
+    ),
+    "no_retry": Defence(
+        "N1, N14", "a link that is lost is not dialled again soon", "primary_agent.session_loop:_heals", says(False),
+        f"{BREAKS}test_cut_in_the_middle_of_a_frame",
+    ),
+    "no_deadline": Defence(
+        "N2-N4", "a peer that is silent is waited for", "shared.channel:Channel._overdue", says(""),
+        f"{SILENCE}test_black_hole",
+    ),
+    "resent_only": Defence(
+        "N4, N7", "nothing is sent before the last cut was acknowledged",
+        "primary_agent.streaming:MAX_UNACKNOWLEDGED_CUTS", lambda _original: 1,
+        f"{SILENCE}test_only_the_acknowledgements_are_lost",
+    ),
+    "steady_attempts": Defence(
+        "N5", "every wait is as long as the one before", "primary_agent.session_loop:SessionLoop._next_delay",
+        says(0.1), f"{BREAKS}test_attempts_back_off_with_jitter_and_are_shown", quick=True,
+    ),
+    "log_left_open": Defence(
+        "N5", "a session that ends leaves the log open", "primary_agent.streaming:LogSender.close", nothing,
+        f"{BREAKS}test_link_that_flaps",
+    ),
+    "slow_link_is_an_error": Defence(
+        "N6", "a log that is full is the guest's error", "primary_agent.tap.tracker:Tracker.lose", nothing,
+        f"{NETWORK}test_link_that_is_slower_than_the_guest_writes",
+    ),
+    "unread_forgiven": Defence(
+        "N8", "a peer that does not read is kept", "shared.channel:Channel._is_unread", says(False),
+        f"{SILENCE}test_peer_that_reads_a_byte_a_second",
+    ),
+    "no_back_pressure": Defence(
+        "N8", "a sender does not wait for room in the queue", "shared.ports.links:StreamLink.drain", does_not_wait,
+        f"{SILENCE}test_peer_that_reads_a_byte_a_second",
+    ),
+    "damage_unnamed": Defence(
+        "N9", "damage is a failure like any other", "shared.ports.tls:_damaged", no_name,
+        f"{BREAKS}test_bit_that_flips_on_the_way",
+    ),
+    "no_alert": Defence(
+        "N9", "the peer gets no alert", "shared.ports.tls_links:TlsLink._give_up", ends_at_once,
+        f"{BREAKS}test_bit_that_flips_on_the_way",
+    ),
+    "parts_are_lost": Defence(
+        "N10", "part of a header is thrown away", "protocol.frames:FrameReader.buffer_updated", forgets_the_beginning,
+        "tests/unit/protocol/test_splits.py::test_every_split_into_two_gives_the_same", quick=True,
+    ),
+    "stale_taken": Defence(
+        "N11", "what was received is not known again", "replica_agent.spool:Spool._place", takes_what_was_received,
+        f"{COPY}test_order.py::test_segments_that_come_again_are_acknowledged_and_nothing_more", quick=True,
+    ),
+    "gaps_taken": Defence(
+        "N12", "order and chain of the log are not looked at", "protocol.chain:Cursor.follow", nothing,
+        f"{COPY}test_order.py::test_gap_is_refused_and_the_log_without_it_goes_on",
+    ),
+    "older_session_stays": Defence(
+        "N13", "an older session is not ended", "replica_agent.connections:Connections._end_all", does_not_wait,
+        f"{COPY}test_order.py::test_reconnect_while_the_merge_of_an_older_session_runs",
     ),
 }  # fmt: skip
 

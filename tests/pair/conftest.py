@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.pair.hosts import Hosts
+from tests.pair.links import LinkedPair, linked_pair, shorten
 from tests.pair.rig import Pair
 
 MEMORY = Path("/dev/shm")
@@ -26,6 +27,16 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
             yield started
         finally:
             await started.stop()
+
+
+@pytest.fixture
+async def linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LinkedPair]:
+    """A pair with a proxy between, short deadlines and short waits."""
+    if shutil.which("qemu-io") is None:
+        pytest.skip("needs qemu-io (Debian: qemu-utils)")
+    shorten(monkeypatch)
+    async with linked_pair(tmp_path) as pair:
+        yield pair
 
 
 @pytest.fixture

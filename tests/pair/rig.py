@@ -41,6 +41,10 @@ class Pair:
         self.port = 0
         self.replica_options: dict[str, Any] = {}
         """Sections of the replica's configuration that a test sets before it starts the replica again."""
+        self.heartbeat, self.dead_after, self.replica_dead_after = 0.5, 5.0, 5.0
+        """Seconds; the last is what the replica goes by. Of agents that are started afterwards."""
+        self.route = 0
+        """The port that VMs are enabled with, where it is not the replica's own."""
         self._ports: dict[str, RealPorts] = {}
 
     async def start(self) -> None:
@@ -66,8 +70,8 @@ class Pair:
             runtime_dir=str(self.sockets / "b"),
             listen=ListenSection(host="127.0.0.1", port=self.port),
             authorize=[AuthorizeSection(name=authorized, vms=["*"], storage=str(self.folder / "store"))],
-            heartbeat_seconds=0.5,
-            dead_after_seconds=5,
+            heartbeat_seconds=self.heartbeat,
+            dead_after_seconds=self.replica_dead_after,
             **self.replica_options,
         )
         self.replica = ReplicaAgent(config, self._ports["beta"].ports)
@@ -81,8 +85,8 @@ class Pair:
             host="alpha",
             state_dir=str(self.folder / "state"),
             runtime_dir=str(self.sockets / "a"),
-            heartbeat_seconds=0.5,
-            dead_after_seconds=5,
+            heartbeat_seconds=self.heartbeat,
+            dead_after_seconds=self.dead_after,
         )
         self.primary = PrimaryAgent(config, self._ports["alpha"].ports)
         self.primary.certificate_end = self._ports["alpha"].network.certificate_end
@@ -133,7 +137,11 @@ class Pair:
             paths.append(str(path))
         await self.primary.enable(
             EnableParams(
-                name="web", disks=list(paths), replica=f"localhost:{self.port}", interval_seconds=1.0, **options
+                name="web",
+                disks=list(paths),
+                replica=f"localhost:{self.route or self.port}",
+                interval_seconds=1.0,
+                **options,
             )
         )
 

@@ -256,7 +256,7 @@ async def test_flipped_bit_ends_the_link(client: RealNetwork, server: Server) ->
         near._transport.write(b"\x17\x03\x03\x00\x20" + os.urandom(32))
         error = await at_far.wait_lost()
         assert isinstance(error, UnreachableError)
-        assert "failed" in str(error)
+        assert "damaged" in str(error)
         assert at_far.data == b"good"
         assert await at_near.wait_lost() is not None
 
