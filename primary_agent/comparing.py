@@ -104,14 +104,13 @@ class Comparing:
         self.progress.enter(COMPARING)
         for disk, record in zip(self._disks, self._replication.vm.disks, strict=True):
             ranges = list(ranges_to_compare(disk.size, settled[disk.index], scope[disk.index]))
-            self.progress.begin_disk(disk.index, sum(length for _, length in scope[disk.index]))
+            self.progress.begin_disk(disk.index, scope[disk.index], ranges)
             await self._compare_disk(disk, record.path, ranges)
         while self._unsettled:
             await self._settled.wait()
 
     async def _compare_disk(self, disk: Geometry, path: str, ranges: list[Range]) -> None:
         left = sum(length for _, length in ranges)
-        self.progress.settled_before(disk.index, left)
         if not ranges:
             return
         counters = self.progress.disks[disk.index]
@@ -171,7 +170,7 @@ class Comparing:
 
     async def _compare_range(self, disk: Geometry, file: File, offset: int, length: int) -> None:
         """Both sides hash the range at the same time; what differs is sent."""
-        resync, bulk, key, counters = self.resync, self._bulk, self._key, self.progress.disks[disk.index]
+        resync, bulk, key = self.resync, self._bulk, self._key
         answer: asyncio.Future[Manifest] = asyncio.get_running_loop().create_future()
         self._manifests[disk.index, offset] = answer
         bulk.send(
@@ -183,17 +182,17 @@ class Comparing:
         ours = await self._ports.workers.run(self._hash, disk, file, offset, length)
         theirs = await answer
         spans = differing_spans(ours, theirs, key.hasher.zero_tags(length))
-        counters.hole_bytes += BLOCK_SIZE * int(np.count_nonzero(ours.holes & theirs.holes))
-        counters.different_bytes += sum(span.length for span in spans)
+        holes = min(length, BLOCK_SIZE * int(np.count_nonzero(ours.holes & theirs.holes)))
+        self.progress.range_compared(disk.index, offset, length, [(span.offset, span.length) for span in spans], holes)
         if spans:
             await self._send_blocks(
                 BlocksReader(file, disk.index, spans, BLOCK_SIZE, resync.id, resync.round, bulk.session.compresses),
             )
+        # Before it is told: the answer may come at once.
+        self.progress.range_sent(disk.index, offset, length)
         self._unsettled[disk.index, offset] = length
         bulk.send(RangeDone(id=resync.id, round=resync.round, disk=disk.index, offset=offset, length=length))
         await bulk.drain()
-        counters.compared_bytes += length
-        self.progress.note(self._ports.clock.monotonic())
 
     def _hash(self, disk: Geometry, file: File, offset: int, length: int) -> Manifest:
         """This side's manifest of a range. Blocks."""
@@ -206,10 +205,9 @@ class Comparing:
         return Manifest(resync.id, key.id, resync.round, disk.index, BLOCK_SIZE, offset, length, holes, tags)
 
     async def _send_blocks(self, reader: BlocksReader) -> None:
-        counters = self.progress.disks[reader.disk]
         while (payload := await self._ports.workers.run(reader.next)) is not None:
             self._bulk.send_bulk(MessageType.BLOCKS, payload.pieces, raw_length=payload.raw_length)
-            counters.sent_bytes += payload.data_bytes + payload.zero_bytes
+            self.progress.blocks_sent(reader.disk, payload.data_bytes + payload.zero_bytes)
             await self._bulk.drain()
             await self._pacer.wire(sum(map(len, payload.pieces)))
 
@@ -241,7 +239,7 @@ class Comparing:
         for run in message.ranges:
             if self._unsettled.pop((run.disk, run.offset), None) != run.length:
                 raise ProtocolError(f"RANGE_SETTLED of disk {run.disk}, offset {run.offset}, which was not sent")
-            self.progress.disks[run.disk].settled_bytes += run.length
+            self.progress.range_settled(run.disk, run.offset, run.length)
         self._settled.notify()
         self._note_settled()
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from primary_agent.resync import ResyncDriver
+from primary_agent.comparing import Comparing
 from primary_agent.tap.state import StateFile
 from shared.errors import UnreachableError
 from shared.events import EventId
@@ -121,22 +121,22 @@ async def test_a_bounded_compare_that_the_replica_forgot_stays_a_whole_one(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """I12: once whole disks are compared in its place, a later session must not take up the bounds again."""
-    compare, breaks = ResyncDriver._compare_disks, 2
+    compare, breaks = Comparing._compare_disks, 2
 
-    async def broken(driver: ResyncDriver, *rest: Any) -> None:
+    async def broken(comparing: Comparing, *rest: Any) -> None:
         nonlocal breaks
         if breaks:
             breaks -= 1
             if breaks:
                 await pair.copy.baseline.drop("the test: its volume is full, say")
             raise UnreachableError("the test cuts the link")
-        await compare(driver, *rest)
+        await compare(comparing, *rest)
 
     await pair.replicate(8 * MIB)
     before = await compared(pair)
     await pair.assert_same()
     await pair.replica.stop()
-    monkeypatch.setattr(ResyncDriver, "_compare_disks", broken)
+    monkeypatch.setattr(Comparing, "_compare_disks", broken)
     await pair.write(0, "write -P 3 1M 64k")
     await stop_the_host(pair)
     await pair.start_replica()

@@ -9,6 +9,7 @@ from typing import Any
 import primary_agent.tap.engine
 import primary_agent.tap.start
 from primary_agent.compare import ranges_to_compare
+from primary_agent.comparing import Comparing
 from primary_agent.record import plain
 from primary_agent.replication import Replication
 from primary_agent.resync import ResyncDriver
@@ -168,12 +169,12 @@ def commit_unsettled() -> Sequence[Patch]:
     """R35: the commit does not wait until all differing blocks are durable, and the replica does not insist."""
 
     def make(_original: Any) -> Any:
-        async def compare_disks(driver: ResyncDriver, bulk: Any, key: Any, settled: Any, scope: Any) -> None:
-            driver.progress.enter("comparing")
-            for disk, record in zip(driver._disks, driver._replication.vm.disks, strict=True):
+        async def compare_disks(compare: Comparing, settled: Any, scope: Any) -> None:
+            compare.progress.enter("comparing")
+            for disk, record in zip(compare._disks, compare._replication.vm.disks, strict=True):
                 ranges = list(ranges_to_compare(disk.size, settled[disk.index], scope[disk.index]))
-                await driver._compare_disk(bulk, disk, record.path, key, ranges)
+                await compare._compare_disk(disk, record.path, ranges)
 
         return compare_disks
 
-    return [(ResyncDriver, "_compare_disks", make), (OpenResync, "judge_commit", nothing)]
+    return [(Comparing, "_compare_disks", make), (OpenResync, "judge_commit", nothing)]

@@ -1,0 +1,75 @@
+"""The record of a run on real agents: interrupted by a lost link and a restart of the agent, complete at its end."""
+
+from __future__ import annotations
+
+import pytest
+
+from primary_agent.comparing import Comparing
+from shared.events import EventId
+from shared.resync_runs import COMMITTED
+from shared.states import ReplicationState
+from tests.pair.rig import MIB, Pair
+
+
+async def test_the_record_of_a_run_survives_a_lost_link_and_a_restarted_agent(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two disks; after the first one the link is lost, and then the agent ends."""
+    await pair.replicate(128 * MIB, 4 * MIB)
+    await pair.healthy()
+    compare_disk, reached = Comparing._compare_disk, False
+
+    async def held(comparing: Comparing, disk: object, *rest: object) -> None:
+        nonlocal reached
+        if getattr(disk, "index", None) == 1:
+            reached = True
+            await comparing._settled.wait_for(3600)
+        await compare_disk(comparing, disk, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Comparing, "_compare_disk", held)
+        await pair.vm.resume(resynchronize=True)
+        await pair.until("the second disk", lambda: reached)
+        reached = False
+        pair.cut_link()
+        pair.vm.parts.link.poke.notify()
+        await pair.until("the second disk again", lambda: reached)
+        (interrupted,) = pair.vm.parts.replication.runs.newest(1)
+        await pair.until("the record goes on", lambda: interrupted.interruptions[0].resumed_time)
+        await pair.primary.stop()
+    await pair.start_primary()
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
+    await pair.until("the merge", lambda: _last_step(pair) == "merged")
+
+    runs = pair.vm.parts.replication.runs.newest(10)
+    assert [(run.number, run.kind, run.result) for run in runs] == [(2, "resync", COMMITTED), (1, "initial", COMMITTED)]
+    run = runs[0]
+    assert run.started_by == "the administrator asked for it"
+    assert [cause.code for cause in run.causes] == ["administrator"]
+    assert [disk.scope_bytes for disk in run.disks] == [128 * MIB, 4 * MIB]
+    # The first disk was compared once: what was settled was not compared again.
+    assert [disk.compared_bytes for disk in run.disks] == [128 * MIB, 4 * MIB]
+    assert run.total("sent_bytes") == 0
+    assert run.read_bytes < run.total("compared_bytes")
+    assert run.wire_bytes > 0
+    assert 0 < run.compare_seconds <= run.active_seconds
+    assert run.interruption_count == 2
+    assert run.interruptions[1].reason == "the agent stopped"
+    assert all(each.resumed_time is not None for each in run.interruptions)
+    names = [step.name for step in run.steps]
+    assert names[0] == "sizes checked"
+    assert names[1] == "tracking begun"
+    assert names[-4:] == ["tracked writes", "committing", "merging", "merged"]
+    ended = {step.disk: step.data for step in run.steps if step.name == "compare ended"}
+    assert {disk: (data["bytes_compared"], data["result"]) for disk, data in ended.items()} == {
+        0: (128 * MIB, "success"),
+        1: (4 * MIB, "success"),
+    }
+    events = [event["data"] for event in await pair.events(EventId.RESYNC_COMPARED)]
+    assert events[-1] == {"disk": 1, **ended[1]}
+
+
+def _last_step(pair: Pair) -> str:
+    run = pair.vm.parts.replication.runs.last
+    return run.steps[-1].name if run is not None else ""
