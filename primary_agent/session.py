@@ -13,6 +13,7 @@ import msgspec
 
 from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import Dialled, expect, name_of
+from primary_agent.forecast import foresee
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
 from primary_agent.parts import Parts
 from primary_agent.progress import MERGING, WAITING, ResyncProgress
@@ -244,6 +245,7 @@ class Session:
             if resync is None:
                 resync = await self._mint()
                 progress = self._show(resync)
+                await foresee(self._parts)
             driver = ResyncDriver(
                 self._parts.surroundings,
                 self._replication,

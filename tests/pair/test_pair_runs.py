@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from primary_agent.comparing import Comparing
+from primary_agent.resync_report import history, plan, report
 from shared.events import EventId
 from shared.resync_runs import COMMITTED
 from shared.states import ReplicationState
@@ -73,3 +74,58 @@ async def test_the_record_of_a_run_survives_a_lost_link_and_a_restarted_agent(
 def _last_step(pair: Pair) -> str:
     run = pair.vm.parts.replication.runs.last
     return run.steps[-1].name if run is not None else ""
+
+
+async def test_plan_and_record_say_the_same_of_a_resync(pair: Pair) -> None:
+    """A plan before, the forecast at its start, and what it did: holes are not read, and what is equal is not sent."""
+    await pair.replicate(96 * MIB)
+    await pair.healthy()
+    before = await plan(pair.vm, sample=True)
+    assert (before.required, before.may_start, before.obstacle) == (False, True, "")
+    assert before.disk_bytes == before.forecast.scope_bytes == 96 * MIB
+    assert before.forecast.read_bytes == 32 * MIB
+    assert before.forecast.seconds is not None
+    assert "resume web --resynchronize" in before.starts
+    assert not report(pair.vm).required
+    await pair.vm.resume(resynchronize=True)
+    await pair.until("its end", lambda: pair.vm.parts.replication.record.causes == [])
+    await pair.assert_same()
+    run = history(pair.vm, 1).runs[0]
+    assert run.forecast is not None
+    assert run.forecast.read_bytes == run.read_bytes == 32 * MIB
+    assert run.forecast.different_bytes == run.total("sent_bytes") == 0
+    # The next one learns from this one.
+    after = (await plan(pair.vm, sample=False)).forecast
+    assert abs(after.wire_bytes - run.wire_bytes) <= 1
+    assert any("median of the last 1 such runs" in line for line in after.basis)
+
+
+async def test_plan_is_bounded_by_the_map_and_tells_what_is_in_the_way(pair: Pair) -> None:
+    await pair.replicate(128 * MIB, log_limit_bytes=64 * MIB)
+    await pair.assert_same()
+    await pair.replica.stop()
+    for _ in range(3):
+        await pair.write(0, *(f"write -P {number + 1} {32 + number}M 1M" for number in range(32)))
+    await pair.until("the causes", lambda: pair.vm.parts.replication.record.causes)
+    await pair.until("the map", lambda: _is_map_complete(pair))
+    told = await plan(pair.vm, sample=False)
+    assert (told.forecast.kind, told.required, told.may_start) == ("bounded", True, False)
+    assert 32 * MIB <= told.forecast.scope_bytes <= 40 * MIB
+    assert "connectivity" in told.obstacle
+    assert "by itself" in told.starts
+    shown = report(pair.vm)
+    assert (shown.scope, shown.required, shown.run) == ("what is in doubt", True, None)
+    assert [cause.code for cause in shown.causes] == ["tracking_lost"]
+    await pair.start_replica()
+    pair.vm.parts.link.poke.notify()
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
+    run = history(pair.vm, 1).runs[0]
+    assert (run.kind, run.result) == ("bounded", COMMITTED)
+    assert run.total("scope_bytes") == told.forecast.scope_bytes
+
+
+def _is_map_complete(pair: Pair) -> bool:
+    connection = pair.vm.parts.tap.connection
+    doubt = connection.status.doubt if connection is not None else None
+    return doubt is not None and doubt.complete
