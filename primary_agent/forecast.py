@@ -26,8 +26,8 @@ from shared.resync_runs import COMMITTED, Forecast, Run
 
 RUNS_LEARNT = 20
 """So many of the newest runs are looked at,"""
-FRACTIONS = 5
-"""and so many for how much differs."""
+MEDIAN_RUNS = 5
+"""and so many for what a median is taken of."""
 TELLING_BYTES = 8 << 20
 """A run that read or sent less says nothing about speed."""
 READING, SENDING = 0.1, 0.5
@@ -56,6 +56,8 @@ class Rates:
     """Of blocks that are equal."""
     send: float | None = None
     """Of blocks that differ, compare and durable write included."""
+    beside: float = 0.0
+    """Seconds that a run takes beside its compare."""
     wire_per_sent: float = WIRE_PER_SENT
     """Bytes on the wire for one that is sent."""
     wire_per_read: float = WIRE_PER_READ
@@ -67,7 +69,7 @@ def learn(runs: Iterable[Run], kind: ResyncKind) -> Rates:
     ended = [run for run in runs if run.result == COMMITTED and run.compare_seconds > 0]
     alike = [
         run.total("different_bytes") / run.read_bytes for run in ended if run.kind == kind.value and run.read_bytes
-    ][:FRACTIONS]
+    ][:MEDIAN_RUNS]
     reading = next((run for run in ended if _sent(run) <= READING and run.read_bytes >= TELLING_BYTES), None)
     sending = next((run for run in ended if _sent(run) >= SENDING and run.total("sent_bytes") >= TELLING_BYTES), None)
     per_sent, per_read = WIRE_PER_SENT, WIRE_PER_READ
@@ -78,13 +80,18 @@ def learn(runs: Iterable[Run], kind: ResyncKind) -> Rates:
         rest = reading.wire_bytes - per_sent * reading.total("sent_bytes")
         per_read = max(0.0, rest) / reading.read_bytes
     return Rates(
-        sorted(alike)[len(alike) // 2] if alike else None,
+        _median(alike),
         len(alike),
         reading.read_bytes / reading.compare_seconds if reading is not None else None,
         sending.total("sent_bytes") / sending.compare_seconds if sending is not None else None,
+        _median([run.active_seconds - run.compare_seconds for run in ended[:MEDIAN_RUNS]]) or 0.0,
         per_sent,
         per_read,
     )
+
+
+def _median(values: list[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
 
 
 def _sent(run: Run) -> float:
@@ -177,7 +184,7 @@ def expect(kind: ResyncKind, found: Survey, rates: Rates, sampled: float | None)
     send = rates.send or compare
     seconds = None
     if compare is not None and send is not None:
-        seconds = (read - different) / compare + different / send
+        seconds = (read - different) / compare + different / send + rates.beside
         if different and rates.send is not None:
             basis.append(f"{size_text(rates.send)}/s were sent and made durable in the last run that sent much.")
         elif different:

@@ -195,11 +195,12 @@ def _strip_lines(progress: ProgressStatus, width: int, palette: Palette) -> list
 
 
 def _saved(progress: ProgressStatus) -> str:
-    """What need not be transferred of all that was compared until now."""
-    if progress.compared_bytes <= 0 or progress.kind not in ("initial", "resync", "bounded"):
+    """What a copy of all that was compared until now, without its holes, would have had to transfer more."""
+    full = progress.compared_bytes - sum(disk.hole_bytes for disk in progress.disks)
+    if full <= 0 or progress.kind not in ("initial", "resync", "bounded"):
         return ""
-    saved = max(0, progress.compared_bytes - progress.wire_bytes)
-    return f"{size_text(saved)} ({100 * saved / progress.compared_bytes:.1f} % of what was compared)"
+    saved = max(0, full - progress.wire_bytes)
+    return f"{size_text(saved)} ({100 * saved / full:.1f} % of {size_text(full)})"
 
 
 def _fraction(part: int, whole: int) -> str:

@@ -30,7 +30,7 @@ def test_block() -> None:
         "db  resynchronization: comparing",
         "  [███████████████░░░░░░░░░░░░░░░]  52.5 %  4.2 GiB of 8.0 GiB  400.0 MiB/s  9 s left",
         "  compared 4.0 GiB, different 1.0 GiB, sent 1.0 GiB, on the wire 700.0 MiB",
-        "  saved against a full copy: 3.3 GiB (82.9 % of what was compared)",
+        "  saved against a full copy: 3.3 GiB (82.9 % of 4.0 GiB)",
     ]
 
 

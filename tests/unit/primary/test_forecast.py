@@ -25,7 +25,8 @@ def run(
         index=0, compared_bytes=compared, hole_bytes=holes, different_bytes=sent, sent_bytes=sent, settled_bytes=sent
     )
     return Run(
-        number=1, id="", epoch="", kind=kind, started_time=0, disks=[disk], compare_seconds=seconds, wire_bytes=wire,
+        number=1, id="", epoch="", kind=kind, started_time=0, disks=[disk], compare_seconds=seconds,
+        active_seconds=seconds + 0.5, wire_bytes=wire,
         result=result,
     )  # fmt: skip
 
@@ -39,6 +40,7 @@ def test_runs_teach_how_fast_the_pair_is() -> None:
     assert (rates.different, rates.different_runs) == (0.0, 1)
     assert rates.compare == GIB / 2
     assert rates.send == GIB / 10
+    assert rates.beside == 0.5
     assert rates.wire_per_read == MIB / GIB
     assert 0.99 < rates.wire_per_sent <= 1.0
 
@@ -77,9 +79,9 @@ def found(read: int = GIB, scope: int = 4 * GIB) -> Survey:
 
 
 def test_time_is_that_of_equal_and_of_different_blocks() -> None:
-    rates = Rates(different=0.25, different_runs=3, compare=GIB / 2, send=GIB / 8, wire_per_sent=0.5)
+    rates = Rates(different=0.25, different_runs=3, compare=GIB / 2, send=GIB / 8, beside=0.5, wire_per_sent=0.5)
     forecast = expect(ResyncKind.RESYNC, found(), rates, None)
-    assert forecast.seconds == pytest.approx(0.75 * 2 + 0.25 * 8)
+    assert forecast.seconds == pytest.approx(0.75 * 2 + 0.25 * 8 + 0.5)
     assert (forecast.scope_bytes, forecast.read_bytes, forecast.different_bytes) == (4 * GIB, GIB, GIB // 4)
     tags = GIB * 16 // BLOCK_SIZE
     assert forecast.wire_bytes == tags + GIB // 8
