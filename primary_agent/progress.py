@@ -46,6 +46,7 @@ class ResyncProgress:
     activated_time: float | None = None
     """When a session began to work on it last."""
     rate: RateMeter = field(default_factory=RateMeter)
+    wire_rate: RateMeter = field(default_factory=RateMeter)
     _active_since: float | None = None
     _comparing_since: float | None = None
     _active_seconds: float = 0.0
@@ -143,13 +144,16 @@ class ResyncProgress:
         """So many bytes of differing blocks have gone out."""
         self.disks[index].sent_bytes += count
         self.work[index].sent_bytes += count
+        self.wire_rate.add(self.clock.monotonic(), self.wire_bytes)
 
     def range_sent(self, index: int, offset: int, length: int) -> None:
         """All that differs in a compared range has gone out: this side is done with it."""
         self.disks[index].compared_bytes += length
         self.work[index].compared_bytes += length
         self.strips[index].sent(offset)
-        self.rate.add(self.clock.monotonic(), self.compared_bytes)
+        now = self.clock.monotonic()
+        self.rate.add(now, self.compared_bytes)
+        self.wire_rate.add(now, self.wire_bytes)
 
     def range_settled(self, index: int, offset: int, length: int) -> None:
         """The replica has made the range durable."""
@@ -190,6 +194,7 @@ class ResyncProgress:
             sent_bytes=sum(disk.sent_bytes for disk in disks),
             wire_bytes=self.wire_bytes,
             active_seconds=self.active_seconds,
+            wire_rate_bytes_per_second=self.wire_rate.per_second() if comparing else None,
             rate_bytes_per_second=self.rate.per_second() if comparing else None,
             seconds_left=self.rate.seconds_left(total - compared) if comparing else None,
             disks=disks,

@@ -143,6 +143,8 @@ class ProgressStatus(StatusStruct):
     active_seconds: float = 0.0
     """How long sessions of this agent's process have worked on it."""
     rate_bytes_per_second: float | None = None
+    """Of the compare, in bytes of the disks; holes count."""
+    wire_rate_bytes_per_second: float | None = None
     seconds_left: float | None = None
     disks: list[DiskProgress] = []
 

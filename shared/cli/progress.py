@@ -174,9 +174,11 @@ def _bar_line(progress: ProgressStatus) -> str:
 
 
 def _amounts_line(progress: ProgressStatus) -> str:
+    rate = progress.wire_rate_bytes_per_second
     return (
         f"  compared {size_text(progress.compared_bytes)}, different {size_text(progress.different_bytes)}, "
         f"sent {size_text(progress.sent_bytes)}, on the wire {size_text(progress.wire_bytes)}"
+        + ("" if rate is None else f" at {size_text(rate)}/s")
     )
 
 

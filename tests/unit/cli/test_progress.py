@@ -34,6 +34,12 @@ def test_block() -> None:
     ]
 
 
+def test_block_tells_how_fast_the_wire_is() -> None:
+    progress = ProgressStatus(kind="resync", phase="comparing", wire_rate_bytes_per_second=float(3 << 20))
+    lines = progress_lines(resynchronizing(progress=progress), 100)
+    assert lines[2] == "  compared 0 B, different 0 B, sent 0 B, on the wire 0 B at 3.0 MiB/s"
+
+
 def test_block_of_several_disks_with_trouble() -> None:
     vm = resynchronizing(
         progress=ProgressStatus(kind="initial", phase="waiting", text="The replica is full.", disks=two_disks()),
