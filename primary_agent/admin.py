@@ -11,6 +11,7 @@ from primary_agent.agent import PrimaryAgent
 from primary_agent.enabling import split_address
 from primary_agent.probing import probe
 from primary_agent.record import VmRecord
+from primary_agent.resync_report import history, plan, report
 from primary_agent.vm import PrimaryVm
 from shared.admin import verbs
 from shared.admin.methods import Methods
@@ -21,6 +22,8 @@ from shared.admin.verbs import (
     ConnectionReport,
     EnableParams,
     EventsParams,
+    HistoryParams,
+    PlanParams,
     RecoverParams,
     RemoveParams,
     ResumeParams,
@@ -29,6 +32,7 @@ from shared.admin.verbs import (
 )
 from shared.errors import InvalidStateError, UsageError
 from shared.ports import Address
+from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory
 from shared.status import AgentStatus, Statistics, VmStatus
 from shared.tap_config import MAX_HOT_REGION, MAX_HOT_REGIONS, MIN_HOT_REGION, MIN_LOG_LIMIT, BlockDevicePolicy
 
@@ -53,6 +57,9 @@ class AdminMethods:
         methods.add(verbs.SET, SetParams, self.set)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
         methods.add(verbs.RECOVER, RecoverParams, self.recover)
+        methods.add(verbs.RESYNC_SHOW, VmParams, self.resync_show)
+        methods.add(verbs.RESYNC_HISTORY, HistoryParams, self.resync_history)
+        methods.add(verbs.RESYNC_PLAN, PlanParams, self.resync_plan)
         methods.add(verbs.TEST_CONNECTION, ConnectionParams, self.test_connection)
         return methods
 
@@ -97,6 +104,15 @@ class AdminMethods:
         params.require_yes()
         vm = await self._agent.recover(params.vm, params.replica, verbs.ordered_by(client.peer))
         return await vm.status()
+
+    async def resync_show(self, params: VmParams, client: Client) -> ResyncReport:
+        return report(self._agent.find(params.vm))
+
+    async def resync_history(self, params: HistoryParams, client: Client) -> RunHistory:
+        return history(self._agent.find(params.vm), params.limit)
+
+    async def resync_plan(self, params: PlanParams, client: Client) -> ResyncPlan:
+        return await plan(self._agent.find(params.vm), sample=params.sample)
 
     async def test_connection(self, params: ConnectionParams, client: Client) -> ConnectionReport:
         host, port = split_address(params.replica)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from primary_agent.compare import BlocksReader, Piece, Pieces, holes_between, unreadable, unsettled_runs
+from primary_agent.compare import BlocksReader, Piece, Pieces, Span, holes_between, unreadable, unsettled_runs
 from primary_agent.detail import RangeDifferences
 from primary_agent.dialing import name_of
 from primary_agent.progress import COMPARING, ResyncProgress
@@ -134,14 +134,14 @@ class Comparing:
         self.progress.enter(COMPARING)
         for disk, record in zip(self._disks, self._replication.vm.disks, strict=True):
             runs = list(unsettled_runs(disk.size, settled[disk.index], scope[disk.index]))
-            self.progress.begin_disk(disk.index, sum(length for _, length in scope[disk.index]))
+            left = [(start, end - start) for start, end in runs]
+            self.progress.begin_disk(disk.index, scope[disk.index], left)
             await self._compare_disk(disk, record.path, runs)
         while self._unsettled:
             await self._settled.wait()
 
     async def _compare_disk(self, disk: Geometry, path: str, runs: list[tuple[int, int]]) -> None:
         left = sum(end - start for start, end in runs)
-        self.progress.settled_before(disk.index, left)
         if not runs:
             return
         counters = self.progress.disks[disk.index]
@@ -210,25 +210,27 @@ class Comparing:
 
     async def _compare_range(self, disk: Geometry, file: File, offset: int, length: int) -> None:
         """Tell our digests of a range, learn the tags of what is not equal, and send what differs."""
-        bulk, hasher, counters = self._bulk, self._key.hasher, self.progress.disks[disk.index]
+        bulk, hasher = self._bulk, self._key.hasher
         await self._pacer.disk(length)
         async with self._hashing:
             ours, table, digests = await self._ports.workers.run(self._hash, disk, file, offset, length)
         place = self._place(disk, offset, length)
         theirs = await self._ask(ManifestRequest(**place, digests=digests), self._manifests)
-        counters.hole_bytes += BLOCK_SIZE * int(np.count_nonzero(ours.holes & theirs.holes & ~theirs.equal_blocks()))
+        holes = BLOCK_SIZE * int(np.count_nonzero(ours.holes & theirs.holes & ~theirs.equal_blocks()))
+        spans: list[Span] = []
         if not theirs.equal.all():
             found = RangeDifferences.of(ours, table, theirs, hasher.zero_tags(length))
             await self._look_closer(found, place, file, found.first_question())
             await self._look_closer(found, place, file, found.second_question())
             spans = found.spans()
-            counters.different_bytes += sum(span.length for span in spans)
-            if spans:
-                await self._send_blocks(
-                    BlocksReader(
-                        file, disk.index, spans, BLOCK_SIZE, self.resync.id, self.resync.round, bulk.session.compresses
-                    ),
-                )
+        different = [(span.offset, span.length) for span in spans]
+        self.progress.range_compared(disk.index, offset, length, different, min(length, holes))
+        if spans:
+            await self._send_blocks(
+                BlocksReader(
+                    file, disk.index, spans, BLOCK_SIZE, self.resync.id, self.resync.round, bulk.session.compresses
+                ),
+            )
         self._done(disk, offset, length)
         await bulk.drain()
 
@@ -262,7 +264,7 @@ class Comparing:
         for start, stop in reversed(data):
             pieces.put_back(start, stop, ordinary=True)
         for start, stop in equal:
-            self.progress.disks[disk.index].hole_bytes += stop - start
+            self.progress.range_compared(disk.index, start, stop - start, [], stop - start)
             self._done(disk, start, stop - start)
             await self._bulk.drain()
 
@@ -292,10 +294,10 @@ class Comparing:
     def _done(self, disk: Geometry, offset: int, length: int) -> None:
         """Everything that differs in the range was sent."""
         resync = self.resync
+        # Before it is told: the answer may come at once.
+        self.progress.range_sent(disk.index, offset, length)
         self._unsettled[disk.index, offset] = length
         self._bulk.send(RangeDone(id=resync.id, round=resync.round, disk=disk.index, offset=offset, length=length))
-        self.progress.disks[disk.index].compared_bytes += length
-        self.progress.note(self._ports.clock.monotonic())
 
     def _next(self, pieces: Pieces, disk: Geometry, file: File) -> Piece | None:
         try:
@@ -323,10 +325,9 @@ class Comparing:
             raise unreadable(file.path, disk, first, last + length - first, error.strerror or str(error)) from error
 
     async def _send_blocks(self, reader: BlocksReader) -> None:
-        counters = self.progress.disks[reader.disk]
         while (payload := await self._ports.workers.run(reader.next)) is not None:
             self._bulk.send_bulk(MessageType.BLOCKS, payload.pieces, raw_length=payload.raw_length)
-            counters.sent_bytes += payload.data_bytes + payload.zero_bytes
+            self.progress.blocks_sent(reader.disk, payload.data_bytes + payload.zero_bytes)
             await self._bulk.drain()
             await self._pacer.wire(sum(map(len, payload.pieces)))
 
@@ -362,7 +363,7 @@ class Comparing:
         for run in message.ranges:
             if self._unsettled.pop((run.disk, run.offset), None) != run.length:
                 raise ProtocolError(f"RANGE_SETTLED of disk {run.disk}, offset {run.offset}, which was not sent")
-            self.progress.disks[run.disk].settled_bytes += run.length
+            self.progress.range_settled(run.disk, run.offset, run.length)
         self._settled.notify()
         self._note_settled()
 

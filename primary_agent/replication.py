@@ -23,6 +23,7 @@ from primary_agent.record import (
     load_vm,
     plain,
 )
+from primary_agent.run_journal import RunJournal
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH, Ancestor, Position, extend
 from shared.description import Keeper
@@ -65,6 +66,7 @@ class Replication:
         acked = load(store, "acked", AckedRecord)
         self.acked = Acked(acked.position.position, acked.time_ns) if acked is not None else None
         self.statistics = ReplicationStatistics(store.get("statistics"), clock.wall())
+        self.runs = RunJournal(store, clock)
         self.changed = Signal()
         """Notified after every change."""
         self.orders = 0
@@ -252,11 +254,17 @@ class Replication:
         if self.acked is not None:
             acked = AckedRecord(position=PositionRecord.of(self.acked.position), time_ns=self.acked.time_ns)
             records["acked"] = plain(acked)
-        await self.store.commit(records)
+        await self.store.commit(records | self.runs.pending())
+
+    async def store_runs(self) -> None:
+        """Write down what was counted of the open run, where that is due; called every second."""
+        if changes := self.runs.due():
+            await self.store.commit(changes)
 
     async def note(self, *events: dict[str, Any]) -> None:
         """Append events that go with no change of a record."""
-        await self.store.commit({}, events)
+        self.runs.see(events)
+        await self.store.commit(self.runs.pending(), events)
 
     def event(
         self, number: EventId, text: str, *, cause: str = "", data: dict[str, Any] | None = None
@@ -284,7 +292,7 @@ class Replication:
         if record.epoch != self.record.epoch:
             # The acknowledgements of an older baseline say nothing about this one.
             changes["acked"] = None
-        await self.store.commit(changes, events)
+        await self.store.commit(changes | self.runs.changes(record, events), events)
         if record.epoch != self.record.epoch:
             self.acked = None
         self.record = record

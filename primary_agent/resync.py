@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from primary_agent.comparing import UNPACED, Comparing, Pacer, SessionKey
 from primary_agent.dialing import Dialled, dial, expect, open_body
-from primary_agent.progress import COMMITTING, STARTING, TRACKED_WRITES, ResyncProgress
+from primary_agent.progress import COMMITTING, STARTING, TRACKED_WRITES, TRACKING_BEGUN, ResyncProgress
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Replication
 from primary_agent.scope import read_scope
@@ -92,6 +92,7 @@ class ResyncDriver:
         self._tap.changed.notify()
         if not self._connection.tracks(self.resync.epoch):
             raise TrackingLost(f"The tap could not begin to track: tracking is {status.tracking}.")
+        self.progress.reached(TRACKING_BEGUN)
 
     async def compare(self) -> None:
         """Begin at the replica, and bring all differing blocks there; returns when all of them are durable."""

@@ -14,6 +14,7 @@ import msgspec
 
 from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import Dialled, expect, name_of
+from primary_agent.forecast import foresee
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
 from primary_agent.parts import Parts
 from primary_agent.progress import MERGING, WAITING, ResyncProgress
@@ -93,6 +94,9 @@ class Session:
                 self._settle_acknowledgements(),
             )
             raise Replan("the session's work is done")
+        except Exception as error:
+            self._replication.runs.interrupt(str(error) or type(error).__name__)
+            raise
         finally:
             if self._parts.progress is not None:
                 self._parts.progress.settle()
@@ -242,6 +246,7 @@ class Session:
             if resync is None:
                 resync = await self._mint()
                 progress = self._show(resync)
+                await foresee(self._parts)
             driver = ResyncDriver(
                 self._parts.surroundings,
                 self._replication,
@@ -310,8 +315,10 @@ class Session:
             identity, epoch = (resync.id, resync.epoch) if resync is not None else (b"", NO_EPOCH)
             started = resync.started_time if resync is not None else self._ports.clock.wall()
             kind = resync.kind if resync is not None else self._kind()
-            shown = ResyncProgress.of(identity, kind, epoch, list(self._replication.vm.geometry), started)
+            clock = self._ports.clock
+            shown = ResyncProgress.of(identity, kind, epoch, list(self._replication.vm.geometry), started, clock)
             self._parts.progress = shown
+        self._replication.runs.follow(shown)
         if self._parts.surroundings.resync_slots.locked():
             shown.enter(WAITING, "other resynchronizations of this host run first")
         return shown
@@ -353,6 +360,7 @@ class Session:
     def _take_applied(self, position: Position) -> None:
         self._parts.applied = position
         self._replication.statistics.applied(self._ports.clock.wall())
+        self._replication.runs.merged(position.epoch)
         progress = self._parts.progress
         if progress is not None and progress.phase == MERGING and position.epoch == progress.epoch:
             self._parts.progress = None

@@ -81,6 +81,7 @@ class PrimaryVm:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         if self.failure is None:
+            self._replication.runs.interrupt("the agent stopped")
             try:
                 await self._replication.store_progress()
             except VmreplicaError as error:
@@ -152,6 +153,7 @@ class PrimaryVm:
                 replication.statistics.pause()
             await self._refresh_tap(TAP_STATUS_SECONDS)
             await replication.describe()
+            await replication.store_runs()
             await self._tell_observations()
             if clock.monotonic() >= tell_at:
                 tell_at += STATISTICS_SECONDS

@@ -191,22 +191,30 @@ class Demonstration:
         self.pair.show("status")
 
     def resynchronize(self) -> None:
+        self.step("Before anything starts: why a resync is required, and what it would cost")
+        self.pair.show("resync", "show", "demo")
+        self.pair.show("resync", "plan", "demo")
         self.step("Resynchronize while the client goes on writing: manifests are compared, only differing blocks sent")
-        before, compared = self.pair.status("primary")["link"]["bytes_sent"], len(self.compared())
+        compared = len(self.compared())
         writer = subprocess.Popen(
             ["fio", "--name=during", "--ioengine=nbd", f"--uri={self.uri}", "--minimal", "--rw=randwrite", "--bs=4k",
              "--iodepth=4", "--rate=4m", "--time_based", "--runtime=3", f"--size={self.size}"],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
         self.pair.show("resume", "demo", "--resynchronize", "--yes")
-        vm = self.pair.wait("Replicating", "primary", lambda vm: vm["state"] == "Replicating")
+        self.pair.wait("Replicating", "primary", lambda vm: vm["state"] == "Replicating")
         writer.wait()
         self.caught_up()
         details = self.compared()[compared:][-1]
         self.prove("blocks compared by the resync", f"{details['blocks_compared']} of 64 KiB")
         self.prove("blocks that differed and were sent", f"{details['blocks_sent']} ({human(details['bytes_sent'])})")
-        sent = vm["link"]["bytes_sent"]
-        self.prove("bytes on the wire since the resync began", human(sent - before if sent > before else sent))
+        run = json.loads(self.pair.run("resync", "history", "demo", "--json"))["runs"][0]
+        read = sum(disk["compared_bytes"] - disk["hole_bytes"] for disk in run["disks"])
+        wire, forecast = run["wire_bytes"], run["forecast"]
+        self.prove("bytes on the wire for it", f"{human(wire)}, where a full copy takes {human(read)}")
+        self.prove("the plan had said", f"{human(forecast['read_bytes'])} to read, {human(forecast['wire_bytes'])} on "
+                   f"the wire, {forecast['seconds']:.1f} s; it took {run['active_seconds']:.1f} s")  # fmt: skip
+        self.pair.show("resync", "history", "demo")
         self.compare_export("replica after the resync against the primary's disk")
 
     def fail_over(self) -> None:

@@ -94,6 +94,20 @@ class DiskStatus(StatusStruct):
     block_device: bool = False
 
 
+class StripStatus(StatusStruct):
+    """The address space of one disk in cells of ``cell_bytes`` (the last may be shorter): bytes of each cell that were
+    found equal; that differ and are still here; that were sent; that the replica has made durable; and that are holes
+    on both sides or not to be compared. What is left of a cell was not compared yet.
+    """
+
+    cell_bytes: int
+    equal: list[int] = []
+    different: list[int] = []
+    sent: list[int] = []
+    settled: list[int] = []
+    outside: list[int] = []
+
+
 class DiskProgress(StatusStruct):
     """Progress of a compare on one disk, in bytes of the disk."""
 
@@ -105,6 +119,8 @@ class DiskProgress(StatusStruct):
     settled_bytes: int = 0
     hole_bytes: int = 0
     """Holes on both sides, skipped."""
+    size_bytes: int = 0
+    strip: StripStatus | None = None
 
 
 class ProgressStatus(StatusStruct):
@@ -127,7 +143,11 @@ class ProgressStatus(StatusStruct):
     """Bytes of differing blocks sent, before compression."""
     wire_bytes: int = 0
     """Everything that went over the wire for it, both ways."""
+    active_seconds: float = 0.0
+    """How long sessions of this agent's process have worked on it."""
     rate_bytes_per_second: float | None = None
+    """Of the compare, in bytes of the disks; holes count."""
+    wire_rate_bytes_per_second: float | None = None
     seconds_left: float | None = None
     disks: list[DiskProgress] = []
 

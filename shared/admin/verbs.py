@@ -3,7 +3,7 @@
 A VM is named by its name or its UUID. Long work returns at once; it shows as ``progress`` in the VM's status.
 Results of methods not named here are a ``shared.status`` struct: an AgentStatus for ``status``, else the VmStatus
 after the change (``vm.export``: the ExportStatus; ``vm.points``: the PointsStatus; ``vm.remove``, ``vm.unexport``:
-null).
+null). Those of ``vm.resync_show``, ``_history`` and ``_plan`` are in ``shared.resync_runs``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ ENABLE = "vm.enable"
 INITIAL = "vm.initial"
 SET = "vm.set"
 TEST_CONNECTION = "test_connection"
+RESYNC_SHOW = "vm.resync_show"
+RESYNC_HISTORY = "vm.resync_history"
+RESYNC_PLAN = "vm.resync_plan"
 # The replica agent
 POINTS = "vm.points"
 EXPORT = "vm.export"
 UNEXPORT = "vm.unexport"
 FAILOVER = "vm.failover"
 
-READING = frozenset({STATUS, GET, MEASURE, EVENTS, POINTS})
+READING = frozenset({STATUS, GET, MEASURE, EVENTS, POINTS, RESYNC_SHOW, RESYNC_HISTORY, RESYNC_PLAN})
 """Methods that change nothing, for viewers."""
 
 
@@ -89,6 +92,18 @@ class ResumeParams(VmParams, frozen=True):
     """``vm.resume``; only a primary can be told to resynchronize."""
 
     resynchronize: bool = False
+
+
+class HistoryParams(VmParams, frozen=True):
+    """``vm.resync_history``: the newest runs, the newest first."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
+
+
+class PlanParams(VmParams, frozen=True):
+    """``vm.resync_plan``; ``sample``: measure on a sample of the disks, also where past runs tell a rate."""
+
+    sample: bool = False
 
 
 class SetParams(VmParams, frozen=True):

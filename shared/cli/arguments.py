@@ -131,6 +131,16 @@ def _no_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-wait", action="store_true", help="return at once, rather than show the progress")
 
 
+def _limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit",
+        type=parsed(parse_count),
+        default=EVENTS_LIMIT,
+        metavar="N",
+        help=f"how many (default {EVENTS_LIMIT})",
+    )
+
+
 # --- the verbs
 
 
@@ -231,13 +241,7 @@ def _recover(parser: argparse.ArgumentParser) -> None:
 
 def _events(parser: argparse.ArgumentParser) -> None:
     _vm(parser, optional=True)
-    parser.add_argument(
-        "--limit",
-        type=parsed(parse_count),
-        default=EVENTS_LIMIT,
-        metavar="N",
-        help=f"how many (default {EVENTS_LIMIT})",
-    )
+    _limit(parser)
     _json(parser)
 
 
@@ -263,6 +267,25 @@ def _failover(parser: argparse.ArgumentParser) -> None:
     _vm(parser, role=False)
     _yes(parser)
     _json(parser)
+
+
+def _resync(parser: argparse.ArgumentParser) -> None:
+    _add_verbs(parser, RESYNC_VERBS, "action")
+
+
+def _resync_vm(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, role=False)
+    _json(parser)
+
+
+def _resync_plan(parser: argparse.ArgumentParser) -> None:
+    _resync_vm(parser)
+    parser.add_argument("--sample", action="store_true", help="measure on a sample, though past runs tell a rate")
+
+
+def _resync_history(parser: argparse.ArgumentParser) -> None:
+    _resync_vm(parser)
+    _limit(parser)
 
 
 def _hrl(parser: argparse.ArgumentParser) -> None:
@@ -335,6 +358,13 @@ PKI_VERBS = (
     Verb("show", "print what is in a certificate", "shared.cli.verbs.pki:show", _pki_show, agents=False),
     Verb("revoke", "put it on the revocation list", "shared.cli.verbs.pki:revoke", _pki_revoke, agents=False),
 )
+_RESYNC = "shared.cli.verbs.resync"
+RESYNC_VERBS = (
+    Verb("plan", "tell what a resync would read, send and take if it began now", f"{_RESYNC}:plan", _resync_plan),
+    Verb("show", "tell why one is required, and all about the open and the last one", f"{_RESYNC}:show", _resync_vm),
+    Verb("history", "list the resyncs on record, with forecast and outcome", f"{_RESYNC}:history", _resync_history),
+    Verb("watch", "follow the one that runs, with a strip of each disk", f"{_RESYNC}:watch", _resync_vm),
+)
 _REPLICATION = "shared.cli.verbs.replication"
 _REPLICA = "shared.cli.verbs.replica"
 _READING = "shared.cli.verbs.reading"
@@ -346,6 +376,7 @@ VERBS = (
     Verb("set", "change settings of a VM, or print them where none is given", f"{_REPLICATION}:set_settings", _set),
     Verb("suspend", "stop sending (at the replica: taking) changes; they are kept", f"{_REPLICATION}:suspend", _vm),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
+    Verb("resync", "plan a resync, watch it, look at past ones", "", _resync, agents=False),
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
     Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),

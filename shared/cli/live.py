@@ -45,6 +45,7 @@ class LiveDisplay:
         from rich.live import Live
 
         self._width = console.width or 80
+        self._palette = console.palette
         rich = RichConsole(file=console.out, width=self._width, no_color=not console.palette.enabled)
         self._live: Live = Live(console=rich, auto_refresh=False)
 
@@ -58,7 +59,7 @@ class LiveDisplay:
         self._live.stop()
 
     def show(self, vm: VmStatus) -> None:
-        self.show_lines(progress_lines(vm, self._width))
+        self.show_lines(progress_lines(vm, self._width, self._palette))
 
     def say(self, text: str) -> None:
         self.show_lines([text])

@@ -21,7 +21,7 @@ def page_lines(vm: VmStatus, now: float, width: int | None, palette: Palette, zo
     for label, text in _facts(vm, now, palette, zone):
         lines += wrapped(text, width, LABEL_WIDTH + 2, f"  {label.ljust(LABEL_WIDTH)}")
     if vm.progress is not None:
-        lines += ["", *progress_lines(vm, width or 1000)]
+        lines += ["", *progress_lines(vm, width or 1000, palette)]
     return lines
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shared.cli.console import Palette
+from shared.cli.strip import LEGEND, strip_text
 from shared.cli.text import shortened
 from shared.rates import duration_text, size_text
 from shared.states import ReplicationState
@@ -20,6 +22,9 @@ KINDS = {
     "promotion": "failover",
 }
 BAR_WIDTH = 30
+STRIPS_SHOWN = 8
+"""Strips of more disks would fill the screen."""
+PLAIN = Palette(False)
 PLAIN_SECONDS = 2.0
 PLAIN_PERCENT = 5
 PLAIN_SILENT_SECONDS = 60.0
@@ -91,7 +96,7 @@ def progress_line(vm: VmStatus) -> str:
     return ", ".join(parts) + (f"; {trouble}" if trouble else "")
 
 
-def progress_lines(vm: VmStatus, width: int) -> list[str]:
+def progress_lines(vm: VmStatus, width: int, palette: Palette = PLAIN) -> list[str]:
     """Progress as a block of lines that is redrawn in place."""
     progress = vm.progress
     if progress is None:
@@ -102,6 +107,8 @@ def progress_lines(vm: VmStatus, width: int) -> list[str]:
             _bar_line(progress),
             _amounts_line(progress),
         ]
+        if saved := _saved(progress):
+            lines.append(f"  saved against a full copy: {saved}")
         if len(progress.disks) > 1:
             lines += [
                 f"  disk {disk.index}: {_fraction(disk.compared_bytes, disk.total_bytes)} compared, "
@@ -112,7 +119,8 @@ def progress_lines(vm: VmStatus, width: int) -> list[str]:
             lines.append(f"  {progress.text}")
     if trouble := _trouble(vm):
         lines.append(f"  {trouble}")
-    return [shortened(line, width) for line in lines]
+    strips = _strip_lines(progress, width, palette) if progress is not None else []
+    return [*(shortened(line, width) for line in lines), *strips]
 
 
 class PlainProgress:
@@ -166,10 +174,35 @@ def _bar_line(progress: ProgressStatus) -> str:
 
 
 def _amounts_line(progress: ProgressStatus) -> str:
+    rate = progress.wire_rate_bytes_per_second
     return (
         f"  compared {size_text(progress.compared_bytes)}, different {size_text(progress.different_bytes)}, "
         f"sent {size_text(progress.sent_bytes)}, on the wire {size_text(progress.wire_bytes)}"
+        + ("" if rate is None else f" at {size_text(rate)}/s")
     )
+
+
+def _strip_lines(progress: ProgressStatus, width: int, palette: Palette) -> list[str]:
+    """The address spaces of the disks; colours are in them, so they are made to fit rather than cut."""
+    disks = [(disk.index, disk.strip) for disk in progress.disks if disk.strip is not None][:STRIPS_SHOWN]
+    if not disks:
+        return []
+    labels = [f"  disk {index}  " for index, _ in disks]
+    indent = max(map(len, labels))
+    lines = [
+        label.ljust(indent) + strip_text(strip, width - indent, palette)
+        for label, (_, strip) in zip(labels, disks, strict=True)
+    ]
+    return [*lines, palette.dim(shortened(" " * indent + LEGEND, width))]
+
+
+def _saved(progress: ProgressStatus) -> str:
+    """What a copy of all that was compared until now, without its holes, would have had to transfer more."""
+    full = progress.compared_bytes - sum(disk.hole_bytes for disk in progress.disks)
+    if full <= 0 or progress.kind not in ("initial", "resync", "bounded"):
+        return ""
+    saved = max(0, full - progress.wire_bytes)
+    return f"{size_text(saved)} ({100 * saved / full:.1f} % of {size_text(full)})"
 
 
 def _fraction(part: int, whole: int) -> str:

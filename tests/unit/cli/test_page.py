@@ -56,11 +56,12 @@ def test_replica() -> None:
 def test_resync_shows_cause_and_progress() -> None:
     lines = page(resynchronizing(), 80)
     assert "  cause         2030-03-17 17:40:00  The log passed its limit of 10.0 GiB." in lines
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         "",
         "db  resynchronization: comparing",
         "  [███████████████░░░░░░░░░░░░░░░]  52.5 %  4.2 GiB of 8.0 GiB  400.0 MiB/s  9 …",
         "  compared 4.0 GiB, different 1.0 GiB, sent 1.0 GiB, on the wire 700.0 MiB",
+        "  saved against a full copy: 3.3 GiB (82.9 % of 4.0 GiB)",
     ]
     assert all(len(line) <= 80 for line in lines if "nbd+unix" not in line)
 

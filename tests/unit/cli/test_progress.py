@@ -30,7 +30,14 @@ def test_block() -> None:
         "db  resynchronization: comparing",
         "  [███████████████░░░░░░░░░░░░░░░]  52.5 %  4.2 GiB of 8.0 GiB  400.0 MiB/s  9 s left",
         "  compared 4.0 GiB, different 1.0 GiB, sent 1.0 GiB, on the wire 700.0 MiB",
+        "  saved against a full copy: 3.3 GiB (82.9 % of 4.0 GiB)",
     ]
+
+
+def test_block_tells_how_fast_the_wire_is() -> None:
+    progress = ProgressStatus(kind="resync", phase="comparing", wire_rate_bytes_per_second=float(3 << 20))
+    lines = progress_lines(resynchronizing(progress=progress), 100)
+    assert lines[2] == "  compared 0 B, different 0 B, sent 0 B, on the wire 0 B at 3.0 MiB/s"
 
 
 def test_block_of_several_disks_with_trouble() -> None:

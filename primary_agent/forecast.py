@@ -1,0 +1,265 @@
+"""What a resync will cost, before it starts: bytes to read, bytes on the wire and time, from what this pair has shown.
+
+Scope and holes are looked up, they are facts. How much differs and how fast the pair is, past runs tell; where none
+does, the disk is sampled, or a bound is given, and the forecast says so. Nothing is asked of the replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from primary_agent.parts import Parts
+from primary_agent.record import DiskRecord
+from primary_agent.scope import BOUNDED_CAUSES, read_scope
+from protocol.bulk import TAG_BYTES
+from protocol.messages import BLOCK_SIZE, ResyncKind
+from protocol.position import NO_EPOCH
+from shared.disks.hashing import RangeHasher
+from shared.errors import VmreplicaError
+from shared.map_file import Range
+from shared.ports import FileSystem
+from shared.rates import size_text
+from shared.resync_runs import COMMITTED, Forecast, Run
+
+RUNS_LEARNT = 20
+"""So many of the newest runs are looked at,"""
+MEDIAN_RUNS = 5
+"""and so many for what a median is taken of."""
+TELLING_BYTES = 8 << 20
+"""A run that read or sent less says nothing about speed."""
+READING, SENDING = 0.1, 0.5
+"""Runs that sent at most, or at least, this part of what they read tell how fast the pair compares, or sends."""
+WIRE_PER_SENT, WIRE_PER_READ = 1.0, TAG_BYTES / BLOCK_SIZE
+"""Bytes on the wire for one that is sent and for one that is compared, where no run tells: no compression, one tag for
+each block.
+"""
+SAMPLE_BYTES = 64 << 20
+SAMPLE_CHUNK = 1 << 20
+EXTENTS_KEPT = 4096
+"""More extents than that are thinned: a sample needs no more, and a disk may have millions of them."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What past runs of a pair say; None or the default where none says it. Rates in bytes per second."""
+
+    different: float | None = None
+    """Part of what was read that differed, in runs of this kind,"""
+    different_runs: int = 0
+    """of so many."""
+    compare: float | None = None
+    """Of blocks that are equal."""
+    send: float | None = None
+    """Of blocks that differ, compare and durable write included."""
+    beside: float = 0.0
+    """Seconds that a run takes beside its compare."""
+    wire_per_sent: float = WIRE_PER_SENT
+    """Bytes on the wire for one that is sent."""
+    wire_per_read: float = WIRE_PER_READ
+    """Bytes on the wire for one that is compared."""
+
+
+def learn(runs: Iterable[Run], kind: ResyncKind) -> Rates:
+    """The rates that the runs, the newest first, show for one of ``kind``."""
+    ended = [run for run in runs if run.result == COMMITTED and run.compare_seconds > 0]
+    alike = [
+        run.total("different_bytes") / run.read_bytes for run in ended if run.kind == kind.value and run.read_bytes
+    ][:MEDIAN_RUNS]
+    reading = next((run for run in ended if _sent(run) <= READING and run.read_bytes >= TELLING_BYTES), None)
+    sending = next((run for run in ended if _sent(run) >= SENDING and run.total("sent_bytes") >= TELLING_BYTES), None)
+    per_sent, per_read = WIRE_PER_SENT, WIRE_PER_READ
+    if sending is not None:
+        sent = sending.total("sent_bytes")
+        per_sent = min(per_sent, max(0.0, sending.wire_bytes - per_read * sending.read_bytes) / sent)
+    if reading is not None:
+        rest = reading.wire_bytes - per_sent * reading.total("sent_bytes")
+        per_read = max(0.0, rest) / reading.read_bytes
+    return Rates(
+        _median(alike),
+        len(alike),
+        reading.read_bytes / reading.compare_seconds if reading is not None else None,
+        sending.total("sent_bytes") / sending.compare_seconds if sending is not None else None,
+        _median([run.active_seconds - run.compare_seconds for run in ended[:MEDIAN_RUNS]]) or 0.0,
+        per_sent,
+        per_read,
+    )
+
+
+def _median(values: list[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def _sent(run: Run) -> float:
+    return run.total("sent_bytes") / max(1, run.read_bytes)
+
+
+@dataclass(slots=True)
+class Survey:
+    """What lies in a scope: its bytes, and those of them that are no holes."""
+
+    scope_bytes: int = 0
+    read_bytes: int = 0
+    extents: list[tuple[str, Range]] = field(default_factory=list)
+    """Path and range of those that are no holes, in order; evenly thinned where there are very many."""
+    _step: int = 1
+    _seen: int = 0
+
+    def add(self, path: str, extent: Range) -> None:
+        """Take in one more extent that is no hole."""
+        self.read_bytes += extent[1]
+        if self._seen % self._step == 0:
+            self.extents.append((path, extent))
+            if len(self.extents) > EXTENTS_KEPT:
+                del self.extents[1::2]
+                self._step *= 2
+        self._seen += 1
+
+    def pieces(self, wanted: int = SAMPLE_BYTES) -> Iterator[tuple[str, Range]]:
+        """Chunks spread evenly over what is no hole, together at most about ``wanted`` bytes."""
+        kept = sum(length for _, (_, length) in self.extents)
+        stride = max(SAMPLE_CHUNK, -(-kept * SAMPLE_CHUNK // max(wanted, 1)))
+        seen, due = 0, 0
+        for path, (offset, length) in self.extents:
+            while due < seen + length:
+                at = due - seen
+                yield path, (offset + at, min(SAMPLE_CHUNK, length - at))
+                due += stride
+            seen += length
+
+
+def survey(files: FileSystem, disks: Sequence[DiskRecord], scope: dict[int, list[Range]]) -> Survey:
+    """Look up what of the scope is no hole. Blocks. Raises OSError or StorageError."""
+    found = Survey()
+    for disk in disks:
+        file = files.open_disk(disk.path)
+        try:
+            for offset, length in scope[disk.index]:
+                found.scope_bytes += length
+                for extent in file.extents(offset, length):
+                    if not extent.hole:
+                        found.add(disk.path, (extent.offset, extent.length))
+        finally:
+            file.close()
+    return found
+
+
+def hash_sample(files: FileSystem, found: Survey, hasher: RangeHasher) -> int:
+    """Read and hash a sample as the compare does; the bytes of it. Blocks. Raises OSError or StorageError."""
+    count = 0
+    for path, (offset, length) in found.pieces():
+        file = files.open_disk(path)
+        try:
+            hasher.hash_range(file, offset, length)
+        finally:
+            file.close()
+        count += length
+    return count
+
+
+def expect(kind: ResyncKind, found: Survey, rates: Rates, sampled: float | None) -> Forecast:
+    """The forecast for what was surveyed; ``sampled`` is the measured rate of reading and hashing here."""
+    read, basis = found.read_bytes, [_scope_text(kind, found)]
+    fraction = 1.0
+    if kind is ResyncKind.INITIAL:
+        basis.append("All that is no hole is sent.")
+    elif rates.different is not None:
+        fraction = min(1.0, rates.different)
+        basis.append(f"{100 * fraction:.2f} % differed in the median of the last {rates.different_runs} such runs.")
+    elif kind is ResyncKind.BOUNDED:
+        basis.append("No such run is known yet: all that is in doubt is taken to differ.")
+    else:
+        fraction = 0.0
+        basis.append("No such run is known yet: nothing is taken to differ, so this is the least.")
+    different = round(fraction * read)
+    compare = sampled if sampled is not None else rates.compare
+    if sampled is not None:
+        basis.append(f"{size_text(sampled)}/s are read and hashed here, measured on a sample of the disks just now.")
+    elif compare is not None:
+        basis.append(f"{size_text(compare)}/s were compared in the last run that sent little.")
+    send = rates.send or compare
+    seconds = None
+    if compare is not None and send is not None:
+        seconds = (read - different) / compare + different / send + rates.beside
+        if different and rates.send is not None:
+            basis.append(f"{size_text(rates.send)}/s were sent and made durable in the last run that sent much.")
+        elif different:
+            basis.append("No run tells how fast this pair sends: as fast as it reads, at best.")
+    else:
+        basis.append("No rate of this pair is known.")
+
+    def on_wire(differing: int) -> int:
+        return round(rates.wire_per_read * read + rates.wire_per_sent * differing)
+
+    return Forecast(
+        kind=kind.value,
+        scope_bytes=found.scope_bytes,
+        read_bytes=read,
+        different_bytes=different,
+        wire_bytes=on_wire(different),
+        least_wire_bytes=on_wire(0),
+        most_wire_bytes=round(rates.wire_per_read * read + read),
+        seconds=seconds,
+        basis=basis,
+    )
+
+
+def _scope_text(kind: ResyncKind, found: Survey) -> str:
+    holes = f"{size_text(found.scope_bytes - found.read_bytes)} of it are holes, which are not read."
+    if kind is ResyncKind.BOUNDED:
+        return f"The dirty map bounds it to {size_text(found.scope_bytes)}; {holes}"
+    return f"Whole disks, {size_text(found.scope_bytes)}; {holes}"
+
+
+def kind_of(parts: Parts) -> ResyncKind:
+    """What kind a resync is, or would be if it began now. The replica may know better: then whole disks are compared.
+
+    Of what the dirty map says only this side's half is looked at; the replica's position is, when it begins.
+    """
+    record, connection = parts.replication.record, parts.tap.connection
+    if record.resync is not None:
+        return record.resync.kind
+    if record.epoch == NO_EPOCH:
+        return ResyncKind.INITIAL
+    doubt = connection.status.doubt if connection is not None else None
+    bounded = bool(record.causes) and {cause.code for cause in record.causes} <= BOUNDED_CAUSES
+    return ResyncKind.BOUNDED if bounded and doubt is not None and doubt.complete else ResyncKind.RESYNC
+
+
+async def forecast(parts: Parts, *, sample: bool = False) -> Forecast:
+    """What the open resync, or one that began now, is expected to cost.
+
+    ``sample``: measure reading and hashing here, also where past runs tell a rate. Raises StorageError where a disk
+    or the map can't be read.
+    """
+    ports, vm, kind = parts.surroundings.ports, parts.replication.vm, kind_of(parts)
+    rates = learn(parts.replication.runs.newest(RUNS_LEARNT), kind)
+    sampled = None
+    try:
+        scope = {disk.index: [(0, disk.size)] for disk in vm.disks}
+        if kind is ResyncKind.BOUNDED:
+            scope = await ports.workers.run(read_scope, ports.files, parts.tap.folder, vm.vm, vm.geometry)
+        found = await ports.workers.run(survey, ports.files, vm.disks, scope)
+        if found.read_bytes and (sample or rates.compare is None):
+            hasher = RangeHasher(ports.random.bytes(32), BLOCK_SIZE)
+            started = ports.clock.monotonic()
+            count = await ports.workers.run(hash_sample, ports.files, found, hasher)
+            seconds = ports.clock.monotonic() - started
+            sampled = count / seconds if seconds > 0 else None
+    except OSError as error:
+        raise VmreplicaError(
+            f"A disk of {vm.name} can't be read: {error.strerror or error}.", "Look at `vmreplica status`."
+        ) from error
+    return expect(kind, found, rates, sampled)
+
+
+async def foresee(parts: Parts) -> None:
+    """Put a forecast on the record of the open run, before it starts. A run goes on without one."""
+    try:
+        parts.replication.runs.forecast(await forecast(parts))
+    except VmreplicaError as error:
+        log.info("no forecast for this run", vm=parts.replication.vm.name, reason=str(error))

@@ -1,0 +1,78 @@
+"""What an administrator is told about a VM's resyncs: the plan of the next one, the open one, and those before."""
+
+from __future__ import annotations
+
+from primary_agent.forecast import forecast, kind_of
+from primary_agent.record import VmRecord
+from primary_agent.vm import PrimaryVm
+from protocol.messages import ResyncKind
+from shared.errors import InvalidStateError
+from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory
+from shared.states import ReplicationState
+
+WHOLE, IN_DOUBT = "whole disks", "what is in doubt"
+_S = ReplicationState
+_OPEN = (_S.RESYNCHRONIZING, _S.RESYNCHRONIZE_SUSPENDED, _S.INITIAL_REPLICATION_IN_PROGRESS)
+
+
+def starts_by(vm: VmRecord, kind: ResyncKind) -> str:
+    """What starts a required resync under the VM's settings, in words."""
+    if kind is ResyncKind.INITIAL:
+        return f"An administrator starts it: vmreplica initial {vm.name}."
+    if kind is ResyncKind.BOUNDED:
+        return "It starts by itself as soon as connectivity is healthy: what is bounded waits for nobody."
+    if vm.auto_resynchronize:
+        return "It starts by itself as soon as connectivity is healthy (auto-resynchronize is set)."
+    return f"An administrator starts it: vmreplica resume {vm.name} --resynchronize."
+
+
+def report(vm: PrimaryVm) -> ResyncReport:
+    """The answer of ``vm.resync_show``."""
+    parts = vm.parts
+    record, runs, kind = parts.replication.record, parts.replication.runs, kind_of(parts)
+    runs.collect()
+    connection = parts.tap.connection
+    doubt = connection.status.doubt if connection is not None else None
+    disk_bytes = sum(disk.size for disk in vm.record.disks)
+    needed = bool(record.causes) or record.resync is not None or kind is ResyncKind.INITIAL
+    bounded = kind is ResyncKind.BOUNDED
+    size = (doubt.bytes if doubt is not None else None) if bounded else disk_bytes
+    return ResyncReport(
+        state=record.state.title,
+        required=bool(record.causes),
+        causes=list(record.causes),
+        scope=(IN_DOUBT if bounded else WHOLE) if needed else "",
+        scope_bytes=size if needed else None,
+        disk_bytes=disk_bytes,
+        starts=starts_by(vm.record, kind) if needed and record.state not in _OPEN else "",
+        run=runs.open,
+        progress=parts.progress.status() if parts.progress is not None else None,
+        last=runs.last,
+    )
+
+
+def history(vm: PrimaryVm, limit: int) -> RunHistory:
+    """The answer of ``vm.resync_history``."""
+    return RunHistory(runs=vm.parts.replication.runs.newest(limit))
+
+
+async def plan(vm: PrimaryVm, *, sample: bool) -> ResyncPlan:
+    """The answer of ``vm.resync_plan``; reads a sample of the disks, and changes nothing. Raises VmreplicaError."""
+    parts = vm.parts
+    record, kind = parts.replication.record, kind_of(parts)
+    expected = await forecast(parts, sample=sample)
+    obstacle = remedy = ""
+    try:
+        vm.check_gate("initial replication" if kind is ResyncKind.INITIAL else "resynchronization")
+    except InvalidStateError as error:
+        obstacle, remedy = error.text, error.remedy
+    return ResyncPlan(
+        state=record.state.title,
+        required=bool(record.causes),
+        forecast=expected,
+        disk_bytes=sum(disk.size for disk in vm.record.disks),
+        may_start=not obstacle,
+        obstacle=obstacle,
+        remedy=remedy,
+        starts=starts_by(vm.record, kind),
+    )
