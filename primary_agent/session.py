@@ -150,9 +150,9 @@ class Session:
         if self._replication.record.causes and cause is ResyncCause.ADMINISTRATOR:
             return
         await self._replication.require_resync(cause, text, evidence)
-        if cause is ResyncCause.HISTORY_LOST and self._replication.record.resync_wanted:
+        if cause is ResyncCause.HISTORY_LOST:
             # Whoever asked did not know what would be overwritten.
-            await self._replication.update(resync_wanted=False)
+            await self._replication.update(resync_wanted=False, resync_at=None)
 
     # --- streaming -------------------------------------------------------------------------------------------------
 
@@ -211,6 +211,9 @@ class Session:
     async def _resync(self, resync: ResyncRecord | None) -> None:
         """Drive ``resync``, or a fresh one, to its commit, and stream on from there."""
         progress = self._show(resync)
+        if rests := self._starting.rests():
+            progress.enter(WAITING, rests)
+            await self._starting.until_open()
         async with self._parts.surroundings.resync_slots:
             if resync is None:
                 resync = await self._mint()
@@ -233,7 +236,7 @@ class Session:
                 await self._replication.update(resync=None)
                 raise Replan("the session is planned anew")
             self._epoch_needed = resync.epoch
-            await driver.compare()
+            await together(driver.compare(), self._starting.until_closed())
         end = await driver.cut()
         sender = self._sender(resync.epoch)
         sender.hold_after(end.segment)

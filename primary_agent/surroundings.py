@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.session import Identity
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
-from shared.config import PrimaryConfig
+from shared.config import PrimaryConfig, ResyncSection
 from shared.ports import Ports
 
 RESYNCS_AT_ONCE = 2
@@ -26,6 +26,8 @@ class Surroundings:
     dead_after: float = DEAD_AFTER_SECONDS
     compress: bool = True
     """Offer zstd: blocks and log are compressed where that pays."""
+    resync: ResyncSection = field(default_factory=ResyncSection)
+    """How required resyncs of VMs start that have no settings of their own."""
     resync_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RESYNCS_AT_ONCE))
 
     @classmethod
@@ -38,6 +40,7 @@ class Surroundings:
             config.nbd_group,
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,
+            resync=config.resync,
         )
 
     @property

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 
 from shared.errors import UsageError
+from shared.schedule import PastWindow, ResyncMode, Window
 
 DEFAULT_PORT = 8443
 MIB = 1 << 20
@@ -74,6 +75,25 @@ class PointsSection(Section, frozen=True):
     """Bytes that all undo logs of a VM may have; past them the oldest points go. 0: the size of its disks."""
 
 
+class ResyncSection(Section, frozen=True):
+    """How required resyncs of a primary's VMs start that have no rules of their own (``vmreplica set``)."""
+
+    mode: ResyncMode = ResyncMode.WINDOW
+    """``manual``: an administrator starts them; ``automatic``: at once; ``window``: within the daily window."""
+    window: str = "18:30-06:00"
+    """The daily window, in this host's local time."""
+    past_window: PastWindow = PastWindow.PAUSE
+    """At the window's end a resync that it started is paused until the next one (``pause``), or goes on
+    (``finish``).
+    """
+
+    def __post_init__(self) -> None:
+        try:
+            Window.parse(self.window)
+        except UsageError as error:
+            raise ValueError(f"{error.text} {error.remedy}") from None
+
+
 class AuthorizeSection(Section, frozen=True):
     """One entry: which certificate may replicate which VMs to where. Without an entry nobody may."""
 
@@ -120,6 +140,7 @@ class PrimaryConfig(AgentSection, frozen=True):
     """Sockets of the taps."""
     admin_socket: SocketPath = "/run/vmreplica/primary.sock"
     """The socket of the command."""
+    resync: ResyncSection = ResyncSection()
 
 
 class ReplicaConfig(AgentSection, frozen=True):

@@ -34,6 +34,7 @@ _vmreplica() {
         'suspend:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'suspend:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'resume:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'resume:--at') :; return ;;
         'resume:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'remove:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'remove:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -82,7 +83,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'resume')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --resynchronize --no-wait --yes --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --resynchronize --at --no-wait --yes --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'remove')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --yes --socket" -- "$current"); return; }

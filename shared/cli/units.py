@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shared.errors import UsageError
+from shared.schedule import PastWindow, ResyncMode, Window, parse_time, time_text
 from shared.tap_config import BlockDevicePolicy
 
 INTERVAL_SECONDS_MIN = 1.0
@@ -32,6 +33,8 @@ EXPORT_NAME_MAX = 255
 """Bytes of an export's name, well below what NBD allows, so that every client takes it."""
 
 COUNT_MAX = 10_000
+DEFAULT = "default"
+"""A setting's value that stands for the agent's own."""
 POINTS_MAX = 1000
 NUMBER_MAX = 1 << 24
 
@@ -76,7 +79,7 @@ def parse_count(text: str) -> int:
 
 def parse_points(text: str) -> int | None:
     """A number of recovery points from 0 to 1000, or ``default``. Raises UsageError."""
-    if text == "default":
+    if text == DEFAULT:
         return None
     if not (text.isascii() and text.isdigit() and int(text[:9]) <= POINTS_MAX):
         raise UsageError(f"{text!r} is not a number of points.", f"Give 0 to {POINTS_MAX}, or default.")
@@ -97,11 +100,32 @@ def parse_policy(text: str) -> str:
     return text
 
 
-def parse_flag(text: str) -> bool:
-    """``yes`` or ``no``. Raises UsageError."""
-    if text not in ("yes", "no"):
-        raise UsageError(f"{text!r} is neither yes nor no.")
-    return text == "yes"
+def parse_mode(text: str) -> str | None:
+    """How resyncs start, None for ``default``. Raises UsageError."""
+    return _word(text, tuple(ResyncMode))
+
+
+def parse_past_window(text: str) -> str | None:
+    """What happens at the window's end, None for ``default``. Raises UsageError."""
+    return _word(text, tuple(PastWindow))
+
+
+def parse_window(text: str) -> str | None:
+    """``18:30-06:00``, None for ``default``. Raises UsageError."""
+    return None if text == DEFAULT else str(Window.parse(text))
+
+
+def parse_time_of_day(text: str) -> str | None:
+    """``18:30``, None for ``default``. Raises UsageError."""
+    return None if text == DEFAULT else time_text(parse_time(text))
+
+
+def _word(text: str, words: tuple[str, ...]) -> str | None:
+    if text == DEFAULT:
+        return None
+    if text not in words:
+        raise UsageError(f"{text!r} is none of {', '.join(words)}.", f"Write one of these, or {DEFAULT}.")
+    return text
 
 
 def parse_disk(text: str) -> dict[str, str]:
@@ -132,7 +156,19 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         parse_policy,
         "compare, trust or strict: when block devices are compared because the tap was stopped",
     ),
-    "auto-resynchronize": ("auto_resynchronize", parse_flag, "yes or no: begin a required resync by itself"),
+    "resync-mode": ("resync_mode", parse_mode, "manual, automatic, window or default: how a required resync starts"),
+    "resync-window": (
+        "resync_window",
+        parse_window,
+        "daily window in which it starts, in the primary's local time, e.g. 18:30-06:00, or default",
+    ),
+    "resync-window-start": ("resync_window_start", parse_time_of_day, "start of that window, e.g. 18:30, or default"),
+    "resync-window-end": ("resync_window_end", parse_time_of_day, "end of that window, e.g. 06:00, or default"),
+    "resync-past-window": (
+        "resync_past_window",
+        parse_past_window,
+        "pause, finish or default: what becomes of a resync that the window started at the window's end",
+    ),
     "points-newest": (
         "points_newest",
         parse_points,

@@ -19,10 +19,11 @@ from replica_agent.agent import ReplicaAgent
 from replica_agent.vm import ReplicaVm
 from shared import pki
 from shared.admin.verbs import EnableParams
-from shared.config import AuthorizeSection, ListenSection, PrimaryConfig, ReplicaConfig, TlsSection
+from shared.config import AuthorizeSection, ListenSection, PrimaryConfig, ReplicaConfig, ResyncSection, TlsSection
 from shared.events import EventId
 from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity
+from shared.schedule import ResyncMode
 from shared.states import ReplicationState
 
 MIB = 1 << 20
@@ -41,6 +42,8 @@ class Pair:
         self.port = 0
         self.replica_options: dict[str, Any] = {}
         """Sections of the replica's configuration that a test sets before it starts the replica again."""
+        self.primary_options: dict[str, Any] = {"resync": ResyncSection(mode=ResyncMode.MANUAL)}
+        """The same of the primary's; what starts a resync must not depend on the time of the day."""
         self._ports: dict[str, RealPorts] = {}
 
     async def start(self) -> None:
@@ -83,6 +86,7 @@ class Pair:
             runtime_dir=str(self.sockets / "a"),
             heartbeat_seconds=0.5,
             dead_after_seconds=5,
+            **self.primary_options,
         )
         self.primary = PrimaryAgent(config, self._ports["alpha"].ports)
         self.primary.certificate_end = self._ports["alpha"].network.certificate_end

@@ -32,7 +32,7 @@ async def test_with_the_setting_a_required_resync_begins_by_itself(pair: Pair) -
     """I12, I20."""
     await pair.replicate(4 * MIB)
     before = pair.vm.parts.replication.record.epoch
-    await pair.vm.set(with_settings(pair.vm.record, {"auto_resynchronize": True}), {"auto_resynchronize": True})
+    await pair.vm.set(with_settings(pair.vm.record, {"resync_mode": "automatic"}), {"resync_mode": "automatic"})
     await lose_tracking(pair)
     await pair.write(0, "write -P 3 1M 64k")
     await pair.until("another baseline", lambda: pair.vm.parts.replication.record.epoch != before)
