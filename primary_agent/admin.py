@@ -129,6 +129,7 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     resync_window_start: str | msgspec.UnsetType | None = msgspec.UNSET
     resync_window_end: str | msgspec.UnsetType | None = msgspec.UNSET
     resync_past_window: PastWindow | msgspec.UnsetType | None = msgspec.UNSET
+    resync_priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] | msgspec.UnsetType = msgspec.UNSET
     hot_region_bytes: _HotRegion | msgspec.UnsetType = msgspec.UNSET
     hot_regions: Annotated[int, msgspec.Meta(ge=1, le=MAX_HOT_REGIONS)] | msgspec.UnsetType = msgspec.UNSET
     block_device_policy: BlockDevicePolicy | msgspec.UnsetType = msgspec.UNSET

@@ -77,6 +77,8 @@ class VmRecord(Record):
     resync_window_start: str = ""
     resync_window_end: str = ""
     resync_past_window: PastWindow | None = None
+    resync_priority: int = 0
+    """Higher ones come first in the queue."""
     hot_region_bytes: int = 0
     hot_regions: int = 0
     """0 stands for the tap's default, here and of the size of a region."""

@@ -214,7 +214,14 @@ class Session:
         if rests := self._starting.rests():
             progress.enter(WAITING, rests)
             await self._starting.until_open()
-        async with self._parts.surroundings.resync_slots:
+        bounded = await self._starting.is_bounded() if resync is None else resync.kind is ResyncKind.BOUNDED
+        place = self._parts.surroundings.queue.place(
+            self._replication.vm.name,
+            lambda: self._replication.vm.resync_priority,
+            bounded=bounded,
+            told=lambda text: progress.enter(WAITING, text),
+        )
+        async with place:
             if resync is None:
                 resync = await self._mint()
                 progress = self._show(resync)
@@ -288,8 +295,6 @@ class Session:
             kind = resync.kind if resync is not None else self._kind()
             shown = ResyncProgress.of(identity, kind, epoch, list(self._replication.vm.geometry), started)
             self._parts.progress = shown
-        if self._parts.surroundings.resync_slots.locked():
-            shown.enter(WAITING, "other resynchronizations of this host run first")
         return shown
 
     # --- messages --------------------------------------------------------------------------------------------------

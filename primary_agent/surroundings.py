@@ -1,17 +1,15 @@
-"""What all VMs of a primary agent share: ports, how the agent introduces itself, deadlines, and resync slots."""
+"""What all VMs of a primary agent share: ports, how it introduces itself, deadlines, and the queue of resyncs."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 
+from primary_agent.resync_queue import ResyncQueue
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.session import Identity
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
 from shared.config import PrimaryConfig, ResyncSection
 from shared.ports import Ports
-
-RESYNCS_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +26,7 @@ class Surroundings:
     """Offer zstd: blocks and log are compressed where that pays."""
     resync: ResyncSection = field(default_factory=ResyncSection)
     """How required resyncs of VMs start that have no settings of their own."""
-    resync_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RESYNCS_AT_ONCE))
+    queue: ResyncQueue = field(default_factory=lambda: ResyncQueue(ResyncSection().at_once))
 
     @classmethod
     def of(cls, config: PrimaryConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
@@ -41,6 +39,7 @@ class Surroundings:
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,
             resync=config.resync,
+            queue=ResyncQueue(config.resync.at_once),
         )
 
     @property

@@ -341,6 +341,7 @@ class PrimaryVm:
         config.check()
         text = "Settings changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items())
         await self._replication.set_vm(vm, self._replication.event(EventId.SETTINGS, text, data=changed))
+        self.parts.surroundings.queue.reconsider()
         tap.config = config
         await self._ports.workers.run(save_config, self._ports.files, tap.folder, config)
         if tap.connection is not None:

@@ -94,6 +94,7 @@ def _settings(vm: VmRecord, config: TapConfig, schedule: Schedule) -> dict[str, 
         "hot_region_bytes": config.hot_region_bytes,
         "hot_regions": config.hot_regions,
         "block_device_policy": config.block_device_policy.value,
+        "resync_priority": vm.resync_priority,
     } | schedule.settings()
 
 

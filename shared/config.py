@@ -62,6 +62,8 @@ class StorageSection(Section, frozen=True):
 
     reserve_bytes: Bytes = 64 * MIB
     """Free space of each volume, in bytes, that received data never uses: applying needs it."""
+    resyncs_at_once: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    """So many compares run at the same time, of all primaries together; the others are told to wait."""
 
 
 class PointsSection(Section, frozen=True):
@@ -86,6 +88,8 @@ class ResyncSection(Section, frozen=True):
     """At the window's end a resync that it started is paused until the next one (``pause``), or goes on
     (``finish``).
     """
+    at_once: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    """So many compares run at the same time, initial replications among them; the others wait in a queue."""
 
     def __post_init__(self) -> None:
         try:

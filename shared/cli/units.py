@@ -37,6 +37,7 @@ DEFAULT = "default"
 """A setting's value that stands for the agent's own."""
 POINTS_MAX = 1000
 NUMBER_MAX = 1 << 24
+PRIORITY_MAX = 100
 
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([A-Za-z]*)")
 
@@ -110,6 +111,13 @@ def parse_past_window(text: str) -> str | None:
     return _word(text, tuple(PastWindow))
 
 
+def parse_priority(text: str) -> int:
+    """A whole number from -100 to 100. Raises UsageError."""
+    if not re.fullmatch(r"-?[0-9]{1,3}", text) or not -PRIORITY_MAX <= int(text) <= PRIORITY_MAX:
+        raise UsageError(f"{text!r} is not a number from -{PRIORITY_MAX} to {PRIORITY_MAX}.")
+    return int(text)
+
+
 def parse_window(text: str) -> str | None:
     """``18:30-06:00``, None for ``default``. Raises UsageError."""
     return None if text == DEFAULT else str(Window.parse(text))
@@ -169,6 +177,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         parse_past_window,
         "pause, finish or default: what becomes of a resync that the window started at the window's end",
     ),
+    "resync-priority": ("resync_priority", parse_priority, "-100 to 100: higher ones come first in the queue"),
     "points-newest": (
         "points_newest",
         parse_points,

@@ -165,6 +165,7 @@ def test_page_has_every_key_with_its_default() -> None:
         "listen": (config.ListenSection,),
         "storage": (config.StorageSection,),
         "points": (config.PointsSection,),
+        "resync": (config.ResyncSection,),
         "authorize": (config.AuthorizeSection,),
     }
     tables = tables_of_the_page()
