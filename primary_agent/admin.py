@@ -28,6 +28,7 @@ from shared.admin.verbs import (
     SetParams,
     VmParams,
 )
+from shared.config import Rate
 from shared.errors import InvalidStateError, UsageError
 from shared.ports import Address
 from shared.schedule import PastWindow, ResyncMode
@@ -129,6 +130,11 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     resync_window_start: str | msgspec.UnsetType | None = msgspec.UNSET
     resync_window_end: str | msgspec.UnsetType | None = msgspec.UNSET
     resync_past_window: PastWindow | msgspec.UnsetType | None = msgspec.UNSET
+    resync_read_rate: Rate | msgspec.UnsetType = msgspec.UNSET
+    resync_send_rate: Rate | msgspec.UnsetType = msgspec.UNSET
+    initial_read_rate: Rate | msgspec.UnsetType = msgspec.UNSET
+    initial_send_rate: Rate | msgspec.UnsetType = msgspec.UNSET
+    replication_send_rate: Rate | msgspec.UnsetType = msgspec.UNSET
     resync_priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] | msgspec.UnsetType = msgspec.UNSET
     hot_region_bytes: _HotRegion | msgspec.UnsetType = msgspec.UNSET
     hot_regions: Annotated[int, msgspec.Meta(ge=1, le=MAX_HOT_REGIONS)] | msgspec.UnsetType = msgspec.UNSET

@@ -18,6 +18,7 @@ import msgspec
 from protocol.hrl import MAX_DISK_BYTES, MAX_DISKS, Geometry
 from protocol.messages import ResyncKind
 from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Lineage, Position
+from shared.config import Rate
 from shared.errors import StoreDamagedError
 from shared.ports import Store
 from shared.schedule import PastWindow, ResyncMode
@@ -79,6 +80,12 @@ class VmRecord(Record):
     resync_past_window: PastWindow | None = None
     resync_priority: int = 0
     """Higher ones come first in the queue."""
+    resync_read_rate: Rate = []
+    resync_send_rate: Rate = []
+    initial_read_rate: Rate = []
+    initial_send_rate: Rate = []
+    replication_send_rate: Rate = []
+    """Caps of this VM in bytes per second, as in the agent's configuration."""
     hot_region_bytes: int = 0
     hot_regions: int = 0
     """0 stands for the tap's default, here and of the size of a region."""

@@ -108,6 +108,7 @@ class ResyncDriver:
         self._unsettled: dict[tuple[int, int], int] = {}
         self._settled = Signal()
         self._note_settled = settled
+        self._pacer = surroundings.pacing.pacer(lambda: replication.vm, initial=resync.kind is ResyncKind.INITIAL)
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
@@ -286,6 +287,7 @@ class ResyncDriver:
     ) -> None:
         """Both sides hash the range at the same time; what differs is sent."""
         resync, counters = self.resync, self.progress.disks[disk.index]
+        await self._pacer.disk(length)
         answer: asyncio.Future[Manifest] = asyncio.get_running_loop().create_future()
         self._manifests[disk.index, offset] = answer
         bulk.send(
@@ -321,6 +323,7 @@ class ResyncDriver:
     async def _send_blocks(self, bulk: Channel, reader: BlocksReader) -> None:
         counters = self.progress.disks[reader.disk]
         while (payload := await self._ports.workers.run(reader.next)) is not None:
+            await self._pacer.wire(sum(map(len, payload.pieces)))
             bulk.send_bulk(MessageType.BLOCKS, payload.pieces, raw_length=payload.raw_length)
             counters.sent_bytes += payload.data_bytes + payload.zero_bytes
             await bulk.drain()

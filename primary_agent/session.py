@@ -168,6 +168,7 @@ class Session:
             self.ledger,
             self._ports,
             began_at_cut=self._note_acknowledged,
+            pacer=self._parts.surroundings.pacing.sender(lambda: self._replication.vm),
         )
 
     async def _stream(self, position: Position) -> None:

@@ -6,6 +6,7 @@ import uuid
 
 from primary_agent.damaged import DamagedVm
 from primary_agent.observing import TapObserver
+from primary_agent.pacing import RATES
 from primary_agent.parts import LinkState, Parts
 from primary_agent.record import VmRecord
 from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
@@ -95,6 +96,7 @@ def _settings(vm: VmRecord, config: TapConfig, schedule: Schedule) -> dict[str, 
         "hot_regions": config.hot_regions,
         "block_device_policy": config.block_device_policy.value,
         "resync_priority": vm.resync_priority,
+        **{name: getattr(vm, name) for name in RATES},
     } | schedule.settings()
 
 

@@ -25,6 +25,7 @@ OptionalPath = Annotated[str, msgspec.Meta(pattern=r"^(/|\Z)")]
 SocketPath = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=107)]
 Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Rate = Annotated[list[Bytes], msgspec.Meta(max_length=2)]
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _AT = re.compile(r"(?P<complaint>.*?)(?: - at `(?P<place>.*)`)?", re.DOTALL)
@@ -98,6 +99,32 @@ class ResyncSection(Section, frozen=True):
             raise ValueError(f"{error.text} {error.remedy}") from None
 
 
+class RatesSection(Section, frozen=True):
+    """Caps of a primary on all its VMs together, in bytes per second: ``[]`` for none, ``[day]``, or ``[day, night]``,
+    in either of which 0 stands for none.
+    """
+
+    resync_read_rate: Rate = []
+    """Reading disks for resyncs."""
+    resync_send_rate: Rate = []
+    """Sending what resyncs found to differ."""
+    initial_read_rate: Rate = []
+    """Reading disks for initial replications."""
+    initial_send_rate: Rate = []
+    """Sending for initial replications."""
+    replication_send_rate: Rate = []
+    """Sending the log."""
+    night: str = ""
+    """The daily window of the night's rates, in this host's local time; empty: that of resyncs."""
+
+    def __post_init__(self) -> None:
+        try:
+            if self.night:
+                Window.parse(self.night)
+        except UsageError as error:
+            raise ValueError(f"{error.text} {error.remedy}") from None
+
+
 class AuthorizeSection(Section, frozen=True):
     """One entry: which certificate may replicate which VMs to where. Without an entry nobody may."""
 
@@ -145,6 +172,7 @@ class PrimaryConfig(AgentSection, frozen=True):
     admin_socket: SocketPath = "/run/vmreplica/primary.sock"
     """The socket of the command."""
     resync: ResyncSection = ResyncSection()
+    rates: RatesSection = RatesSection()
 
 
 class ReplicaConfig(AgentSection, frozen=True):

@@ -118,6 +118,14 @@ def parse_priority(text: str) -> int:
     return int(text)
 
 
+def parse_rate(text: str) -> list[int]:
+    """``none``, ``50MiB``, or ``50MiB/200MiB`` by day and by night, in bytes per second. Raises UsageError."""
+    if text == "none":
+        return []
+    day, slash, night = text.partition("/")
+    return [0 if part == "none" else parse_size(part) for part in ([day, night] if slash else [day])]
+
+
 def parse_window(text: str) -> str | None:
     """``18:30-06:00``, None for ``default``. Raises UsageError."""
     return None if text == DEFAULT else str(Window.parse(text))
@@ -178,6 +186,15 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         "pause, finish or default: what becomes of a resync that the window started at the window's end",
     ),
     "resync-priority": ("resync_priority", parse_priority, "-100 to 100: higher ones come first in the queue"),
+    "resync-read-rate": (
+        "resync_read_rate",
+        parse_rate,
+        "cap of reading disks for a resync, in bytes a second: none, 50MiB, or 50MiB/200MiB by day/night",
+    ),
+    "resync-send-rate": ("resync_send_rate", parse_rate, "cap of sending what differs"),
+    "initial-read-rate": ("initial_read_rate", parse_rate, "the same for initial replication: reading"),
+    "initial-send-rate": ("initial_send_rate", parse_rate, "and sending"),
+    "replication-send-rate": ("replication_send_rate", parse_rate, "cap of sending the log"),
     "points-newest": (
         "points_newest",
         parse_points,

@@ -27,7 +27,7 @@ from shared.schedule import ResyncMode
 from shared.states import ReplicationState
 
 MIB = 1 << 20
-WAIT_SECONDS = 8.0
+WAIT_SECONDS = 60.0
 
 
 class Pair:

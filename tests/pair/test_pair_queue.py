@@ -58,3 +58,32 @@ async def test_one_that_waits_at_this_host_says_its_place(pair: Pair) -> None:
     await pair.until("another baseline", lambda: pair.vm.parts.replication.record.epoch != before)
     await pair.state(ReplicationState.REPLICATING)
     await pair.assert_same()
+
+
+async def test_caps_hold_and_are_lifted_while_it_runs(pair: Pair) -> None:
+    """At a byte a second nothing would ever end; without a cap it does at once."""
+    await pair.replicate(4 * MIB)
+    await pair.healthy()
+    before = pair.vm.parts.replication.record.epoch
+    given = {"resync_read_rate": [1]}
+    await pair.vm.set(with_settings(pair.vm.record, given), given)
+    await pair.vm.resume(resynchronize=True)
+    await pair.until("the compare", lambda: getattr(pair.vm.parts.progress, "phase", "") == "comparing")
+    await asyncio.sleep(1)
+    assert pair.vm.parts.progress is not None
+    assert pair.vm.parts.progress.compared_bytes == 0
+    given = {"resync_read_rate": []}
+    await pair.vm.set(with_settings(pair.vm.record, given), given)
+    await pair.until("another baseline", lambda: pair.vm.parts.replication.record.epoch != before)
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
+    # The log, too.
+    given = {"replication_send_rate": [1]}
+    await pair.vm.set(with_settings(pair.vm.record, given), given)
+    await pair.write(0, "write -P 7 0 1M")
+    await pair.until("pending log", lambda: pair.vm.parts.pending_bytes() > MIB // 2)
+    await asyncio.sleep(2)
+    assert pair.vm.parts.pending_bytes() > MIB // 2
+    given = {"replication_send_rate": []}
+    await pair.vm.set(with_settings(pair.vm.record, given), given)
+    await pair.assert_same()
