@@ -12,6 +12,7 @@ from primary_agent.enabling import split_address
 from primary_agent.probing import probe
 from primary_agent.record import VmRecord
 from primary_agent.resync_report import history, plan, report
+from primary_agent.scheduling import checked_time, with_window
 from primary_agent.vm import PrimaryVm
 from shared.admin import verbs
 from shared.admin.methods import Methods
@@ -30,9 +31,11 @@ from shared.admin.verbs import (
     SetParams,
     VmParams,
 )
+from shared.config import Rate
 from shared.errors import InvalidStateError, UsageError
 from shared.ports import Address
 from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory
+from shared.schedule import PastWindow, ResyncMode
 from shared.status import AgentStatus, Statistics, VmStatus
 from shared.tap_config import MAX_HOT_REGION, MAX_HOT_REGIONS, MIN_HOT_REGION, MIN_LOG_LIMIT, BlockDevicePolicy
 
@@ -88,7 +91,7 @@ class AdminMethods:
         if vm.failure is not None:
             await self._agent.revive(vm)
             return await self._agent.find(params.vm).status()
-        return await _ordered(vm, "resume", vm.resume(resynchronize=params.resynchronize))
+        return await _ordered(vm, "resume", vm.resume(resynchronize=params.resynchronize, at=params.at))
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
@@ -138,10 +141,24 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     interval_seconds: Annotated[float, msgspec.Meta(ge=1, le=86400)] | msgspec.UnsetType = msgspec.UNSET
     log_limit_bytes: Annotated[int, msgspec.Meta(ge=MIN_LOG_LIMIT, lt=1 << 62)] | msgspec.UnsetType = msgspec.UNSET
     replica: Annotated[str, msgspec.Meta(min_length=1, max_length=300)] | msgspec.UnsetType = msgspec.UNSET
-    auto_resynchronize: bool | msgspec.UnsetType = msgspec.UNSET
+    resync_mode: ResyncMode | msgspec.UnsetType | None = msgspec.UNSET
+    resync_window: str | msgspec.UnsetType | None = msgspec.UNSET
+    resync_window_start: str | msgspec.UnsetType | None = msgspec.UNSET
+    resync_window_end: str | msgspec.UnsetType | None = msgspec.UNSET
+    resync_past_window: PastWindow | msgspec.UnsetType | None = msgspec.UNSET
+    resync_read_rate: Rate | msgspec.UnsetType = msgspec.UNSET
+    resync_send_rate: Rate | msgspec.UnsetType = msgspec.UNSET
+    initial_read_rate: Rate | msgspec.UnsetType = msgspec.UNSET
+    initial_send_rate: Rate | msgspec.UnsetType = msgspec.UNSET
+    replication_send_rate: Rate | msgspec.UnsetType = msgspec.UNSET
+    resync_priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] | msgspec.UnsetType = msgspec.UNSET
     hot_region_bytes: _HotRegion | msgspec.UnsetType = msgspec.UNSET
     hot_regions: Annotated[int, msgspec.Meta(ge=1, le=MAX_HOT_REGIONS)] | msgspec.UnsetType = msgspec.UNSET
     block_device_policy: BlockDevicePolicy | msgspec.UnsetType = msgspec.UNSET
+
+
+_COMPOSED = frozenset({"replica", "resync_window"})
+"""Settings that are not single fields of the record."""
 
 
 def with_settings(record: VmRecord, settings: dict[str, Any]) -> VmRecord:
@@ -154,8 +171,13 @@ def with_settings(record: VmRecord, settings: dict[str, Any]) -> VmRecord:
     changes: dict[str, Any] = {
         name: value
         for name in _Settings.__struct_fields__
-        if name != "replica" and (value := getattr(given, name)) is not msgspec.UNSET
+        if name not in _COMPOSED and (value := getattr(given, name)) is not msgspec.UNSET
     }
     if given.replica is not msgspec.UNSET:
         changes["replica_host"], changes["replica_port"] = split_address(given.replica)
+    if given.resync_window is not msgspec.UNSET:
+        record = with_window(record, given.resync_window)
+    for end in ("resync_window_start", "resync_window_end"):
+        if end in changes:
+            changes[end] = checked_time(changes[end])
     return msgspec.structs.replace(record, **changes)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from primary_agent.compare import BlocksReader, Piece, Pieces, Span, holes_between, unreadable, unsettled_runs
 from primary_agent.detail import RangeDifferences
 from primary_agent.dialing import name_of
+from primary_agent.pacing import Pacer
 from primary_agent.progress import COMPARING, ResyncProgress
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Replication
@@ -61,28 +62,6 @@ UNSETTLED_RANGES = 32
 T = TypeVar("T")
 Answers = dict[tuple[int, int], "asyncio.Future[T]"]
 """What was asked about a disk's range at an offset, and not yet answered."""
-
-
-class Pacer(Protocol):
-    """Slows the compare down where it must not have all of the disk or the link."""
-
-    async def disk(self, length: int) -> None:
-        """Return when ``length`` bytes may be read from the disk."""
-
-    async def wire(self, length: int) -> None:
-        """``length`` bytes were given to the link; return when more may follow."""
-
-
-class _Unpaced:
-    async def disk(self, length: int) -> None:
-        pass
-
-    async def wire(self, length: int) -> None:
-        pass
-
-
-UNPACED: Pacer = _Unpaced()
-"""Lets everything through at once."""
 
 
 @dataclass(slots=True)

@@ -24,7 +24,9 @@ class Description(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     @classmethod
     def of(cls, vm: VmRecord, replication: ReplicationRecord) -> Description:
         """The description of a VM whose records are these."""
-        lasting = msgspec.structs.replace(replication, problem=None, resync_wanted=False, recovered=None)
+        lasting = msgspec.structs.replace(
+            replication, problem=None, resync_wanted=False, resync_at=None, started_by=None, recovered=None
+        )
         return cls(vm=vm, replication=lasting)
 
     def check(self, vm: bytes) -> None:

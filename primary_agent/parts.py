@@ -38,6 +38,11 @@ class LinkState:
         """Whether connectivity is proven in both directions right now (I20)."""
         return self.dialled is not None and self.dialled.channel.healthy()
 
+    async def proven(self) -> bool:
+        """Whether an exchange that is made now gets to the replica and back (I20)."""
+        dialled = self.dialled
+        return dialled is not None and await dialled.channel.prove() and self.dialled is dialled
+
 
 @dataclass(slots=True)
 class Parts:
@@ -64,9 +69,9 @@ class Parts:
         disks = self.tap.connection.status.disks if self.tap.connection is not None else []
         return next((disk for disk in disks if disk.found_size is not None and disk.found_size < disk.size), None)
 
-    def may_compare(self) -> bool:
-        """Whether a resync may begin by itself: connectivity is proven (I20), and no disk has lost a part."""
-        return self.link.healthy() and self.shrunk_disk() is None
+    async def proven(self) -> bool:
+        """Whether a resync may begin by itself: no disk has lost a part, and connectivity is proven now (I20)."""
+        return self.shrunk_disk() is None and await self.link.proven() and self.shrunk_disk() is None
 
     def pending_bytes(self) -> int:
         """Bytes of log that the replica has not acknowledged; all that is kept, where its place is not known."""

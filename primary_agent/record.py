@@ -10,6 +10,7 @@ been brought back to an earlier state.
 
 from __future__ import annotations
 
+import enum
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -17,8 +18,10 @@ import msgspec
 from protocol.hrl import MAX_DISK_BYTES, MAX_DISKS, Geometry
 from protocol.messages import ResyncKind
 from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Lineage, Position
+from shared.config import Rate
 from shared.errors import StoreDamagedError
 from shared.ports import Store
+from shared.schedule import PastWindow, ResyncMode
 from shared.states import ReplicationState
 from shared.status import Cause
 from shared.tap_config import BlockDevicePolicy
@@ -28,6 +31,16 @@ MAX_CAUSES = 32
 
 Id16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class StartedBy(enum.StrEnum):
+    """What started a resync: the window pauses only what it started."""
+
+    ADMINISTRATOR = "administrator"
+    SCHEDULE = "schedule"
+    AUTOMATIC = "automatic"
+    WINDOW = "window"
+    BOUNDED = "bounded"
 
 
 class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -60,8 +73,19 @@ class VmRecord(Record):
     log_limit_bytes: int
     """0 stands for the tap's default, half of the disks."""
     created_time: float
-    auto_resynchronize: bool = False
-    """Start a required resync by itself as soon as connectivity is healthy."""
+    resync_mode: ResyncMode | None = None
+    """How a required resync starts; None, and an empty time, stand for the agent's default."""
+    resync_window_start: str = ""
+    resync_window_end: str = ""
+    resync_past_window: PastWindow | None = None
+    resync_priority: int = 0
+    """Higher ones come first in the queue."""
+    resync_read_rate: Rate = []
+    resync_send_rate: Rate = []
+    initial_read_rate: Rate = []
+    initial_send_rate: Rate = []
+    replication_send_rate: Rate = []
+    """Caps of this VM in bytes per second, as in the agent's configuration."""
     hot_region_bytes: int = 0
     hot_regions: int = 0
     """0 stands for the tap's default, here and of the size of a region."""
@@ -128,6 +152,10 @@ class ReplicationRecord(Record):
     fenced: str = ""
     resync_wanted: bool = False
     """The administrator asked for the required resync while it could not begin: it does as soon as it can."""
+    resync_at: float | None = None
+    """When an administrator's resync is to start, seconds since the Unix epoch."""
+    started_by: StartedBy | None = None
+    """What started the resync that is running."""
     peer_host: str = ""
     """The replica's host name, as it told it last."""
     recovered: Cause | None = None

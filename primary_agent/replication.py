@@ -194,6 +194,8 @@ class Replication:
                 "causes": [],
                 "problem": None,
                 "resync_wanted": False,
+                "resync_at": None,
+                "started_by": None,
             }
             text = f"The baseline {resync.epoch.hex()[:8]} is committed at the replica, up to cut {end.segment}."
             committed = self.event(EventId.BASELINE_COMMITTED, text, cause=cause, data={"epoch": resync.epoch.hex()})
@@ -215,7 +217,8 @@ class Replication:
         await self.require_resync(cause, text, evidence)
         # Whoever asked for a resync before did not know whose history it would replace.
         wanted = self.record.resync_wanted and cause is not ResyncCause.HISTORY_LOST
-        await self.update(recovered=None, resync=None, resync_wanted=wanted)
+        at = self.record.resync_at if wanted or cause is not ResyncCause.HISTORY_LOST else None
+        await self.update(recovered=None, resync=None, resync_wanted=wanted, resync_at=at)
 
     async def fence(self, text: str, *, split: bool) -> None:
         """The replica was failed over: nothing is sent any more until an administrator says so (I8).

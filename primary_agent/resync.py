@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from primary_agent.comparing import UNPACED, Comparing, Pacer, SessionKey
+from primary_agent.comparing import Comparing, SessionKey
 from primary_agent.dialing import Dialled, dial, expect, open_body
 from primary_agent.progress import COMMITTING, STARTING, TRACKED_WRITES, TRACKING_BEGUN, ResyncProgress
 from primary_agent.record import ResyncRecord
@@ -65,9 +65,8 @@ class ResyncDriver:
         answers: asyncio.Queue[Body],
         *,
         settled: Callable[[], None],
-        pacer: Pacer = UNPACED,
     ) -> None:
-        """``settled`` is called whenever the replica has made a range durable; ``pacer`` slows the compare down."""
+        """``settled`` is called whenever the replica has made a range durable."""
         self.resync = resync
         self.progress = progress
         self._surroundings = surroundings
@@ -80,7 +79,7 @@ class ResyncDriver:
         self._answers = answers
         self._disks: list[Geometry] = [disk.geometry for disk in replication.vm.disks]
         self._note_settled = settled
-        self._pacer = pacer
+        self._pacer = surroundings.pacing.pacer(lambda: replication.vm, initial=resync.kind is ResyncKind.INITIAL)
 
     # --- steps -----------------------------------------------------------------------------------------------------
 

@@ -15,13 +15,13 @@ import msgspec
 from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import Dialled, expect, name_of
 from primary_agent.forecast import foresee
-from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
+from primary_agent.judgement import judge_rebuilt, view_of
 from primary_agent.parts import Parts
 from primary_agent.progress import MERGING, WAITING, ResyncProgress
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Acked, mint
 from primary_agent.resync import ResyncDriver
-from primary_agent.scope import is_bounded
+from primary_agent.starting import Starting
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
 from protocol.errors import ProtocolError
@@ -53,14 +53,13 @@ from shared.planning import (
     Unrelated,
     decide,
 )
-from shared.states import PrimaryEvent, ReplicationState
+from shared.states import ReplicationState
 from shared.tasks import Signal, together
 
 RELEASE_SECONDS = 0.1
 """Acknowledgements are told to the tap at most so often."""
 STORE_SECONDS = 2.0
 """The acknowledged cut and the statistics are written down at most so often."""
-HEALTH_POLL_SECONDS = 0.2
 
 
 class Session:
@@ -73,6 +72,7 @@ class Session:
         self._ports = parts.surroundings.ports
         self._dialled = dialled
         self._replica: ReplicaView = dialled.view(str(parts.address))
+        self._starting = Starting(parts, self._replica)
         self._connection = connection
         self._answers: asyncio.Queue[Body] = asyncio.Queue()
         self._acknowledged = Signal()
@@ -124,12 +124,12 @@ class Session:
             case Resume(position):
                 await self._stream(position)
             case InitialRequired():
-                await self._until_started()
+                await self._starting.until_started()
                 await self._resync(None)
             case ResyncRequired(cause, text, evidence):
                 if self._replication.state is not ReplicationState.RESYNCHRONIZING:
                     await self._require(cause, text, evidence)
-                    await self._until_started()
+                    await self._starting.until_started()
                 await self._resync(None)
             case GoOnWithResync(known=known):
                 await self._resync(await self._continued(known=known))
@@ -155,35 +155,9 @@ class Session:
         if self._replication.record.causes and cause is ResyncCause.ADMINISTRATOR:
             return
         await self._replication.require_resync(cause, text, evidence)
-        if cause is ResyncCause.HISTORY_LOST and self._replication.record.resync_wanted:
+        if cause is ResyncCause.HISTORY_LOST:
             # Whoever asked did not know what would be overwritten.
-            await self._replication.update(resync_wanted=False)
-
-    # --- waiting for orders ----------------------------------------------------------------------------------------
-
-    async def _until_started(self) -> None:
-        """Wait, with the session open, until a resync or the initial replication is to begin."""
-        while True:
-            state, news = self._replication.state, self._replication.changed.upcoming()
-            if state in (ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.RESYNCHRONIZING):
-                return
-            lost = is_history_lost(causes_of(self._replication))
-            automatic = self._replication.vm.auto_resynchronize and not lost
-            wanted = automatic or self._replication.record.resync_wanted
-            if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and not wanted:
-                # What is bounded costs little, and does not wait for anybody (I12): a catch-up runs in every mode.
-                wanted = await self._is_bounded()
-            if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted and not news.is_set():
-                # The gate (I20): a resync that starts by itself waits until connectivity is proven.
-                if self._parts.may_compare():
-                    await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "connectivity is healthy")
-                else:
-                    await asyncio.sleep(HEALTH_POLL_SECONDS)
-                continue
-            await news.wait()
-
-    async def _is_bounded(self) -> bool:
-        return await is_bounded(self._parts.tap, self._replica, causes_of(self._replication))
+            await self._replication.update(resync_wanted=False, resync_at=None)
 
     # --- streaming -------------------------------------------------------------------------------------------------
 
@@ -199,6 +173,7 @@ class Session:
             self.ledger,
             self._ports,
             began_at_cut=self._note_acknowledged,
+            pacer=self._parts.surroundings.pacing.sender(lambda: self._replication.vm),
         )
 
     async def _stream(self, position: Position) -> None:
@@ -242,7 +217,17 @@ class Session:
     async def _resync(self, resync: ResyncRecord | None) -> None:
         """Drive ``resync``, or a fresh one, to its commit, and stream on from there."""
         progress = self._show(resync)
-        async with self._parts.surroundings.resync_slots:
+        if rests := self._starting.rests():
+            progress.enter(WAITING, rests)
+            await self._starting.until_open()
+        bounded = await self._starting.is_bounded() if resync is None else resync.kind is ResyncKind.BOUNDED
+        place = self._parts.surroundings.queue.place(
+            self._replication.vm.name,
+            lambda: self._replication.vm.resync_priority,
+            bounded=bounded,
+            told=lambda text: progress.enter(WAITING, text),
+        )
+        async with place:
             if resync is None:
                 resync = await self._mint()
                 progress = self._show(resync)
@@ -265,7 +250,7 @@ class Session:
                 await self._replication.update(resync=None)
                 raise Replan("the session is planned anew")
             self._epoch_needed = resync.epoch
-            await driver.compare()
+            await together(driver.compare(), self._starting.until_closed())
         end = await driver.cut()
         with closing(self._sender(resync.epoch)) as sender:
             sender.hold_after(end.segment)
@@ -295,7 +280,7 @@ class Session:
         received = self._replica.received
         same = received is not None and received.epoch == self._replication.record.epoch
         kind = self._kind()
-        if kind is ResyncKind.RESYNC and await self._is_bounded():
+        if kind is ResyncKind.RESYNC and await self._starting.is_bounded():
             kind = ResyncKind.BOUNDED
         resync = mint(
             identity=self._ports.random.bytes(16),
@@ -319,8 +304,6 @@ class Session:
             shown = ResyncProgress.of(identity, kind, epoch, list(self._replication.vm.geometry), started, clock)
             self._parts.progress = shown
         self._replication.runs.follow(shown)
-        if self._parts.surroundings.resync_slots.locked():
-            shown.enter(WAITING, "other resynchronizations of this host run first")
         return shown
 
     # --- messages --------------------------------------------------------------------------------------------------

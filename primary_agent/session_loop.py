@@ -14,6 +14,7 @@ import structlog
 from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import dial, open_body
 from primary_agent.parts import Parts
+from primary_agent.progress import WAITING
 from primary_agent.session import Session
 from protocol.errors import ProtocolError
 from protocol.messages import ErrorCode
@@ -26,6 +27,8 @@ from shared.states import ReplicationState
 BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_LAST_SECONDS = 30.0
 SLOW_RETRY_SECONDS = 300.0
+QUEUED_SECONDS = 5.0
+"""A replica that has no place for a compare is asked again after so long."""
 JITTER = 0.25
 """A wait is shortened by up to this fraction, so that many VMs do not come back at the same instant."""
 
@@ -106,6 +109,9 @@ class SessionLoop:
         """Record what a failure means, and wait until the next attempt."""
         failure = _as_failure(error)
         log.info("session ended", vm=self._replication.vm.name, code=failure.code, reason=failure.text)
+        if failure.code == ErrorCode.QUEUED:
+            await self._queue_at_replica(failure)
+            return
         now = self._ports.clock
         self._replication.statistics.failed(now.wall())
         if isinstance(error, FencedOff) or failure.code == ErrorCode.FENCED:
@@ -136,6 +142,13 @@ class SessionLoop:
         if delay and await self._link.poke.wait_for(delay):
             self._backoff = BACKOFF_FIRST_SECONDS
         self._link.next_attempt = None
+
+    async def _queue_at_replica(self, failure: VmreplicaError) -> None:
+        """The replica has no place for a compare yet: that is no outage, and nothing has to be healed."""
+        if self._parts.progress is not None:
+            self._parts.progress.enter(WAITING, failure.text)
+        self._link.next_attempt = self._ports.clock.monotonic() + QUEUED_SECONDS
+        await self._link.poke.wait_for(QUEUED_SECONDS - self._ports.random.uniform(0, JITTER * QUEUED_SECONDS))
 
     def _tap_answers(self) -> bool:
         connection = self._parts.tap.connection

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from primary_agent.pacing import Pacer
 from primary_agent.tap_link import Connection, TapLink
 from protocol.chain import body_of
 from protocol.errors import ProtocolError
@@ -97,6 +98,7 @@ class LogSender:
         ports: Ports,
         *,
         began_at_cut: Callable[[SentCut], None],
+        pacer: Pacer,
     ) -> None:
         """``began_at_cut`` is told when the position that :meth:`seek` went to turns out to be a cut: a position alone
         does not tell. Its time is that at which the next segment began.
@@ -116,6 +118,7 @@ class LogSender:
         self._connection = connection
         self._workers = ports.workers
         self._began_at_cut = began_at_cut
+        self._pacer = pacer
         self._start: Position | None = None
         self._follower = LogFollower(ports.files, connection.status.log.folder, vm)
         self._unreadable: Exception | None = None
@@ -233,6 +236,7 @@ class LogSender:
     async def _send_run(self, file: int, run: Run) -> None:
         while self._hold is not None and run.position.segment > self._hold:
             await self._held.wait()
+        await self._pacer.wire(len(run.data))
         if self._start is not None:
             self._look_at_start(self._start, file, run)
         if run.sealed:

@@ -1,17 +1,17 @@
-"""What all VMs of a primary agent share: ports, how the agent introduces itself, deadlines, and resync slots."""
+"""What all VMs of a primary agent share: ports, how it introduces itself, deadlines, and the queue of resyncs."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 
+from primary_agent.pacing import Rates
+from primary_agent.resync_queue import ResyncQueue
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.session import Identity
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
-from shared.config import PrimaryConfig
+from shared.config import PrimaryConfig, RatesSection, ResyncSection
 from shared.ports import Ports
-
-RESYNCS_AT_ONCE = 2
+from shared.schedule import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,17 @@ class Surroundings:
     dead_after: float = DEAD_AFTER_SECONDS
     compress: bool = True
     """Offer zstd: blocks and log are compressed where that pays."""
-    resync_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RESYNCS_AT_ONCE))
+    resync: ResyncSection = field(default_factory=ResyncSection)
+    """How required resyncs of VMs start that have no settings of their own."""
+    rates: RatesSection = field(default_factory=RatesSection)
+    """Caps of all VMs together."""
+    queue: ResyncQueue = field(default_factory=lambda: ResyncQueue(ResyncSection().at_once))
+
+    pacing: Rates = field(init=False)
+
+    def __post_init__(self) -> None:
+        window = Window.parse(self.resync.window)
+        object.__setattr__(self, "pacing", Rates(self.ports.clock, self.rates, window))
 
     @classmethod
     def of(cls, config: PrimaryConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
@@ -38,6 +48,9 @@ class Surroundings:
             config.nbd_group,
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,
+            resync=config.resync,
+            rates=config.rates,
+            queue=ResyncQueue(config.resync.at_once),
         )
 
     @property

@@ -12,14 +12,16 @@ import structlog
 
 from primary_agent.enabling import with_settings_of
 from primary_agent.parts import Parts
-from primary_agent.record import VmRecord
+from primary_agent.record import StartedBy, VmRecord
 from primary_agent.replication import Replication
+from primary_agent.scheduling import check_schedule
 from primary_agent.session_loop import SessionLoop
+from primary_agent.starting import begin_due, begin_wanted, cancel, put_off
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.vm_status import status_of
 from protocol.position import NO_EPOCH
-from shared.errors import InvalidStateError, StoreDamagedError, VmreplicaError
+from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
@@ -155,6 +157,8 @@ class PrimaryVm:
             await replication.describe()
             await replication.store_runs()
             await self._tell_observations()
+            async with self._ordering:
+                await begin_due(self.parts)
             if clock.monotonic() >= tell_at:
                 tell_at += STATISTICS_SECONDS
                 await self._tell_statistics()
@@ -205,7 +209,7 @@ class PrimaryVm:
             return
         if self._replication.state is not _S.READY_FOR_INITIAL_REPLICATION:
             raise self._not_now("initial replication", "It was completed before; `vmreplica resume` goes on.")
-        self.check_gate("initial replication")
+        await self.check_gate("initial replication")
         await self._replication.transition(PrimaryEvent.INITIAL_STARTED, "the administrator asked for it")
 
     async def suspend(self) -> None:
@@ -215,16 +219,30 @@ class PrimaryVm:
             if state in (_S.SUSPENDED, _S.RESYNCHRONIZE_SUSPENDED):
                 return
             await self._replication.transition(PrimaryEvent.SUSPENDED, "the administrator asked for it")
+            await cancel(self.parts, "the administrator suspended replication")
             self._replication.replan()
 
-    async def resume(self, *, resynchronize: bool) -> None:
-        """Go on after a suspension, or start a resync that is required or asked for (the gate, I20)."""
+    async def resume(self, *, resynchronize: bool, at: str = "") -> None:
+        """Go on after a suspension, or start a resync that is required or asked for (the gate, I20).
+
+        ``at`` puts the resync off (shared.schedule.parse_moment), or with ``never`` cancels that.
+        """
+        if at and not resynchronize:
+            raise UsageError("A time is for a resynchronization.", "Add --resynchronize.")
         async with self._ordering:
-            await self._resume(resynchronize=resynchronize)
+            if at:
+                await put_off(self.parts, at)
+            else:
+                await self._resume(resynchronize=resynchronize)
 
     async def _resume(self, *, resynchronize: bool) -> None:
-        state, record = self._replication.state, self._replication.record
         self.parts.link.poke.notify()
+        if self._replication.state is _S.WAITING_FOR_START_RESYNCHRONIZE or (
+            self._replication.state is _S.REPLICATING and resynchronize
+        ):
+            await self.check_gate("resynchronization")
+        # It may have moved while connectivity was being proven.
+        state, record = self._replication.state, self._replication.record
         match state:
             case _S.SUSPENDED:
                 initial = record.epoch == NO_EPOCH and not record.causes
@@ -235,15 +253,21 @@ class PrimaryVm:
                     event = PrimaryEvent.INITIAL_RESUMED if initial else PrimaryEvent.RESUMED
                     await self._replication.transition(event, "the administrator asked for it")
             case _S.RESYNCHRONIZE_SUSPENDED:
-                await self._replication.transition(PrimaryEvent.RESUMED, "the administrator asked for it")
+                await self._replication.transition(
+                    PrimaryEvent.RESUMED, "the administrator asked for it", started_by=StartedBy.ADMINISTRATOR
+                )
             case _S.WAITING_FOR_START_RESYNCHRONIZE:
-                self.check_gate("resynchronization")
-                await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "the administrator asked for it")
+                await self._replication.transition(
+                    PrimaryEvent.RESYNC_STARTED,
+                    "the administrator asked for it",
+                    started_by=StartedBy.ADMINISTRATOR,
+                    resync_at=None,
+                )
             case _S.REPLICATING if resynchronize:
-                self.check_gate("resynchronization")
-                await self._replication.require_resync(ResyncCause.ADMINISTRATOR, "The administrator asked for it.")
-                await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "the administrator asked for it")
-                self._replication.replan()
+                await begin_wanted(self.parts, StartedBy.ADMINISTRATOR, "The administrator asked for it.")
+            case _S.RESYNCHRONIZING if record.started_by is StartedBy.WINDOW:
+                # From now on it is the administrator's, and does not rest outside of the window.
+                await self._replication.update(started_by=StartedBy.ADMINISTRATOR)
             case _S.REPLICATING if record.problem is None and self.parts.link.dialled is not None:
                 raise self._not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
             case _S.FAILED_OVER if resynchronize:
@@ -261,7 +285,7 @@ class PrimaryVm:
             case _S.READY_FOR_INITIAL_REPLICATION:
                 raise self._not_now("resume", f"Run `vmreplica initial {self.name}`.")
 
-    def check_gate(self, what: str) -> None:
+    async def check_gate(self, what: str) -> None:
         """I20: raises InvalidStateError with reason and remedy unless connectivity and tracking are healthy."""
         link, tap, replication = self.parts.link, self.parts.tap, self._replication
         if tap.connection is None:
@@ -287,8 +311,8 @@ class PrimaryVm:
                 f"The {what} of {self.name} can't begin: {replication.record.problem.text}",
                 replication.record.problem.remedy,
             )
-        if not link.healthy():
-            reason = link.last_error or "no heartbeat was answered yet"
+        if not await link.proven():
+            reason = link.last_error or "no answer to a heartbeat came"
             raise InvalidStateError(
                 f"The {what} of {self.name} can't begin, since connectivity to {self.parts.address} is not "
                 f"healthy: {reason}",
@@ -309,9 +333,11 @@ class PrimaryVm:
         """Take over new settings: durable first, then the tap's configuration, then the running tap."""
         before, tap = self.record, self.parts.tap
         config = with_settings_of(tap.config, vm)
+        check_schedule(vm, self.parts.surroundings.resync)
         config.check()
         text = "Settings changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items())
         await self._replication.set_vm(vm, self._replication.event(EventId.SETTINGS, text, data=changed))
+        self.parts.surroundings.queue.reconsider()
         tap.config = config
         await self._ports.workers.run(save_config, self._ports.files, tap.folder, config)
         if tap.connection is not None:

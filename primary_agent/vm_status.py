@@ -6,9 +6,12 @@ import uuid
 
 from primary_agent.damaged import DamagedVm
 from primary_agent.observing import TapObserver
+from primary_agent.pacing import RATES
 from primary_agent.parts import LinkState, Parts
 from primary_agent.record import VmRecord
 from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
+from primary_agent.scheduling import Schedule
+from primary_agent.starting import waiting_text
 from primary_agent.tap_link import Connection, TapLink
 from protocol.position import NO_EPOCH, Position
 from shared.errors import VmreplicaError
@@ -53,7 +56,9 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmSt
         disks=_disks(vm, connection),
         uris=_uris(connection),
         folder=folder,
-        settings=_settings(vm, parts.tap.config),
+        waiting=waiting_text(parts),
+        resync_start_time=record.resync_at,
+        settings=_settings(vm, parts.tap.config, Schedule.of(vm, parts.surroundings.resync)),
         pending_settings=_pending_settings(parts.tap.config, connection),
     )
     return assessed(status, now)
@@ -81,17 +86,18 @@ def problem_of(error: VmreplicaError, now: float) -> Cause:
     return Cause(code=error.code, text=error.text, remedy=error.remedy, time=now)
 
 
-def _settings(vm: VmRecord, config: TapConfig) -> dict[str, object]:
+def _settings(vm: VmRecord, config: TapConfig, schedule: Schedule) -> dict[str, object]:
     """The settings as ``get`` and ``set`` name them."""
     return {
         "interval_seconds": vm.interval_seconds,
         "log_limit_bytes": config.log_limit,
         "replica": vm.replica,
-        "auto_resynchronize": vm.auto_resynchronize,
         "hot_region_bytes": config.hot_region_bytes,
         "hot_regions": config.hot_regions,
         "block_device_policy": config.block_device_policy.value,
-    }
+        "resync_priority": vm.resync_priority,
+        **{name: getattr(vm, name) for name in RATES},
+    } | schedule.settings()
 
 
 def _pending_settings(config: TapConfig, connection: Connection | None) -> list[str]:

@@ -85,9 +85,12 @@ class ErrorCode(StrEnum):
     DAMAGED = "damaged"
     STALE = "stale"
     SHUTDOWN = "shutdown"
+    QUEUED = "queued"
 
 
-RETRYABLE = frozenset({ErrorCode.BUSY, ErrorCode.NO_SPACE, ErrorCode.STALE, ErrorCode.SHUTDOWN, ErrorCode.PROTOCOL})
+RETRYABLE = frozenset(
+    {ErrorCode.BUSY, ErrorCode.QUEUED, ErrorCode.NO_SPACE, ErrorCode.STALE, ErrorCode.SHUTDOWN, ErrorCode.PROTOCOL}
+)
 
 Text = Annotated[str, msgspec.Meta(max_length=2048)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]

@@ -21,6 +21,7 @@ from protocol.messages import (
     ResyncBegin,
     ResyncCancel,
     ResyncCancelled,
+    ResyncKind,
     WirePosition,
 )
 from protocol.position import Position
@@ -65,6 +66,7 @@ class Control:
             await together(self._receive(), self._store())
         finally:
             self._parts.applier.exposed.remove(self._tell_applied)
+            self._leave_place()
             if self._parts.resync is not None and self.resyncing:
                 self._parts.resync.leave()
 
@@ -155,19 +157,41 @@ class Control:
     # --- resync ----------------------------------------------------------------------------------------------------
 
     async def _begin(self, body: ResyncBegin) -> None:
+        self._take_place(body)
         ready = await self._baseline.begin(body)
         self.resyncing = True
         self.channel.send(ready)
 
+    def _take_place(self, body: ResyncBegin) -> None:
+        """One of the places that this host has for compares. Raises Refusal where all are taken.
+
+        What is bounded is short, and is not made to wait.
+        """
+        surroundings, vm = self._parts.surroundings, self._parts.ledger.vm
+        others = surroundings.resyncing - {vm.vm}
+        if body.kind is not ResyncKind.BOUNDED and len(others) >= surroundings.resyncs_at_once:
+            # Other primaries' VMs are told as a number only (I19).
+            raise Refusal(
+                ErrorCode.QUEUED,
+                f"The replica compares {len(others)} other VM(s) just now, and takes on {vm.name} after one of them.",
+                "Nothing has to be done; resyncs_at_once in its configuration allows more at a time.",
+            )
+        surroundings.resyncing.add(vm.vm)
+
+    def _leave_place(self) -> None:
+        self._parts.surroundings.resyncing.discard(self._parts.ledger.vm.vm)
+
     async def _cancel(self, body: ResyncCancel) -> None:
         await finish(self._baseline.cancel(body.id, f"cancelled at the primary: {body.text}"))
         self.resyncing = False
+        self._leave_place()
         self.channel.send(ResyncCancelled(id=body.id))
 
     async def _commit(self, body: Commit) -> None:
         end = body.end.position()
         await finish(self._baseline.commit(body.id, body.round, end))
         self.resyncing = False
+        self._leave_place()
         self.channel.send(Committed(id=body.id, end=WirePosition.of(end)))
 
 

@@ -50,6 +50,9 @@ class Surroundings:
     heartbeat: float = HEARTBEAT_SECONDS
     dead_after: float = DEAD_AFTER_SECONDS
     compress: bool = True
+    resyncs_at_once: int = 3
+    resyncing: set[bytes] = field(default_factory=set)
+    """The VMs that are compared just now."""
 
     @classmethod
     def of(cls, config: ReplicaConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
@@ -61,6 +64,7 @@ class Surroundings:
             software,
             config.nbd_group,
             reserve=config.storage.reserve_bytes,
+            resyncs_at_once=config.storage.resyncs_at_once,
             retention=Retention(config.points.newest, config.points.hourly, config.points.limit_bytes),
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,

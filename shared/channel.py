@@ -7,6 +7,7 @@ keeps a connection honest happens here. Runs on one event loop, which also is th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from protocol.messages import RETRYABLE, Body, Close, ErrorCode, Heartbeat, Hell
 from protocol.session import Message, PrimarySession, ReplicaSession, Session, SessionState
 from shared.errors import DamagedLinkError, VmreplicaError
 from shared.ports import Buffer, Clock, Link, Peer
+from shared.tasks import Signal
 
 HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 15.0
@@ -99,6 +101,8 @@ class Channel:
         self._answered_at = now - heartbeat
         self._sent_at: deque[tuple[int, float]] = deque()
         self._echoed_at: float | None = None
+        self._echoed = 0
+        self._echo = Signal()
         self._beat_due = now
         self._tick_seconds = min(heartbeat, dead_after / 4, 1.0)
         self._tick_due = now + self._tick_seconds
@@ -125,6 +129,23 @@ class Channel:
         if self.closed or self._echoed_at is None:
             return False
         return self._clock.monotonic() - self._echoed_at <= self._dead_after
+
+    async def prove(self) -> bool:
+        """Whether a heartbeat sent now is echoed before the peer would count as dead: bytes get there and back (I20).
+
+        The peer rations its answers, so that it is asked again.
+        """
+        number, end = self._number, self._clock.monotonic() + self._dead_after
+        while not self.closed and self._echoed <= number:
+            left = end - self._clock.monotonic()
+            if left <= 0:
+                return False
+            echo = self._echo.upcoming()
+            self._beat()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(self._heartbeat / 2, left)):
+                    await echo.wait()
+        return not self.closed
 
     # --- messages --------------------------------------------------------------------------------------------------
 
@@ -280,6 +301,10 @@ class Channel:
         while self._sent_at and self._sent_at[0][0] <= beat.echo:
             self.rtt = now - self._sent_at.popleft()[1]
             self._echoed_at = now
+        # Only what was sent can be echoed.
+        if self._echoed < beat.echo <= self._number:
+            self._echoed = beat.echo
+            self._echo.notify()
         if beat.number > self._seen:
             self._seen = beat.number
             # Answers are rationed, so that a flood of heartbeats is not doubled; the next own one carries the echo.

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 
 from shared.errors import UsageError
+from shared.schedule import PastWindow, ResyncMode, Window
 
 DEFAULT_PORT = 8443
 MIB = 1 << 20
@@ -24,6 +25,7 @@ OptionalPath = Annotated[str, msgspec.Meta(pattern=r"^(/|\Z)")]
 SocketPath = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=107)]
 Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Rate = Annotated[list[Bytes], msgspec.Meta(max_length=2)]
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _AT = re.compile(r"(?P<complaint>.*?)(?: - at `(?P<place>.*)`)?", re.DOTALL)
@@ -61,6 +63,8 @@ class StorageSection(Section, frozen=True):
 
     reserve_bytes: Bytes = 64 * MIB
     """Free space of each volume, in bytes, that received data never uses: applying needs it."""
+    resyncs_at_once: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    """So many compares run at the same time, of all primaries together; the others are told to wait."""
 
 
 class PointsSection(Section, frozen=True):
@@ -72,6 +76,53 @@ class PointsSection(Section, frozen=True):
     """Points that stand for an hour each: the first cut of it."""
     limit_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
     """Bytes that all undo logs of a VM may have; past them the oldest points go. 0: the size of its disks."""
+
+
+class ResyncSection(Section, frozen=True):
+    """How required resyncs of a primary's VMs start that have no rules of their own (``vmreplica set``)."""
+
+    mode: ResyncMode = ResyncMode.WINDOW
+    """``manual``: an administrator starts them; ``automatic``: at once; ``window``: within the daily window."""
+    window: str = "18:30-06:00"
+    """The daily window, in this host's local time."""
+    past_window: PastWindow = PastWindow.PAUSE
+    """At the window's end a resync that it started is paused until the next one (``pause``), or goes on
+    (``finish``).
+    """
+    at_once: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    """So many compares run at the same time, initial replications among them; the others wait in a queue."""
+
+    def __post_init__(self) -> None:
+        try:
+            Window.parse(self.window)
+        except UsageError as error:
+            raise ValueError(f"{error.text} {error.remedy}") from None
+
+
+class RatesSection(Section, frozen=True):
+    """Caps of a primary on all its VMs together, in bytes per second: ``[]`` for none, ``[day]``, or ``[day, night]``,
+    in either of which 0 stands for none.
+    """
+
+    resync_read_rate: Rate = []
+    """Reading disks for resyncs."""
+    resync_send_rate: Rate = []
+    """Sending what resyncs found to differ."""
+    initial_read_rate: Rate = []
+    """Reading disks for initial replications."""
+    initial_send_rate: Rate = []
+    """Sending for initial replications."""
+    replication_send_rate: Rate = []
+    """Sending the log."""
+    night: str = ""
+    """The daily window of the night's rates, in this host's local time; empty: that of resyncs."""
+
+    def __post_init__(self) -> None:
+        try:
+            if self.night:
+                Window.parse(self.night)
+        except UsageError as error:
+            raise ValueError(f"{error.text} {error.remedy}") from None
 
 
 class AuthorizeSection(Section, frozen=True):
@@ -120,6 +171,8 @@ class PrimaryConfig(AgentSection, frozen=True):
     """Sockets of the taps."""
     admin_socket: SocketPath = "/run/vmreplica/primary.sock"
     """The socket of the command."""
+    resync: ResyncSection = ResyncSection()
+    rates: RatesSection = RatesSection()
 
 
 class ReplicaConfig(AgentSection, frozen=True):

@@ -36,6 +36,8 @@ class EventId(IntEnum):
     RECOVERED = 60015
     LOG_FILLING = 60031
     DISK_RESIZED = 60032
+    RESYNC_SCHEDULED = 60061
+    RESYNC_PAUSED = 60062
 
 
 _ERRORS = frozenset(

@@ -139,6 +139,8 @@ def _initial_remedy(status: VmStatus, state: ReplicationState) -> str:
 
 def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result: Assessment) -> None:
     name, tap, link = status.name, status.tap, status.link
+    if status.waiting and not _is_bounded(status) and state is not ReplicationState.REPLICATING:
+        result.warn(status.waiting)
     if status.suspended or state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED):
         result.warn("Replication is suspended by the administrator.", f"Run `vmreplica resume {name}`.")
     for disk in status.disks:

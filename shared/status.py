@@ -268,6 +268,10 @@ class VmStatus(StatusStruct):
     link: LinkStatus = msgspec.field(default_factory=LinkStatus)
     tap: TapStatus | None = None
     progress: ProgressStatus | None = None
+    waiting: str = ""
+    """For what a resync waits that is required or scheduled, in a sentence; empty where it waits for nothing."""
+    resync_start_time: float | None = None
+    """When the resync starts that an administrator scheduled."""
     statistics: Statistics = msgspec.field(default_factory=Statistics)
     disks: list[DiskStatus] = []
     exports: list[ExportStatus] = []

@@ -60,6 +60,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -a '(vmreplica co
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l resynchronize -d 'compare the disks and send what differs'
+complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l at -d 'with --resynchronize, start it then, up to 7 days ahead, in the time zone of the primary, 02,00, 2026-11-28 02,00, 2026-11-28T02,00+01,00, +2h or +30m' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l no-wait -d 'return at once, rather than show the progress'
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l yes -d 'do it without asking'
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l socket -d 'socket of an agent' -r -F

@@ -89,9 +89,14 @@ class EnableParams(Params, frozen=True):
 
 
 class ResumeParams(VmParams, frozen=True):
-    """``vm.resume``; only a primary can be told to resynchronize."""
+    """``vm.resume``; only a primary can be told to resynchronize.
+
+    ``at`` puts the resync off: a time as ``shared.schedule.parse_moment`` takes it, in the zone of the primary's host,
+    or ``never``, which cancels what was put off.
+    """
 
     resynchronize: bool = False
+    at: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class HistoryParams(VmParams, frozen=True):

@@ -219,6 +219,13 @@ def _resume(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare the disks and send what differs (at the primary)",
     )
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        default="",
+        help="with --resynchronize: start it then, up to 7 days ahead, in the time zone of the primary: 02:00, "
+        "'2026-11-28 02:00', 2026-11-28T02:00+01:00, +2h or +30m; never cancels it",
+    )
     _no_wait(parser)
     _yes(parser)
 

@@ -33,6 +33,8 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield label, text
     if vm.remedy:
         yield "to do", palette.strong(vm.remedy)
+    if vm.waiting and vm.waiting not in vm.reasons:
+        yield "to come", vm.waiting
     for label, text in _numbered("cause", [f"{time_text(each.time, zone)}  {each.text}" for each in vm.causes]):
         yield label, text
     if vm.fenced:

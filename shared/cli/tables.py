@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import tzinfo
 from typing import Any
 
@@ -19,6 +19,15 @@ def settings_lines(vm: VmStatus) -> list[str]:
     keys = {name: key for key, (name, _, _) in SETTINGS.items()}
     rows = [[keys.get(name, name), _setting_text(vm, name, value)] for name, value in sorted(vm.settings.items())]
     return [*lines, *(f"  {joined([key, '=', value])}" for key, value in columns(rows))]
+
+
+def resync_lines(vms: Iterable[VmStatus]) -> list[str]:
+    """How the required resyncs of these VMs start, a VM a line; empty where none of them is a primary's."""
+    names = ("resync_mode", "resync_window_start", "resync_window_end")
+    rows = [[vm.name, *(str(vm.settings.get(name, "-")) for name in names)] for vm in vms if vm.role == "primary"]
+    if not rows:
+        return []
+    return [joined(row) for row in columns([["VM", "RESYNC MODE", "WINDOW START", "WINDOW END"], *rows])]
 
 
 def point_lines(vm: VmStatus, points: PointsStatus, now: float, zone: tzinfo | None = None) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shared.errors import UsageError
+from shared.schedule import PastWindow, ResyncMode, Window, parse_time, time_text
 from shared.tap_config import BlockDevicePolicy
 
 INTERVAL_SECONDS_MIN = 1.0
@@ -32,8 +33,11 @@ EXPORT_NAME_MAX = 255
 """Bytes of an export's name, well below what NBD allows, so that every client takes it."""
 
 COUNT_MAX = 10_000
+DEFAULT = "default"
+"""A setting's value that stands for the agent's own."""
 POINTS_MAX = 1000
 NUMBER_MAX = 1 << 24
+PRIORITY_MAX = 100
 
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([A-Za-z]*)")
 
@@ -76,7 +80,7 @@ def parse_count(text: str) -> int:
 
 def parse_points(text: str) -> int | None:
     """A number of recovery points from 0 to 1000, or ``default``. Raises UsageError."""
-    if text == "default":
+    if text == DEFAULT:
         return None
     if not (text.isascii() and text.isdigit() and int(text[:9]) <= POINTS_MAX):
         raise UsageError(f"{text!r} is not a number of points.", f"Give 0 to {POINTS_MAX}, or default.")
@@ -97,11 +101,47 @@ def parse_policy(text: str) -> str:
     return text
 
 
-def parse_flag(text: str) -> bool:
-    """``yes`` or ``no``. Raises UsageError."""
-    if text not in ("yes", "no"):
-        raise UsageError(f"{text!r} is neither yes nor no.")
-    return text == "yes"
+def parse_mode(text: str) -> str | None:
+    """How resyncs start, None for ``default``. Raises UsageError."""
+    return _word(text, tuple(ResyncMode))
+
+
+def parse_past_window(text: str) -> str | None:
+    """What happens at the window's end, None for ``default``. Raises UsageError."""
+    return _word(text, tuple(PastWindow))
+
+
+def parse_priority(text: str) -> int:
+    """A whole number from -100 to 100. Raises UsageError."""
+    if not re.fullmatch(r"-?[0-9]{1,3}", text) or not -PRIORITY_MAX <= int(text) <= PRIORITY_MAX:
+        raise UsageError(f"{text!r} is not a number from -{PRIORITY_MAX} to {PRIORITY_MAX}.")
+    return int(text)
+
+
+def parse_rate(text: str) -> list[int]:
+    """``none``, ``50MiB``, or ``50MiB/200MiB`` by day and by night, in bytes per second. Raises UsageError."""
+    if text == "none":
+        return []
+    day, slash, night = text.partition("/")
+    return [0 if part == "none" else parse_size(part) for part in ([day, night] if slash else [day])]
+
+
+def parse_window(text: str) -> str | None:
+    """``18:30-06:00``, None for ``default``. Raises UsageError."""
+    return None if text == DEFAULT else str(Window.parse(text))
+
+
+def parse_time_of_day(text: str) -> str | None:
+    """``18:30``, None for ``default``. Raises UsageError."""
+    return None if text == DEFAULT else time_text(parse_time(text))
+
+
+def _word(text: str, words: tuple[str, ...]) -> str | None:
+    if text == DEFAULT:
+        return None
+    if text not in words:
+        raise UsageError(f"{text!r} is none of {', '.join(words)}.", f"Write one of these, or {DEFAULT}.")
+    return text
 
 
 def parse_disk(text: str) -> dict[str, str]:
@@ -132,7 +172,29 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         parse_policy,
         "compare, trust or strict: when block devices are compared because the tap was stopped",
     ),
-    "auto-resynchronize": ("auto_resynchronize", parse_flag, "yes or no: begin a required resync by itself"),
+    "resync-mode": ("resync_mode", parse_mode, "manual, automatic, window or default: how a required resync starts"),
+    "resync-window": (
+        "resync_window",
+        parse_window,
+        "daily window in which it starts, in the primary's local time, e.g. 18:30-06:00, or default",
+    ),
+    "resync-window-start": ("resync_window_start", parse_time_of_day, "start of that window, e.g. 18:30, or default"),
+    "resync-window-end": ("resync_window_end", parse_time_of_day, "end of that window, e.g. 06:00, or default"),
+    "resync-past-window": (
+        "resync_past_window",
+        parse_past_window,
+        "pause, finish or default: what becomes of a resync that the window started at the window's end",
+    ),
+    "resync-priority": ("resync_priority", parse_priority, "-100 to 100: higher ones come first in the queue"),
+    "resync-read-rate": (
+        "resync_read_rate",
+        parse_rate,
+        "cap of reading disks for a resync, in bytes a second: none, 50MiB, or 50MiB/200MiB by day/night",
+    ),
+    "resync-send-rate": ("resync_send_rate", parse_rate, "cap of sending what differs"),
+    "initial-read-rate": ("initial_read_rate", parse_rate, "the same for initial replication: reading"),
+    "initial-send-rate": ("initial_send_rate", parse_rate, "and sending"),
+    "replication-send-rate": ("replication_send_rate", parse_rate, "cap of sending the log"),
     "points-newest": (
         "points_newest",
         parse_points,

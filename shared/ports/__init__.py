@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import tzinfo
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Clock(Protocol):
-    """Time. Intervals use ``monotonic``; ``wall`` is only shown, recorded and put into headers."""
+    """Time. Intervals use ``monotonic``; ``wall`` is shown, recorded, put into headers, and what windows go by."""
 
     def monotonic(self) -> float:
         """Seconds of the event loop's clock; never goes back."""
@@ -29,6 +30,9 @@ class Clock(Protocol):
 
     def boot_id(self) -> str:
         """Identity of this boot of the host's kernel: page cache survives only within one."""
+
+    def zone(self) -> tzinfo:
+        """The host's time zone: daily windows and times that administrators give are in it."""
 
 
 class Random(Protocol):

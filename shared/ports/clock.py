@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
+from datetime import UTC, tzinfo
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LOCALTIME = Path("/etc/localtime")
 
 
 class RealClock:
@@ -24,6 +28,31 @@ class RealClock:
 
     def boot_id(self) -> str:
         return _boot_id()
+
+    def zone(self) -> tzinfo:
+        return local_zone(os.environ.get("TZ", ""), LOCALTIME)
+
+
+def local_zone(name: str, localtime: Path) -> tzinfo:
+    """The zone ``name`` (as in TZ), else that of the file ``localtime`` as it is now; UTC where it can't be read."""
+    try:
+        if name.strip(":"):
+            return _named(name.strip(":"))
+        return _of_file(localtime, os.path.realpath(localtime), localtime.stat().st_mtime_ns)
+    except (OSError, ValueError, KeyError):
+        return UTC
+
+
+@functools.cache
+def _named(name: str) -> tzinfo:
+    return ZoneInfo(name)
+
+
+@functools.lru_cache(maxsize=2)
+def _of_file(path: Path, target: str, _changed: int) -> tzinfo:
+    _, found, key = target.partition("zoneinfo/")
+    with path.open("rb") as file:
+        return ZoneInfo.from_file(file, key=key if found else "local time")
 
 
 @functools.cache

@@ -19,10 +19,11 @@ from replica_agent.agent import ReplicaAgent
 from replica_agent.vm import ReplicaVm
 from shared import pki
 from shared.admin.verbs import EnableParams
-from shared.config import AuthorizeSection, ListenSection, PrimaryConfig, ReplicaConfig, TlsSection
+from shared.config import AuthorizeSection, ListenSection, PrimaryConfig, ReplicaConfig, ResyncSection, TlsSection
 from shared.events import EventId
 from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity
+from shared.schedule import ResyncMode
 from shared.states import ReplicationState
 
 MIB = 1 << 20
@@ -45,6 +46,8 @@ class Pair:
         """Seconds; the last is what the replica goes by. Of agents that are started afterwards."""
         self.route = 0
         """The port that VMs are enabled with, where it is not the replica's own."""
+        self.primary_options: dict[str, Any] = {"resync": ResyncSection(mode=ResyncMode.MANUAL)}
+        """The same of the primary's; what starts a resync must not depend on the time of the day."""
         self._ports: dict[str, RealPorts] = {}
 
     async def start(self) -> None:
@@ -87,6 +90,7 @@ class Pair:
             runtime_dir=str(self.sockets / "a"),
             heartbeat_seconds=self.heartbeat,
             dead_after_seconds=self.dead_after,
+            **self.primary_options,
         )
         self.primary = PrimaryAgent(config, self._ports["alpha"].ports)
         self.primary.certificate_end = self._ports["alpha"].network.certificate_end

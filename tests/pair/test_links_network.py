@@ -86,7 +86,7 @@ def agent_pid(hosts: Hosts, role: str) -> int:
 def test_link_that_is_slower_than_the_guest_writes(there: NetworkHosts) -> None:
     """N6: the log runs to its limit, the dirty map takes over, a bounded resync heals it; the guest sees no error."""
     there.replicate_there(24 * MIB)
-    there.call("primary", "vm.set", vm="demo", settings={"auto_resynchronize": True})
+    there.call("primary", "vm.set", vm="demo", settings={"resync_mode": "automatic"})
     before, held = there.status("primary"), {role: Held.by(agent_pid(there, role)) for role in ("primary", "replica")}
     there.network.limit("10mbit")
     writer = there.start_writer(6, longest=1 << 20)

@@ -186,7 +186,7 @@ async def test_resync_that_was_being_committed_when_the_state_was_lost(pair: Pai
         assert await compares(pair) == 0
         return
     await pair.until("the verdict", lambda: ResyncCause.HISTORY_LOST in cause_codes(pair))
-    await vm.set(with_settings(vm.record, {"auto_resynchronize": True}), {"auto_resynchronize": True})
+    await vm.set(with_settings(vm.record, {"resync_mode": "automatic"}), {"resync_mode": "automatic"})
     await pair.healthy()
     pair.cut_link()
     await pair.until("the end of the session", lambda: vm.parts.link.dialled is None)

@@ -13,6 +13,7 @@ import pytest
 from shared.errors import InvalidStateError
 from shared.events import EventId
 from shared.planning import ResyncCause
+from shared.schedule import ResyncMode
 from shared.states import ReplicationState
 from shared.status import VmStatus
 from tests.pair.rig import WAIT_SECONDS, Pair
@@ -84,7 +85,7 @@ async def test_a_disk_made_smaller_does_not_spoil_its_copy(pair: Pair) -> None:
     assert any("what lay behind that is lost" in reason for reason in status.reasons)
     with pytest.raises(InvalidStateError, match=f"has {SIZE - MIB} bytes, and must have {SIZE}"):
         await vm.resume(resynchronize=True)
-    await vm.set(msgspec.structs.replace(vm.record, auto_resynchronize=True), {"auto_resynchronize": True})
+    await vm.set(msgspec.structs.replace(vm.record, resync_mode=ResyncMode.AUTOMATIC), {"resync_mode": "automatic"})
     # The guest goes on where there is something left.
     await pair.write(0, "write -P 4 1M 64k")
     await pair.write(1, "write -P 5 0 64k")

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from primary_agent import session
+from primary_agent import starting
 from primary_agent.admin import with_settings
-from primary_agent.session import Session
+from primary_agent.starting import Starting
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import ReplicationState
@@ -32,7 +32,7 @@ async def test_with_the_setting_a_required_resync_begins_by_itself(pair: Pair) -
     """I12, I20."""
     await pair.replicate(4 * MIB)
     before = pair.vm.parts.replication.record.epoch
-    await pair.vm.set(with_settings(pair.vm.record, {"auto_resynchronize": True}), {"auto_resynchronize": True})
+    await pair.vm.set(with_settings(pair.vm.record, {"resync_mode": "automatic"}), {"resync_mode": "automatic"})
     await lose_tracking(pair)
     await pair.write(0, "write -P 3 1M 64k")
     await pair.until("another baseline", lambda: pair.vm.parts.replication.record.epoch != before)
@@ -67,18 +67,18 @@ async def test_order_that_comes_while_the_tap_is_asked_is_not_missed(
 ) -> None:
     """I12: a session that waits for an order asks the tap now and then, and the order may fall into that moment."""
     await pair.replicate(4 * MIB)
-    is_bounded, ordered = Session._is_bounded, False
+    is_bounded, ordered = Starting.is_bounded, False
 
-    async def ordered_meanwhile(session: Session) -> bool:
+    async def ordered_meanwhile(waiting: Starting) -> bool:
         nonlocal ordered
-        answer = await is_bounded(session)
+        answer = await is_bounded(waiting)
         if not ordered:
             ordered = True
             await pair.healthy()
             await pair.vm.resume(resynchronize=True)
         return answer
 
-    monkeypatch.setattr(Session, "_is_bounded", ordered_meanwhile)
+    monkeypatch.setattr(Starting, "is_bounded", ordered_meanwhile)
     await lose_tracking(pair)
     await pair.until("the order", lambda: ordered)
     await pair.state(ReplicationState.REPLICATING)
@@ -212,7 +212,7 @@ async def test_an_order_is_heard_while_the_session_asks_the_tap(pair: Pair, monk
         await answer.wait()
         return False
 
-    monkeypatch.setattr(session, "is_bounded", is_bounded)
+    monkeypatch.setattr(starting, "is_bounded", is_bounded)
     await lose_tracking(pair)
     async with asyncio.timeout(WAIT_SECONDS):
         await asking.wait()

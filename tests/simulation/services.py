@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from datetime import UTC, tzinfo
 from typing import Any, TypeVar
 
 import msgpack
@@ -15,6 +16,7 @@ from tests.simulation.loop import Process, SimulationLoop, fingerprint
 
 T = TypeVar("T")
 EPOCH_OF_WORLD = 1_700_000_000.0
+ZONE_OF_WORLD = UTC
 THREADS = 4
 STORE_NAME = "state.db"
 
@@ -34,6 +36,9 @@ class SimulatedClock:
 
     def boot_id(self) -> str:
         return self._boot()
+
+    def zone(self) -> tzinfo:
+        return ZONE_OF_WORLD
 
 
 class SimulatedRandom:

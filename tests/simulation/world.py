@@ -319,7 +319,7 @@ class World:
 
     async def _configure(self, agent: PrimaryAgent) -> None:
         vm = agent.find(VM)
-        settings = {"auto_resynchronize": True}
+        settings = {"resync_mode": "automatic"}
         await vm.set(with_settings(vm.record, settings), settings)
 
     # --- what the primary claims ---

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, tzinfo
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,9 @@ class LoopClock:
 
     def boot_id(self) -> str:
         return "boot"
+
+    def zone(self) -> tzinfo:
+        return UTC
 
 
 class RawEnd:

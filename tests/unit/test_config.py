@@ -165,6 +165,8 @@ def test_page_has_every_key_with_its_default() -> None:
         "listen": (config.ListenSection,),
         "storage": (config.StorageSection,),
         "points": (config.PointsSection,),
+        "resync": (config.ResyncSection,),
+        "rates": (config.RatesSection,),
         "authorize": (config.AuthorizeSection,),
     }
     tables = tables_of_the_page()

@@ -84,6 +84,7 @@ def errors() -> str:
         ErrorCode.DAMAGED: "Durable state of this VM is damaged.",
         ErrorCode.STALE: "The message belongs to a resync, round or key that is over.",
         ErrorCode.SHUTDOWN: "The agent is stopping.",
+        ErrorCode.QUEUED: "The replica compares as many VMs as it takes on at a time; to be asked again. No outage.",
     }
     rows = [(f"`{code}`", "yes" if code in RETRYABLE else "no", meaning[code]) for code in ErrorCode]
     return table(("code", "retryable", "meaning"), rows)

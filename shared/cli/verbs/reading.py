@@ -14,7 +14,7 @@ from shared.cli.exit_codes import SUCCESS
 from shared.cli.page import page_lines
 from shared.cli.progress import is_working
 from shared.cli.render import status_lines
-from shared.cli.tables import event_lines, settings_lines, statistics_lines
+from shared.cli.tables import event_lines, resync_lines, settings_lines, statistics_lines
 from shared.cli.text import printable_values
 from shared.errors import VmreplicaError
 from shared.status import AgentStatus
@@ -46,6 +46,8 @@ def get(options: argparse.Namespace, context: Context) -> int:
     if options.json:
         context.console.print_json({"vms": [_labelled(each, _settings(each)) for each in found]})
     else:
+        starts = resync_lines(each.vm for each in found)
+        context.console.print([*starts, ""] if starts else [])
         context.console.print(line for each in found for line in settings_lines(each.vm))
     return SUCCESS
 

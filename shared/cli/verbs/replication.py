@@ -112,6 +112,14 @@ def resume(options: argparse.Namespace, context: Context) -> int:
     """Go on, with a resync if asked for."""
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
+        if options.at:
+            if not options.resynchronize:
+                raise UsageError("A time is for a resynchronization.", "Add --resynchronize.")
+            found = agents.find_one(options.vm, "primary")
+            found.call(admin.RESUME, resynchronize=True, at=options.at)
+            vm = found.refresh()
+            context.console.print(vm.waiting or f"No resynchronization of {vm.name} is scheduled.")
+            return SUCCESS
         if not options.resynchronize:
             found = agents.find_one(options.vm, options.role, prefer="primary")
             found.call(admin.RESUME)

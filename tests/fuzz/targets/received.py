@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, tzinfo
 from random import Random
 from typing import Any
 from unittest import mock
@@ -345,6 +346,9 @@ class StillClock:
 
     def boot_id(self) -> str:
         return "boot"
+
+    def zone(self) -> tzinfo:
+        return UTC
 
 
 def opened(files: MemoryFiles) -> DifferencingFile:

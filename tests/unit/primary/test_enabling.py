@@ -26,6 +26,7 @@ from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError,
 from shared.ports import Ports
 from shared.ports.files import RealFileSystem
 from shared.ports.real import RealPorts
+from shared.schedule import ResyncMode
 from shared.tap_config import BlockDevicePolicy
 
 PORTS: Ports = RealPorts(None, threads=1).ports
@@ -156,16 +157,17 @@ def vm(disk: str) -> VmRecord:
 
 
 def test_settings_are_taken_over_one_by_one(vm: VmRecord) -> None:
-    changed = with_settings(vm, {"interval_seconds": 5, "replica": "c:1", "auto_resynchronize": True})
-    assert (changed.interval_seconds, changed.replica, changed.auto_resynchronize) == (5.0, "c:1", True)
+    changed = with_settings(vm, {"interval_seconds": 5, "replica": "c:1", "resync_mode": "automatic"})
+    assert (changed.interval_seconds, changed.replica, changed.resync_mode) == (5.0, "c:1", ResyncMode.AUTOMATIC)
     same = msgspec.structs.replace(
         changed,
         interval_seconds=vm.interval_seconds,
         replica_host=vm.replica_host,
         replica_port=vm.replica_port,
-        auto_resynchronize=False,
+        resync_mode=None,
     )
     assert same == vm
+    assert with_settings(changed, {"resync_mode": None}).resync_mode is None
     assert with_settings(vm, {"log_limit_bytes": 1 << 30}).log_limit_bytes == 1 << 30
 
 
@@ -189,7 +191,10 @@ def test_settings_reach_the_taps_configuration(vm: VmRecord) -> None:
         {"interval_seconds": 0.5},
         {"interval_seconds": "30"},
         {"log_limit_bytes": 100},
-        {"auto_resynchronize": 1},
+        {"resync_mode": "sometimes"},
+        {"resync_window": "18:30"},
+        {"resync_window_end": "6"},
+        {"resync_past_window": True},
         {"colour": "blue"},
         {"hot_region_bytes": 1 << 27},
         {"hot_regions": 0},

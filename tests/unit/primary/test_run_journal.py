@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ class Clock:
 
     def boot_id(self) -> str:
         return "boot"
+
+    def zone(self) -> tzinfo:
+        return UTC
 
 
 def record(identity: bytes = b"r" * 16, epoch: bytes = FIRST, kind: ResyncKind = ResyncKind.RESYNC) -> ResyncRecord:

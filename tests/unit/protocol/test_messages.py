@@ -68,7 +68,7 @@ def test_every_type_is_control_or_bulk_and_numbers_stay() -> None:
 def test_error_codes_stay_and_some_can_heal() -> None:
     assert [code.value for code in ErrorCode] == [
         "protocol", "version", "unauthorized", "busy", "geometry", "unrelated", "fenced", "gap", "chain", "state",
-        "no_space", "storage", "damaged", "stale", "shutdown",
+        "no_space", "storage", "damaged", "stale", "shutdown", "queued",
     ]  # fmt: skip
     assert set(ErrorCode) >= RETRYABLE
     assert not RETRYABLE & {ErrorCode.UNAUTHORIZED, ErrorCode.FENCED, ErrorCode.GEOMETRY, ErrorCode.CHAIN}
