@@ -47,6 +47,8 @@ async def test_with_the_setting_a_required_resync_begins_by_itself(pair: Pair) -
 
 async def test_without_the_setting_it_waits_for_its_administrator(pair: Pair) -> None:
     await pair.replicate(4 * MIB)
+    # While the first copy is merged there is none.
+    await pair.until("a point", pair.copy.point)
     point = pair.copy.point()
     await lose_tracking(pair)
     await pair.state(ReplicationState.WAITING_FOR_START_RESYNCHRONIZE)
