@@ -34,7 +34,7 @@ from shared.ports import Clock, Store
 from shared.states import PrimaryEvent, ReplicationState, primary_transition
 from shared.stats import ReplicationStatistics
 from shared.status import Cause
-from shared.tasks import Signal
+from shared.tasks import Signal, uninterrupted
 
 RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SUSPENDED)
 INITIAL = (ReplicationState.READY_FOR_INITIAL_REPLICATION, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS)
@@ -290,6 +290,10 @@ class Replication:
         await self._store([*events, *change], {**fields, "state": after})
 
     async def _store(self, events: Sequence[dict[str, Any]], fields: dict[str, Any]) -> None:
+        """To its end even when a session is cancelled in it: what is durable and what is known here stay one."""
+        await uninterrupted(self._store_all(events, fields))
+
+    async def _store_all(self, events: Sequence[dict[str, Any]], fields: dict[str, Any]) -> None:
         record: ReplicationRecord = msgspec.structs.replace(self.record, **fields)
         changes: dict[str, Any] = {"replication": plain(record)}
         if record.epoch != self.record.epoch:

@@ -100,7 +100,7 @@ class RunJournal:
             changes |= self._begin(resync)
         if self.open is not None and resync is not None:
             self._take(resync, after)
-            if suspended:
+            if suspended and after.state in _SUSPENDED:
                 self.interrupt(f"suspended: {suspended}")
         return changes | self.pending()
 

@@ -105,6 +105,7 @@ MUTANTS = {
         ),
         Mutant(primary.track_late, ("I1",), BUSY),
         Mutant(primary.commit_unsettled, ("I1", "I6"), {**RESYNCS, "stalls": 0.02}, first=40),
+        Mutant(primary.run_written_later, ("I16",), RESYNCS),
         Mutant(maps.hot_nosync, ("I1", "I12"), PRIMARY_POWER),
         Mutant(maps.no_hot_regions, ("I1", "I12"), PRIMARY_POWER),
         Mutant(maps.cooled_unsynced, ("I1", "I12"), PRIMARY_POWER),

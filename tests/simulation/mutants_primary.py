@@ -13,6 +13,7 @@ from primary_agent.comparing import Comparing
 from primary_agent.record import plain
 from primary_agent.replication import Replication
 from primary_agent.resync import ResyncDriver
+from primary_agent.run_journal import RunJournal
 from primary_agent.session import Session
 from primary_agent.tap.disks import Disk
 from primary_agent.tap.engine import TapEngine
@@ -178,3 +179,20 @@ def commit_unsettled() -> Sequence[Patch]:
         return compare_disks
 
     return [(Comparing, "_compare_disks", make), (OpenResync, "judge_commit", nothing)]
+
+
+def run_written_later() -> Sequence[Patch]:
+    """I16: a resync's record is not written in the transaction that begins or ends it, but in a later one."""
+
+    def make(original: Any) -> Any:
+        def changes(journal: RunJournal, *arguments: Any) -> dict[str, Any]:
+            run = journal.open
+            original(journal, *arguments)
+            for late in (run, journal.open):
+                if late is not None:
+                    journal._unwritten[late.number] = late
+            return {}
+
+        return changes
+
+    return [(RunJournal, "changes", make)]

@@ -234,6 +234,7 @@ async def _stale_primary(world: World, chaos: Chaos) -> None:
     await _until(world, lambda: _state(world, "P") is _S.FAILED_OVER, CONVERGENCE_SECONDS, "fencing the old primary")
     await asyncio.sleep(STALE_SECONDS / 2)
     world.view.check_promoted("I8", "the promoted image, with a stale primary about,")
+    world.check_runs()
 
 
 # --- convergence ---
@@ -253,6 +254,7 @@ async def _converge(world: World) -> None:
         if ours != theirs:
             raise Violation(f"I12: in sync, but {difference(index, ours, theirs)}")
     world.oracle.check_disks(wanted, "at the end the guest's disks", "I1")
+    world.check_runs()
 
 
 def _in_sync(world: World) -> bool:

@@ -46,6 +46,7 @@ from tests.simulation.net import Wire
 from tests.simulation.options import Options
 from tests.simulation.oracle import Oracle, Violation
 from tests.simulation.replica_view import ReplicaView
+from tests.simulation.runs_view import check_runs
 
 DISKS = 2
 VM = "vm"
@@ -171,6 +172,7 @@ class World:
             self.guest.detach()
             self._check_survivors(power=False)
         if role == "agent":
+            self._guarded(self.check_runs)
             self.agents.pop(host.name, None)
             if not self.losing_power:
                 self.loop.call_later(self.rng.uniform(0.02, 1.5), self.start_agent, host, context=self.context)
@@ -328,6 +330,10 @@ class World:
         """The primary's durable record of the replication; empty where there is none."""
         content = self.primary.contents.get(PRIMARY_STORE)
         return (content.record("replication") or {}) if content is not None else {}
+
+    def check_runs(self) -> None:
+        """What is on record of resyncs at the primary fits its state. Raises Violation."""
+        check_runs(self.primary.contents.get(PRIMARY_STORE))
 
     async def revive(self) -> None:
         """The faults are over: hosts are up again, and what the administrator suspended is resumed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -281,3 +282,16 @@ async def test_records_that_are_missing_damaged_or_newer_are_refused(
         load_vm(world.replication.store)
         await world.reopen()
     assert refused.value.remedy
+
+
+async def test_a_change_whose_caller_is_cancelled_is_known_here_as_it_is_on_record(world: World) -> None:
+    """I16: a session that ends in the middle of a change would otherwise leave memory behind the store."""
+    replication = world.replication
+    change = asyncio.ensure_future(replication.transition(PrimaryEvent.INITIAL_STARTED, "asked"))
+    await asyncio.sleep(0)
+    change.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await change
+    state = replication.state
+    assert state is ReplicationState.INITIAL_REPLICATION_IN_PROGRESS
+    assert (await world.reopen()).state is state
