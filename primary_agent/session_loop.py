@@ -19,7 +19,14 @@ from primary_agent.session import Session
 from protocol.errors import ProtocolError
 from protocol.messages import ErrorCode
 from shared.channel import ChannelClosed
-from shared.errors import DamagedLinkError, ForbiddenError, StorageError, StoreDamagedError, UsageError, VmreplicaError
+from shared.errors import (
+    DAMAGED_LINK,
+    ForbiddenError,
+    StorageError,
+    StoreDamagedError,
+    UsageError,
+    VmreplicaError,
+)
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import ReplicationState
@@ -128,7 +135,7 @@ class SessionLoop:
             self._link.since = now.wall()
         self._link.last_error = str(failure)
         self._link.last_error_code = failure.code
-        self._link.damaged += failure.code == DamagedLinkError.code
+        self._link.damaged += failure.code == DAMAGED_LINK
         self._link.retryable = retryable
         if not retryable:
             delay = SLOW_RETRY_SECONDS

@@ -15,7 +15,7 @@ from protocol.bulk import Bulk
 from protocol.errors import ProtocolError
 from protocol.messages import RETRYABLE, Body, Close, ErrorCode, Heartbeat, Hello, MessageType, Problem, Welcome
 from protocol.session import Message, PrimarySession, ReplicaSession, Session, SessionState
-from shared.errors import DamagedLinkError, VmreplicaError
+from shared.errors import DAMAGED_LINK, VmreplicaError
 from shared.ports import Buffer, Clock, Link, Peer
 from shared.tasks import Signal
 
@@ -241,7 +241,7 @@ class Channel:
     def lost(self, error: Exception | None) -> None:
         if isinstance(error, VmreplicaError):
             # It names the peer itself.
-            code = error.code if isinstance(error, DamagedLinkError) else ChannelClosed.code
+            code = DAMAGED_LINK if error.code == DAMAGED_LINK else ChannelClosed.code
             self._end(ChannelClosed(error.text, error.remedy, code=code))
         else:
             detail = f": {error}" if error is not None else " without a closing message"

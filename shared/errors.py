@@ -50,17 +50,15 @@ class InvalidStateError(VmreplicaError):
     exit_code = 4
 
 
+DAMAGED_LINK = "damaged"
+"""Code of an UnreachableError: TLS found that what came over a link is not what the peer sent, and ended it."""
+
+
 class UnreachableError(VmreplicaError):
     """The peer, or the agent's socket, does not answer."""
 
     code = "unreachable"
     exit_code = 5
-
-
-class DamagedLinkError(UnreachableError):
-    """What came over a link is not what the peer sent: TLS found it changed, and ended the link."""
-
-    code = "damaged"
 
 
 class ForbiddenError(VmreplicaError):

@@ -81,8 +81,8 @@ def main() -> int:
             bench.set_up(size)
             times: dict[float, list[float]] = {0.0: [], delay: []}
             for _ in range(arguments.rounds):
-                for one, seconds in times.items():
-                    seconds.append(bench.round(size, one, rate))
+                for one, taken in times.items():
+                    taken.append(bench.round(size, one, rate))
         except PairError as error:
             print(error, file=sys.stderr)
             return 1

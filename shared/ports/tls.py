@@ -19,8 +19,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from shared import certificates
 from shared.certificates import day, moment
-from shared.errors import DamagedLinkError, ForbiddenError, UnreachableError, UsageError, VmreplicaError
+from shared.errors import ForbiddenError, UnreachableError, UsageError, VmreplicaError
 from shared.ports import Peer
+from shared.ports.tls_damage import damaged, is_damage
 
 ALPN = "vmreplica/1"
 CA_CERTIFICATES_MAX = 16
@@ -271,8 +272,8 @@ def explain(
     elif (alert := _ALERTS.get(error.reason or "")) is not None:
         complaint, remedy = alert
         explained = ForbiddenError(f"{address} refused {contexts.own_name()}: it says that {complaint}.", remedy)
-    elif error.reason in _DAMAGE or (secured and error.reason in _DAMAGE_BEHIND_HANDSHAKE):
-        explained = _damaged(address, noticed_there="ALERT" in error.reason)
+    elif is_damage(error.reason or "", secured=secured):
+        explained = damaged(address, noticed_there="ALERT" in error.reason)
     elif (known := _FAULTS.get(error.reason or "")) is not None:
         text, remedy = known
         explained = ForbiddenError(text.format(address=address), remedy)
@@ -332,32 +333,6 @@ _FAULTS = {
         "Is it really a vmreplica agent?",
     ),
 }
-
-# Records that fail their authentication; some of these a peer that speaks something else provokes as well.
-_DAMAGE = frozenset({"DECRYPTION_FAILED_OR_BAD_RECORD_MAC", "SSLV3_ALERT_BAD_RECORD_MAC"})
-_DAMAGE_BEHIND_HANDSHAKE = frozenset(
-    {
-        "WRONG_VERSION_NUMBER",
-        "BAD_RECORD_TYPE",
-        "UNEXPECTED_RECORD",
-        "PACKET_LENGTH_TOO_LONG",
-        "ENCRYPTED_LENGTH_TOO_LONG",
-        "LENGTH_TOO_SHORT",
-        "RECORD_LENGTH_MISMATCH",
-        "TLSV1_ALERT_RECORD_OVERFLOW",
-        "TLSV1_ALERT_PROTOCOL_VERSION",
-        "SSLV3_ALERT_UNEXPECTED_MESSAGE",
-    }
-)
-
-
-def _damaged(address: str, *, noticed_there: bool) -> DamagedLinkError:
-    who = f"{address} received from us" if noticed_there else f"we received from {address}"
-    return DamagedLinkError(
-        f"The link was ended because data that {who} was damaged on its way: TLS refused it, and none of it was used.",
-        "If this repeats, look for failing hardware, or something that changes the traffic, between the hosts.",
-    )
-
 
 # X509_V_ERR_* of OpenSSL; these numbers are part of its interface.
 _EXPIRED, _NOT_YET, _CRL_EXPIRED, _CRL_NOT_YET, _NO_CRL = 10, 9, 12, 11, 3

@@ -292,7 +292,7 @@ DEFENCES = {
         f"{SILENCE}test_peer_that_reads_a_byte_a_second",
     ),
     "damage_unnamed": Defence(
-        "N9", "damage is a failure like any other", "shared.ports.tls:_damaged", no_name,
+        "N9", "damage is a failure like any other", "shared.ports.tls:damaged", no_name,
         f"{BREAKS}test_bit_that_flips_on_the_way",
     ),
     "no_alert": Defence(
