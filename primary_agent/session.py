@@ -16,9 +16,10 @@ from primary_agent.dialing import Dialled, expect, name_of
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
 from primary_agent.parts import Parts
 from primary_agent.progress import MERGING, WAITING, ResyncProgress
-from primary_agent.record import ResyncRecord
-from primary_agent.replication import Acked, mint
+from primary_agent.record import ResyncRecord, mint
+from primary_agent.replication import Acked
 from primary_agent.resync import ResyncDriver
+from primary_agent.resyncing import abandon
 from primary_agent.scope import is_bounded
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
@@ -93,8 +94,7 @@ class Session:
             )
             raise Replan("the session's work is done")
         finally:
-            if self._parts.progress is not None:
-                self._parts.progress.settle()
+            self._parts.settle_progress()
 
     # --- deciding --------------------------------------------------------------------------------------------------
 
@@ -119,12 +119,12 @@ class Session:
             case Resume(position):
                 await self._stream(position)
             case InitialRequired():
-                await self._until_started()
+                await self._until_ordered()
                 await self._resync(None)
             case ResyncRequired(cause, text, evidence):
                 if self._replication.state is not ReplicationState.RESYNCHRONIZING:
                     await self._require(cause, text, evidence)
-                    await self._until_started()
+                    await self._until_ordered()
                 await self._resync(None)
             case GoOnWithResync(known=known):
                 await self._resync(await self._continued(known=known))
@@ -134,6 +134,7 @@ class Session:
 
     async def _decide(self) -> Decision:
         await self._parts.tap.refresh()
+        await abandon(self._replication, self._parts.tap)
         while True:
             decision = decide(view_of(self._replication, self._connection), self._replica)
             if not isinstance(decision, CommitConfirmed):
@@ -156,6 +157,12 @@ class Session:
 
     # --- waiting for orders ----------------------------------------------------------------------------------------
 
+    async def _until_ordered(self) -> None:
+        """Have the replica drop what was cancelled here, unless it may be another primary's; then wait."""
+        if not is_history_lost(causes_of(self._replication)):
+            await self._drop_stray_resync()
+        await self._until_started()
+
     async def _until_started(self) -> None:
         """Wait, with the session open, until a resync or the initial replication is to begin."""
         while True:
@@ -163,15 +170,17 @@ class Session:
             if state in (ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.RESYNCHRONIZING):
                 return
             lost = is_history_lost(causes_of(self._replication))
-            automatic = self._replication.vm.auto_resynchronize and not lost
+            stopped = self._replication.record.stopped_time is not None
+            automatic = self._replication.vm.auto_resynchronize and not lost and not stopped
             wanted = automatic or self._replication.record.resync_wanted
-            if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and not wanted:
+            if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and not (wanted or stopped):
                 # What is bounded costs little, and does not wait for anybody (I12): a catch-up runs in every mode.
                 wanted = await self._is_bounded()
             if state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and wanted and not news.is_set():
                 # The gate (I20): a resync that starts by itself waits until connectivity is proven.
                 if self._parts.may_compare():
-                    await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "connectivity is healthy")
+                    started, cause = PrimaryEvent.RESYNC_STARTED, "connectivity is healthy"
+                    await self._replication.transition(started, cause, stopped_time=None)
                 else:
                     await asyncio.sleep(HEALTH_POLL_SECONDS)
                 continue
@@ -215,7 +224,7 @@ class Session:
         stray = self._replica.resync
         if stray is None:
             return
-        self._dialled.channel.send(ResyncCancel(id=stray.id, text="the primary does not know it"))
+        self._dialled.channel.send(ResyncCancel(id=stray.id, text="it is not open at the primary"))
         expect(await self._answers.get(), ResyncCancelled)
 
     # --- resync ----------------------------------------------------------------------------------------------------
@@ -227,7 +236,7 @@ class Session:
         # A replica that dropped its part may have lost its baseline as well.
         if not known and resync.kind is not self._kind():
             resync = msgspec.structs.replace(resync, kind=self._kind())
-            await self._replication.update(resync=resync)
+            await self._replication.change_resync(resync)
         return resync
 
     def _kind(self) -> ResyncKind:

@@ -14,6 +14,7 @@ from primary_agent.enabling import with_settings_of
 from primary_agent.parts import Parts
 from primary_agent.record import VmRecord
 from primary_agent.replication import Replication
+from primary_agent.resyncing import abandon, is_told
 from primary_agent.session_loop import SessionLoop
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
@@ -126,10 +127,11 @@ class PrimaryVm:
             await self.parts.tap.changed.wait()
 
     async def _note_lost_tracking(self) -> None:
+        await self._abandon()
         record, connection = self._replication.record, self.parts.tap.connection
         if record.epoch == NO_EPOCH or record.resync is not None or connection is None:
             return
-        if connection.tracks(record.epoch) or not connection.alive:
+        if connection.tracks(record.epoch) or not connection.alive or is_told(self._replication, connection):
             return
         lost = connection.lost
         if connection.tracking in (Tracking.LOST, Tracking.MAP) and lost is not None:
@@ -138,6 +140,13 @@ class PrimaryVm:
         else:
             text = f"The tap does not track the baseline {record.epoch.hex()[:8]}: tracking is {connection.tracking}."
             await self._replication.require_resync(ResyncCause.TRACKING_OFF, text)
+
+    async def _abandon(self) -> None:
+        """Have the tap give up what was cancelled; what fails is tried again at the next tick."""
+        try:
+            await abandon(self._replication, self.parts.tap)
+        except VmreplicaError as error:
+            log.info("the tap could not give up a log", vm=self.name, reason=str(error))
 
     async def _tick(self) -> None:
         """Count cycles, tell the statistics now and then, and keep the tap's status fresh."""
@@ -151,6 +160,7 @@ class PrimaryVm:
             else:
                 replication.statistics.pause()
             await self._refresh_tap(TAP_STATUS_SECONDS)
+            await self._abandon()
             await replication.describe()
             await self._tell_observations()
             if clock.monotonic() >= tell_at:
@@ -215,9 +225,38 @@ class PrimaryVm:
             await self._replication.transition(PrimaryEvent.SUSPENDED, "the administrator asked for it")
             self._replication.replan()
 
-    async def resume(self, *, resynchronize: bool) -> None:
-        """Go on after a suspension, or start a resync that is required or asked for (the gate, I20)."""
+    async def stop_resync(self) -> None:
+        """Cancel the open resync or initial replication before its commit; of a required one, its start (I7)."""
         async with self._ordering:
+            state, record = self._replication.state, self._replication.record
+            what = self._replication.open_work
+            match state:
+                case _S.RESYNCHRONIZING | _S.RESYNCHRONIZE_SUSPENDED | _S.INITIAL_REPLICATION_IN_PROGRESS:
+                    pass
+                case _S.SUSPENDED if record.epoch == NO_EPOCH and not record.causes:
+                    pass
+                case _S.WAITING_FOR_START_RESYNCHRONIZE:
+                    await self._replication.hold(
+                        f"The required resynchronization of {self.name} waits until it is asked for."
+                    )
+                    return
+                case _:
+                    raise self._not_now("stop", "No resynchronization or initial replication is running or required.")
+            await self._replication.cancel(f"The administrator cancelled the {what} of {self.name}.")
+            self._replication.replan()
+            self.parts.link.poke.notify()
+            self.parts.settle_progress()
+            await self._abandon()
+
+    async def resume(self, *, resynchronize: bool, go_on: bool = False) -> None:
+        """Go on after a suspension, or start a resync that is required or asked for (the gate, I20).
+
+        ``go_on``: only to go on with a suspended compare, in place.
+        """
+        async with self._ordering:
+            if go_on and self._replication.record.resync is None:
+                remedy = f"No compare was suspended. To start one: `vmreplica resume {self.name} --resynchronize`."
+                raise self._not_now("resume --continue", remedy)
             await self._resume(resynchronize=resynchronize)
 
     async def _resume(self, *, resynchronize: bool) -> None:
@@ -235,11 +274,11 @@ class PrimaryVm:
                 await self._replication.transition(PrimaryEvent.RESUMED, "the administrator asked for it")
             case _S.WAITING_FOR_START_RESYNCHRONIZE:
                 self.check_gate("resynchronization")
-                await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "the administrator asked for it")
+                started, cause = PrimaryEvent.RESYNC_STARTED, "the administrator asked for it"
+                await self._replication.transition(started, cause, stopped_time=None)
             case _S.REPLICATING if resynchronize:
                 self.check_gate("resynchronization")
-                await self._replication.require_resync(ResyncCause.ADMINISTRATOR, "The administrator asked for it.")
-                await self._replication.transition(PrimaryEvent.RESYNC_STARTED, "the administrator asked for it")
+                await self._replication.order_resync("The administrator asked for it.")
                 self._replication.replan()
             case _S.REPLICATING if record.problem is None and self.parts.link.dialled is not None:
                 raise self._not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
@@ -259,11 +298,13 @@ class PrimaryVm:
                 raise self._not_now("resume", f"Run `vmreplica initial {self.name}`.")
 
     async def _want_resync(self) -> None:
-        await self._replication.require_resync(ResyncCause.ADMINISTRATOR, "The administrator asked for it.")
+        if not self._replication.record.causes:
+            # To what is required already the order adds nothing that would have to be compared.
+            await self._replication.require_resync(ResyncCause.ADMINISTRATOR, "The administrator asked for it.")
         if self._replication.state is _S.REPLICATING:
             # The causes were on record before the suspension.
             await self._replication.transition(PrimaryEvent.RESYNC_REQUIRED, "a resynchronization was required before")
-        await self._replication.update(resync_wanted=True)
+        await self._replication.update(resync_wanted=True, stopped_time=None)
 
     def check_gate(self, what: str) -> None:
         """I20: raises InvalidStateError with reason and remedy unless connectivity and tracking are healthy."""

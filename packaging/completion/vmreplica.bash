@@ -11,7 +11,7 @@ _vmreplica() {
     local verb="" word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case "$verb $word" in
-            ' status' | ' enable' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' remove' | ' recover' | ' events' | ' measure' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki show' | 'pki revoke' | ' test-connection' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
+            ' status' | ' enable' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' stop' | ' remove' | ' recover' | ' events' | ' measure' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki show' | 'pki revoke' | ' test-connection' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
         esac
     done
     COMPREPLY=()
@@ -35,6 +35,7 @@ _vmreplica() {
         'suspend:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'resume:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'resume:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'stop:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'remove:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'remove:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'recover:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
@@ -61,8 +62,8 @@ _vmreplica() {
     esac
     case "$verb" in
         '')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version --help --version" -- "$current"); return; }
-            mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume remove recover events measure points export unexport failover hrl pki test-connection completion version" -- "$current") ;;
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume stop remove recover events measure points export unexport failover hrl pki test-connection completion version --help --version" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume stop remove recover events measure points export unexport failover hrl pki test-connection completion version" -- "$current") ;;
         'status')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --watch --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
@@ -82,7 +83,10 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'resume')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --resynchronize --no-wait --yes --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --resynchronize --continue --no-wait --yes --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'stop')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'remove')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --yes --socket" -- "$current"); return; }

@@ -36,6 +36,7 @@ REMOVE = "vm.remove"
 RECOVER = "vm.recover"
 # The primary agent
 ENABLE = "vm.enable"
+STOP = "vm.stop"
 INITIAL = "vm.initial"
 SET = "vm.set"
 TEST_CONNECTION = "test_connection"
@@ -86,9 +87,10 @@ class EnableParams(Params, frozen=True):
 
 
 class ResumeParams(VmParams, frozen=True):
-    """``vm.resume``; only a primary can be told to resynchronize."""
+    """``vm.resume``; only a primary can be told to resynchronize, or to ``go_on`` with what was suspended of it."""
 
     resynchronize: bool = False
+    go_on: bool = False
 
 
 class SetParams(VmParams, frozen=True):

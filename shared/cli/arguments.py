@@ -209,8 +209,18 @@ def _resume(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare the disks and send what differs (at the primary)",
     )
+    parser.add_argument(
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        help="go on with a suspended compare from where it stood, and do nothing else (at the primary)",
+    )
     _no_wait(parser)
     _yes(parser)
+
+
+def _stop(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, role=False)
 
 
 def _remove(parser: argparse.ArgumentParser) -> None:
@@ -346,6 +356,7 @@ VERBS = (
     Verb("set", "change settings of a VM, or print them where none is given", f"{_REPLICATION}:set_settings", _set),
     Verb("suspend", "stop sending (at the replica: taking) changes; they are kept", f"{_REPLICATION}:suspend", _vm),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
+    Verb("stop", "cancel a resync or initial replication before its commit", f"{_REPLICATION}:stop", _stop),
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
     Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),
