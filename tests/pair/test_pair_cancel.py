@@ -298,3 +298,57 @@ async def test_an_order_to_a_suspended_vm_does_not_widen_what_is_bounded(pair: P
     await pair.state(_S.REPLICATING)
     await pair.assert_same()
     assert 0 < await compared(pair) - before <= 40 * MIB
+
+
+async def test_failed_over_before_its_commit_the_point_from_before_is_served(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I7, R14: nothing of what was received of it reaches the disks, and the primary is fenced."""
+    await pair.replicate(8 * MIB)
+    await pair.write(0, "write -P 3 1M 64k")
+    await pair.assert_same()
+    await pair.healthy()
+    before = image(pair)
+    gate = Gate(monkeypatch, step="cut")
+    await pair.vm.resume(resynchronize=True)
+    await pair.write(0, "write -P 9 2M 1M")
+    await gate.wait()
+    opened = pair.copy.parts.resync
+    assert opened is not None
+    path = Path(opened.differences.path)
+    await pair.copy.failover()
+    gate.open.set()
+    await pair.state(_S.FAILED_OVER)
+    await pair.until("the end of its file", lambda: not path.exists())
+    same = image(pair) == before
+    assert same, "the failed over disk is not that of the point"
+    with pytest.raises(InvalidStateError, match="stop is not possible"):
+        await pair.vm.stop_resync()
+
+
+async def test_several_causes_are_all_kept_over_a_restart_and_make_it_whole(pair: Pair) -> None:
+    """What the map bounds is not enough once the replica has a reason of its own."""
+    await pair.replicate(256 * MIB, log_limit_bytes=64 * MIB)
+    await pair.assert_same()
+    before = await compared(pair)
+    await fill_the_log(pair)
+    evidence = {"received": "nothing", "log_end": "something"}
+    await pair.vm.parts.replication.require_resync(ResyncCause.REPLICA_BEHIND, "It stands too early.", evidence)
+    await pair.primary.stop()
+    await pair.start_primary()
+    await pair.vm.parts.tap.connected()
+    kept = pair.vm.parts.replication.record.causes
+    assert [cause.code for cause in kept] == [ResyncCause.TRACKING_LOST, ResyncCause.REPLICA_BEHIND]
+    assert kept[0].evidence["reason"] == "log_full"
+    assert kept[0].evidence["bounded"] is True
+    assert kept[1].evidence == evidence
+    assert (
+        (await pair.vm.status()).reasons[0].startswith("Resynchronization is required for the virtual machine web. R")
+    )
+    await pair.start_replica()
+    pair.vm.parts.link.poke.notify()
+    await pair.healthy()
+    await pair.vm.resume(resynchronize=False)
+    await pair.state(_S.REPLICATING)
+    await pair.assert_same()
+    assert await compared(pair) - before == 256 * MIB

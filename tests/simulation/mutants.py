@@ -106,6 +106,7 @@ MUTANTS = {
         ),
         Mutant(primary.track_late, ("I1",), BUSY),
         Mutant(primary.commit_unsettled, ("I1", "I6"), {**RESYNCS, "stalls": 0.02}, first=40),
+        Mutant(cancel.cancel_forgets_log, ("I1", "I12"), {**LOG_FAILURES, "stops": 1.5}, first=1),
         Mutant(
             cancel.cancel_after_proposal,
             ("I12",),
