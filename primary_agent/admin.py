@@ -57,6 +57,7 @@ class AdminMethods:
         methods.add(verbs.INITIAL, VmParams, self.initial)
         methods.add(verbs.SUSPEND, VmParams, self.suspend)
         methods.add(verbs.RESUME, ResumeParams, self.resume)
+        methods.add(verbs.STOP, VmParams, self.stop)
         methods.add(verbs.SET, SetParams, self.set)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
         methods.add(verbs.RECOVER, RecoverParams, self.recover)
@@ -91,7 +92,12 @@ class AdminMethods:
         if vm.failure is not None:
             await self._agent.revive(vm)
             return await self._agent.find(params.vm).status()
-        return await _ordered(vm, "resume", vm.resume(resynchronize=params.resynchronize, at=params.at))
+        order = vm.resume(resynchronize=params.resynchronize, at=params.at, go_on=params.go_on)
+        return await _ordered(vm, "resume", order)
+
+    async def stop(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "stop", vm.stop_resync())
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)

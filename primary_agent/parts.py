@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from primary_agent.dialing import Dialled
 from primary_agent.observing import TapObserver
-from primary_agent.progress import ResyncProgress
-from primary_agent.replication import Replication
+from primary_agent.progress import MERGING, ResyncProgress
+from primary_agent.replication import COMPARING, Replication
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
@@ -72,6 +72,15 @@ class Parts:
     async def proven(self) -> bool:
         """Whether a resync may begin by itself: no disk has lost a part, and connectivity is proven now (I20)."""
         return self.shrunk_disk() is None and await self.link.proven() and self.shrunk_disk() is None
+
+    def settle_progress(self) -> None:
+        """The session has ended: what is shown says so, or goes where the resync was cancelled."""
+        if self.progress is None:
+            return
+        if self.progress.phase != MERGING and self.replication.state not in COMPARING:
+            self.progress = None
+        else:
+            self.progress.settle()
 
     def pending_bytes(self) -> int:
         """Bytes of log that the replica has not acknowledged; all that is kept, where its place is not known."""

@@ -156,6 +156,8 @@ class ReplicationRecord(Record):
     """When an administrator's resync is to start, seconds since the Unix epoch."""
     started_by: StartedBy | None = None
     """What started the resync that is running."""
+    stopped_time: float | None = None
+    """When the administrator cancelled the resync; until one is asked for again none starts by itself."""
     peer_host: str = ""
     """The replica's host name, as it told it last."""
     recovered: Cause | None = None
@@ -176,6 +178,20 @@ class AckedRecord(Record):
 
     position: PositionRecord
     time_ns: Count
+
+
+def mint(
+    *, identity: bytes, epoch: bytes, kind: ResyncKind, replication: ReplicationRecord, parent_segment: int, now: float
+) -> ResyncRecord:
+    """A fresh resync: ``epoch`` will follow the present baseline at ``parent_segment``."""
+    return ResyncRecord(
+        id=identity,
+        kind=kind,
+        epoch=epoch,
+        parent=replication.epoch,
+        parent_segment=parent_segment if replication.epoch != NO_EPOCH else 0,
+        started_time=now,
+    )
 
 
 R = TypeVar("R", bound=Record)

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from primary_agent.conclusions import Replan
 from primary_agent.description import Description
 from primary_agent.record import (
     MAX_CAUSES,
@@ -24,10 +25,9 @@ from primary_agent.record import (
     plain,
 )
 from primary_agent.run_journal import RunJournal
-from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH, Ancestor, Position, extend
 from shared.description import Keeper
-from shared.errors import VmreplicaError
+from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId, make_event
 from shared.planning import OpenResync, ResyncCause
 from shared.ports import Clock, Store
@@ -38,6 +38,8 @@ from shared.tasks import Signal, uninterrupted
 
 RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SUSPENDED)
 INITIAL = (ReplicationState.READY_FOR_INITIAL_REPLICATION, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS)
+COMPARING = (*RESYNCING, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.SUSPENDED)
+"""States in which a resync or initial replication may be open."""
 _REBUILT = frozenset({ResyncCause.STATE_LOST.value, ResyncCause.HISTORY_LOST.value})
 SPLIT_TEXT = "This side has writes that are not part of it: both sides may have moved on (split brain)."
 UNMOVED_TEXT = "Nothing was written here since the last cut that the replica acknowledged."
@@ -122,35 +124,50 @@ class Replication:
 
     async def require_resync(self, cause: ResyncCause | str, text: str, evidence: dict[str, Any] | None = None) -> None:
         """Put one more cause for a resync on record, with its evidence, and move to the state that says so."""
-        now = self._clock.wall()
-        found = Cause(code=str(cause), text=text, time=now, evidence=evidence or {})
+        found = Cause(code=str(cause), text=text, time=self._clock.wall(), evidence=evidence or {})
         async with self._lock:
             if any(known.code == found.code and known.text == found.text for known in self.record.causes):
                 return
-            # The first causes tell what began it, the last ones what is going on.
-            causes = [*self.record.causes, found]
-            if len(causes) > MAX_CAUSES:
-                causes = [*causes[: MAX_CAUSES // 2], *causes[-MAX_CAUSES // 2 :]]
-            data = {"code": found.code, "evidence": found.evidence}
-            event = self.event(EventId.RESYNC_REQUIRED, text, cause=str(cause), data=data)
-            await self._transition(PrimaryEvent.RESYNC_REQUIRED, text, [event], {"causes": causes})
+            await self._require((PrimaryEvent.RESYNC_REQUIRED,), found, {})
+
+    async def order_resync(self, text: str, **fields: Any) -> None:
+        """An administrator asks for a resync of a VM that replicates: it is suspended first, and resumed with it.
+
+        All in one transaction, so that no crash leaves it suspended.
+        """
+        path = (
+            PrimaryEvent.SUSPENDED,
+            PrimaryEvent.RESUMED,
+            PrimaryEvent.RESYNC_REQUIRED,
+            PrimaryEvent.RESYNC_STARTED,
+        )
+        async with self._lock:
+            found = Cause(code=ResyncCause.ADMINISTRATOR.value, text=text, time=self._clock.wall())
+            await self._require(path, found, {**fields, "stopped_time": None})
+
+    async def _require(self, path: Sequence[PrimaryEvent], found: Cause, fields: dict[str, Any]) -> None:
+        # The first causes tell what began it, the last ones what is going on.
+        causes = [*self.record.causes, found]
+        if len(causes) > MAX_CAUSES:
+            causes = [*causes[: MAX_CAUSES // 2], *causes[-MAX_CAUSES // 2 :]]
+        data = {"code": found.code, "evidence": found.evidence}
+        event = self.event(EventId.RESYNC_REQUIRED, found.text, cause=found.code, data=data)
+        await self._walk(path, found.text, [event], {**fields, "causes": causes})
 
     async def resume_into_resync(self, *, asked: bool) -> None:
         """Go on after a suspension with the resync that is on record, or ``asked`` for now: one change, never half.
 
         Between two changes a crash would leave a VM that says it replicates, with causes for a resync on record.
         """
-        cause, text = "the administrator asked for it", "The administrator asked for it."
+        text = "The administrator asked for it."
+        path = (PrimaryEvent.RESUMED, PrimaryEvent.RESYNC_REQUIRED)
+        wanted: dict[str, Any] = {"resync_wanted": True, "stopped_time": None}
         async with self._lock:
-            before, causes = self.record.state, list(self.record.causes)
-            between = primary_transition(before, PrimaryEvent.RESUMED)
-            after = primary_transition(between, PrimaryEvent.RESYNC_REQUIRED)
-            events = [self._state_event(before, between, cause), self._state_event(between, after, cause)]
-            code = ResyncCause.ADMINISTRATOR.value
-            if asked and all(known.code != code for known in causes):
-                causes.append(Cause(code=code, text=text, time=self._clock.wall()))
-                events.append(self.event(EventId.RESYNC_REQUIRED, text, cause=code))
-            await self._store(events, {"state": after, "causes": causes[-MAX_CAUSES:], "resync_wanted": True})
+            if asked and not any(known.code == ResyncCause.ADMINISTRATOR.value for known in self.record.causes):
+                found = Cause(code=ResyncCause.ADMINISTRATOR.value, text=text, time=self._clock.wall())
+                await self._require(path, found, wanted)
+            else:
+                await self._walk(path, text, (), wanted)
 
     async def tell_restart(self, reason: str) -> None:
         """The open resync starts anew, since tracking was lost meanwhile."""
@@ -161,14 +178,63 @@ class Replication:
             await self.note(self.event(EventId.RESYNC_REQUIRED, text, cause=ResyncCause.TRACKING_LOST.value))
 
     async def begin_resync(self, resync: ResyncRecord) -> None:
-        """Put an open resync (or initial replication) on record, before the tap is told its epoch."""
-        await self.update(resync=resync)
+        """Put an open resync (or initial replication) on record, before the tap is told its epoch.
+
+        Raises Replan where it was cancelled meanwhile.
+        """
+        async with self._lock:
+            if self.record.state not in COMPARING:
+                raise Replan("the resynchronization was cancelled")
+            await self._store((), {"resync": resync})
+
+    async def change_resync(self, resync: ResyncRecord) -> None:
+        """Replace the record of the open resync. Raises Replan where that one is open no longer."""
+        async with self._lock:
+            if self.record.resync is None or self.record.resync.id != resync.id:
+                raise Replan("the resynchronization was cancelled")
+            await self._store((), {"resync": resync})
 
     async def propose(self, end: Position) -> None:
-        """Put the end cut on record before the commit is sent (R33)."""
-        resync = self.record.resync
-        assert resync is not None
-        await self.update(resync=msgspec.structs.replace(resync, end=PositionRecord.of(end)))
+        """Put the end cut on record before the commit is sent (R33): from then on nothing cancels it.
+
+        Raises Replan where it was cancelled before.
+        """
+        async with self._lock:
+            if self.record.resync is None:
+                raise Replan("the resynchronization was cancelled")
+            await self._store((), {"resync": msgspec.structs.replace(self.record.resync, end=PositionRecord.of(end))})
+
+    async def cancel(self, text: str) -> None:
+        """Cancel the open resync or initial replication; what it began is given up afterwards (I7).
+
+        All causes stay. Raises InvalidStateError after its commit was proposed, or where none is open.
+        """
+        async with self._lock:
+            record = self.record
+            if record.resync is not None and record.resync.end is not None:
+                raise InvalidStateError(
+                    f"The {self.open_work} of {self.vm.name} can't be cancelled any more: its commit was proposed to "
+                    "the replica, which may have it already.",
+                    "It completes as soon as the replica answers.",
+                )
+            # Suspended in its initial replication, a VM has no baseline yet, and nothing is required of it.
+            initial = record.epoch == NO_EPOCH and record.state not in RESYNCING
+            event = PrimaryEvent.INITIAL_CANCELLED if initial else PrimaryEvent.RESYNC_CANCELLED
+            fields: dict[str, Any] = {"resync": None, "resync_wanted": False, "resync_at": None}
+            if not initial:
+                fields["stopped_time"] = self._clock.wall()
+            told = self.event(EventId.ADMINISTRATOR, text, cause=event.value)
+            await self._transition(event, text, [told], fields)
+
+    async def hold(self, text: str) -> None:
+        """The required resync starts only when it is asked for again."""
+        told = self.event(EventId.ADMINISTRATOR, text, cause=PrimaryEvent.RESYNC_CANCELLED.value)
+        await self.update(told, resync_wanted=False, resync_at=None, stopped_time=self._clock.wall())
+
+    @property
+    def open_work(self) -> str:
+        """What to call the open compare."""
+        return "initial replication" if self.record.epoch == NO_EPOCH else "resynchronization"
 
     async def adopt(self, cause: str) -> Position:
         """The commit of the open resync is durable at the replica: its epoch is the baseline. Returns its end."""
@@ -196,6 +262,7 @@ class Replication:
                 "resync_wanted": False,
                 "resync_at": None,
                 "started_by": None,
+                "stopped_time": None,
             }
             text = f"The baseline {resync.epoch.hex()[:8]} is committed at the replica, up to cut {end.segment}."
             committed = self.event(EventId.BASELINE_COMMITTED, text, cause=cause, data={"epoch": resync.epoch.hex()})
@@ -284,10 +351,19 @@ class Replication:
     async def _transition(
         self, event: PrimaryEvent, cause: str, events: Sequence[dict[str, Any]], fields: dict[str, Any]
     ) -> None:
-        before = self.record.state
-        after = primary_transition(before, event)
-        change = [] if before is after else [self._state_event(before, after, cause)]
-        await self._store([*events, *change], {**fields, "state": after})
+        await self._walk((event,), cause, events, fields)
+
+    async def _walk(
+        self, path: Sequence[PrimaryEvent], cause: str, events: Sequence[dict[str, Any]], fields: dict[str, Any]
+    ) -> None:
+        """Take several transitions in one transaction, each with its event."""
+        state, changes = self.record.state, []
+        for event in path:
+            after = primary_transition(state, event)
+            if after is not state:
+                changes.append(self._state_event(state, after, cause))
+            state = after
+        await self._store([*events, *changes], {**fields, "state": state})
 
     async def _store(self, events: Sequence[dict[str, Any]], fields: dict[str, Any]) -> None:
         """To its end even when a session is cancelled in it: what is durable and what is known here stay one."""
@@ -339,17 +415,3 @@ async def create(store: Store, vm: VmRecord, clock: Clock, text: str) -> None:
     )
     records: dict[str, Record] = {"vm": vm, "replication": ReplicationRecord(state=state)}
     await store.commit({name: plain(record) for name, record in records.items()}, [event])
-
-
-def mint(
-    *, identity: bytes, epoch: bytes, kind: ResyncKind, replication: ReplicationRecord, parent_segment: int, now: float
-) -> ResyncRecord:
-    """A fresh resync: ``epoch`` will follow the present baseline at ``parent_segment``."""
-    return ResyncRecord(
-        id=identity,
-        kind=kind,
-        epoch=epoch,
-        parent=replication.epoch,
-        parent_segment=parent_segment if replication.epoch != NO_EPOCH else 0,
-        started_time=now,
-    )

@@ -76,6 +76,8 @@ def planned_start(
     if record.resync_at is not None:
         text = f"the administrator scheduled it for {moment_text(record.resync_at, zone)}"
         return Start(record.resync_at, StartedBy.SCHEDULE, text)
+    if record.stopped_time is not None:
+        return Start(None, StartedBy.ADMINISTRATOR, "the administrator cancelled it")
     if history_lost:
         return Start(None, StartedBy.ADMINISTRATOR, "what the replica holds may be newer: only an order replaces it")
     match schedule.mode:

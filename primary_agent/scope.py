@@ -17,7 +17,7 @@ from shared.map_file import MapDamagedError, MapFile, MapKind, Range
 from shared.planning import ReplicaView, ResyncCause
 from shared.ports import FileSystem
 from shared.tap_config import DIRTY_BLOCK_BITS, MAP_NAME
-from shared.tap_control import Doubt
+from shared.tap_control import Doubt, Tracking
 
 JOIN_BYTES = 512 << 10
 """Ranges in doubt with no more than this between them are compared as one: hashing is cheaper than asking twice."""
@@ -44,6 +44,9 @@ async def is_bounded(tap: TapLink, replica: ReplicaView, causes: Collection[str]
     while status.doubt is not None and not status.doubt.complete:
         await asyncio.sleep(POLL_SECONDS)
         status = await tap.refresh()
+    if status.tracking is not Tracking.MAP:
+        # What a log beside the map knows is not in it, and is gone once another epoch begins.
+        return False
     cut = position_to_prove(status.doubt, replica, causes)
     return cut is not None and await tap.require().client.knows_cut(cut)
 

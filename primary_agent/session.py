@@ -15,12 +15,13 @@ import msgspec
 from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import Dialled, expect, name_of
 from primary_agent.forecast import foresee
-from primary_agent.judgement import judge_rebuilt, view_of
+from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
 from primary_agent.parts import Parts
 from primary_agent.progress import MERGING, WAITING, ResyncProgress
-from primary_agent.record import ResyncRecord
-from primary_agent.replication import Acked, mint
+from primary_agent.record import ResyncRecord, mint
+from primary_agent.replication import Acked
 from primary_agent.resync import ResyncDriver
+from primary_agent.resyncing import abandon
 from primary_agent.starting import Starting
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
@@ -98,8 +99,7 @@ class Session:
             self._replication.runs.interrupt(str(error) or type(error).__name__)
             raise
         finally:
-            if self._parts.progress is not None:
-                self._parts.progress.settle()
+            self._parts.settle_progress()
 
     # --- deciding --------------------------------------------------------------------------------------------------
 
@@ -124,12 +124,12 @@ class Session:
             case Resume(position):
                 await self._stream(position)
             case InitialRequired():
-                await self._starting.until_started()
+                await self._until_ordered()
                 await self._resync(None)
             case ResyncRequired(cause, text, evidence):
                 if self._replication.state is not ReplicationState.RESYNCHRONIZING:
                     await self._require(cause, text, evidence)
-                    await self._starting.until_started()
+                    await self._until_ordered()
                 await self._resync(None)
             case GoOnWithResync(known=known):
                 await self._resync(await self._continued(known=known))
@@ -139,6 +139,7 @@ class Session:
 
     async def _decide(self) -> Decision:
         await self._parts.tap.refresh()
+        await abandon(self._replication, self._parts.tap)
         while True:
             decision = decide(view_of(self._replication, self._connection), self._replica)
             if not isinstance(decision, CommitConfirmed):
@@ -158,6 +159,12 @@ class Session:
         if cause is ResyncCause.HISTORY_LOST:
             # Whoever asked did not know what would be overwritten.
             await self._replication.update(resync_wanted=False, resync_at=None)
+
+    async def _until_ordered(self) -> None:
+        """Have the replica drop what was cancelled here, unless it may be another primary's; then wait."""
+        if not is_history_lost(causes_of(self._replication)):
+            await self._drop_stray_resync()
+        await self._starting.until_started()
 
     # --- streaming -------------------------------------------------------------------------------------------------
 
@@ -195,7 +202,7 @@ class Session:
         stray = self._replica.resync
         if stray is None:
             return
-        self._dialled.channel.send(ResyncCancel(id=stray.id, text="the primary does not know it"))
+        self._dialled.channel.send(ResyncCancel(id=stray.id, text="it is not open at the primary"))
         expect(await self._answers.get(), ResyncCancelled)
 
     # --- resync ----------------------------------------------------------------------------------------------------
@@ -207,7 +214,7 @@ class Session:
         # A replica that dropped its part may have lost its baseline as well.
         if not known and resync.kind is not self._kind():
             resync = msgspec.structs.replace(resync, kind=self._kind())
-            await self._replication.update(resync=resync)
+            await self._replication.change_resync(resync)
         return resync
 
     def _kind(self) -> ResyncKind:

@@ -15,7 +15,7 @@ from primary_agent.scheduling import Schedule, Start, paused_until, planned_star
 from primary_agent.scope import is_bounded
 from shared.errors import InvalidStateError
 from shared.events import EventId
-from shared.planning import ReplicaView, ResyncCause
+from shared.planning import ReplicaView
 from shared.schedule import NEVER, moment_text, parse_moment
 from shared.states import PrimaryEvent, ReplicationState
 
@@ -45,7 +45,8 @@ class Starting:
                 continue
             now = self._parts.surroundings.ports.clock.wall()
             start = planned(self._parts, now)
-            if (start.moment is None or start.moment > now) and await self.is_bounded():
+            waits = start.moment is None or start.moment > now
+            if waits and self._replication.record.stopped_time is None and await self.is_bounded():
                 # What is bounded costs little, and does not wait for anybody (I12): a catch-up runs in every mode.
                 start = Start(now, StartedBy.BOUNDED, "only what is in doubt has to be compared")
             if news.is_set():
@@ -63,6 +64,7 @@ class Starting:
                     f"{start.text}, and connectivity is healthy",
                     started_by=start.by,
                     resync_at=None,
+                    stopped_time=None,
                 )
 
     async def is_bounded(self) -> bool:
@@ -172,7 +174,7 @@ async def put_off(parts: Parts, at: str) -> None:
         )
     text = f"The resynchronization of {name} starts at {moment_text(moment, clock.zone())}."
     event = replication.event(EventId.RESYNC_SCHEDULED, text, cause="administrator", data={"time": moment})
-    await replication.update(event, resync_at=moment, resync_wanted=False)
+    await replication.update(event, resync_at=moment, resync_wanted=False, stopped_time=None)
 
 
 async def cancel(parts: Parts, cause: str) -> None:
@@ -201,6 +203,5 @@ def _when(parts: Parts, moment: float) -> str:
 async def begin_wanted(parts: Parts, by: StartedBy, text: str) -> None:
     """Begin a resync of a VM that replicates."""
     replication = parts.replication
-    await replication.require_resync(ResyncCause.ADMINISTRATOR, text)
-    await replication.transition(PrimaryEvent.RESYNC_STARTED, text, started_by=by, resync_at=None)
+    await replication.order_resync(text, started_by=by, resync_at=None)
     replication.replan()

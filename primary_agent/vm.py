@@ -14,6 +14,7 @@ from primary_agent.enabling import with_settings_of
 from primary_agent.parts import Parts
 from primary_agent.record import StartedBy, VmRecord
 from primary_agent.replication import Replication
+from primary_agent.resyncing import abandon, is_told
 from primary_agent.scheduling import check_schedule
 from primary_agent.session_loop import SessionLoop
 from primary_agent.starting import begin_due, begin_wanted, cancel, put_off
@@ -129,10 +130,11 @@ class PrimaryVm:
             await self.parts.tap.changed.wait()
 
     async def _note_lost_tracking(self) -> None:
+        await self._abandon()
         record, connection = self._replication.record, self.parts.tap.connection
         if record.epoch == NO_EPOCH or record.resync is not None or connection is None:
             return
-        if connection.tracks(record.epoch) or not connection.alive:
+        if connection.tracks(record.epoch) or not connection.alive or is_told(self._replication, connection):
             return
         lost = connection.lost
         if connection.tracking in (Tracking.LOST, Tracking.MAP) and lost is not None:
@@ -141,6 +143,13 @@ class PrimaryVm:
         else:
             text = f"The tap does not track the baseline {record.epoch.hex()[:8]}: tracking is {connection.tracking}."
             await self._replication.require_resync(ResyncCause.TRACKING_OFF, text)
+
+    async def _abandon(self) -> None:
+        """Have the tap give up what was cancelled; what fails is tried again at the next tick."""
+        try:
+            await abandon(self._replication, self.parts.tap)
+        except VmreplicaError as error:
+            log.info("the tap could not give up a log", vm=self.name, reason=str(error))
 
     async def _tick(self) -> None:
         """Count cycles, tell the statistics now and then, and keep the tap's status fresh."""
@@ -154,6 +163,7 @@ class PrimaryVm:
             else:
                 replication.statistics.pause()
             await self._refresh_tap(TAP_STATUS_SECONDS)
+            await self._abandon()
             await replication.describe()
             await replication.store_runs()
             await self._tell_observations()
@@ -222,14 +232,41 @@ class PrimaryVm:
             await cancel(self.parts, "the administrator suspended replication")
             self._replication.replan()
 
-    async def resume(self, *, resynchronize: bool, at: str = "") -> None:
+    async def stop_resync(self) -> None:
+        """Cancel the open resync or initial replication before its commit; of a required one, its start (I7)."""
+        async with self._ordering:
+            state, record = self._replication.state, self._replication.record
+            what = self._replication.open_work
+            match state:
+                case _S.RESYNCHRONIZING | _S.RESYNCHRONIZE_SUSPENDED | _S.INITIAL_REPLICATION_IN_PROGRESS:
+                    pass
+                case _S.SUSPENDED if record.epoch == NO_EPOCH and not record.causes:
+                    pass
+                case _S.WAITING_FOR_START_RESYNCHRONIZE:
+                    await self._replication.hold(
+                        f"The required resynchronization of {self.name} waits until it is asked for."
+                    )
+                    return
+                case _:
+                    raise self._not_now("stop", "No resynchronization or initial replication is running or required.")
+            await self._replication.cancel(f"The administrator cancelled the {what} of {self.name}.")
+            self._replication.replan()
+            self.parts.link.poke.notify()
+            self.parts.settle_progress()
+            await self._abandon()
+
+    async def resume(self, *, resynchronize: bool, at: str = "", go_on: bool = False) -> None:
         """Go on after a suspension, or start a resync that is required or asked for (the gate, I20).
 
-        ``at`` puts the resync off (shared.schedule.parse_moment), or with ``never`` cancels that.
+        ``at`` puts the resync off (shared.schedule.parse_moment), or with ``never`` cancels that; ``go_on``: only to go
+        on with a suspended compare, in place.
         """
         if at and not resynchronize:
             raise UsageError("A time is for a resynchronization.", "Add --resynchronize.")
         async with self._ordering:
+            if go_on and self._replication.record.resync is None:
+                remedy = f"No compare was suspended. To start one: `vmreplica resume {self.name} --resynchronize`."
+                raise self._not_now("resume --continue", remedy)
             if at:
                 await put_off(self.parts, at)
             else:
@@ -262,6 +299,7 @@ class PrimaryVm:
                     "the administrator asked for it",
                     started_by=StartedBy.ADMINISTRATOR,
                     resync_at=None,
+                    stopped_time=None,
                 )
             case _S.REPLICATING if resynchronize:
                 await begin_wanted(self.parts, StartedBy.ADMINISTRATOR, "The administrator asked for it.")

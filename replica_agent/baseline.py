@@ -167,30 +167,39 @@ class Baseline:
                 return
             if record.end is not None:
                 raise ProtocolError("the resynchronization is committed and can't be cancelled", code="state")
-            await self.drop(cause)
+            await self.drop(cause, event=self._cancelled())
 
-    async def drop(self, cause: str, *, reread: bool = False) -> None:
+    def _cancelled(self) -> ReplicaEvent:
+        """What a cancel is on this side, whose own reasons for a resync stay."""
+        record = self.parts.ledger.replication
+        sound = not (record.causes or record.reread or record.suspect is not None)
+        return ReplicaEvent.RESYNC_CANCELLED if sound else ReplicaEvent.RESYNC_DROPPED
+
+    async def drop(
+        self, cause: str, *, reread: bool = False, event: ReplicaEvent = ReplicaEvent.RESYNC_DROPPED
+    ) -> None:
         """Drop the open resync; ``order`` is held. Disks and points are as they were (I7).
 
-        ``reread``: what was written in place can't be trusted to be what is read back.
+        ``event``: what that is, of a resync. ``reread``: what was written in place can't be trusted to be what is read
+        back.
         """
         parts = self.parts
         opened = parts.resync
         async with parts.ledger.transaction() as draft:
-            self.drop_in(draft, cause)
+            self.drop_in(draft, cause, event)
             draft.replication.reread = draft.replication.reread or reread
         parts.resync = None
         if opened is not None:
             await finish(parts.ports.workers.run(opened.drop))
         parts.changed.notify()
 
-    def drop_in(self, draft: Draft, cause: str) -> None:
+    def drop_in(self, draft: Draft, cause: str, event: ReplicaEvent = ReplicaEvent.RESYNC_DROPPED) -> None:
         """The part of a transaction that drops the open resync."""
         if draft.resync is None or draft.resync.end is not None:
             return
         initial = draft.replication.epoch == NO_EPOCH
         draft.resync = None
-        draft.step(ReplicaEvent.INITIAL_DROPPED if initial else ReplicaEvent.RESYNC_DROPPED, cause)
+        draft.step(ReplicaEvent.INITIAL_DROPPED if initial else event, cause)
 
     # --- commit ----------------------------------------------------------------------------------------------------
 

@@ -108,10 +108,12 @@ def _required_text(status: VmStatus) -> str:
     """The sentence that users know; where the dirty map bounds the compare it says so instead of asking for help."""
     if not _is_bounded(status) or status.tap is None:
         return resync_required_text(status.name)
+    doubt = f"{size_text(status.tap.doubt_bytes or 0)} are in doubt"
+    if status.resync_stopped_time is not None:
+        return f"{resync_required_text(status.name)} Only {doubt}."
     return (
-        f"Resynchronization is required for the virtual machine {status.name}. Only "
-        f"{size_text(status.tap.doubt_bytes or 0)} are in doubt; they are compared by themselves as soon as "
-        f"connectivity is healthy."
+        f"Resynchronization is required for the virtual machine {status.name}. Only {doubt}; they are compared by "
+        "themselves as soon as connectivity is healthy."
     )
 
 
@@ -125,7 +127,7 @@ def _is_bounded(status: VmStatus) -> bool:
 
 def _resync_remedy(status: VmStatus) -> str:
     if _is_bounded(status):
-        return ""
+        return f"Run `vmreplica resume {status.name}`." if status.resync_stopped_time is not None else ""
     if status.role == "replica":
         return f"Run `vmreplica resume {status.name} --resynchronize` at the primary."
     return f"Run `vmreplica resume {status.name} --resynchronize`."

@@ -90,6 +90,7 @@ class ReplicaEvent(Enum):
     RESYNC_STARTED = "resynchronization started"
     RESYNC_COMPLETED = "resynchronization completed"
     RESYNC_DROPPED = "resynchronization dropped"
+    RESYNC_CANCELLED = "resynchronization cancelled"
     PROMOTED = "promoted"
     REMOVED = "replication removed"
 
@@ -109,6 +110,7 @@ PRIMARY_TRANSITIONS: dict[tuple[ReplicationState, PrimaryEvent], ReplicationStat
     (_S.REPLICATING, _P.SUSPENDED): _S.SUSPENDED,
     (_S.REPLICATING, _P.RESYNC_REQUIRED): _S.WAITING_FOR_START_RESYNCHRONIZE,
     (_S.REPLICATING, _P.FENCED): _S.FAILED_OVER,
+    (_S.SUSPENDED, _P.INITIAL_CANCELLED): _S.READY_FOR_INITIAL_REPLICATION,
     # A suspended VM stays so, whatever it will need when it is resumed; the causes are recorded beside the
     # state.
     (_S.SUSPENDED, _P.RESYNC_REQUIRED): _S.SUSPENDED,
@@ -152,6 +154,8 @@ REPLICA_TRANSITIONS: dict[tuple[ReplicationState, ReplicaEvent], ReplicationStat
     (_S.RESYNCHRONIZING, _R.RESYNC_REQUIRED): _S.RESYNCHRONIZING,
     (_S.RESYNCHRONIZING, _R.RESYNC_COMPLETED): _S.REPLICATING,
     (_S.RESYNCHRONIZING, _R.RESYNC_DROPPED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    # By its primary, and nothing is wrong on this side: what it holds is what it held before.
+    (_S.RESYNCHRONIZING, _R.RESYNC_CANCELLED): _S.REPLICATING,
     (_S.RESYNCHRONIZING, _R.PROMOTED): _S.FAILED_OVER_WAITING_COMPLETION,
 } | {(state, _R.REMOVED): _S.DISABLED for state in _S if state is not _S.DISABLED}
 

@@ -244,6 +244,8 @@ class VmStatus(StatusStruct):
     """Every reason that makes the health worse than Normal, the worst first."""
     causes: list[Cause] = []
     """Why a resync is required, with evidence; all of them, the oldest first."""
+    resync_stopped_time: float | None = None
+    """When the required resync was cancelled; it waits until it is asked for. None where it was not."""
     problem: Cause | None = None
     """A failure that does not heal by itself."""
     baseline: bool = False

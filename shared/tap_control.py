@@ -66,6 +66,8 @@ class LostReason(StrEnum):
     """The dirty map could not be written, or of block devices the hot-region map."""
     DISK_UNPROVEN = "disk_unproven"
     """A block device may have been changed while no tap held it, and the policy asks for a compare."""
+    ABANDONED = "abandoned"
+    """The resynchronization that the log was for was cancelled: what it knew went to the older dirty map."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,6 +199,12 @@ class TapStatus(Result, frozen=True):
 
 
 class BeginParams(Params, frozen=True):
+    epoch: Hex16
+
+
+class AbandonParams(Params, frozen=True):
+    """The epoch of a resync that was cancelled."""
+
     epoch: Hex16
 
 
@@ -359,6 +367,13 @@ class TapClient:
     async def stop_tracking(self, reason: str) -> TapStatus:
         """End tracking and drop the log."""
         return await self._call("stop_tracking", ReasonParams(reason=reason), TapStatus, SLOW_CALL_TIMEOUT)
+
+    async def abandon(self, epoch: bytes) -> TapStatus:
+        """Give up the log of ``epoch``, whose resync was cancelled: an older dirty map takes over what it knows.
+
+        Where there is none, nobody tells any more what changes. A no-op unless that epoch is tracked.
+        """
+        return await self._call("abandon", AbandonParams(epoch=epoch.hex()), TapStatus, SLOW_CALL_TIMEOUT)
 
     async def cut(self, reason: str = "") -> Sealed:
         """Seal the current segment; durable when this returns. Raises InvalidStateError while nothing is tracked."""

@@ -25,6 +25,7 @@ from shared.admin.server import Client, JsonRpcServer
 from shared.errors import UsageError, VmreplicaError
 from shared.ports import Address
 from shared.tap_control import (
+    AbandonParams,
     BeginParams,
     DiskStatus,
     Doubt,
@@ -78,6 +79,7 @@ class TapControl:
         methods.add("status", NoParams, self._status)
         methods.add("begin", BeginParams, self._begin)
         methods.add("stop_tracking", ReasonParams, self._stop_tracking)
+        methods.add("abandon", AbandonParams, self._abandon)
         methods.add("cut", ReasonParams, self._cut)
         methods.add("set", SetParams, self._set)
         methods.add("locate", LocateParams, self._locate)
@@ -217,6 +219,10 @@ class TapControl:
 
     async def _stop_tracking(self, params: ReasonParams, client: Client) -> TapStatus:
         await self._engine.end_tracking()
+        return self.status()
+
+    async def _abandon(self, params: AbandonParams, client: Client) -> TapStatus:
+        await self._engine.abandon(bytes.fromhex(params.epoch))
         return self.status()
 
     async def _cut(self, params: ReasonParams, client: Client) -> Sealed:

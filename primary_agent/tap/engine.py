@@ -353,6 +353,11 @@ class TapEngine:
         async with self._begins:
             await self.tracker.end()
 
+    async def abandon(self, epoch: bytes) -> None:
+        """Give up the log of ``epoch``, whose resync was cancelled; a no-op unless that epoch is tracked."""
+        async with self._begins:
+            self.tracker.abandon(epoch)
+
     def set_log_limit(self, limit: int) -> None:
         """The bytes that log files may take. Raises UsageError for less than two files."""
         files = self.tracker.files

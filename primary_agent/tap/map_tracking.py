@@ -16,8 +16,10 @@ from shared.tap_control import LostReason
 
 ADD_AT_ONCE = 4096
 """Ranges that are brought into the dirty map before others get their turn."""
-BOUNDED = frozenset({LostReason.LOG_FULL, LostReason.LOG_FAILED, LostReason.BEGIN_FAILED})
+BOUNDED = frozenset({LostReason.LOG_FULL, LostReason.LOG_FAILED, LostReason.BEGIN_FAILED, LostReason.ABANDONED})
 """Losses of the log after which the dirty map still names all that changed."""
+WHOLE = frozenset({LostReason.LOG_FULL, LostReason.ABANDONED})
+"""Losses of a log that has all that was ever written to it."""
 NOT_WHOLE = frozenset({LostReason.LOG_FAILED, LostReason.UNCLEAN_STOP})
 """Losses after which the log may lack what it had; behind the last checkpoint only the hot regions tell of that."""
 
@@ -94,7 +96,7 @@ class MapTracking:
         assert dirty is not None
         if not dirty.reaches(epoch, changes.base_segment):
             raise LogUnreadableError(f"the log's first segments, up to {changes.base_segment}, are missing")
-        if reason is not LostReason.LOG_FULL and self.hot is not None:
+        if reason not in WHOLE and self.hot is not None:
             for disk, ranges in self.hot.ranges():
                 dirty.add(disk.index, ranges)
         for index, ranges in changes.ranges.items():

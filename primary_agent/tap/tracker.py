@@ -485,6 +485,16 @@ class Tracker:
         self._end(Tracking.OFF, None)
         await self.settle()
 
+    def abandon(self, epoch: bytes) -> None:
+        """Nobody will take this log: an older dirty map goes on with what it knows; without one tracking ends."""
+        if self.tracking is not Tracking.ON or epoch != self.epoch:
+            return
+        if self.maps.is_older(self.epoch):
+            # Only the map names what changed before this log, so what the log knows has to come to it.
+            self.lose(LostReason.ABANDONED, "the resynchronization that the log was for was cancelled")
+        else:
+            self._end(Tracking.OFF, None)
+
     def lose_log(self, error: OSError) -> None:
         """The log could not be written."""
         if isinstance(error, LogFullError):

@@ -36,6 +36,7 @@ REMOVE = "vm.remove"
 RECOVER = "vm.recover"
 # The primary agent
 ENABLE = "vm.enable"
+STOP = "vm.stop"
 INITIAL = "vm.initial"
 SET = "vm.set"
 TEST_CONNECTION = "test_connection"
@@ -89,7 +90,7 @@ class EnableParams(Params, frozen=True):
 
 
 class ResumeParams(VmParams, frozen=True):
-    """``vm.resume``; only a primary can be told to resynchronize.
+    """``vm.resume``; only a primary can be told to resynchronize, or to ``go_on`` with what was suspended of it.
 
     ``at`` puts the resync off: a time as ``shared.schedule.parse_moment`` takes it, in the zone of the primary's host,
     or ``never``, which cancels what was put off.
@@ -97,6 +98,7 @@ class ResumeParams(VmParams, frozen=True):
 
     resynchronize: bool = False
     at: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    go_on: bool = False
 
 
 class HistoryParams(VmParams, frozen=True):

@@ -226,8 +226,18 @@ def _resume(parser: argparse.ArgumentParser) -> None:
         help="with --resynchronize: start it then, up to 7 days ahead, in the time zone of the primary: 02:00, "
         "'2026-11-28 02:00', 2026-11-28T02:00+01:00, +2h or +30m; never cancels it",
     )
+    parser.add_argument(
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        help="go on with a suspended compare from where it stood, and do nothing else (at the primary)",
+    )
     _no_wait(parser)
     _yes(parser)
+
+
+def _stop(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, role=False)
 
 
 def _remove(parser: argparse.ArgumentParser) -> None:
@@ -384,6 +394,7 @@ VERBS = (
     Verb("suspend", "stop sending (at the replica: taking) changes; they are kept", f"{_REPLICATION}:suspend", _vm),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
     Verb("resync", "plan a resync, watch it, look at past ones", "", _resync, agents=False),
+    Verb("stop", "cancel a resync or initial replication before its commit", f"{_REPLICATION}:stop", _stop),
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
     Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),

@@ -55,6 +55,7 @@ class Chaos:
         self._every(options.tap_restarts, world.stop_tap)
         self._every(options.suspends, self._suspend)
         self._every(options.resyncs, self._resynchronize)
+        self._every(options.stops, self._stop)
         self._every(options.exports, world.exports.begin)
 
     def _every(self, rate: float, happen: Callable[[], object]) -> None:
@@ -232,6 +233,11 @@ class Chaos:
         world = self.world
         world.order(world.primary, lambda vm: vm.resume(resynchronize=False))
         world.order(world.replica, lambda vm: vm.resume())
+
+    def _stop(self) -> None:
+        self.world.count("stop")
+        self.world.order(self.world.primary, lambda vm: vm.stop_resync())
+        self.world.loop.call_later(self.rng.uniform(0.1, 3), self.world.order_again)
 
     def _resynchronize(self) -> None:
         self.world.count("resynchronize")

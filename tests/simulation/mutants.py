@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from tests.simulation import mutants_cancel as cancel
 from tests.simulation import mutants_maps as maps
 from tests.simulation import mutants_points as points
 from tests.simulation import mutants_primary as primary
@@ -106,6 +107,13 @@ MUTANTS = {
         Mutant(primary.track_late, ("I1",), BUSY),
         Mutant(primary.commit_unsettled, ("I1", "I6"), {**RESYNCS, "stalls": 0.02}, first=40),
         Mutant(primary.run_written_later, ("I16",), RESYNCS),
+        Mutant(cancel.cancel_forgets_log, ("I1", "I12"), {**LOG_FAILURES, "stops": 1.5}, first=1),
+        Mutant(
+            cancel.cancel_after_proposal,
+            ("I12",),
+            {"resyncs": 2.0, "stops": 4.0, "slow": 0.1, "kill_primary": 0.3, "resets": 0.5, "seconds": 14.0},
+            first=35,
+        ),
         Mutant(maps.hot_nosync, ("I1", "I12"), PRIMARY_POWER),
         Mutant(maps.no_hot_regions, ("I1", "I12"), PRIMARY_POWER),
         Mutant(maps.cooled_unsynced, ("I1", "I12"), PRIMARY_POWER),

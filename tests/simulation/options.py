@@ -67,6 +67,8 @@ class Options:
     """Newest cuts that the replica keeps as recovery points."""
     hourly: int
     """Hourly recovery points that it keeps; its hours are short."""
+    stops: float = 0.0
+    """Orders to cancel the resync or initial replication that runs, if one does."""
 
     def __str__(self) -> str:
         shown = []
@@ -121,12 +123,13 @@ def draw(seed: int) -> Options:
         tap_restarts=swarm(0.2, 0.1, 0.3),
         newest=rng.choice([1, 2, 2, 4]),
         hourly=rng.choice([0, 0, 2, 5]),
+        stops=swarm(0.25, 0.2, 0.6),
     )
 
 
 FAULTS = """
     resets partitions kill_tap kill_primary kill_replica power_primary power_replica aimed crash_at_sync stalls hiccups
-    log_errors replica_errors full_replica foreign_edits suspends resyncs exports agent_restarts tap_restarts
+    log_errors replica_errors full_replica foreign_edits suspends resyncs stops exports agent_restarts tap_restarts
 """.split()
 
 

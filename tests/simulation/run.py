@@ -248,13 +248,19 @@ def _state(world: World, host: str) -> ReplicationState | None:
 async def _converge(world: World) -> None:
     """Faults have stopped: the pair gets in sync by itself (I12)."""
     await world.revive()
-    await _until(world, lambda: _in_sync(world), CONVERGENCE_SECONDS, "convergence")
+    await _until(world, lambda: _in_sync_or_ordered(world), CONVERGENCE_SECONDS, "convergence")
     wanted, found = world.disks(), world.view.images()
     for index, (ours, theirs) in enumerate(zip(wanted, found, strict=True)):
         if ours != theirs:
             raise Violation(f"I12: in sync, but {difference(index, ours, theirs)}")
     world.oracle.check_disks(wanted, "at the end the guest's disks", "I1")
     world.check_runs()
+
+
+def _in_sync_or_ordered(world: World) -> bool:
+    """What was cancelled starts only when it is asked for again, and that may be refused."""
+    world.order_again()
+    return _in_sync(world)
 
 
 def _in_sync(world: World) -> bool:

@@ -324,6 +324,17 @@ class World:
         settings = {"resync_mode": "automatic"}
         await vm.set(with_settings(vm.record, settings), settings)
 
+    def order_again(self) -> None:
+        """Ask for what was cancelled, where that is so."""
+        record = self.primary_record()
+        if not record:
+            return
+        state = ReplicationState(record["state"])
+        if state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
+            self.order(self.primary, lambda vm: vm.initial())
+        elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and record.get("stopped_time") is not None:
+            self.order(self.primary, lambda vm: vm.resume(resynchronize=False))
+
     # --- what the primary claims ---
 
     def primary_record(self) -> dict[str, Any]:

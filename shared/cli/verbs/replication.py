@@ -120,6 +120,10 @@ def resume(options: argparse.Namespace, context: Context) -> int:
             vm = found.refresh()
             context.console.print(vm.waiting or f"No resynchronization of {vm.name} is scheduled.")
             return SUCCESS
+        if options.go_on:
+            found = agents.find_one(options.vm, "primary")
+            found.call(admin.RESUME, go_on=True)
+            return _follow(found, options, context)
         if not options.resynchronize:
             found = agents.find_one(options.vm, options.role, prefer="primary")
             found.call(admin.RESUME)
@@ -129,14 +133,24 @@ def resume(options: argparse.Namespace, context: Context) -> int:
         vm = found.vm
         if vm.state_code == ReplicationState.REPLICATING and vm.health == "Normal":
             context.console.confirm(
-                f"{vm.name} replicates without trouble. A resync reads all its disks on both hosts, and until it is "
-                "done the replica stays at its newest cut.",
+                f"{vm.name} replicates without trouble: a resync is seldom needed then. It suspends replication, reads "
+                "all disks on both hosts, and until it is done the replica stays at its newest cut.",
                 vm.name,
                 options.yes,
             )
         _await_link(found)
         found.call(admin.RESUME, resynchronize=True)
         return _follow(found, options, context)
+
+
+def stop(options: argparse.Namespace, context: Context) -> int:
+    """Cancel a resync or initial replication before its commit."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, "primary")
+        found.call(admin.STOP)
+        _tell(found, context)
+    return SUCCESS
 
 
 def remove(options: argparse.Namespace, context: Context) -> int:

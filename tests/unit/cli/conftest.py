@@ -38,6 +38,7 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.EVENTS: admin.EventsParams,
     admin.SUSPEND: admin.VmParams,
     admin.RESUME: admin.ResumeParams,
+    admin.STOP: admin.VmParams,
     admin.REMOVE: admin.RemoveParams,
     admin.RECOVER: admin.RecoverParams,
     admin.ENABLE: admin.EnableParams,

@@ -138,7 +138,18 @@ def test_suspend_goes_to_the_primary_unless_told_otherwise(vmreplica: Command) -
 def test_resume(vmreplica: Command) -> None:
     canned = vmreplica.agent()
     assert vmreplica("resume", "web").code == 0
-    assert canned.calls == [(admin.RESUME, {"vm": UUID, "resynchronize": False, "at": ""})]
+    assert canned.calls == [(admin.RESUME, {"vm": UUID, "resynchronize": False, "at": "", "go_on": False})]
+
+
+def test_continue_goes_on_and_stop_cancels(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    working(canned, healthy())
+    assert vmreplica("resume", "web", "--continue", "--no-wait").code == 0
+    assert vmreplica("stop", "web").code == 0
+    assert canned.calls == [
+        (admin.RESUME, {"vm": UUID, "resynchronize": False, "at": "", "go_on": True}),
+        (admin.STOP, {"vm": UUID}),
+    ]
 
 
 def test_remove_asks_and_is_not_guessed(vmreplica: Command) -> None:
@@ -300,7 +311,7 @@ def test_resync_of_a_healthy_vm_asks(vmreplica: Command) -> None:
     ran = vmreplica("resume", "web", "--resynchronize", "--yes")
     assert ran.code == 0
     assert ran.lines[0].startswith("web: resynchronization, comparing, 50 %")
-    assert canned.calls == [(admin.RESUME, {"vm": UUID, "resynchronize": True, "at": ""})]
+    assert canned.calls == [(admin.RESUME, {"vm": UUID, "resynchronize": True, "at": "", "go_on": False})]
 
 
 def test_resync_that_is_required_does_not_ask(vmreplica: Command) -> None:

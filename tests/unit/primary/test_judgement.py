@@ -17,7 +17,7 @@ from shared.errors import NotFoundError
 from shared.planning import Decision, InitialRequired, ReplicaView, Resume, ResyncCause, ResyncRequired
 from shared.states import ReplicationState
 from shared.status import Cause
-from shared.tap_control import Doubt
+from shared.tap_control import Doubt, Tracking
 from tests.unit.primary.test_replication import World
 
 EPOCH = b"e" * 16
@@ -38,6 +38,7 @@ class TapAnswers:
 
     logged: Position | None = None
     mapped: Position | None = None
+    tracking: Tracking = Tracking.MAP
 
     @property
     def client(self) -> TapAnswers:

@@ -264,7 +264,7 @@ async def test_description_follows_the_records(host: Host) -> None:
     async with host.agent() as agent:
         (vm,) = agent.vms.values()
         replication = vm.parts.replication
-        await replication.begin_resync(open_resync(proposed=False))
+        await replication.update(resync=open_resync(proposed=False))
         found = read_description(FILES, str(host.vm), VM.vm)
         assert found is not None and found.replication.resync == open_resync(proposed=False)
         await replication.set_problem(VmreplicaError("a problem"), EventId.COULD_NOT_REPLICATE)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from primary_agent.record import DiskRecord, ResyncRecord, VmRecord, load_vm, plain
-from primary_agent.replication import Acked, Replication, create, mint
+from primary_agent.record import DiskRecord, ResyncRecord, VmRecord, load_vm, mint, plain
+from primary_agent.replication import Acked, Replication, create
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH, Ancestor, Position
 from shared.errors import InvalidStateError, StoreDamagedError, VmreplicaError
