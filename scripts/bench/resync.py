@@ -435,6 +435,33 @@ def _measure(
         print(f"    {name:15} {'; '.join(parts)}", flush=True)
 
 
+def bench_sparse(folder: Path, size: int) -> None:
+    """Time and memory of both agents for a huge disk that is nearly all hole, with data at its ends and its middle."""
+    pair, disk = AgentPair(folder), folder / "disk.raw"
+    random = np.random.default_rng(3)
+    with disk.open("wb") as file:
+        file.truncate(size)
+        for at in (0, size // 2, size - STRIPE):
+            os.pwrite(file.fileno(), random.bytes(STRIPE), at)
+    try:
+        pair.prepare(cuttable=False)
+        pair.start("replica")
+        pair.start("primary")
+        pair.run("enable", "demo", "--disk", str(disk), "--replica", pair.address, "--interval", "1s",
+                 "--log-limit", "1GiB")  # fmt: skip
+        began = time.monotonic()
+        pair.run("initial", "demo")
+        pair.wait("the first copy", "primary", lambda vm: vm["state"] == "Replicating" and vm["newest_cut"])
+        print(f"\n{size_text(size)} sparse: initial replication {time.monotonic() - began:.1f} s", flush=True)
+        result = ours(pair)
+        print(
+            f"  resync {result['seconds']:.2f} s, compare {result['compare']:.2f} s, wire {result['wire']:.0f} bytes, "
+            f"RSS MiB {result['primary MiB']:.0f} and {result['replica MiB']:.0f}"
+        )
+    finally:
+        pair.stop()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench/resync.py", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("/var/tmp"))
@@ -444,10 +471,18 @@ def main() -> int:
     parser.add_argument("--cold", action="store_true", help="take the files out of the page cache before each run")
     parser.add_argument("--no-peers", dest="peers_too", action="store_false")
     parser.add_argument("--peers", type=Path, help="a folder with the peers' programs")
+    parser.add_argument("--sparse", type=int, metavar="GIB", help="only a sparse disk of so many GiB")
     options = parser.parse_args()
     if options.peers:
         os.environ["PATH"] = f"{options.peers}:{os.environ['PATH']}"
     folder = options.folder / f"vmreplica-bench-{os.getpid()}"
+    if options.sparse:
+        folder.mkdir()
+        try:
+            bench_sparse(folder, options.sparse << 30)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return 0
     chosen = options.workload or list(WORKLOADS)
     for part, size in ((chosen, options.size), (chosen, options.size // 4)):
         workloads = [each for each in part if (each == "100%") == (size != options.size)]
