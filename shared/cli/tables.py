@@ -48,7 +48,14 @@ def point_lines(vm: VmStatus, points: PointsStatus, now: float, zone: tzinfo | N
 
 def _setting_text(vm: VmStatus, name: str, value: Any) -> str:
     later = "  (from the tap's next start on)" if name in vm.pending_settings else ""
-    return f"{quantity_text(name, value)}{later}"
+    text = _rate_text(value) if name.endswith("_rate") else quantity_text(name, value)
+    return f"{text}{later}"
+
+
+def _rate_text(rates: Sequence[int]) -> str:
+    """A cap, of the day and perhaps another one of the night, as ``set`` takes it."""
+    shown = [f"{size_text(rate)}/s" if rate else "none" for rate in rates] or ["none"]
+    return " by day, ".join(shown) + (" by night" if len(shown) > 1 else "")
 
 
 def statistics_lines(vm: VmStatus, statistics: Mapping[str, Any], zone: tzinfo | None = None) -> list[str]:

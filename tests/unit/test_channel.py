@@ -249,6 +249,21 @@ async def test_forbidden_message_is_the_senders_error_and_harms_nothing(world: W
 
 
 @simulated
+async def test_proof_needs_an_echo_of_what_is_sent_now(world: World) -> None:
+    """I20: each proof is an exchange of its own, however lately another one was echoed."""
+    primary, replica = await world.open_pair()
+    await asyncio.sleep(1)
+    assert primary.healthy()
+    for channel in (primary, replica, primary):
+        before = channel.bytes_sent
+        assert await channel.prove()
+        assert channel.bytes_sent > before
+    world.wire.partition()
+    assert primary.healthy(), "its last echo is still young"
+    assert not await primary.prove()
+
+
+@simulated
 async def test_greeted_channel_is_healthy_after_one_round_trip(world: World) -> None:
     primary, replica = await world.pair(greeted=False)
     assert not primary.healthy()

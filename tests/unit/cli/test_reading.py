@@ -252,13 +252,31 @@ def test_watching_as_json_is_one_value_a_line(vmreplica: Command) -> None:
 
 def test_get(vmreplica: Command) -> None:
     vmreplica.agent()
-    assert vmreplica("get", "web").lines[1:] == [
+    assert vmreplica("get", "web").lines[4:] == [
         "  interval   =  30 s",
         "  log-limit  =  10.0 GiB",
         "  replica    =  beta:7443",
     ]
     [vm] = json.loads(vmreplica("get", "--json").out)["vms"]
     assert (vm["name"], vm["role"], vm["settings"]["log_limit_bytes"]) == ("web", "primary", 10 << 30)
+
+
+def test_get_shows_how_resyncs_start_in_columns(vmreplica: Command) -> None:
+    starts = {"resync_mode": "window", "resync_window_start": "18:30", "resync_window_end": "06:00"}
+    rates = {"resync_read_rate": [50 << 20, 0], "resync_send_rate": []}
+    web, mail = healthy(), resynchronizing()
+    mail.name = "mail"
+    web.settings, mail.settings = {**starts, **rates}, dict(starts)
+    vmreplica.agent(vms=[web, mail])
+    lines = vmreplica("get").lines
+    assert lines[:4] == [
+        "VM    RESYNC MODE  WINDOW START  WINDOW END",
+        "web   window       18:30         06:00",
+        "mail  window       18:30         06:00",
+        "",
+    ]
+    assert "  resync-read-rate     =  50.0 MiB/s by day, none by night" in lines
+    assert "  resync-send-rate     =  none" in lines
 
 
 def test_measure(vmreplica: Command) -> None:
