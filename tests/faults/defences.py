@@ -259,8 +259,12 @@ DEFENCES = {
         f"{PAIR}test_failed_sync_in_a_merge_is_not_told_and_everything_is_sent_anew",
     ),
     "no_retry": Defence(
-        "N1, N14", "a link that is lost is not dialled again soon", "primary_agent.session_loop:_heals", says(False),
+        "N1", "a link that is lost is not dialled again soon", "primary_agent.session_loop:_heals", says(False),
         f"{BREAKS}test_cut_in_the_middle_of_a_frame",
+    ),
+    "no_retry_of_many": Defence(
+        "N14", "the same, of twenty sessions", "primary_agent.session_loop:_heals", says(False),
+        "tests/pair/test_links_many.py::test_many_sessions_that_stall_at_random",
     ),
     "no_deadline": Defence(
         "N2-N4", "a peer that is silent is waited for", "shared.channel:Channel._overdue", says(""),
