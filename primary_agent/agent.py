@@ -14,10 +14,10 @@ import structlog
 
 from primary_agent.damaged import DamagedVm
 from primary_agent.description import keeper_of
-from primary_agent.enabling import check_log_room, check_sockets, plan_vm, tap_config
+from primary_agent.enabling import check_log_room, check_sockets, create, plan_vm, tap_config
 from primary_agent.rebuilding import RECOVERABLE, plan, read_remains, rebuild
 from primary_agent.record import VmRecord
-from primary_agent.replication import Replication, create
+from primary_agent.replication import Replication
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.vm import PrimaryVm

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 
 import msgspec
 
-from primary_agent.record import DiskRecord, VmRecord
+from primary_agent.record import DiskRecord, Record, ReplicationRecord, VmRecord, plain
 from shared.admin.verbs import DiskParams, EnableParams
 from shared.config import DEFAULT_PORT
 from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError
-from shared.ports import FileSystem, Ports
+from shared.events import EventId, make_event
+from shared.ports import Clock, FileSystem, Ports, Store
 from shared.ports.unix_sockets import PATH_MAX
 from shared.rates import size_text
+from shared.states import PrimaryEvent, ReplicationState, primary_transition
 from shared.tap_config import DEFAULT_HOT_REGION, DEFAULT_HOT_REGIONS, SECTOR, TapConfig, TapDisk
 
 MAX_NAME = 128
@@ -156,3 +158,18 @@ def with_settings_of(config: TapConfig, vm: VmRecord) -> TapConfig:
         hot_regions=vm.hot_regions or DEFAULT_HOT_REGIONS,
         block_device_policy=vm.block_device_policy,
     )
+
+
+async def create(store: Store, vm: VmRecord, clock: Clock, text: str) -> None:
+    """Write the first records of a VM that is being enabled."""
+    state = primary_transition(ReplicationState.DISABLED, PrimaryEvent.ENABLED)
+    event = make_event(
+        EventId.ADMINISTRATOR,
+        text,
+        time=clock.wall(),
+        cause=PrimaryEvent.ENABLED.value,
+        before=ReplicationState.DISABLED.title,
+        after=state.title,
+    )
+    records: dict[str, Record] = {"vm": vm, "replication": ReplicationRecord(state=state)}
+    await store.commit({name: plain(record) for name, record in records.items()}, [event])

@@ -15,7 +15,6 @@ from primary_agent.record import (
     MAX_CAUSES,
     AckedRecord,
     PositionRecord,
-    Record,
     ReplicationRecord,
     ResyncRecord,
     VmRecord,
@@ -155,10 +154,7 @@ class Replication:
         await self._walk(path, found.text, [event], {**fields, "causes": causes})
 
     async def resume_into_resync(self, *, asked: bool) -> None:
-        """Go on after a suspension with the resync that is on record, or ``asked`` for now: one change, never half.
-
-        Between two changes a crash would leave a VM that says it replicates, with causes for a resync on record.
-        """
+        """Go on after a suspension with the resync on record, or ``asked`` for; no crash leaves half of that."""
         text = "The administrator asked for it."
         path = (PrimaryEvent.RESUMED, PrimaryEvent.RESYNC_REQUIRED)
         wanted: dict[str, Any] = {"resync_wanted": True, "stopped_time": None}
@@ -400,18 +396,3 @@ class Replication:
             before=before.title,
             after=after.title,
         )
-
-
-async def create(store: Store, vm: VmRecord, clock: Clock, text: str) -> None:
-    """Write the first records of a VM that is being enabled."""
-    state = primary_transition(ReplicationState.DISABLED, PrimaryEvent.ENABLED)
-    event = make_event(
-        EventId.ADMINISTRATOR,
-        text,
-        time=clock.wall(),
-        cause=PrimaryEvent.ENABLED.value,
-        before=ReplicationState.DISABLED.title,
-        after=state.title,
-    )
-    records: dict[str, Record] = {"vm": vm, "replication": ReplicationRecord(state=state)}
-    await store.commit({name: plain(record) for name, record in records.items()}, [event])

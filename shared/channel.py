@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 from protocol.bulk import Bulk
 from protocol.errors import ProtocolError
-from protocol.messages import RETRYABLE, Body, Close, ErrorCode, Heartbeat, Hello, MessageType, Problem, Welcome
+from protocol.messages import Body, Close, ErrorCode, Heartbeat, Hello, MessageType, Problem, Welcome
 from protocol.session import Message, PrimarySession, ReplicaSession, Session, SessionState
 from shared.errors import DAMAGED_LINK, VmreplicaError
 from shared.ports import Buffer, Clock, Link, Peer
+from shared.refusing import TEXT_LIMIT, describe
 from shared.tasks import Signal
 
 HEARTBEAT_SECONDS = 5.0
@@ -32,7 +33,6 @@ UNREAD_SECONDS = 120.0
 CLOSING_SECONDS = 5.0
 # A message in the queue costs at least this much of it, so that many small ones are bounded, too.
 MESSAGE_COST = 512
-TEXT_LIMIT = 1000
 # A sender lets the rest of the loop run at least once in so many bytes.
 YIELD_BYTES = 256 << 10
 
@@ -397,9 +397,3 @@ class Channel:
             self._timer.cancel()
             self._timer = self._loop.call_later(CLOSING_SECONDS, self._link.abort)
             self._link.close()
-
-
-def describe(code: ErrorCode | str, text: str, remedy: str = "") -> Problem:
-    """The ERROR for ``code``, with texts cut to what fits; an unknown code is told as ``protocol``."""
-    known = ErrorCode(code) if code in ErrorCode._value2member_map_ else ErrorCode.PROTOCOL
-    return Problem(code=known, text=text[:TEXT_LIMIT], remedy=remedy[:TEXT_LIMIT], retryable=known in RETRYABLE)

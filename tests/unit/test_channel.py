@@ -43,11 +43,11 @@ from shared.channel import (
     UNREAD_SECONDS,
     Channel,
     ChannelClosed,
-    describe,
 )
 from shared.ports import Address, Link, Peer
 from shared.ports.clock import RealClock
 from shared.ports.network import RealNetwork
+from shared.refusing import describe
 from tests.simulation.loop import Process, SimulationLoop
 from tests.simulation.net import SimulatedNetwork, Wire
 from tests.vectors.cases import forged_header

@@ -16,10 +16,10 @@ import pytest
 
 from primary_agent.agent import PrimaryAgent
 from primary_agent.description import Description, keeper_of, read_description
-from primary_agent.enabling import tap_config
+from primary_agent.enabling import create, tap_config
 from primary_agent.rebuilding import Remains, conclude, plan
 from primary_agent.record import PositionRecord, ReplicationRecord, ResyncRecord, VmRecord
-from primary_agent.replication import Replication, create
+from primary_agent.replication import Replication
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH
 from shared.config import PrimaryConfig, TlsSection

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from primary_agent.enabling import create
 from primary_agent.record import DiskRecord, ResyncRecord, VmRecord, load_vm, mint, plain
-from primary_agent.replication import Acked, Replication, create
+from primary_agent.replication import Acked, Replication
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH, Ancestor, Position
 from shared.errors import InvalidStateError, StoreDamagedError, VmreplicaError

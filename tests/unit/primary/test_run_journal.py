@@ -260,6 +260,7 @@ async def test_a_run_that_cannot_be_read_is_left_out(world: World) -> None:
     await replication.store.commit({name: {"number": "one"}})
     replication = await world.reopen()
     assert replication.runs.newest(5) == []
+    await replication.order_resync("asked")
     await replication.begin_resync(record())
     assert replication.runs.open is not None
     assert replication.runs.open.number == 2

@@ -519,7 +519,7 @@ async def test_cancel_leaves_everything_as_it_was(world: World) -> None:
         await pair.control.expect(ResyncCancelled)
         vm = pair.agent.vms[VM]
         assert vm.connections.opened().resync is None
-        assert vm.connections.opened().state == "WaitingForStartResynchronize"
+        assert vm.connections.opened().state == "Replicating", "nothing of this side asks for one"
         assert list((world.folder_of() / "resync").iterdir()) == []
         assert all(path.name.startswith("free-") for path in (world.folder_of() / "spool").iterdir())
         await pair.check_unharmed()

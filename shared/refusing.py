@@ -1,0 +1,13 @@
+"""The ERROR that ends a connection: what is told of a failure, in what fits."""
+
+from __future__ import annotations
+
+from protocol.messages import RETRYABLE, ErrorCode, Problem
+
+TEXT_LIMIT = 1000
+
+
+def describe(code: ErrorCode | str, text: str, remedy: str = "") -> Problem:
+    """The ERROR for ``code``, with texts cut to what fits; an unknown code is told as ``protocol``."""
+    known = ErrorCode(code) if code in ErrorCode._value2member_map_ else ErrorCode.PROTOCOL
+    return Problem(code=known, text=text[:TEXT_LIMIT], remedy=remedy[:TEXT_LIMIT], retryable=known in RETRYABLE)
