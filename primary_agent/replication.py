@@ -159,7 +159,7 @@ class Replication:
         path = (PrimaryEvent.RESUMED, PrimaryEvent.RESYNC_REQUIRED)
         wanted: dict[str, Any] = {"resync_wanted": True, "stopped_time": None}
         async with self._lock:
-            if asked and not any(known.code == ResyncCause.ADMINISTRATOR.value for known in self.record.causes):
+            if asked and not self.record.causes:
                 found = Cause(code=ResyncCause.ADMINISTRATOR.value, text=text, time=self._clock.wall())
                 await self._require(path, found, wanted)
             else:
