@@ -89,7 +89,8 @@ class AgentPair:
         if cuttable:
             self.link = LinkCutter(("127.0.0.1", self.port))
         self.storage.mkdir(mode=0o700, exist_ok=True)
-        self._configure("primary", "alpha", "alpha", "")
+        # What starts a resync must not depend on the time of the day.
+        self._configure("primary", "alpha", "alpha", '[resync]\nmode = "manual"\n')
         listen = f'[listen]\nhost = "127.0.0.1"\nport = {self.port}\n'
         entry = f'[[authorize]]\nname = "alpha"\nvms = ["*"]\nstorage = "{self.storage}"\n'
         self._configure("replica", "beta", "localhost", listen + entry)
