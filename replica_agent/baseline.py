@@ -83,6 +83,8 @@ class Baseline:
         if not record.reread and not await finish(parts.ports.workers.run(self._sync_disks)):
             async with parts.ledger.transaction() as draft:
                 draft.replication.reread = True
+                text = "The disks can't be made durable as they are: the resynchronization sends all of them anew."
+                draft.event(EventId.DAMAGED, text, cause="sync_failed")
         fresh = ResyncRecord(
             id=body.id,
             kind=body.kind,

@@ -128,6 +128,8 @@ def forgetful_parse() -> Any:
 # --- messages ------------------------------------------------------------------------------------------------------
 
 KINDS = sorted(EXAMPLES)
+LONG_BYTES = {"digests": 1024, "blocks": 512}
+"""Fields of bytes that are no id and no key, and how long they may be."""
 
 
 def check_ranges(value: Any) -> None:
@@ -151,7 +153,10 @@ def check_ranges(value: Any) -> None:
             if "size" in value.__struct_fields__:
                 assert 0 < getattr(value, "size") <= 1 << 46  # noqa: B009 - the type is not known here
             for name in value.__struct_fields__:
-                check_ranges(getattr(value, name))
+                if name in LONG_BYTES:
+                    assert len(getattr(value, name)) <= LONG_BYTES[name]
+                else:
+                    check_ranges(getattr(value, name))
         case _:
             raise AssertionError(f"{type(value).__name__} in a message")
 
