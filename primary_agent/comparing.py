@@ -195,7 +195,8 @@ class Comparing:
             ours, table, digests = await self._ports.workers.run(self._hash, disk, file, offset, length)
         place = self._place(disk, offset, length)
         theirs = await self._ask(ManifestRequest(**place, digests=digests), self._manifests)
-        holes = BLOCK_SIZE * int(np.count_nonzero(ours.holes & theirs.holes & ~theirs.equal_blocks()))
+        # What the answer leaves out is equal there, so that a hole here is zeroes there.
+        holes = BLOCK_SIZE * int(np.count_nonzero(ours.holes & theirs.holes))
         spans: list[Span] = []
         if not theirs.equal.all():
             found = RangeDifferences.of(ours, table, theirs, hasher.zero_tags(length))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from primary_agent.comparing import Comparing
+from primary_agent.resync import ResyncDriver
 from shared.errors import InvalidStateError
 from shared.events import EventId
 from shared.planning import ResyncCause
@@ -25,14 +26,15 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, step: str = "_compare_disks") -> None:
         self.reached = asyncio.Event()
         self.open = asyncio.Event()
-        original = getattr(Comparing, step)
+        owner = Comparing if hasattr(Comparing, step) else ResyncDriver
+        original = getattr(owner, step)
 
         async def held(driver: Comparing, *rest: Any) -> Any:
             self.reached.set()
             await self.open.wait()
             return await original(driver, *rest)
 
-        monkeypatch.setattr(Comparing, step, held)
+        monkeypatch.setattr(owner, step, held)
 
     async def wait(self) -> None:
         async with asyncio.timeout(WAIT_SECONDS):

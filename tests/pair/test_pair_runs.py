@@ -46,7 +46,7 @@ async def test_the_record_of_a_run_survives_a_lost_link_and_a_restarted_agent(
     runs = pair.vm.parts.replication.runs.newest(10)
     assert [(run.number, run.kind, run.result) for run in runs] == [(2, "resync", COMMITTED), (1, "initial", COMMITTED)]
     run = runs[0]
-    assert run.started_by == "the administrator asked for it"
+    assert run.started_by == "The administrator asked for it."
     assert [cause.code for cause in run.causes] == ["administrator"]
     assert [disk.scope_bytes for disk in run.disks] == [128 * MIB, 4 * MIB]
     # The first disk was compared once: what was settled was not compared again.
