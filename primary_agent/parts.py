@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from primary_agent.dialing import Dialled
@@ -14,6 +15,9 @@ from protocol.position import Position
 from shared.ports import Address
 from shared.tap_control import DiskStatus
 from shared.tasks import Signal
+
+PROOFS, PROOF_SECONDS = 5, 0.2
+"""So often, and after such waits, an exchange is tried whose session ended in the middle of it."""
 
 
 @dataclass(slots=True)
@@ -39,9 +43,21 @@ class LinkState:
         return self.dialled is not None and self.dialled.channel.healthy()
 
     async def proven(self) -> bool:
-        """Whether an exchange that is made now gets to the replica and back (I20)."""
-        dialled = self.dialled
-        return dialled is not None and await dialled.channel.prove() and self.dialled is dialled
+        """Whether an exchange that is made now gets to the replica and back (I20).
+
+        A session that is just planned anew ends in the middle of it; the next one, dialled at once, is asked then.
+        """
+        for attempt in range(PROOFS):
+            dialled = self.dialled
+            if dialled is None and attempt == 0:
+                return False
+            if dialled is not None:
+                if await dialled.channel.prove() and self.dialled is dialled:
+                    return True
+                if self.dialled is dialled and not dialled.channel.closed:
+                    return False
+            await asyncio.sleep(PROOF_SECONDS)
+        return False
 
 
 @dataclass(slots=True)

@@ -32,11 +32,13 @@ def delete(folder: Path) -> None:
 
 
 def flip(folder: Path) -> None:
-    path = folder / "state.db"
-    data = bytearray(path.read_bytes())
-    for place in range(0, len(data), 1000):
-        data[place] ^= 0x40
-    path.write_bytes(data)
+    # What a killed agent had not yet moved from the log to the database lies in the log.
+    for path in (folder / "state.db", folder / "state.db-wal"):
+        data = bytearray(path.read_bytes()) if path.exists() else bytearray()
+        for place in range(0, len(data), 1000):
+            data[place] ^= 0x40
+        if data:
+            path.write_bytes(data)
 
 
 def home(pair: Pair) -> Path:
