@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from replica_agent.finishing import finish
 from replica_agent.layout import Layout
 from replica_agent.undo import Link, Sealed
-from replica_agent.undo_writer import UndoWriter
+from replica_agent.undo_writer import Full, UndoWriter
 from shared.ports import Ports
 
 STEP_BYTES = 4 << 20
@@ -56,13 +56,17 @@ async def pump(ports: Ports, steps: Generator[int], writer: UndoWriter) -> None:
                 return True
         return False
 
+    async def write(batches: list[Full]) -> None:
+        # Made only when the task runs: one that is cancelled before leaves nothing unawaited.
+        await finish(ports.workers.run(writer.write, batches))
+
     try:
         more = True
         while more:
             more = await finish(ports.workers.run(step))
             if writing is not None:
                 await writing
-            writing = asyncio.ensure_future(finish(ports.workers.run(writer.write, writer.take())))
+            writing = asyncio.ensure_future(write(writer.take()))
         assert writing is not None
         await writing
     except GeneratorExit:

@@ -22,7 +22,7 @@ ROOM_STEP = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Full:
+class Full:
     """A batch that waits to be written: where it begins and ends on its disk, its table, and its payload's bytes."""
 
     disk: int
@@ -60,7 +60,7 @@ class UndoWriter:
         """Which entries of the batch are holes."""
         self._buffer = memoryview(bytearray(BATCH_BYTES))
         self._pending = 0
-        self._full: list[_Full] = []
+        self._full: list[Full] = []
         self._free: list[memoryview] = []
         files.remove(path)
         self._file: File | None = files.open(path, write=True, create=True, exclusive=True)
@@ -118,17 +118,17 @@ class UndoWriter:
         table["payload"] = self._lengths if not self._holes else np.minimum(self._lengths, BATCH_BYTES)
         table["kind"][self._holes], table["payload"][self._holes] = EntryKind.ZERO, 0
         end = self._offsets[-1] + self._lengths[-1]
-        self._full.append(_Full(self._disk, self._offsets[0], end, count, table.tobytes(), self._buffer, self._pending))
+        self._full.append(Full(self._disk, self._offsets[0], end, count, table.tobytes(), self._buffer, self._pending))
         self._buffer = self._free.pop() if self._free else memoryview(bytearray(BATCH_BYTES))
         self._offsets, self._lengths, self._holes = [], [], []
         self._pending = 0
 
-    def take(self) -> list[_Full]:
+    def take(self) -> list[Full]:
         """The batches that were put aside since; they are to be written in this order."""
         full, self._full = self._full, []
         return full
 
-    def write(self, batches: Sequence[_Full]) -> None:
+    def write(self, batches: Sequence[Full]) -> None:
         """Write batches; more may be gathered meanwhile, in another worker. Raises OSError or NoSpaceError."""
         epoch, now = self._link.older.epoch, int(self._link.newer_time * 1e9)
         for batch in batches:

@@ -111,7 +111,7 @@ MUTANTS = {
             cancel.cancel_after_proposal,
             ("I12",),
             {"resyncs": 2.0, "stops": 4.0, "slow": 0.1, "kill_primary": 0.3, "resets": 0.5, "seconds": 14.0},
-            first=35,
+            first=2,
         ),
         Mutant(maps.hot_nosync, ("I1", "I12"), PRIMARY_POWER, first=44),
         Mutant(maps.no_hot_regions, ("I1", "I12"), PRIMARY_POWER),
@@ -161,12 +161,6 @@ MUTANTS = {
         Mutant(replica.no_redo, ("I1", "I6"), REPLICA_KILLS),
         Mutant(replica.sync_retried, ("I4", "I5", "I6"), {**BUSY, "replica_errors": 1.0}, first=2),
         Mutant(replica.session_behind_promotion, ("I5", "I8", "I12"), IDLE_FAILOVER, first=4),
-        Mutant(
-            replica.lost_wakeup,
-            ("I12",),
-            {**BUSY, "resyncs": 2.0, "resets": 4.0, "stalls": 0.03, "slow": 0.005, "interval": 1.0},
-            first=33,
-        ),
         Mutant(replica.apply_not_retried, ("I12",), {**BUSY, "full_replica": 1.0, "replica_errors": 1.0}, first=2),
     )
 }
