@@ -223,7 +223,7 @@ class Comparing:
         ranges = found.ranges(asked)
         await self._pacer.disk(sum(length for _, length in ranges))
         request = DetailRequest(**place, blocks=np.packbits(asked, bitorder="little").tobytes())
-        answer = self._send_question(request, self._details)
+        answer = self._ask(request, self._details)
         async with self._hashing:
             ours = await self._ports.workers.run(self._hash_closer, place["disk"], file, ranges)
         found.answer(asked, ours, await answer)
@@ -260,12 +260,7 @@ class Comparing:
             "length": length,
         }
 
-    async def _ask(self, question: ManifestRequest | HolesRequest, answers: Answers[T]) -> T:
-        return await self._send_question(question, answers)
-
-    def _send_question(
-        self, question: ManifestRequest | DetailRequest | HolesRequest, answers: Answers[T]
-    ) -> asyncio.Future[T]:
+    def _ask(self, question: ManifestRequest | DetailRequest | HolesRequest, answers: Answers[T]) -> asyncio.Future[T]:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         answers[question.disk, question.offset] = answer
         self._bulk.send(question)

@@ -323,46 +323,38 @@ class ResyncReady(Body, frozen=True):
     settled: Runs
 
 
-class ManifestRequest(Body, frozen=True):
+class Question(Body, frozen=True):
+    """What every question about a range of a disk names, of one resync, round and hash key (R23)."""
+
+    id: Id16
+    round: U32
+    key_id: Id16
+    disk: U16
+    offset: U63
+    length: U63
+
+
+class ManifestRequest(Question, frozen=True):
     """Ask for the manifest of a range of at most MAX_MANIFEST_BLOCKS whole blocks; the disk's last may be shorter.
 
     ``digests`` are the sender's, 16 bytes for each group of blocks: the answer leaves out groups that agree. Empty
     where all tags are wanted.
     """
 
-    id: Id16
-    round: U32
-    key_id: Id16
-    disk: U16
-    offset: U63
-    length: U63
     digests: Digests
 
 
-class DetailRequest(Body, frozen=True):
+class DetailRequest(Question, frozen=True):
     """Ask for the tags of the smaller blocks inside some blocks of a range whose manifest was sent.
 
     ``blocks`` is a bitmap: bit i % 8 of byte i / 8 asks for block i of the range.
     """
 
-    id: Id16
-    round: U32
-    key_id: Id16
-    disk: U16
-    offset: U63
-    length: U63
     blocks: Asked
 
 
-class HolesRequest(Body, frozen=True):
+class HolesRequest(Question, frozen=True):
     """The range, of any number of blocks, is a hole at the primary: ask where it is none at the replica."""
-
-    id: Id16
-    round: U32
-    key_id: Id16
-    disk: U16
-    offset: U63
-    length: U63
 
 
 class Holes(Body, frozen=True):

@@ -26,10 +26,12 @@ from protocol.hrl import Settled
 from protocol.messages import (
     DETAIL_BYTES,
     MAX_SETTLED_RUNS,
+    TYPE_OF,
     DetailRequest,
     Holes,
     HolesRequest,
     ManifestRequest,
+    Question,
     RangeDone,
     ResyncBegin,
     ResyncKind,
@@ -133,9 +135,7 @@ class OpenResync:
 
     def accept(self, request: ManifestRequest) -> None:
         """Judge a request, and expect its range's blocks from now on (R23). Raises ProtocolError."""
-        key = self._require_key(request.id, request.round)
-        if request.key_id != key.id:
-            raise ProtocolError("MANIFEST_REQUEST with another key than this session's", code="stale")
+        key = self._key_of(request)
         self._judge_range(request.disk, request.offset, request.length, key.block_size)
         count = block_count(request.length, key.block_size)
         if count > MAX_MANIFEST_BLOCKS:
@@ -148,9 +148,7 @@ class OpenResync:
 
     def accept_detail(self, request: DetailRequest) -> None:
         """Judge a question about blocks of a range whose manifest was sent (R23). Raises ProtocolError."""
-        key = self._require_key(request.id, request.round)
-        if request.key_id != key.id:
-            raise ProtocolError("DETAIL_REQUEST with another key than this session's", code="stale")
+        key = self._key_of(request)
         if not self.pending.get((request.disk, request.offset, request.length), False):
             raise ProtocolError(
                 f"DETAIL_REQUEST for {request.length} bytes at {request.offset} of disk {request.disk}, "
@@ -165,9 +163,7 @@ class OpenResync:
 
     def accept_holes(self, request: HolesRequest) -> None:
         """Judge a question about holes (R23). Raises ProtocolError."""
-        key = self._require_key(request.id, request.round)
-        if request.key_id != key.id:
-            raise ProtocolError("HOLES_REQUEST with another key than this session's", code="stale")
+        key = self._key_of(request)
         self._judge_range(request.disk, request.offset, request.length, key.block_size)
         if len(self.pending) >= MAX_PENDING_RANGES + MAX_HOLES:
             raise ProtocolError("too many holes are told and not done")
@@ -263,6 +259,13 @@ class OpenResync:
                 f"Syncing the disks failed: {error.strerror}. What was received of them is void.",
                 "Check the volume; the initial replication starts anew.",
             ) from error
+
+    def _key_of(self, question: Question) -> Key:
+        key = self._require_key(question.id, question.round)
+        if question.key_id != key.id:
+            name = TYPE_OF[type(question)].name
+            raise ProtocolError(f"{name} with another key than this session's", code="stale")
+        return key
 
     def _require_key(self, identity: bytes, number: int) -> Key:
         if self.key is None:

@@ -31,7 +31,7 @@ import numpy as np
 import uvloop
 
 from scripts.agent_pair import AgentPair
-from scripts.bench.streaming import identity, resident_bytes
+from scripts.bench.streaming import Answer, identity, resident_bytes
 from scripts.bench.tap import file_system
 from scripts.link_cutter import LinkCutter
 from shared.admin.client import JsonRpcClient
@@ -173,23 +173,6 @@ class _Writer:
         pass
 
 
-class _Answer:
-    """Waits for the writer's byte."""
-
-    def __init__(self) -> None:
-        self.arrived = asyncio.Event()
-        self.buffer = bytearray(64)
-
-    def get_buffer(self, _size_hint: int) -> bytearray:
-        return self.buffer
-
-    def buffer_updated(self, _count: int) -> None:
-        self.arrived.set()
-
-    def lost(self, error: Exception | None) -> None:
-        self.arrived.set()
-
-
 def _serve_copy(folder: Path, target: str, size: int, ready: Connection) -> None:
     async def serve() -> None:
         network = RealNetwork(identity(folder, "localhost"))
@@ -213,7 +196,7 @@ def full_copy(folder: Path, source: Path, target: Path, size: int) -> float:
     async def send(port: int) -> float:
         address = Address(host="localhost", port=port, tls=True)
         link = await RealNetwork(identity(folder, "alpha")).connect(address, timeout=10)
-        answer = _Answer()
+        answer = Answer()
         link.attach(answer)
         began = time.perf_counter()
         with source.open("rb", buffering=0) as file:

@@ -72,7 +72,7 @@ class _Sink:
         pass
 
 
-class _Answer:
+class Answer:
     """Waits for the sink's byte."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ def tls_limit(folder: Path, total: int) -> tuple[float, float]:
         link = await RealNetwork(identity(folder, "alpha")).connect(
             Address(host="localhost", port=port, tls=True), timeout=10
         )
-        answer, message = _Answer(), bytes(range(256)) * (MESSAGE // 256)
+        answer, message = Answer(), bytes(range(256)) * (MESSAGE // 256)
         link.attach(answer)
         pids = os.getpid(), process.pid or 0
         used, started = _processor(*pids), time.perf_counter()

@@ -25,7 +25,6 @@ from shared.ports import File
 from shared.ports.files import RealFileSystem
 
 ID, KEY_ID = b"i" * 16, b"k" * 16
-PER_BLOCK = BLOCK_SIZE // DETAIL_BYTES
 
 
 @contextmanager
