@@ -54,11 +54,11 @@ class NetworkHosts(Hosts):
             if self._answers(role):
                 break
 
-    def replicate_there(self, *sizes: int) -> None:
+    def replicate_there(self, *sizes: int, log_limit: int = LOG_LIMIT) -> None:
         self.make_disks(*sizes)
         self.prepare_there()
         self.start_both()
-        self.enable(log_limit=LOG_LIMIT)
+        self.enable(log_limit=log_limit)
         self.wait("the link", "primary", lambda vm: vm["link"]["healthy"])
         self.call("primary", "vm.initial", vm="demo")
         self.wait_state("Replicating")
@@ -110,8 +110,9 @@ def test_link_that_is_slower_than_the_guest_writes(there: NetworkHosts) -> None:
 
 def test_cable_that_is_pulled(there: NetworkHosts) -> None:
     """N2, with a network that really is down: no reset and no answer, the guest goes on, and it heals by itself."""
-    there.replicate_there(16 * MIB)
-    writer = there.start_writer(2, pause=0.002)
+    # The log has to hold what is written while the link is down, on the fastest machine too: its limit is N6's matter.
+    there.replicate_there(16 * MIB, log_limit=4096 * MIB)
+    writer = there.start_writer(2, pause=0.01)
     writer.go()
     there.network.down()
     down = there.wait("the end of the session", "primary", lambda vm: not vm["link"]["connected"])
