@@ -19,7 +19,7 @@ from primary_agent.tap.log import Cut
 from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.resume import resume
 from primary_agent.tap.start import Start, read_start
-from primary_agent.tap.tasks import SharedSync, Tasks, Turns
+from primary_agent.tap.tasks import Orders, SharedSync, Tasks, Turns
 from primary_agent.tap.tracker import Tracker
 from primary_agent.tap.watch import why
 from protocol.hrl import SealReason
@@ -56,7 +56,7 @@ class TapEngine:
         self._warming: set[asyncio.Task[None]] = set()
         self._start: Start | None = None
         self._refusing = True
-        self._begins = asyncio.Lock()
+        self._orders = Orders()
 
     @property
     def tracker(self) -> Tracker:
@@ -102,6 +102,7 @@ class TapEngine:
         Where something can't be made durable the state stays as after a crash, and StorageError says why.
         """
         self.drain()
+        await self._orders.end()
         tracker, start = self.tracker, self._start
         assert start is not None
         while self._warming:
@@ -309,6 +310,7 @@ class TapEngine:
 
     async def cut(self, reason: SealReason) -> Cut:
         """Seal the current segment now; durable when this returns. Raises InvalidStateError if nothing is tracked."""
+        self._orders.check()
         return await self.tracker.cut(reason)
 
     # --- tracking ---------------------------------------------------------------------------------------------------
@@ -321,9 +323,10 @@ class TapEngine:
         """
 
         async def switch() -> None:
+            self._orders.check()
             self.tracker.begin(epoch)
 
-        async with self._begins:
+        async with self._orders:
             if await self.tracker.prepare_begin(epoch):
                 try:
                     await self._heat_before_tracking()
@@ -342,7 +345,7 @@ class TapEngine:
             return
         self._hot.begin()
         # Changes from before that are still under way have no hot regions.
-        await self._turns.take(_nothing)
+        await self._turns.take(Turns.nothing)
         for sync in self._syncs:
             if error := await sync.run():
                 raise StorageError(f"Tracking could not be begun: {error}.", "Repair or replace the disk.")
@@ -350,12 +353,12 @@ class TapEngine:
 
     async def end_tracking(self) -> None:
         """End tracking by order and drop the log."""
-        async with self._begins:
+        async with self._orders:
             await self.tracker.end()
 
     async def abandon(self, epoch: bytes) -> None:
         """Give up the log of ``epoch``, whose resync was cancelled; a no-op unless that epoch is tracked."""
-        async with self._begins:
+        async with self._orders:
             self.tracker.abandon(epoch)
 
     def set_log_limit(self, limit: int) -> None:
@@ -392,7 +395,3 @@ class TapEngine:
 def _inline_zeroes(disk: Disk) -> int:
     """Bytes that may be zeroed at once on the loop: of a device none, which is waited for."""
     return 0 if disk.block else INLINE_ZEROES
-
-
-async def _nothing() -> None:
-    """A turn that only waits for those before it."""

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from shared.errors import InvalidStateError
+
 
 class Tasks:
     """Owns tasks. An error that one of them did not handle ends the tap: it is the result of ``failure``."""
@@ -71,6 +73,10 @@ class Turns:
         self.queue(turn)
         await done
 
+    @staticmethod
+    async def nothing() -> None:
+        """A turn that only waits for those before it."""
+
     async def settle(self) -> None:
         """Wait until no work is under way or queued."""
         while self.busy and self._pump is not None:
@@ -120,3 +126,33 @@ class SharedSync:
         """Wait until none is under way."""
         while self.running and self._rounds is not None:
             await asyncio.wait({self._rounds})
+
+
+class Orders:
+    """Orders that change what is tracked: one at a time, and none any more once a stop has begun."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._over = False
+
+    def check(self) -> None:
+        """Raises InvalidStateError once a stop has begun."""
+        if self._over:
+            raise InvalidStateError("The tap is stopping.", "It is tried again once the tap runs.", code="stopping")
+
+    async def __aenter__(self) -> None:
+        self.check()
+        await self._lock.acquire()
+        try:
+            self.check()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._lock.release()
+
+    async def end(self) -> None:
+        """Refuse orders from now on; returns when the one that is under way has ended: its log is the one to seal."""
+        self._over = True
+        await self._lock.acquire()

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import random
 from collections.abc import Callable
+from datetime import datetime
 
 from tests.simulation.disk import PAGE, UNLIMITED
 from tests.simulation.hosts import Host
@@ -56,6 +57,8 @@ class Chaos:
         self._every(options.suspends, self._suspend)
         self._every(options.resyncs, self._resynchronize)
         self._every(options.stops, self._stop)
+        self._every(options.windows, self._change_schedule)
+        self._every(options.put_off, self._put_off)
         self._every(options.exports, world.exports.begin)
 
     def _every(self, rate: float, happen: Callable[[], object]) -> None:
@@ -242,3 +245,19 @@ class Chaos:
     def _resynchronize(self) -> None:
         self.world.count("resynchronize")
         self.world.order(self.world.primary, lambda vm: vm.resume(resynchronize=True))
+
+    def _change_schedule(self) -> None:
+        """Windows that are open or closed by now, and such that open or close at the next full minute."""
+        world, hour = self.world, 3600.0
+        world.count("change schedule")
+        mode = self.rng.choice(("window", "window", "window", "automatic", "manual"))
+        start, end = self.rng.choice(((-hour, hour), (hour, 2 * hour), (-hour, 60.0), (60.0, hour)))
+        zone, now = self.options.zone, world.clock.wall()
+        ends = [datetime.fromtimestamp(now + seconds, zone).strftime("%H:%M") for seconds in (start, end)]
+        past = self.rng.choice(("pause", "pause", "finish"))
+        world.configure(resync_mode=mode, resync_window="-".join(ends), resync_past_window=past)
+
+    def _put_off(self) -> None:
+        self.world.count("put off")
+        at = "never" if self.rng.random() < 0.3 else f"+{self.rng.randint(1, 6)}s"
+        self.world.order(self.world.primary, lambda vm: vm.resume(resynchronize=True, at=at))

@@ -18,7 +18,7 @@ from primary_agent.tap.disks import Disk
 from primary_agent.tap.log import LogWriter
 from primary_agent.tap.tracker import Tracker
 from protocol.entries import ENTRY_DTYPE, EntryKind
-from protocol.messages import Body, Received
+from protocol.messages import Body, ManifestRequest, Received
 from protocol.position import Position
 from shared.channel import Channel
 from shared.nbd.backend import Mutation
@@ -51,6 +51,9 @@ class Observer(Protocol):
 
     def released(self, process: Process, epoch: bytes, segment: int) -> None:
         """The tap was told that it may forget this segment."""
+
+    def asking(self, process: Process) -> None:
+        """A compare is about to ask for tags of a range."""
 
     def acknowledging(self, process: Process, position: Position) -> None:
         """The replica is about to tell the primary that it has this cut."""
@@ -152,6 +155,8 @@ def observed(observer: Observer) -> Iterator[None]:
         def wrapped(channel: Channel, body: Body) -> None:
             if isinstance(body, Received):
                 observer.acknowledging(here(), body.position.position())
+            if isinstance(body, ManifestRequest):
+                observer.asking(here())
             original(channel, body)
 
         return wrapped

@@ -73,7 +73,7 @@ class Host:
             pid=process.number,
         )
         return Ports(
-            clock=SimulatedClock(self.loop, self.boot_id),
+            clock=SimulatedClock(self.loop, self.boot_id, self.options.zone),
             random=SimulatedRandom(random.Random(f"{self.options.seed}/{self.name}/{process.number}")),
             workers=SimulatedWorkers(process, self.rng, self.stall),
             files=SimulatedFileSystem(self.volume, process),

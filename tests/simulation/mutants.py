@@ -16,6 +16,7 @@ from tests.simulation import mutants_maps as maps
 from tests.simulation import mutants_points as points
 from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
+from tests.simulation import mutants_schedule as schedule
 from tests.simulation.hooks import replaced
 from tests.simulation.mutants_kit import Patch
 from tests.simulation.options import FAULTS, Options, calm
@@ -83,6 +84,7 @@ LOG_FAILURES = {"write_rate": 15.0, "in_flight": 4, "log_errors": 1.0, "zeroes":
 RESYNCS = {**BUSY, "resyncs": 0.5}
 LONG_ZEROES = {**BUSY, "zeroes": 0.6, "stalls": 0.1}
 KEPT = {"newest": 4, "hourly": 5, "seconds": 14.0, "interval": 1.0}
+WINDOWS = {**RESYNCS, "windows": 1.0, "log_errors": 0.4, "kill_tap": 0.2, "foreign_edits": 1.0, "seconds": 14.0}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
 
 MUTANTS = {
@@ -158,6 +160,12 @@ MUTANTS = {
         Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),
         Mutant(points.newer_wins, ("I1",), {**BUSY, **KEPT}),
         Mutant(points.thinned_unmerged, ("I1",), {**BUSY, **KEPT}),
+        Mutant(schedule.window_never_ends, ("schedule",), {**WINDOWS, "slow": 0.1}),
+        Mutant(schedule.rests_for_ever, ("I12",), {**WINDOWS, "slow": 0.1}),
+        Mutant(schedule.gate_left_open, ("I20",), {**RESYNCS, "partitions": 0.3, "resyncs": 2.0}),
+        Mutant(schedule.put_off_forgotten, ("schedule",), {**WINDOWS, "put_off": 1.0}),
+        Mutant(schedule.mode_ignored, ("schedule",), WINDOWS),
+        Mutant(schedule.cancelled_starts_anew, ("schedule",), {**WINDOWS, "resyncs": 1.0, "stops": 2.0}),
         Mutant(replica.no_redo, ("I1", "I6"), REPLICA_KILLS),
         Mutant(replica.sync_retried, ("I4", "I5", "I6"), {**BUSY, "replica_errors": 1.0}, first=2),
         Mutant(replica.session_behind_promotion, ("I5", "I8", "I12"), IDLE_FAILOVER, first=4),

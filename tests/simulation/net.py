@@ -23,6 +23,8 @@ class Wire:
     def __init__(self, loop: SimulationLoop, rng: random.Random) -> None:
         self.loop = loop
         self.rng = rng
+        self.heard_at: dict[str, float] = {}
+        """When each host last got bytes from the other one."""
         self.slow = 0.02
         """Seconds that bytes between hosts travel at most."""
         self.hiccups = 0.0
@@ -182,6 +184,8 @@ class SimulatedLink:
                 self.incoming.appendleft(data[count:])
             if other is not None:
                 other._taken(count)
+            if not self.local:
+                self.wire.heard_at[self.host] = self.wire.loop.now
             receiver.buffer_updated(count)
         if not self.incoming and self.ended:
             self._end(None)

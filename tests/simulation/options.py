@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from dataclasses import dataclass
+from datetime import timedelta, timezone, tzinfo
 from typing import Any
 
 
@@ -69,6 +70,17 @@ class Options:
     """Hourly recovery points that it keeps; its hours are short."""
     stops: float = 0.0
     """Orders to cancel the resync or initial replication that runs, if one does."""
+    windows: float = 0.0
+    """Changes of how and when a required resync starts: mode, window, and what happens past its end."""
+    put_off: float = 0.0
+    """Orders to resynchronize a few seconds later; some of them are taken back."""
+    minute: float = 7.0
+    """The local clocks show a full minute so many seconds after the run began."""
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone of both hosts. The world begins 20 s after a full minute."""
+        return timezone(timedelta(seconds=round(40 - self.minute)))
 
     def __str__(self) -> str:
         shown = []
@@ -124,12 +136,16 @@ def draw(seed: int) -> Options:
         newest=rng.choice([1, 2, 2, 4]),
         hourly=rng.choice([0, 0, 2, 5]),
         stops=swarm(0.25, 0.2, 0.6),
+        windows=swarm(0.25, 0.2, 0.6),
+        put_off=swarm(0.2, 0.1, 0.3),
+        minute=rng.uniform(2.0, seconds),
     )
 
 
 FAULTS = """
     resets partitions kill_tap kill_primary kill_replica power_primary power_replica aimed crash_at_sync stalls hiccups
-    log_errors replica_errors full_replica foreign_edits suspends resyncs stops exports agent_restarts tap_restarts
+    log_errors replica_errors full_replica foreign_edits suspends resyncs stops windows put_off exports agent_restarts
+    tap_restarts
 """.split()
 
 

@@ -24,9 +24,10 @@ STORE_NAME = "state.db"
 class SimulatedClock:
     """Virtual time (shared.ports.Clock); the boot id changes when the host loses power."""
 
-    def __init__(self, loop: SimulationLoop, boot: Callable[[], str]) -> None:
+    def __init__(self, loop: SimulationLoop, boot: Callable[[], str], zone: tzinfo = ZONE_OF_WORLD) -> None:
         self._loop = loop
         self._boot = boot
+        self._zone = zone
 
     def monotonic(self) -> float:
         return self._loop.now
@@ -38,7 +39,7 @@ class SimulatedClock:
         return self._boot()
 
     def zone(self) -> tzinfo:
-        return ZONE_OF_WORLD
+        return self._zone
 
 
 class SimulatedRandom:

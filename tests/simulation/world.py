@@ -36,6 +36,7 @@ from shared.errors import VmreplicaError
 from shared.nbd.backend import Mutation
 from shared.nbd.server import NbdServer
 from shared.ports import Address, Buffer, Ports
+from shared.schedule import ResyncMode
 from shared.states import ReplicationState
 from tests.simulation.disk import PAGE, SimulatedFile, SimulatedFileSystem
 from tests.simulation.exports import ExportReaders
@@ -47,6 +48,8 @@ from tests.simulation.options import Options
 from tests.simulation.oracle import Oracle, Violation
 from tests.simulation.replica_view import ReplicaView
 from tests.simulation.runs_view import check_runs
+from tests.simulation.schedule_view import ScheduleView
+from tests.simulation.services import SimulatedClock, StoreContent
 
 DISKS = 2
 VM = "vm"
@@ -101,6 +104,11 @@ class World:
         self.view = ReplicaView(self.replica, REPLICA_FOLDER, DISKS, self.oracle, self.fail)
         self.view.required = lambda: (self.baseline, self.acknowledged_cuts.get(self.baseline or b"", 0))
         self.replica.committed = self.view.committed
+        self.clock = SimulatedClock(loop, self.primary.boot_id, options.zone)
+        self.schedule = ScheduleView(
+            self.clock, lambda: self.wire.heard_at.get("P", 0.0), self.fail, stalls=bool(options.stalls)
+        )
+        self.primary.committed = self._primary_committed
         self.agents: dict[str, PrimaryAgent | ReplicaAgent] = {}
         self._orders: list[tuple[Process, asyncio.Task[Any]]] = []
         self.told_to_stop: dict[Process, asyncio.Event] = {}
@@ -320,9 +328,11 @@ class World:
         self.fail(Violation("the agents do not come up"))
 
     async def _configure(self, agent: PrimaryAgent) -> None:
-        vm = agent.find(VM)
-        settings = {"resync_mode": "automatic"}
-        await vm.set(with_settings(vm.record, settings), settings)
+        await _set(agent.find(VM), {"resync_mode": "automatic"})
+
+    def configure(self, **settings: Any) -> asyncio.Task[Any] | None:
+        """Have an administrator change settings of the VM at the primary."""
+        return self.order(self.primary, lambda vm: _set(vm, settings))
 
     def order_again(self) -> None:
         """Ask for what was cancelled, where that is so."""
@@ -342,6 +352,10 @@ class World:
         content = self.primary.contents.get(PRIMARY_STORE)
         return (content.record("replication") or {}) if content is not None else {}
 
+    def _primary_committed(self, folder: str, content: StoreContent) -> None:
+        if folder == PRIMARY_STORE:
+            self._guarded(lambda: self.schedule.committed(content))
+
     def check_runs(self) -> None:
         """What is on record of resyncs at the primary fits its state. Raises Violation."""
         check_runs(self.primary.contents.get(PRIMARY_STORE))
@@ -353,6 +367,10 @@ class World:
                 self.boot(host)
         await self._poll(lambda: len([agent for agent in self.agents.values() if agent.vms]) == len(self.hosts))
         self.order(self.replica, lambda vm: vm.resume())
+        while self.options.windows and self.schedule.mode is not ResyncMode.AUTOMATIC:
+            self.configure(resync_mode="automatic")
+            await self._poll(self._ordered)
+            await asyncio.sleep(0.5)
         # Orders given before may still be under way: a suspension among them shows only then.
         await self._poll(self._ordered)
         while ReplicationState(self.primary_record()["state"]) in SUSPENDED:
@@ -419,6 +437,10 @@ class World:
             if missing:
                 self.fail(Violation(f"I5: the log was released up to {segment}, but {missing}"))
 
+    def asking(self, process: Process) -> None:
+        if process.name == "agent@P":
+            self.schedule.asking()
+
     def acknowledging(self, process: Process, position: Position) -> None:
         missing = self.view.holds(position.epoch, position.segment)
         if missing:
@@ -432,6 +454,10 @@ class World:
             check()
         except Violation as violation:
             self.fail(violation)
+
+
+async def _set(vm: Any, settings: dict[str, Any]) -> None:
+    await vm.set(with_settings(vm.record, settings), settings)
 
 
 class GuestsTap(TapProcess):
