@@ -106,7 +106,7 @@ class Replication:
     ) -> None:
         """Move the state machine and replace ``fields`` of the record. Raises InvalidStateError."""
         async with self._lock:
-            await self._transition(event, cause, events, fields)
+            await self._walk((event,), cause, events, fields)
 
     async def update(self, *events: dict[str, Any], **fields: Any) -> None:
         """Replace ``fields`` of the record without moving the state machine."""
@@ -153,17 +153,24 @@ class Replication:
         event = self.event(EventId.RESYNC_REQUIRED, found.text, cause=found.code, data=data)
         await self._walk(path, found.text, [event], {**fields, "causes": causes})
 
-    async def resume_into_resync(self, *, asked: bool) -> None:
-        """Go on after a suspension with the resync on record, or ``asked`` for; no crash leaves half of that."""
+    async def resume(self, *, asked: bool) -> None:
+        """Go on after a suspension, with the resync on record, or ``asked`` for; no crash leaves half of that.
+
+        What is on record by then counts, not what whoever resumes saw: tracking may have been lost meanwhile.
+        """
         text = "The administrator asked for it."
         path = (PrimaryEvent.RESUMED, PrimaryEvent.RESYNC_REQUIRED)
         wanted: dict[str, Any] = {"resync_wanted": True, "stopped_time": None}
         async with self._lock:
-            if asked and not self.record.causes:
+            if self.record.causes:
+                await self._walk(path, text, (), wanted)
+            elif self.record.epoch == NO_EPOCH:
+                await self._walk((PrimaryEvent.INITIAL_RESUMED,), text, (), {})
+            elif asked:
                 found = Cause(code=ResyncCause.ADMINISTRATOR.value, text=text, time=self._clock.wall())
                 await self._require(path, found, wanted)
             else:
-                await self._walk(path, text, (), wanted)
+                await self._walk((PrimaryEvent.RESUMED,), text, (), {})
 
     async def tell_restart(self, reason: str) -> None:
         """The open resync starts anew, since tracking was lost meanwhile."""
@@ -220,7 +227,7 @@ class Replication:
             if not initial:
                 fields["stopped_time"] = self._clock.wall()
             told = self.event(EventId.ADMINISTRATOR, text, cause=event.value)
-            await self._transition(event, text, [told], fields)
+            await self._walk((event,), text, [told], fields)
 
     async def hold(self, text: str) -> None:
         """The required resync starts only when it is asked for again."""
@@ -296,7 +303,7 @@ class Replication:
                 # Suspended meanwhile, so nothing is sent anyway; whoever resumes it is told then.
                 return
             event = self.event(EventId.FENCED, told, cause="fenced", data={"split_brain": split})
-            await self._transition(PrimaryEvent.FENCED, told, [event], {"fenced": text, "problem": None})
+            await self._walk((PrimaryEvent.FENCED,), told, [event], {"fenced": text, "problem": None})
 
     async def set_problem(self, error: VmreplicaError, number: EventId) -> bool:
         """Put a failure that does not heal by itself on record; False if it is there already (told once)."""
@@ -343,11 +350,6 @@ class Replication:
         self.changed.notify()
 
     # --- inner parts -----------------------------------------------------------------------------------------------
-
-    async def _transition(
-        self, event: PrimaryEvent, cause: str, events: Sequence[dict[str, Any]], fields: dict[str, Any]
-    ) -> None:
-        await self._walk((event,), cause, events, fields)
 
     async def _walk(
         self, path: Sequence[PrimaryEvent], cause: str, events: Sequence[dict[str, Any]], fields: dict[str, Any]

@@ -282,13 +282,8 @@ class PrimaryVm:
         state, record = self._replication.state, self._replication.record
         match state:
             case _S.SUSPENDED:
-                initial = record.epoch == NO_EPOCH and not record.causes
-                if not initial and (record.causes or resynchronize):
-                    # There is no session yet: the resync is scheduled, and begins when connectivity is healthy.
-                    await self._replication.resume_into_resync(asked=resynchronize)
-                else:
-                    event = PrimaryEvent.INITIAL_RESUMED if initial else PrimaryEvent.RESUMED
-                    await self._replication.transition(event, "the administrator asked for it")
+                # There is no session yet: a resync begins when connectivity is healthy.
+                await self._replication.resume(asked=resynchronize)
             case _S.RESYNCHRONIZE_SUSPENDED:
                 await self._replication.transition(
                     PrimaryEvent.RESUMED, "the administrator asked for it", started_by=StartedBy.ADMINISTRATOR

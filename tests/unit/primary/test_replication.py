@@ -132,13 +132,23 @@ async def test_a_vm_with_causes_is_resumed_in_one_change(
         seen.append(records["replication"]["state"])
 
     monkeypatch.setattr(replication.store, "commit", committed)
-    await replication.resume_into_resync(asked=True)
+    await replication.resume(asked=True)
     assert seen == [ReplicationState.WAITING_FOR_START_RESYNCHRONIZE]
     again = await world.reopen()
     assert [cause.code for cause in again.record.causes] == ["tracking_lost" if required else "administrator"]
     assert again.record.resync_wanted
     states = [(event["before"], event["after"]) for event in await world.events(EventId.STATE_CHANGED)]
     assert states[-2:] == [("Suspended", "Replicating"), ("Replicating", "WaitingForStartResynchronize")]
+
+
+async def test_resuming_sees_what_was_lost_meanwhile(world: World) -> None:
+    """I12: tracking is lost while the order to resume is on its way: the VM must not say that it replicates."""
+    replication = await replicating(world)
+    await replication.transition(PrimaryEvent.SUSPENDED, "asked")
+    lost = replication.require_resync(ResyncCause.TRACKING_LOST, "the log is full")
+    await asyncio.gather(lost, replication.resume(asked=False))
+    assert replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE
+    assert replication.record.resync_wanted
 
 
 async def test_a_refused_transition_changes_and_records_nothing(world: World) -> None:
