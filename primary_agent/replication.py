@@ -102,11 +102,15 @@ class Replication:
     # --- changing --------------------------------------------------------------------------------------------------
 
     async def transition(
-        self, event: PrimaryEvent, cause: str, *, events: Sequence[dict[str, Any]] = (), **fields: Any
+        self, event: PrimaryEvent, cause: str, *, seen: ReplicationRecord | None = None, **fields: Any
     ) -> None:
-        """Move the state machine and replace ``fields`` of the record. Raises InvalidStateError."""
+        """Move the state machine and replace ``fields`` of the record. Raises InvalidStateError.
+
+        With ``seen`` only where that still is the record: what was decided by it may not hold any more.
+        """
         async with self._lock:
-            await self._walk((event,), cause, events, fields)
+            if seen is None or seen is self.record:
+                await self._walk((event,), cause, (), fields)
 
     async def update(self, *events: dict[str, Any], **fields: Any) -> None:
         """Replace ``fields`` of the record without moving the state machine."""
@@ -228,11 +232,6 @@ class Replication:
                 fields["stopped_time"] = self._clock.wall()
             told = self.event(EventId.ADMINISTRATOR, text, cause=event.value)
             await self._walk((event,), text, [told], fields)
-
-    async def hold(self, text: str) -> None:
-        """The required resync starts only when it is asked for again."""
-        told = self.event(EventId.ADMINISTRATOR, text, cause=PrimaryEvent.RESYNC_CANCELLED.value)
-        await self.update(told, resync_wanted=False, resync_at=None, stopped_time=self._clock.wall())
 
     @property
     def open_work(self) -> str:

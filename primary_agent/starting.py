@@ -37,7 +37,8 @@ class Starting:
     async def until_started(self) -> None:
         """Returns once a compare is under way by the record's state."""
         while True:
-            state, news = self._replication.state, self._replication.changed.upcoming()
+            record, news = self._replication.record, self._replication.changed.upcoming()
+            state = record.state
             if state in (_S.INITIAL_REPLICATION_IN_PROGRESS, _S.RESYNCHRONIZING):
                 return
             if state is not _S.WAITING_FOR_START_RESYNCHRONIZE:
@@ -62,6 +63,7 @@ class Starting:
                 await self._replication.transition(
                     PrimaryEvent.RESYNC_STARTED,
                     f"{start.text}, and connectivity is healthy",
+                    seen=record,
                     started_by=start.by,
                     resync_at=None,
                     stopped_time=None,

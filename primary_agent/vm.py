@@ -14,7 +14,7 @@ from primary_agent.enabling import with_settings_of
 from primary_agent.parts import Parts
 from primary_agent.record import StartedBy, VmRecord
 from primary_agent.replication import Replication
-from primary_agent.resyncing import abandon, is_told
+from primary_agent.resyncing import abandon, hold, is_told
 from primary_agent.scheduling import check_schedule
 from primary_agent.session_loop import SessionLoop
 from primary_agent.starting import begin_due, begin_wanted, cancel, put_off
@@ -243,9 +243,7 @@ class PrimaryVm:
                 case _S.SUSPENDED if record.epoch == NO_EPOCH and not record.causes:
                     pass
                 case _S.WAITING_FOR_START_RESYNCHRONIZE:
-                    await self._replication.hold(
-                        f"The required resynchronization of {self.name} waits until it is asked for."
-                    )
+                    await hold(self._replication, self._ports.clock)
                     return
                 case _:
                     raise self._not_now("stop", "No resynchronization or initial replication is running or required.")

@@ -8,6 +8,8 @@ import random
 from collections.abc import Callable
 from datetime import datetime
 
+from primary_agent.replication import Replication
+from shared.planning import ResyncCause
 from tests.simulation.disk import PAGE, UNLIMITED
 from tests.simulation.hosts import Host
 from tests.simulation.loop import Process
@@ -256,8 +258,21 @@ class Chaos:
         ends = [datetime.fromtimestamp(now + seconds, zone).strftime("%H:%M") for seconds in (start, end)]
         past = self.rng.choice(("pause", "pause", "finish"))
         world.configure(resync_mode=mode, resync_window="-".join(ends), resync_past_window=past)
+        if self.rng.random() < 0.5:
+            world.loop.call_later(self.rng.uniform(0, 2), self._find_cause)
+
+    def _find_cause(self) -> None:
+        """The primary finds that something needs whole disks to be compared; what it was does not matter here."""
+        if self.active:
+            self.world.count("finding")
+            self.world.order(self.world.primary, lambda vm: _require(vm.parts.replication))
 
     def _put_off(self) -> None:
         self.world.count("put off")
         at = "never" if self.rng.random() < 0.3 else f"+{self.rng.randint(1, 6)}s"
         self.world.order(self.world.primary, lambda vm: vm.resume(resynchronize=True, at=at))
+
+
+async def _require(replication: Replication) -> None:
+    await replication.require_resync(ResyncCause.CHAIN, "simulated finding")
+    replication.replan()

@@ -84,7 +84,7 @@ LOG_FAILURES = {"write_rate": 15.0, "in_flight": 4, "log_errors": 1.0, "zeroes":
 RESYNCS = {**BUSY, "resyncs": 0.5}
 LONG_ZEROES = {**BUSY, "zeroes": 0.6, "stalls": 0.1}
 KEPT = {"newest": 4, "hourly": 5, "seconds": 14.0, "interval": 1.0}
-WINDOWS = {**RESYNCS, "windows": 1.0, "log_errors": 0.4, "kill_tap": 0.2, "foreign_edits": 1.0, "seconds": 14.0}
+WINDOWS = {**BUSY, "windows": 2.0, "slow": 0.3, "pages": 128, "seconds": 14.0}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
 
 MUTANTS = {
@@ -159,9 +159,10 @@ MUTANTS = {
         Mutant(points.undo_nosync, ("I6", "R25"), {**REPLICA_POWER, **KEPT}),
         Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),
         Mutant(points.newer_wins, ("I1",), {**BUSY, **KEPT}),
+        Mutant(points.history_over_unsaved, ("I1",), {**BUSY, **KEPT}),
         Mutant(points.thinned_unmerged, ("I1",), {**BUSY, **KEPT}),
-        Mutant(schedule.window_never_ends, ("schedule",), {**WINDOWS, "slow": 0.1}),
-        Mutant(schedule.rests_for_ever, ("I12",), {**WINDOWS, "slow": 0.1}),
+        Mutant(schedule.window_never_ends, ("schedule",), WINDOWS),
+        Mutant(schedule.rests_for_ever, ("I12",), WINDOWS),
         Mutant(schedule.gate_left_open, ("I20",), {**RESYNCS, "partitions": 0.3, "resyncs": 2.0}),
         Mutant(schedule.put_off_forgotten, ("schedule",), {**WINDOWS, "put_off": 1.0}),
         Mutant(schedule.mode_ignored, ("schedule",), WINDOWS),

@@ -13,7 +13,7 @@ from protocol.hrl import decode_record_header
 from protocol.messages import MessageType, Received, WirePosition
 from protocol.position import Position
 from replica_agent.apply import Applier, Group
-from replica_agent.control import Control, _take
+from replica_agent.control import Control
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
 from replica_agent.promotion import Promotion
@@ -232,25 +232,6 @@ class _OpenDoor(asyncio.Lock):
 
     def locked(self) -> bool:
         return False
-
-
-def lost_wakeup() -> Sequence[Patch]:
-    """I12: what was received is not applied if the connection ends at the wrong moment."""
-
-    def make(_original: Any) -> Any:
-        async def store(control: Control) -> None:
-            while True:
-                frames = await control._intake.take(1)
-                async with control._parts.order:
-                    spool = control._spool()
-                    cuts = await control._parts.ports.workers.run(_take, spool, frames)
-                for cut in cuts:
-                    control._acknowledge(spool, cut)
-                    control._parts.applier.changed.notify()
-
-        return store
-
-    return [(Control, "_store", make)]
 
 
 def apply_not_retried() -> Sequence[Patch]:

@@ -12,6 +12,7 @@ import pytest
 from primary_agent.enabling import create
 from primary_agent.record import DiskRecord, ResyncRecord, VmRecord, load_vm, mint, plain
 from primary_agent.replication import Acked, Replication
+from primary_agent.resyncing import hold
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH, Ancestor, Position
 from shared.errors import InvalidStateError, StoreDamagedError, VmreplicaError
@@ -149,6 +150,18 @@ async def test_resuming_sees_what_was_lost_meanwhile(world: World) -> None:
     await asyncio.gather(lost, replication.resume(asked=False))
     assert replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE
     assert replication.record.resync_wanted
+
+
+async def test_a_start_that_was_decided_before_an_order_is_not_made(world: World) -> None:
+    """An order to stop comes between the decision to start by itself and the start: the order counts."""
+    replication = await replicating(world)
+    await replication.require_resync(ResyncCause.CHAIN, "found")
+    seen = replication.record
+    stop = hold(replication, CLOCK)
+    start = replication.transition(PrimaryEvent.RESYNC_STARTED, "the mode is automatic", seen=seen, stopped_time=None)
+    await asyncio.gather(stop, start)
+    assert replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE
+    assert replication.record.stopped_time is not None
 
 
 async def test_a_refused_transition_changes_and_records_nothing(world: World) -> None:
