@@ -66,8 +66,8 @@ class BlocksIndex:
 
     def find(self, start: int, end: int) -> list[Piece]:
         """What the file has of these bytes, in order."""
-        merged, fresh = (_between(rows, start, end) for rows in self._tables)
-        return [Piece(*row) for row in _clipped(_over(merged, fresh), start, end).tolist()]
+        merged, fresh = (_clipped(_between(rows, start, end), start, end) for rows in self._tables)
+        return [Piece(*row) for row in _over(merged, fresh).tolist()]
 
     def _bounded(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         while len(rows) > self._max:
