@@ -159,12 +159,12 @@ MUTANTS = {
         Mutant(
             rounds.unsettled_told_early,
             ("I1", "I12"),
-            {**ROUNDS, "power_replica": 0.8, "aimed": 0.5, "crash_at_sync": 0.05},
+            {**ROUNDS, "crash_at_sync": 0.03, "slow": 0.1, "zeroes": 0.2},
         ),
         Mutant(
             rounds.unsettled_noted_early,
             ("I1", "I12"),
-            {**ROUNDS, "kill_replica": 1.0, "aimed": 0.5, "crash_at_sync": 0.05},
+            {**ROUNDS, "crash_at_sync": 0.03, "slow": 0.1, "zeroes": 0.2},
         ),
         Mutant(rounds.round_reads_the_base, ("I1", "I12"), ROUNDS),
         Mutant(rounds.map_forgotten_early, ("I1", "I12"), {**ROUNDS, "power_primary": 0.2}),
