@@ -15,6 +15,7 @@ from protocol.messages import (
     Body,
     Open,
     Opened,
+    ResyncState,
     Role,
     Welcome,
     WireDisk,
@@ -53,10 +54,14 @@ class Dialled:
             received=opened.received.position() if opened.received is not None else None,
             cut=opened.cut.position() if opened.cut is not None else None,
             applied=opened.applied.position() if opened.applied is not None else None,
-            resync=OpenResync(resync.id, resync.epoch, resync.settled_bytes) if resync is not None else None,
+            resync=_open_resync(resync) if resync is not None else None,
             needs_resync=opened.state == ReplicationState.WAITING_FOR_START_RESYNCHRONIZE.title,
             host=self.welcome.host or peer,
         )
+
+
+def _open_resync(state: ResyncState) -> OpenResync:
+    return OpenResync(state.id, state.epoch, state.settled_bytes, state.round, unsettle=state.unsettle)
 
 
 async def greet(surroundings: Surroundings, address: Address) -> tuple[Channel, Welcome]:

@@ -40,6 +40,7 @@ class ResyncProgress:
     work: dict[int, RunDisk]
     """All that was done, by every session of this process: never set back."""
     phase: str = STARTING
+    round: int = 1
     text: str = ""
     steps: list[tuple[float, str]] = field(default_factory=list)
     """When a step was reached, in seconds since the Unix epoch."""
@@ -186,6 +187,7 @@ class ResyncProgress:
             kind=self.kind.value,
             phase=self.phase,
             text=self.text,
+            round=self.round,
             started_time=self.started_time,
             total_bytes=total,
             done_bytes=compared,

@@ -132,6 +132,8 @@ class ResyncRecord(Record):
     parent_segment: Count
     started_time: float
     round: Count = 1
+    former: Id16 = NO_EPOCH
+    """The epoch of the round before (R32)."""
     end: PositionRecord | None = None
 
 

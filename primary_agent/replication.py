@@ -91,7 +91,7 @@ class Replication:
     @property
     def open_resync(self) -> OpenResync | None:
         resync = self.record.resync
-        return OpenResync(resync.id, resync.epoch) if resync is not None else None
+        return OpenResync(resync.id, resync.epoch, round=resync.round, former=resync.former) if resync else None
 
     @property
     def rebuilt(self) -> bool:
@@ -194,12 +194,12 @@ class Replication:
                 raise Replan("the resynchronization was cancelled")
             await self._store((), {"resync": resync})
 
-    async def change_resync(self, resync: ResyncRecord) -> None:
+    async def change_resync(self, resync: ResyncRecord, *events: dict[str, Any]) -> None:
         """Replace the record of the open resync. Raises Replan where that one is open no longer."""
         async with self._lock:
             if self.record.resync is None or self.record.resync.id != resync.id:
                 raise Replan("the resynchronization was cancelled")
-            await self._store((), {"resync": resync})
+            await self._store(events, {"resync": resync})
 
     async def propose(self, end: Position) -> None:
         """Put the end cut on record before the commit is sent (R33): from then on nothing cancels it.

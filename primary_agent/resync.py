@@ -3,8 +3,9 @@
 The order of the steps is the safety of the whole (R6-R10, R33-R35): the epoch is durable here before the tap starts
 tracking it; the tap tracks it before any block is read; all ranges are settled at the replica before the cut that ends
 the compare; the log up to that cut is received there before the commit; and the proposed end is durable here before
-the commit is sent. Every step can be interrupted: a later session goes on where this one stopped, or, if tracking was
-lost meanwhile, starts anew under another epoch.
+the commit is sent. Every step can be interrupted: a later session goes on where this one stopped; if the log was lost
+meanwhile in another round (:mod:`primary_agent.rounds`), or, where nothing names what was written, anew under another
+id.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import asyncio
 from collections.abc import Callable
 
 from primary_agent.comparing import Comparing, SessionKey
+from primary_agent.conclusions import Replan
 from primary_agent.dialing import Dialled, dial, expect, open_body
 from primary_agent.progress import COMMITTING, STARTING, TRACKED_WRITES, TRACKING_BEGUN, ResyncProgress
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Replication
+from primary_agent.rounds import forget_map, unsettle_messages
 from primary_agent.scope import read_scope
 from primary_agent.streaming import CutLedger, LogSender
 from primary_agent.surroundings import Surroundings
@@ -33,6 +36,7 @@ from protocol.messages import (
     ResyncReady,
     Role,
     Run,
+    Unsettled,
     WirePosition,
 )
 from protocol.position import Position
@@ -154,7 +158,7 @@ class ResyncDriver:
         return SessionKey(self._ports.random.bytes(16), RangeHasher(self._ports.random.bytes(32), BLOCK_SIZE))
 
     async def _begin(self, key: SessionKey) -> dict[int, list[Run]]:
-        """RESYNC_BEGIN and its answer: the settled ranges of each disk."""
+        """RESYNC_BEGIN and its answer, and what has to be unsettled first: the settled ranges of each disk."""
         resync = self.resync
         self._dialled.channel.send(
             ResyncBegin(
@@ -170,21 +174,57 @@ class ResyncDriver:
                 block_size=BLOCK_SIZE,
             )
         )
-        ready = await self._answers.get()
-        expect(ready, ResyncReady)
-        assert isinstance(ready, ResyncReady)
-        if (ready.id, ready.round, ready.key_id) != (resync.id, resync.round, key.id):
-            raise ProtocolError("RESYNC_READY is about another resync, round or key than was begun")
-        settled: dict[int, list[Run]] = {disk.index: [] for disk in self._disks}
-        for run in ready.settled:
-            if run.disk not in settled:
-                raise ProtocolError(f"RESYNC_READY names disk {run.disk}, which the VM does not have")
-            settled[run.disk].append(run)
+        settled = await self._ready(key)
+        if settled is None:
+            await self._unsettle()
+            settled = await self._ready(key)
+        if settled is None:
+            raise ProtocolError("RESYNC_READY wants to be told again what was written before this round")
+        await forget_map(self._tap, self._connection, resync)
         return settled
+
+    async def _ready(self, key: SessionKey) -> dict[int, list[Run]] | None:
+        """What the replica has settled, in one or more messages; None where it wants to hear first what changed."""
+        settled: dict[int, list[Run]] = {disk.index: [] for disk in self._disks}
+        more = True
+        while more:
+            ready = await self._answers.get()
+            expect(ready, ResyncReady)
+            assert isinstance(ready, ResyncReady)
+            if (ready.id, ready.round, ready.key_id) != (self.resync.id, self.resync.round, key.id):
+                raise ProtocolError("RESYNC_READY is about another resync, round or key than was begun")
+            if ready.unsettle:
+                return None
+            for run in ready.settled:
+                if run.disk not in settled:
+                    raise ProtocolError(f"RESYNC_READY names disk {run.disk}, which the VM does not have")
+                settled[run.disk].append(run)
+            more = ready.more
+        return settled
+
+    async def _unsettle(self) -> None:
+        """Tell the replica what was written in the rounds before; returns when it is durable there (R32)."""
+        if self._connection.status.doubt is None:
+            # Nothing names any more what was written before this round: all is compared, under another id.
+            await self._replication.update(resync=None)
+            raise Replan("the session is planned anew")
+        self.progress.enter(STARTING, "telling what changed since the last round")
+        for message in unsettle_messages(self.resync, await self._doubtful()):
+            self._dialled.channel.send(message)
+            await self._dialled.channel.drain()
+        answer = await self._answers.get()
+        expect(answer, Unsettled)
+        assert isinstance(answer, Unsettled)
+        if (answer.id, answer.round) != (self.resync.id, self.resync.round):
+            raise ProtocolError("UNSETTLED is about another resync or round than was told")
 
     async def _scope(self) -> dict[int, list[Range]]:
         """The ranges that have to be compared: whole disks, or what the tap's dirty map leaves in doubt (R28)."""
         if self.resync.kind is not ResyncKind.BOUNDED:
             return {disk.index: [(0, disk.size)] for disk in self._disks}
+        return await self._doubtful()
+
+    async def _doubtful(self) -> dict[int, list[Range]]:
+        """What the tap's dirty map names."""
         folder, vm = self._tap.folder, self._replication.vm.vm
         return await self._ports.workers.run(read_scope, self._ports.files, folder, vm, self._disks)

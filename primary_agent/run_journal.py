@@ -39,6 +39,7 @@ INTERRUPTIONS_KEPT = 32
 WRITE_SECONDS = 10.0
 """What was counted of an open run is written down at least so often while a session works on it."""
 MERGED = "merged"
+ROUND_BEGUN = "another round"
 _CHECKED = "sizes checked"
 _DISK_STEPS = {EventId.RESYNC_STARTED: "compare begun", EventId.RESYNC_COMPARED: "compare ended"}
 _WORKING = (ReplicationState.RESYNCHRONIZING, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS)
@@ -207,9 +208,11 @@ class RunJournal:
         return dict.fromkeys(names[:-RUNS_KEPT])
 
     def _take(self, resync: ResyncRecord, after: ReplicationRecord) -> None:
-        """Kind and causes may change while it is open."""
+        """Kind, causes and rounds may change while it is open."""
         assert self.open is not None
-        self.open.kind = resync.kind.value
+        if resync.round > self.open.rounds:
+            self._step(self.open, RunStep(name=ROUND_BEGUN, time=self._clock.wall(), data={"round": resync.round}))
+        self.open.kind, self.open.epoch, self.open.rounds = resync.kind.value, resync.epoch.hex(), resync.round
         known = {(cause.code, cause.text) for cause in self.open.causes}
         fresh = [cause for cause in after.causes if (cause.code, cause.text) not in known]
         self.open.causes = [*self.open.causes, *fresh]

@@ -22,6 +22,7 @@ from primary_agent.record import ResyncRecord, mint
 from primary_agent.replication import Acked
 from primary_agent.resync import ResyncDriver
 from primary_agent.resyncing import abandon
+from primary_agent.rounds import another_round
 from primary_agent.starting import Starting
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
@@ -35,6 +36,7 @@ from protocol.messages import (
     ResyncCancelled,
     ResyncKind,
     ResyncReady,
+    Unsettled,
 )
 from protocol.position import NO_EPOCH, Position
 from shared.hrl_follower import LogDamagedError
@@ -45,6 +47,7 @@ from shared.planning import (
     GeometryMismatch,
     GoOnWithResync,
     InitialRequired,
+    NextRound,
     ReplicaView,
     RestartResync,
     Resume,
@@ -133,6 +136,8 @@ class Session:
                 await self._resync(None)
             case GoOnWithResync(known=known):
                 await self._resync(await self._continued(known=known))
+            case NextRound(reason=reason, held=held):
+                await self._resync(await another_round(self._parts, held, reason))
             case RestartResync(reason):
                 await self._replication.tell_restart(reason)
                 await self._resync(None)
@@ -310,6 +315,8 @@ class Session:
             clock = self._ports.clock
             shown = ResyncProgress.of(identity, kind, epoch, list(self._replication.vm.geometry), started, clock)
             self._parts.progress = shown
+        if resync is not None:
+            shown.epoch, shown.round = resync.epoch, resync.round
         self._replication.runs.follow(shown)
         return shown
 
@@ -323,7 +330,7 @@ class Session:
                     self._take_received(message.position.position())
                 case Applied():
                     self._take_applied(message.position.position())
-                case ResyncReady() | Committed() | ResyncCancelled():
+                case ResyncReady() | Unsettled() | Committed() | ResyncCancelled():
                     self._answers.put_nowait(message)
                 case _:
                     raise ProtocolError(f"{name_of(message)} is not expected here", code="state")

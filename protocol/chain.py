@@ -81,7 +81,7 @@ class Cursor:
             case RecordKind.SEGMENT:
                 self.segment = header.segment
                 self.inside = True
-            case RecordKind.BATCH | RecordKind.SETTLED:
+            case RecordKind.BATCH | RecordKind.SETTLED | RecordKind.UNSETTLED:
                 self.inside = True
             case RecordKind.SEAL:
                 self.inside = False
@@ -94,7 +94,7 @@ class Cursor:
                 return self.inside is not False
             case RecordKind.SEAL:
                 return self.inside is not False and self.segment > 0
-            case RecordKind.SETTLED:
+            case RecordKind.SETTLED | RecordKind.UNSETTLED:
                 return self.segment == 0
             case RecordKind.UNDO_INDEX | RecordKind.UNDO_END:
                 # Undo logs have no order to follow: they are read by their index, from their end.

@@ -72,6 +72,7 @@ class RecordKind(IntEnum):
     SETTLED = 5
     UNDO_INDEX = 6
     UNDO_END = 7
+    UNSETTLED = 8
 
 
 class SealReason(IntEnum):
@@ -167,7 +168,10 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The body of a settled record: this range of this disk was compared and its differences are durable (R35)."""
+    """The body of a settled record: this range of this disk was compared and its differences are durable (R35).
+
+    That of an unsettled record is the same: the range was written since, and is to be compared again (R32).
+    """
 
     disk: int
     offset: int
@@ -219,7 +223,7 @@ def encode_seal_body(seal: Seal) -> bytes:
 
 
 def encode_settled_body(settled: Settled) -> bytes:
-    """The body of a settled record: disk u16, 6 zero bytes, offset u64, length u64."""
+    """The body of a settled or unsettled record: disk u16, 6 zero bytes, offset u64, length u64."""
     return _SETTLED.pack(settled.disk, b"", settled.offset, settled.length)
 
 
@@ -296,7 +300,7 @@ def _valid_lengths(kind: RecordKind, body: int, count: int) -> bool:
             return 0 < count <= MAX_DISKS and body == count * SEGMENT_DISK_BYTES
         case RecordKind.SEAL:
             return count == 0 and body == SEAL_BODY_BYTES
-        case RecordKind.SETTLED:
+        case RecordKind.SETTLED | RecordKind.UNSETTLED:
             return count == 0 and body == SETTLED_BODY_BYTES
         case RecordKind.UNDO_INDEX:
             return count > 0 and body == count * UNDO_INDEX_ENTRY_BYTES <= MAX_BODY
@@ -353,7 +357,7 @@ def decode_seal_body(body: Buffer, *, at: int = 0) -> Seal:
 
 
 def decode_settled_body(body: Buffer, *, at: int = 0) -> Settled:
-    """The body of a settled record. Raises LogError for an empty range, or one that no disk can have."""
+    """The body of a settled or unsettled record. Raises LogError for an empty range, or one that no disk can have."""
     disk, zeroes, offset, length = _SETTLED.unpack_from(body)
     if any(zeroes) or not 0 < length <= MAX_DISK_BYTES or offset > MAX_DISK_BYTES - length:
         raise LogError(at, "settled-range", f"a settled range of {length} bytes at {offset} of disk {disk}")

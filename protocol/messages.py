@@ -60,6 +60,8 @@ class MessageType(IntEnum):
     DETAIL = 44
     HOLES_REQUEST = 45
     HOLES = 46
+    UNSETTLE = 47
+    UNSETTLED = 48
 
 
 BULK_TYPES = frozenset(
@@ -234,13 +236,17 @@ class Open(Body, frozen=True):
 
 
 class ResyncState(Body, frozen=True):
-    """A resync that the replica holds open. ``settled_bytes`` were compared and are durable there."""
+    """A resync that the replica holds open. ``settled_bytes`` were compared and are durable there.
+
+    ``unsettle``: the round's UNSETTLE is not wholly there yet.
+    """
 
     id: Id16
     kind: ResyncKind
     epoch: Id16
     round: U32
     settled_bytes: U63
+    unsettle: bool
 
 
 class Opened(Body, frozen=True):
@@ -315,12 +321,37 @@ Runs = Annotated[list[Run], msgspec.Meta(max_length=MAX_SETTLED_RUNS)]
 
 
 class ResyncReady(Body, frozen=True):
-    """The replica is ready to compare; ``settled`` need not be compared again (at most MAX_SETTLED_RUNS are told)."""
+    """The replica is ready to compare; ``settled`` need not be compared again. ``more``: further ones follow.
+
+    ``unsettle``: the replica has to hear first, in UNSETTLE, what was written before this round; nothing counts as
+    settled until then.
+    """
 
     id: Id16
     round: U32
     key_id: Id16
     settled: Runs
+    more: bool
+    unsettle: bool
+
+
+class Unsettle(Body, frozen=True):
+    """These ranges were written in an earlier round whose log is lost: they are to be compared again.
+
+    ``last``: all are told with this message; it is answered when they are durable.
+    """
+
+    id: Id16
+    round: U32
+    ranges: Runs
+    last: bool
+
+
+class Unsettled(Body, frozen=True):
+    """All ranges of the round's UNSETTLE are durable at the replica. What stays settled follows in RESYNC_READY."""
+
+    id: Id16
+    round: U32
 
 
 class Question(Body, frozen=True):
@@ -427,6 +458,7 @@ BODIES: dict[MessageType, type[Body]] = {
     MessageType.RANGE_SETTLED: RangeSettled, MessageType.COMMIT: Commit, MessageType.COMMITTED: Committed,
     MessageType.DETAIL_REQUEST: DetailRequest, MessageType.HOLES_REQUEST: HolesRequest, MessageType.HOLES: Holes,
     MessageType.RESYNC_CANCEL: ResyncCancel, MessageType.RESYNC_CANCELLED: ResyncCancelled,
+    MessageType.UNSETTLE: Unsettle, MessageType.UNSETTLED: Unsettled,
 }  # fmt: skip
 TYPE_OF: dict[type[Body], MessageType] = {body: kind for kind, body in BODIES.items()}
 

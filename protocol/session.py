@@ -80,12 +80,15 @@ def _transitions() -> Transitions:
         (s.RESYNC, primary, m.RESYNC_CANCEL): s.CANCELLING,
         (s.RESYNC, primary, m.COMMIT): s.COMMITTING,
         (s.COMMITTING, replica, m.COMMITTED): s.OPEN,
-        # A cancel may cross the answer to the begin.
+        # A cancel may cross the answers to the begin, and to what is unsettled.
         (s.CANCELLING, replica, m.RESYNC_READY): s.CANCELLING,
+        (s.CANCELLING, replica, m.UNSETTLED): s.CANCELLING,
         (s.CANCELLING, replica, m.RESYNC_CANCELLED): s.OPEN,
     }
     for state in (s.OPEN, s.RESYNC):
         table |= _stay(state, primary, (m.LOG, m.SEAL))
+    table |= _stay(s.RESYNC, primary, (m.UNSETTLE,))
+    table |= _stay(s.RESYNC, replica, (m.UNSETTLED, m.RESYNC_READY))
     # Cuts sent before a resync began are still received and applied while it runs.
     for state in (s.OPEN, s.BEGINNING, s.RESYNC, s.COMMITTING, s.CANCELLING):
         table |= _stay(state, replica, (m.RECEIVED, m.APPLIED))

@@ -13,9 +13,11 @@ import numpy as np
 
 from protocol.bulk import Detail, Manifest, block_count, encode_detail, encode_manifest, group_count, unpack_flags
 from protocol.messages import DETAIL_BYTES, GROUP_BLOCKS, DetailRequest, Holes, HolesRequest, ManifestRequest, Run
+from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
+from replica_agent.overlay import UnknownBlocksError
 from shared.disks.hashing import DIGEST_BYTES, TAG_BYTES, RangeHasher
-from shared.ports import Buffer, Random
+from shared.ports import Buffer, Random, ReadableFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,17 +34,22 @@ class Answers:
 
     random: Random
     disks: BaseDisks
+    differences: DifferencingFile
+    """Read through: what was received and would be merged is compared as well."""
     hasher: RangeHasher
     block_size: int
     reread: bool
     """What can be read of the disks is not to be trusted: every block is told to differ."""
     unreadable: list[str]
 
+    def _file(self, disk: int) -> ReadableFile:
+        return self.differences.over(disk, self.disks.file(disk))
+
     def manifest(self, request: ManifestRequest) -> list[Buffer]:
         """Hash the range of the newest point. Blocks. A group of blocks that can't be read is told to differ (R24): it
         is sent and written anew, which is what a disk with a bad sector needs.
         """
-        file, hasher = self.disks.file(request.disk), self.hasher
+        file, hasher = self._file(request.disk), self.hasher
         try:
             if self.reread:
                 raise OSError("the disk is not trusted")
@@ -75,7 +82,7 @@ class Answers:
 
     def _hash_groups(self, request: ManifestRequest, error: OSError) -> tuple[NDArray[Any], NDArray[Any]]:
         """Hash a range group by group after an ``error``: one that can't be read has tags that no block has."""
-        file, step = self.disks.file(request.disk), GROUP_BLOCKS * self.block_size
+        file, step = self._file(request.disk), GROUP_BLOCKS * self.block_size
         parts = []
         for at in range(0, request.length, step):
             offset, length = request.offset + at, min(step, request.length - at)
@@ -84,27 +91,29 @@ class Answers:
                     raise error
                 parts.append(self.hasher.hash_range(file, offset, length))
             except OSError as problem:
-                if not self.reread:
-                    self.unreadable.append(f"{length} bytes at {offset} of disk {request.disk}: {problem}")
+                self._note_unreadable(request.disk, offset, length, problem)
                 count = block_count(length, self.block_size)
                 parts.append((np.zeros(count, bool), self._random_tags(count)))
         holes, tags = zip(*parts, strict=True)
         return np.concatenate(holes), np.concatenate(tags)
+
+    def _note_unreadable(self, disk: int, offset: int, length: int, error: OSError) -> None:
+        if not self.reread and not isinstance(error, UnknownBlocksError):
+            self.unreadable.append(f"{length} bytes at {offset} of disk {disk}: {error}")
 
     def _random_tags(self, count: int) -> NDArray[Any]:
         return np.frombuffer(self.random.bytes(TAG_BYTES * count), np.uint8).reshape(count, TAG_BYTES)
 
     def detail(self, request: DetailRequest) -> list[Buffer]:
         """Hash the smaller blocks of what was asked about. Blocks. What can't be read is told to differ (R24)."""
-        file, parts = self.disks.file(request.disk), []
+        file, parts = self._file(request.disk), []
         for offset, length in asked_blocks(request, self.block_size):
             try:
                 if self.reread:
                     raise OSError("the disk is not trusted")
                 parts.append(self.hasher.detail(file, [(offset, length)], DETAIL_BYTES))
             except OSError as error:
-                if not self.reread:
-                    self.unreadable.append(f"{length} bytes at {offset} of disk {request.disk}: {error}")
+                self._note_unreadable(request.disk, offset, length, error)
                 parts.append(self._random_tags(-(-length // DETAIL_BYTES)))
         return encode_detail(
             Detail(
@@ -126,7 +135,7 @@ class Answers:
         try:
             if self.reread:
                 raise OSError("the disk is not trusted")
-            for extent in self.disks.file(request.disk).extents(start, request.length):
+            for extent in self._file(request.disk).extents(start, request.length):
                 if extent.hole:
                     continue
                 first = extent.offset // size * size

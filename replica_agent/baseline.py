@@ -1,4 +1,4 @@
-"""The steps of a resync or initial replication at the replica: begin, cancel, commit.
+"""The steps of a resync or initial replication at the replica: begin, another round, cancel, commit.
 
 Each is one durable transaction with its files made before and deleted after it, so that a crash between any two steps
 leaves either the state before or the state after, and files that the next start removes.
@@ -6,10 +6,12 @@ leaves either the state before or the state after, and files that the next start
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from protocol.errors import ProtocolError
-from protocol.messages import ResyncBegin, ResyncKind, ResyncReady
+from protocol.messages import ResyncBegin, ResyncKind, ResyncReady, Unsettle
 from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
 from replica_agent.apply import Merge
 from replica_agent.finishing import finish
@@ -36,7 +38,7 @@ class Baseline:
 
     # --- begin -----------------------------------------------------------------------------------------------------
 
-    async def begin(self, body: ResyncBegin) -> ResyncReady:
+    async def begin(self, body: ResyncBegin) -> list[ResyncReady]:
         """Begin, or go on with, a resync; everything received of the present epoch is applied first (I5).
 
         Raises ProtocolError, NoSpaceError, OSError; nothing was changed then.
@@ -45,12 +47,14 @@ class Baseline:
         await self.parts.applier.caught_up()
         return await finish(self._begin(body))
 
-    async def _begin(self, body: ResyncBegin) -> ResyncReady:
+    async def _begin(self, body: ResyncBegin) -> list[ResyncReady]:
         parts = self.parts
         async with parts.order:
             self._judge(body)
             resync = parts.resync
-            if resync is None or not resync.is_continued_by(body):
+            if resync is not None and resync.is_followed_by(body):
+                resync = await self._next_round(resync, body)
+            elif resync is None or not resync.is_continued_by(body):
                 resync = await self._start(body)
             await finish(parts.ports.workers.run(self._check_room))
             ready = resync.enter(body)
@@ -99,7 +103,7 @@ class Baseline:
             ports=parts.ports,
             record=fresh,
             disks=parts.disks,
-            differences=parts.differencing_file(body.id, body.epoch),
+            differences=parts.differencing_file(body.id),
             tracked=parts.spool_from(parts.start_of(body.epoch)),
             in_place=fresh.in_place,
             reread=parts.ledger.replication.reread,
@@ -144,7 +148,11 @@ class Baseline:
 
     def _clear(self, former: OpenResync | None, opened: OpenResync) -> None:
         """What the new resync makes useless: the one before, and the partial segment of the present epoch. Blocks."""
-        if former is not None:
+        if former is not None and former.record.id == opened.record.id:
+            # The fresh differencing file has taken the place of the former one.
+            former.differences.close()
+            former.tracked.drop()
+        elif former is not None:
             former.drop()
         spool = self.parts.applier.spool
         if spool is not None:
@@ -157,6 +165,48 @@ class Baseline:
     def _idle_spool(self) -> Spool | None:
         applied = self.parts.ledger.replication.applied
         return self.parts.spool_from(applied.position) if applied is not None else None
+
+    # --- rounds ----------------------------------------------------------------------------------------------------
+
+    async def _next_round(self, former: OpenResync, body: ResyncBegin) -> OpenResync:
+        """Another round of the open resync, in one durable step: what it received stays, the tracked log goes (R32)."""
+        parts = self.parts
+        record = msgspec.structs.replace(former.record, round=body.round, epoch=body.epoch, unsettle=True)
+        opened = replace(former, record=record, tracked=parts.spool_from(parts.start_of(body.epoch)), key=None)
+        # Left over from a round that a crash interrupted before the store named it.
+        await finish(parts.ports.workers.run(opened.tracked.drop))
+        async with parts.ledger.transaction() as draft:
+            draft.resync = record
+            what = "initial replication" if parts.ledger.replication.epoch == NO_EPOCH else "resynchronization"
+            draft.event(
+                EventId.RESYNC_ROUND,
+                f"Round {body.round} of the {what} {body.id.hex()} began: its tracked log was lost at the primary.",
+                epoch=body.epoch.hex(),
+                round=body.round,
+            )
+        parts.resync = opened
+        await finish(parts.ports.workers.run(former.tracked.drop))
+        return opened
+
+    async def unsettle(self, body: Unsettle) -> list[ResyncReady] | None:
+        """Take back what was settled of these ranges; with the last of them, what is settled still, durably.
+
+        Raises ProtocolError, NoSpaceError, OSError, or SyncFailedError, of which the caller has to draw the
+        conclusions.
+        """
+        async with self.parts.order:
+            opened = self.parts.resync
+            if opened is None:
+                raise ProtocolError("UNSETTLE outside a resynchronization", code="state")
+            ranges = opened.accept_unsettle(body)
+            await self.parts.ports.workers.run(lambda: opened.differences.unsettle(ranges, last=body.last))
+            if not body.last:
+                return None
+            record = msgspec.structs.replace(opened.record, unsettle=False)
+            async with self.parts.ledger.transaction() as draft:
+                draft.resync = record
+            opened.record = record
+            return opened.ready()
 
     # --- cancel ----------------------------------------------------------------------------------------------------
 

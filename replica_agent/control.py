@@ -22,6 +22,8 @@ from protocol.messages import (
     ResyncCancel,
     ResyncCancelled,
     ResyncKind,
+    Unsettle,
+    Unsettled,
     WirePosition,
 )
 from protocol.position import Position
@@ -80,6 +82,8 @@ class Control:
             match message:
                 case ResyncBegin():
                     await self._begin(message)
+                case Unsettle():
+                    await self._unsettle(message)
                 case ResyncCancel():
                     await self._cancel(message)
                 case Commit():
@@ -160,7 +164,19 @@ class Control:
         self._take_place(body)
         ready = await self._baseline.begin(body)
         self.resyncing = True
-        self.channel.send(ready)
+        for part in ready:
+            self.channel.send(part)
+
+    async def _unsettle(self, body: Unsettle) -> None:
+        try:
+            ready = await finish(self._baseline.unsettle(body))
+        except SyncFailedError as error:
+            await finish(self._sync_failed(error))
+            raise
+        if ready is not None:
+            self.channel.send(Unsettled(id=body.id, round=body.round))
+            for part in ready:
+                self.channel.send(part)
 
     def _take_place(self, body: ResyncBegin) -> None:
         """One of the places that this host has for compares. Raises Refusal where all are taken.

@@ -1,13 +1,16 @@
-"""The differencing file: the blocks that a resync received, and the ranges that are settled.
+"""The differencing file: the blocks that a resync received, and the ranges that are settled, through all its rounds.
 
-It is a log of its own: segment 0 of the resync's epoch, batches of blocks and settled records. A settled record follows
-the blocks of its range in one chain, so a settled record that is valid proves that they are there; one sync makes both
-durable. All methods block and belong into a worker, one call at a time.
+It is a log of its own: segment 0, with the resync's id in the place of the epoch, of batches of blocks, settled and
+unsettled records. A settled record follows the blocks of its range in one chain, so a settled record that is valid
+proves that they are there; one sync makes both durable. An unsettled one takes back what was written since (R32). All
+methods block and belong into a worker, one call at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
 
 from protocol.bulk import Blocks
 from protocol.chain import Cursor
@@ -24,17 +27,19 @@ from protocol.hrl import (
     encode_settled_body,
 )
 from protocol.hrl import RECORD_HEADER_BYTES as HEADER
-from replica_agent.changes import gather
+from replica_agent.blocks_index import BlocksIndex
+from replica_agent.changes import Changes, gather
+from replica_agent.overlay import OverlaidDisk
 from replica_agent.ranges import RangeSet
 from replica_agent.replay import Source
 from replica_agent.space import grow, require_room, space_error
 from replica_agent.spool import SyncFailedError
 from replica_agent.walk import LogWalk, check_file
-from shared.ports import Buffer, Clock, File, FileSystem
+from shared.ports import Buffer, Clock, File, FileSystem, ReadableFile
 
 
 class DifferencingFile:
-    """The differencing file at ``path`` of the resync to ``epoch``; ``settled`` has the durable ranges of each disk."""
+    """The differencing file at ``path`` of the resync ``identity``; ``settled``: the ranges of each disk that are."""
 
     def __init__(
         self,
@@ -42,7 +47,7 @@ class DifferencingFile:
         clock: Clock,
         path: str,
         vm: bytes,
-        epoch: bytes,
+        identity: bytes,
         sizes: dict[int, int],
         *,
         reserve: int = 0,
@@ -54,11 +59,12 @@ class DifferencingFile:
         self._vm = vm
         self._sizes = sizes
         self._reserve = reserve
-        self._start = start_of_differences(vm, epoch)
+        self._start = start_of_differences(vm, identity)
         self._cursor = self._start.copy()
         self._offset = FILE_HEADER_BYTES
         self._space = 0
         self._file: File | None = None
+        self._index = {index: BlocksIndex(size) for index, size in sizes.items()}
 
     @property
     def folder(self) -> str:
@@ -101,13 +107,16 @@ class DifferencingFile:
         walk = LogWalk(self._file, self._cursor.copy())
         while chunk := walk.step():
             try:
-                gather(chunk.batches(), chunk.view, self._sizes, at=chunk.at)
+                changes = gather(chunk.batches(), chunk.view, self._sizes, at=chunk.at)
             except LogError:
                 break
+            self._add(changes, chunk.at)
             for offset, header in chunk.records:
+                body = chunk.view[offset + HEADER : offset + header.length]
                 if header.kind is RecordKind.SETTLED:
-                    body = chunk.view[offset + HEADER : offset + header.length]
                     self._mark(decode_settled_body(body))
+                elif header.kind is RecordKind.UNSETTLED:
+                    self._unmark(decode_settled_body(body))
             self._cursor, self._offset = walk.cursor.copy(), walk.offset
         self._space = self._file.size()
         # Found in the page cache is not yet durable, and what is settled is going to be told.
@@ -117,6 +126,28 @@ class DifferencingFile:
         ranges = self.settled.get(settled.disk)
         if ranges is not None and settled.offset + settled.length <= self._sizes[settled.disk]:
             ranges.add(settled.offset, settled.length)
+
+    def _unmark(self, unsettled: Settled) -> None:
+        ranges = self.settled.get(unsettled.disk)
+        if ranges is not None:
+            ranges.remove(unsettled.offset, unsettled.length)
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def over(self, disk: int, base: ReadableFile) -> ReadableFile:
+        """The disk's file as it will read once all that was received is merged. May be read while more is added."""
+        index = self._index[disk]
+        if self._file is None or not len(index):
+            return base
+        return OverlaidDisk(base, self._file, index.find)
+
+    def _add(self, changes: Changes, at: int) -> None:
+        """Blocks that lie in the file; ``at`` is where the buffer of ``changes`` begins there."""
+        for disk in np.unique(changes.table["disk"]).tolist():
+            rows = changes.table["disk"] == disk
+            self._index[disk].add(changes.table[rows], changes.at[rows] + at)
+
+    # --- writing ---------------------------------------------------------------------------------------------------
 
     def append(self, blocks: Blocks) -> None:
         """Add differing blocks. Raises NoSpaceError or OSError; then nothing was added."""
@@ -132,26 +163,43 @@ class DifferencingFile:
             body,
             len(blocks.table),
         )
+        at = self._offset + HEADER + blocks.table.nbytes
         self._append([header, *body])
         self._cursor = Cursor(cursor.epoch, 0, cursor.entry + len(blocks.table), chain, True)
+        payload = blocks.table["payload"].astype(np.int64)
+        self._add(Changes(blocks.table, np.cumsum(payload) - payload, blocks.payload), at)
 
     def settle(self, ranges: Sequence[Settled]) -> None:
         """Make everything appended so far durable, and with it that these ranges need no further compare.
 
         Raises NoSpaceError, OSError, or SyncFailedError: then the file is void.
         """
+        self._note(RecordKind.SETTLED, ranges)
+        self._sync()
+        for settled in ranges:
+            self._mark(settled)
+
+    def unsettle(self, ranges: Sequence[Settled], *, last: bool) -> None:
+        """Ranges that are not settled any more; with the ``last`` of them all are so durably.
+
+        Raises NoSpaceError, OSError, or SyncFailedError: then the file is void.
+        """
+        self._note(RecordKind.UNSETTLED, ranges)
+        for unsettled in ranges:
+            self._unmark(unsettled)
+        if last:
+            self._sync()
+
+    def _note(self, kind: RecordKind, ranges: Sequence[Settled]) -> None:
         cursor = self._cursor
         chain, records = cursor.chain, []
         now = int(self._clock.wall() * 1e9)
         for settled in ranges:
             body = encode_settled_body(settled)
-            header, chain = encode_record(RecordKind.SETTLED, cursor.epoch, 0, cursor.entry, now, chain, [body])
+            header, chain = encode_record(kind, cursor.epoch, 0, cursor.entry, now, chain, [body])
             records += [header, body]
         self._append(records)
         self._cursor = Cursor(cursor.epoch, 0, cursor.entry, chain, True)
-        self._sync()
-        for settled in ranges:
-            self._mark(settled)
 
     def require_room(self, needed: int) -> int:
         """The bytes that may be used on the volume, at least ``needed``. Raises NoSpaceError."""
@@ -196,6 +244,6 @@ class DifferencingFile:
         self._files.remove(self.path)
 
 
-def start_of_differences(vm: bytes, epoch: bytes) -> Cursor:
-    """The cursor before the first record of a differencing file."""
-    return Cursor(epoch, 0, 0, chain_seed(vm, epoch))
+def start_of_differences(vm: bytes, identity: bytes) -> Cursor:
+    """The cursor before the first record of the differencing file of a resync, whatever round it is in."""
+    return Cursor(identity, 0, 0, chain_seed(vm, identity))

@@ -124,14 +124,14 @@ class VmParts:
         """The position before the first record of an epoch's log."""
         return Position(epoch, 0, 0, chain_seed(self.vm, epoch))
 
-    def differencing_file(self, identity: bytes, epoch: bytes) -> DifferencingFile:
+    def differencing_file(self, identity: bytes) -> DifferencingFile:
         """The differencing file of a resync; nothing is read or made yet."""
         return DifferencingFile(
             self.ports.files,
             self.ports.clock,
             self.layout.resync(identity),
             self.vm,
-            epoch,
+            identity,
             self.disks.sizes,
             reserve=self.surroundings.reserve,
         )

@@ -36,6 +36,22 @@ class RangeSet:
         self._starts[first:last] = [offset]
         self._ends[first:last] = [end]
 
+    def remove(self, offset: int, length: int) -> None:
+        end = offset + length
+        first = bisect_right(self._ends, offset)
+        last = bisect_left(self._starts, end)
+        if first >= last:
+            return
+        starts, ends = [], []
+        if self._starts[first] < offset:
+            starts.append(self._starts[first])
+            ends.append(offset)
+        if self._ends[last - 1] > end:
+            starts.append(end)
+            ends.append(self._ends[last - 1])
+        self._starts[first:last] = starts
+        self._ends[first:last] = ends
+
     def covers(self, offset: int, length: int) -> bool:
         """Whether the whole range is in the set."""
         index = bisect_right(self._starts, offset) - 1

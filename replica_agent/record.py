@@ -174,6 +174,8 @@ class ResyncRecord(Record):
     round: Count
     started_time: float
     in_place: bool
+    unsettle: bool = False
+    """What was written before this round is not wholly told yet: until then nothing counts as settled (R32)."""
     end: PositionRecord | None = None
     differences_end: PositionRecord | None = None
     differences_length: Count = 0

@@ -119,7 +119,7 @@ def _merge(parts: VmParts, record: ResyncRecord) -> Merge:
     path = parts.layout.resync(record.id)
     if not record.in_place:
         assert record.differences_end is not None
-        start = start_of_differences(parts.vm, record.epoch)
+        start = start_of_differences(parts.vm, record.id)
         sources = (Source(path, start, record.differences_end.position, record.differences_length),)
     return Merge(sources, record.end.position, path)
 
@@ -144,7 +144,7 @@ def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
         ports=parts.ports,
         record=record,
         disks=parts.disks,
-        differences=parts.differencing_file(record.id, record.epoch),
+        differences=parts.differencing_file(record.id),
         tracked=parts.spool_from(parts.start_of(record.epoch)),
         in_place=record.in_place,
         reread=parts.ledger.replication.reread,
@@ -159,7 +159,7 @@ def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
         opened.differences.load()
         if record.in_place and opened.differences.settled_bytes and _written_since(parts, record):
             opened.differences.close()
-            opened.differences = parts.differencing_file(record.id, record.epoch)
+            opened.differences = parts.differencing_file(record.id)
             opened.differences.create()
             found.compared_again = True
         opened.tracked.load(torn=_other_boot(parts))

@@ -6,7 +6,7 @@ spool that nobody applies (R8). Only an initial replication writes blocks in pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,12 +38,14 @@ from protocol.messages import (
     ResyncReady,
     ResyncState,
     Run,
+    Unsettle,
 )
 from protocol.position import Position
 from replica_agent.answers import MAX_HOLES, Answers, asked_blocks
 from replica_agent.changes import Changes, plan_writes
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
+from replica_agent.ranges import RangeSet
 from replica_agent.record import ResyncRecord
 from replica_agent.replay import Source
 from replica_agent.spool import Spool, SyncFailedError
@@ -57,6 +59,8 @@ MAX_PENDING_RANGES = 256
 """Ranges whose manifest was asked for and that are not done; a sound primary has far fewer."""
 BLOCK_SIZES = (4096, 16 << 20)
 """The smallest and the largest block size that a primary may choose, in bytes; it must be a power of two."""
+MAX_SETTLED_MESSAGES = 256
+"""Settled ranges are told in so many messages at most; then those that save most."""
 
 
 @dataclass(slots=True)
@@ -95,7 +99,13 @@ class OpenResync:
         if self.key is None:
             raise ProtocolError("a question outside a resynchronization", code="state")
         return Answers(
-            self.ports.random, self.disks, self.key.hasher, self.key.block_size, self.reread, self.unreadable
+            self.ports.random,
+            self.disks,
+            self.differences,
+            self.key.hasher,
+            self.key.block_size,
+            self.reread,
+            self.unreadable,
         )
 
     @property
@@ -107,24 +117,56 @@ class OpenResync:
             epoch=record.epoch,
             round=record.round,
             settled_bytes=self.differences.settled_bytes,
+            unsettle=record.unsettle,
         )
 
     def is_continued_by(self, body: ResyncBegin) -> bool:
         record = self.record
         return (record.id, record.epoch, record.round) == (body.id, body.epoch, body.round)
 
+    def is_followed_by(self, body: ResyncBegin) -> bool:
+        """Whether that is a later round of this resync: under another epoch, and what is settled stays (R32)."""
+        record = self.record
+        same = (record.id, record.kind, record.parent, record.parent_segment)
+        later = body.round > record.round and body.epoch != record.epoch
+        return later and same == (body.id, body.kind, body.parent, body.parent_segment)
+
     # --- a session -------------------------------------------------------------------------------------------------
 
-    def enter(self, body: ResyncBegin) -> ResyncReady:
-        """Go on in a session with the key that it brought."""
+    def enter(self, body: ResyncBegin) -> list[ResyncReady]:
+        """Go on in a session with the key that it brought; what the primary is told."""
         self.key = Key(body.key_id, RangeHasher(body.key, body.block_size), body.block_size)
         self.pending.clear()
-        runs = [
-            Run(disk=index, offset=start, length=end - start)
-            for index, ranges in self.differences.settled.items()
-            for start, end in ranges
+        return self.ready()
+
+    def ready(self) -> list[ResyncReady]:
+        """What is settled, in as many messages as that takes. Raises ProtocolError outside of a session."""
+        if self.key is None:
+            raise ProtocolError("a message of a resynchronization that was not begun in this session", code="state")
+        record, key, unsettle = self.record, self.key.id, self.record.unsettle
+        parts = [[]] if unsettle else list(_told(self.differences.settled))
+        return [
+            ResyncReady(
+                id=record.id,
+                round=record.round,
+                key_id=key,
+                settled=part,
+                more=part is not parts[-1],
+                unsettle=unsettle,
+            )
+            for part in parts
         ]
-        return ResyncReady(id=body.id, round=body.round, key_id=body.key_id, settled=runs[:MAX_SETTLED_RUNS])
+
+    # --- rounds ----------------------------------------------------------------------------------------------------
+
+    def accept_unsettle(self, body: Unsettle) -> list[Settled]:
+        """Judge what is told of earlier rounds. Raises ProtocolError."""
+        key = self._require_key(body.id, body.round)
+        if not self.record.unsettle:
+            raise ProtocolError("UNSETTLE in a round that has heard all of it", code="state")
+        for run in body.ranges:
+            self._judge_range(run.disk, run.offset, run.length, key.block_size)
+        return [Settled(run.disk, run.offset, run.length) for run in body.ranges]
 
     def leave(self) -> None:
         """The session ended: its key is void."""
@@ -137,6 +179,7 @@ class OpenResync:
         """Judge a request, and expect its range's blocks from now on (R23). Raises ProtocolError."""
         key = self._key_of(request)
         self._judge_range(request.disk, request.offset, request.length, key.block_size)
+        self._judge_round()
         count = block_count(request.length, key.block_size)
         if count > MAX_MANIFEST_BLOCKS:
             raise ProtocolError(f"MANIFEST_REQUEST for more than {MAX_MANIFEST_BLOCKS} blocks")
@@ -165,6 +208,7 @@ class OpenResync:
         """Judge a question about holes (R23). Raises ProtocolError."""
         key = self._key_of(request)
         self._judge_range(request.disk, request.offset, request.length, key.block_size)
+        self._judge_round()
         if len(self.pending) >= MAX_PENDING_RANGES + MAX_HOLES:
             raise ProtocolError("too many holes are told and not done")
 
@@ -182,6 +226,10 @@ class OpenResync:
             if run.offset > at:
                 self.pending[answer.disk, at, run.offset - at] = True
             at = run.offset + run.length
+
+    def _judge_round(self) -> None:
+        if self.record.unsettle:
+            raise ProtocolError("a question before it was told what was written since the last round", code="state")
 
     def _judge_range(self, disk: int, offset: int, length: int, block_size: int) -> None:
         size = self.disks.sizes.get(disk)
@@ -280,6 +328,7 @@ class OpenResync:
         """Whether everything up to ``end`` is here, durably (I7). Raises ProtocolError with what is missing."""
         if end.epoch != self.record.epoch:
             raise ProtocolError("COMMIT with an end in another epoch", code="chain")
+        self._judge_round()
         if self.pending:
             raise ProtocolError(f"COMMIT although {len(self.pending)} ranges are not settled", code="state")
         if self.record.kind is not ResyncKind.BOUNDED and not self.differences.is_settled():
@@ -303,6 +352,18 @@ class OpenResync:
         """Delete everything that was received (I7). Blocks."""
         self.differences.remove()
         self.tracked.drop()
+
+
+def _told(settled: dict[int, RangeSet]) -> Iterator[list[Run]]:
+    """The settled ranges in lists of which each fits a message, at least one; too many: the longest of them."""
+    runs = [
+        Run(disk=index, offset=start, length=end - start) for index, ranges in settled.items() for start, end in ranges
+    ]
+    if len(runs) > MAX_SETTLED_MESSAGES * MAX_SETTLED_RUNS:
+        longest = sorted(runs, key=lambda run: -run.length)[: MAX_SETTLED_MESSAGES * MAX_SETTLED_RUNS]
+        runs = sorted(longest, key=lambda run: (run.disk, run.offset))
+    for at in range(0, max(1, len(runs)), MAX_SETTLED_RUNS):
+        yield runs[at : at + MAX_SETTLED_RUNS]
 
 
 def judge_begin(body: ResyncBegin) -> None:

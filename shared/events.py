@@ -38,6 +38,7 @@ class EventId(IntEnum):
     DISK_RESIZED = 60032
     RESYNC_SCHEDULED = 60061
     RESYNC_PAUSED = 60062
+    RESYNC_ROUND = 60063
 
 
 _ERRORS = frozenset(

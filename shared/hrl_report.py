@@ -104,6 +104,7 @@ class _Survey:
         self._bytes: Counter[str] = Counter()
         self._segments: list[dict[str, Any]] = []
         self._settled_bytes = 0
+        self._unsettled_bytes = 0
 
     def visit(self, offset: int, record: LogRecord) -> None:
         """Judge one record's body and count it. Raises LogError."""
@@ -141,6 +142,10 @@ class _Survey:
                 settled = decode_settled_body(body, at=at)
                 self._settled_bytes += settled.length
                 return {"disk": settled.disk, "offset_bytes": settled.offset, "length_bytes": settled.length}
+            case RecordKind.UNSETTLED:
+                unsettled = decode_settled_body(body, at=at)
+                self._unsettled_bytes += unsettled.length
+                return {"disk": unsettled.disk, "offset_bytes": unsettled.offset, "length_bytes": unsettled.length}
             case RecordKind.END_OF_FILE:
                 return {}
 
@@ -192,6 +197,7 @@ class _Survey:
             "entries": {kind: count for kind, count in self._entries.items() if count},
             "entry_bytes": {kind: count for kind, count in self._bytes.items() if count},
             "settled_bytes": self._settled_bytes,
+            "unsettled_bytes": self._unsettled_bytes,
             "segments": self._segments,
         }
 
@@ -271,6 +277,8 @@ def report_lines(report: Report) -> Iterator[str]:
         yield f"  {kind}: {count} entries, {report['entry_bytes'][kind]} bytes"
     if report["settled_bytes"]:
         yield f"  settled: {report['settled_bytes']} bytes"
+    if report["unsettled_bytes"]:
+        yield f"  unsettled again: {report['unsettled_bytes']} bytes"
     for segment in report["segments"]:
         yield f"  segment {segment['number']}: {_segment_sentence(segment)}"
     position = report["end"]["position"]
@@ -315,7 +323,7 @@ def record_lines(record: Record) -> Iterator[str]:
     match record["record"]:
         case "seal":
             line += f"  {record['reason']}, {record['entries']} entries, {record['segment_bytes']} bytes"
-        case "settled":
+        case "settled" | "unsettled":
             line += f"  disk {record['disk']}: {record['length_bytes']} bytes at {record['offset_bytes']}"
     yield line
     for disk in record.get("disks", ()):

@@ -38,11 +38,18 @@ class ResyncCause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OpenResync:
-    """A resync (or initial replication) that a side holds open."""
+    """A resync (or initial replication) that a side holds open, in a round of it.
+
+    ``former`` is the epoch of the round before, at the primary; ``unsettle`` that the replica has not heard all of what
+    was written before this round.
+    """
 
     id: bytes
     epoch: bytes
     settled_bytes: int = 0
+    round: int = 1
+    former: bytes = NO_EPOCH
+    unsettle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,17 @@ class GoOnWithResync:
 
 
 @dataclass(frozen=True, slots=True)
+class NextRound:
+    """The log of the open resync's epoch is lost, and a dirty map has taken its place: another round follows where that
+    names all that was written (to be asked of the tap), else it is void as with RestartResync. ``held`` is what the
+    replica has of it.
+    """
+
+    held: OpenResync
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RestartResync:
     """The open resync is void, since tracking of its epoch was lost: another id and epoch."""
 
@@ -174,6 +192,7 @@ Decision = (
     | InitialRequired
     | CommitConfirmed
     | GoOnWithResync
+    | NextRound
     | RestartResync
     | ResyncRequired
     | Fenced
@@ -276,14 +295,17 @@ def _is_cut(position: Position | None, epoch: bytes, segment: int) -> bool:
 
 
 def _open_resync(primary: PrimaryView, resync: OpenResync, replica: ReplicaView) -> Decision:
-    if primary.tracking != "on" or primary.log_epoch != resync.epoch:
-        return RestartResync(primary.lost_reason or f"tracking is {primary.tracking}")
-    theirs = replica.resync
-    return GoOnWithResync(
-        resync.id,
-        resync.epoch,
-        theirs is not None and theirs.id == resync.id and theirs.epoch == resync.epoch,
-    )
+    theirs = replica.resync if replica.resync is not None and replica.resync.id == resync.id else None
+    if theirs is not None and theirs.round > resync.round:
+        return RestartResync(f"the replica is in its round {theirs.round}, this side in {resync.round}")
+    if theirs is not None and theirs.round == resync.round and theirs.epoch != resync.epoch:
+        theirs = None
+    if primary.tracking == "on" and primary.log_epoch == resync.epoch:
+        return GoOnWithResync(resync.id, resync.epoch, theirs is not None)
+    reason = primary.lost_reason or f"tracking is {primary.tracking}"
+    if theirs is not None and primary.tracking == "map" and primary.log_epoch in (resync.epoch, resync.former):
+        return NextRound(theirs, reason)
+    return RestartResync(reason)
 
 
 def _other_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:

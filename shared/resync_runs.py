@@ -98,6 +98,8 @@ class Run(RunStruct):
     interruptions: list[Interruption] = []
     """The first ones and the newest ones."""
     interruption_count: int = 0
+    rounds: int = 1
+    """How many it took: one more each time that its log was lost and the dirty map named what was written."""
     forecast: Forecast | None = None
     result: str = ""
     ended_time: float | None = None

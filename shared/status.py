@@ -134,6 +134,8 @@ class ProgressStatus(StatusStruct):
     """
     text: str = ""
     """What it waits for, or what it is doing, in words."""
+    round: int = 1
+    """Of a resync: one more each time that its log was lost and the dirty map named what was written."""
     started_time: float | None = None
     total_bytes: int = 0
     done_bytes: int = 0

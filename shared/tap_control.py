@@ -375,6 +375,13 @@ class TapClient:
         """
         return await self._call("abandon", AbandonParams(epoch=epoch.hex()), TapStatus, SLOW_CALL_TIMEOUT)
 
+    async def forget(self, epoch: bytes) -> TapStatus:
+        """Let go of the dirty map from before ``epoch``, which is tracked: what is in it is on record elsewhere.
+
+        A no-op where another epoch is tracked, or there is no such map.
+        """
+        return await self._call("forget", AbandonParams(epoch=epoch.hex()), TapStatus, SLOW_CALL_TIMEOUT)
+
     async def cut(self, reason: str = "") -> Sealed:
         """Seal the current segment; durable when this returns. Raises InvalidStateError while nothing is tracked."""
         return await self._call("cut", ReasonParams(reason=reason), Sealed, SLOW_CALL_TIMEOUT)

@@ -80,6 +80,7 @@ class TapControl:
         methods.add("begin", BeginParams, self._begin)
         methods.add("stop_tracking", ReasonParams, self._stop_tracking)
         methods.add("abandon", AbandonParams, self._abandon)
+        methods.add("forget", AbandonParams, self._forget)
         methods.add("cut", ReasonParams, self._cut)
         methods.add("set", SetParams, self._set)
         methods.add("locate", LocateParams, self._locate)
@@ -223,6 +224,10 @@ class TapControl:
 
     async def _abandon(self, params: AbandonParams, client: Client) -> TapStatus:
         await self._engine.abandon(bytes.fromhex(params.epoch))
+        return self.status()
+
+    async def _forget(self, params: AbandonParams, client: Client) -> TapStatus:
+        await self._engine.tracker.forget(bytes.fromhex(params.epoch))
         return self.status()
 
     async def _cut(self, params: ReasonParams, client: Client) -> Sealed:

@@ -376,6 +376,14 @@ class Tracker:
             # The baseline of this epoch is committed: what came before it is not in doubt any more.
             self._dropping = self._tasks.spawn(self._let_go_of_map())
 
+    async def forget(self, epoch: bytes) -> None:
+        """What changed before the log of ``epoch`` is on record elsewhere: an older map is let go of, durably."""
+        if self.log is None or epoch != self.epoch or not self.maps.is_older(epoch):
+            return
+        if self._dropping is None:
+            self._dropping = self._tasks.spawn(self._let_go_of_map())
+        await asyncio.shield(self._dropping)
+
     async def _let_go_of_map(self) -> None:
         try:
             if self.log is not None:

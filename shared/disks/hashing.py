@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from shared.ports import File
+from shared.ports import ReadableFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +87,7 @@ class RangeHasher:
         rest = length % self.block_size
         return self._zero, self.tag(bytes(rest)) if rest else self._zero
 
-    def hash_range(self, file: File, offset: int, length: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def hash_range(self, file: ReadableFile, offset: int, length: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Which blocks are wholly holes (bool, one each), and the tags of the others (u8, shape (n, 16)), in order.
 
         Blocks. Raises OSError where something can't be read or the file ends before the range does.
@@ -129,7 +129,7 @@ class RangeHasher:
             for at in range(0, len(table), group)
         )
 
-    def detail(self, file: File, ranges: Sequence[tuple[int, int]], size: int) -> NDArray[Any]:
+    def detail(self, file: ReadableFile, ranges: Sequence[tuple[int, int]], size: int) -> NDArray[Any]:
         """The tags of the blocks of ``size`` bytes in ranges (offset, length), in order (u8, shape (n, 16)).
 
         The last block of a range may be shorter. Blocks. Raises OSError as :meth:`hash_range` does.
@@ -145,7 +145,7 @@ class RangeHasher:
                     tags += tag(chunk[start : start + size])
         return np.frombuffer(bytes(tags), np.uint8).reshape(-1, TAG_BYTES)
 
-    def _holes(self, file: File, offset: int, length: int, count: int) -> NDArray[Any]:
+    def _holes(self, file: ReadableFile, offset: int, length: int, count: int) -> NDArray[Any]:
         """Which blocks of the range lie wholly in holes; a block that the range's end cuts off counts to its end."""
         holes = np.zeros(count, bool)
         for extent in file.extents(offset, length):

@@ -87,6 +87,19 @@ class Extent:
     hole: bool
 
 
+class ReadableFile(Protocol):
+    """What of an open file is needed to hash it; the rules are those of :class:`File`."""
+
+    @property
+    def path(self) -> str: ...
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int: ...
+
+    def size(self) -> int: ...
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]: ...
+
+
 class File(Protocol):
     """One open file. All calls block (call them in a worker, or inline where the design says so).
 

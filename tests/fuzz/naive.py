@@ -73,7 +73,7 @@ def judge_header(head: bytes, limit: int) -> str:
 
 # --- records -------------------------------------------------------------------------------------------------------
 
-SEGMENT, BATCH, SEAL, END, SETTLED = 1, 2, 3, 4, 5
+SEGMENT, BATCH, SEAL, END, SETTLED, UNSETTLED = 1, 2, 3, 4, 5, 8
 
 
 class PlainRecord(NamedTuple):
@@ -117,7 +117,7 @@ def header_wrong(head: bytes) -> str:
         return "header-checksum"
     if head[5] != 1 or head[6] or head[7]:
         return "version"
-    if head[4] not in (SEGMENT, BATCH, SEAL, END, SETTLED):
+    if head[4] not in (SEGMENT, BATCH, SEAL, END, SETTLED, UNSETTLED):
         return "kind"
     body, count = number(head, 8, 4), number(head, 12, 4)
     fits = {
@@ -125,6 +125,7 @@ def header_wrong(head: bytes) -> str:
         BATCH: 1 <= count <= 4096 and 24 * count <= body <= 24 * count + 1048576 and body % 8 == 0,
         SEAL: count == 0 and body == 24,
         SETTLED: count == 0 and body == 24,
+        UNSETTLED: count == 0 and body == 24,
         END: count == 0 and body == 0,
     }
     return "" if fits[head[4]] else "length"
@@ -152,6 +153,7 @@ def read_record(data: bytes, at: int, end: int, place: Place) -> PlainRecord | s
         BATCH: place.inside is not False,
         SEAL: place.inside is not False and place.segment > 0,
         SETTLED: place.segment == 0,
+        UNSETTLED: place.segment == 0,
         END: True,
     }
     if not order[kind]:

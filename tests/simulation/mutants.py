@@ -16,6 +16,7 @@ from tests.simulation import mutants_maps as maps
 from tests.simulation import mutants_points as points
 from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
+from tests.simulation import mutants_rounds as rounds
 from tests.simulation import mutants_schedule as schedule
 from tests.simulation.hooks import replaced
 from tests.simulation.mutants_kit import Patch
@@ -85,6 +86,7 @@ RESYNCS = {**BUSY, "resyncs": 0.5}
 LONG_ZEROES = {**BUSY, "zeroes": 0.6, "stalls": 0.1}
 KEPT = {"newest": 4, "hourly": 5, "seconds": 14.0, "interval": 1.0}
 WINDOWS = {**BUSY, "windows": 2.0, "slow": 0.3, "pages": 128, "seconds": 14.0}
+ROUNDS = {**BUSY, "resyncs": 1.0, "log_errors": 2.0, "zeroes": 0.5, "pages": 128, "seconds": 14.0}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
 
 MUTANTS = {
@@ -155,6 +157,19 @@ MUTANTS = {
             first=6,
         ),
         Mutant(replica.no_fence, ("I5", "I8", "I12"), IDLE_FAILOVER, first=9),
+        Mutant(rounds.round_settles_all, ("I1", "I12"), ROUNDS),
+        Mutant(
+            rounds.unsettled_told_early,
+            ("I1", "I12"),
+            {**ROUNDS, "crash_at_sync": 0.03, "slow": 0.1, "zeroes": 0.2},
+        ),
+        Mutant(
+            rounds.unsettled_noted_early,
+            ("I1", "I12"),
+            {**ROUNDS, "crash_at_sync": 0.03, "slow": 0.1, "zeroes": 0.2},
+        ),
+        Mutant(rounds.round_reads_the_base, ("I1", "I12"), ROUNDS),
+        Mutant(rounds.map_forgotten_early, ("I1", "I12"), {**ROUNDS, "power_primary": 0.2}),
         Mutant(points.export_not_preserved, ("I1",), {**BUSY, "exports": 0.5}),
         Mutant(points.undo_nosync, ("I6", "R25"), {**REPLICA_POWER, **KEPT}),
         Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),

@@ -22,6 +22,7 @@ from tests.simulation.hooks import observed, replaced
 from tests.simulation.loop import Process, SimulationLoop
 from tests.simulation.options import Options, draw
 from tests.simulation.oracle import Violation, difference
+from tests.simulation.runs_view import rounds_of
 from tests.simulation.tuning import small_constants
 from tests.simulation.world import MAX_STEPS, World
 
@@ -110,6 +111,7 @@ def run(
         result.counts["flushes"] = world.guest.flushes
         result.counts["points checked"] = world.view.checks
         result.counts["older points checked"] = world.view.history_checks
+        result.counts["rounds at P"], result.counts["rounds at R"] = map(rounds_of, world.hosts)
         result.counts["exports checked"] = world.exports.checks
         result.counts["starts judged"] = world.schedule.starts
         result.counts["compare questions judged"] = world.schedule.asked

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from primary_agent.run_journal import PREFIX
+from shared.events import EventId
 from shared.resync_runs import COMMITTED
 from shared.states import ReplicationState
+from tests.simulation.hosts import Host
 from tests.simulation.oracle import Violation
 from tests.simulation.services import StoreContent
+
+
+def rounds_of(host: Host) -> int:
+    """How often a resync went on in another round, as the agent of that host put it on record."""
+    events = (event for content in host.contents.values() for event in content.events)
+    return sum(event["event"] == EventId.RESYNC_ROUND for event in events)
 
 
 def check_runs(content: StoreContent | None) -> None:

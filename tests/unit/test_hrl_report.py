@@ -89,10 +89,11 @@ def test_file_that_begins_inside_a_segment_says_so() -> None:
 
 def test_settled_ranges_are_counted_and_shown() -> None:
     report, records = dumped(FOLDER / "differencing.hrl")
-    assert report["settled_bytes"] == (1 << 20) + (4 << 20)
+    assert (report["settled_bytes"], report["unsettled_bytes"]) == ((1 << 20) + (4 << 20) + (128 << 10), 128 << 10)
     assert any("differencing" in line for line in report_lines(report))
     shown = [line for record in records for line in record_lines(record)]
-    assert sum("settled" in line for line in shown) == 2
+    assert sum("  settled" in line for line in shown) == 3
+    assert sum("  unsettled" in line for line in shown) == 1
 
 
 def test_damage_names_where_it_is_and_what_lies_behind() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from shared.planning import (
     GeometryMismatch,
     GoOnWithResync,
     InitialRequired,
+    NextRound,
     OpenResync,
     PrimaryView,
     ReplicaView,
@@ -31,7 +33,7 @@ from shared.planning import (
 
 DISK = Geometry(0, 1 << 30, b"d" * 16)
 SECOND = Geometry(1, 1 << 20, b"e" * 16)
-OLD, NOW, NEXT, OTHER = (bytes([n]) * 16 for n in (1, 2, 3, 4))
+OLD, NOW, NEXT, OTHER, FORMER = (bytes([n]) * 16 for n in (1, 2, 3, 4, 5))
 LINEAGE = (Ancestor(OLD, NO_EPOCH, 0), Ancestor(NOW, OLD, 5))
 
 
@@ -152,6 +154,47 @@ def test_a_resync_whose_tracking_was_lost_starts_anew(tracking: str, log_epoch: 
     """R10."""
     primary = replace(PRIMARY, resync=OpenResync(b"r" * 16, NEXT), tracking=tracking, log_epoch=log_epoch)
     assert isinstance(decide(primary, REPLICA), RestartResync)
+
+
+def in_round(number: int, epoch: bytes, **more: Any) -> ReplicaView:
+    return replace(REPLICA, resync=OpenResync(b"r" * 16, epoch, 4096, number, **more))
+
+
+@pytest.mark.parametrize(("log_epoch", "held"), [(NEXT, 2), (NEXT, 1), (FORMER, 1)])
+def test_a_lost_log_that_a_map_has_replaced_may_lead_to_another_round(log_epoch: bytes, held: int) -> None:
+    """R32: also where this side had begun a round on record, and no more of it."""
+    ours = OpenResync(b"r" * 16, NEXT, round=2, former=FORMER)
+    primary = replace(PRIMARY, resync=ours, tracking="map", log_epoch=log_epoch, lost_reason="it is full")
+    replica = in_round(held, NEXT if held == 2 else FORMER)
+    assert replica.resync is not None
+    assert decide(primary, replica) == NextRound(replica.resync, "it is full")
+
+
+@pytest.mark.parametrize(
+    ("tracking", "log_epoch", "replica"),
+    [
+        ("map", NOW, in_round(2, NEXT)),
+        ("lost", NEXT, in_round(2, NEXT)),
+        ("map", NEXT, REPLICA),
+        ("map", NEXT, replace(REPLICA, resync=OpenResync(b"s" * 16, NEXT, 4096, 2))),
+        ("map", NEXT, in_round(2, FORMER)),
+        ("on", NEXT, in_round(3, NEXT)),
+        ("map", NEXT, in_round(3, NEXT)),
+    ],
+    ids=["another log", "no map", "nothing there", "another one there", "another epoch", "ahead", "ahead in a map"],
+)
+def test_where_nothing_can_be_kept_it_starts_anew(tracking: str, log_epoch: bytes, replica: ReplicaView) -> None:
+    ours = OpenResync(b"r" * 16, NEXT, round=2, former=FORMER)
+    primary = replace(PRIMARY, resync=ours, tracking=tracking, log_epoch=log_epoch)
+    assert isinstance(decide(primary, replica), RestartResync)
+
+
+def test_a_round_that_the_replica_has_not_heard_of_goes_on_with_what_it_has() -> None:
+    """R35: what it has settled is known, and told to be unsettled before anything counts."""
+    ours = OpenResync(b"r" * 16, NEXT, round=2, former=FORMER)
+    primary = replace(PRIMARY, resync=ours, log_epoch=NEXT, log_end=at(3, 30, NEXT))
+    assert decide(primary, in_round(1, FORMER)) == GoOnWithResync(b"r" * 16, NEXT, True)
+    assert decide(primary, in_round(2, NEXT, unsettle=True)) == GoOnWithResync(b"r" * 16, NEXT, True)
 
 
 def promoted(parent_segment: int, *, flag: bool) -> ReplicaView:

@@ -204,7 +204,9 @@ def hrl_cases() -> Iterator[Case]:
     differing = LogBuilder(epoch=OTHER_EPOCH)
     differing.batch(data(0, 65536, pattern(512, 11)), zero(0, 131072, 65536)).settle(0, 0, 1 << 20)
     differing.batch(data(3, 0, pattern(512, 12))).settle(3, 0, 4 << 20)
-    yield case("differencing", "a differencing file: differing blocks and settled ranges", differing.content)
+    differing.unsettle(0, 65536, 131072).batch(zero(0, 65536, 65536)).settle(0, 65536, 131072)
+    what = "a differencing file: differing blocks and settled ranges, one of them in two rounds"
+    yield case("differencing", what, differing.content)
     yield from damaged_cases(case)
 
 

@@ -129,6 +129,10 @@ class LogBuilder:
         self.put(RecordKind.SETTLED, [encode_settled_body(Settled(disk, offset, length))])
         return self
 
+    def unsettle(self, disk: int, offset: int, length: int) -> LogBuilder:
+        self.put(RecordKind.UNSETTLED, [encode_settled_body(Settled(disk, offset, length))])
+        return self
+
     def end_file(self) -> LogBuilder:
         self.put(RecordKind.END_OF_FILE)
         return self

@@ -34,6 +34,8 @@ from protocol.messages import (
     ResyncState,
     Role,
     Run,
+    Unsettle,
+    Unsettled,
     Welcome,
     WireAncestor,
     WireDisk,
@@ -100,7 +102,9 @@ EXAMPLES: dict[MessageType, Body] = {
         received=POSITION,
         cut=POSITION,
         applied=POSITION,
-        resync=ResyncState(id=RESYNC, kind=ResyncKind.RESYNC, epoch=OTHER_EPOCH, round=1, settled_bytes=65536),
+        resync=ResyncState(
+            id=RESYNC, kind=ResyncKind.RESYNC, epoch=OTHER_EPOCH, round=1, settled_bytes=65536, unsettle=False
+        ),
     ),
     MessageType.HEARTBEAT: Heartbeat(number=3, echo=2, wall_ns=START_NS),
     MessageType.CLOSE: Close(text="the agent is stopping"),
@@ -119,7 +123,12 @@ EXAMPLES: dict[MessageType, Body] = {
         block_size=65536,
     ),
     MessageType.RESYNC_READY: ResyncReady(
-        id=RESYNC, round=1, key_id=KEY_ID, settled=[Run(disk=0, offset=0, length=65536)]
+        id=RESYNC,
+        round=1,
+        key_id=KEY_ID,
+        settled=[Run(disk=0, offset=0, length=65536)],
+        more=False,
+        unsettle=False,
     ),
     MessageType.MANIFEST_REQUEST: ManifestRequest(
         id=RESYNC, round=1, key_id=KEY_ID, disk=0, offset=65536, length=327680, digests=pattern(16, 10)
@@ -141,6 +150,8 @@ EXAMPLES: dict[MessageType, Body] = {
     MessageType.RANGE_SETTLED: RangeSettled(id=RESYNC, round=1, ranges=[Run(disk=0, offset=65536, length=327680)]),
     MessageType.COMMIT: Commit(id=RESYNC, round=1, end=POSITION),
     MessageType.COMMITTED: Committed(id=RESYNC, end=POSITION),
+    MessageType.UNSETTLE: Unsettle(id=RESYNC, round=2, ranges=[Run(disk=0, offset=65536, length=131072)], last=True),
+    MessageType.UNSETTLED: Unsettled(id=RESYNC, round=2),
     MessageType.RESYNC_CANCEL: ResyncCancel(id=RESYNC, text="an administrator asked for it"),
     MessageType.RESYNC_CANCELLED: ResyncCancelled(id=RESYNC),
 }

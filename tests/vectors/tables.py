@@ -175,6 +175,7 @@ def record_kinds() -> str:
         RecordKind.SEAL: "24 bytes",
         RecordKind.END_OF_FILE: "none",
         RecordKind.SETTLED: "24 bytes",
+        RecordKind.UNSETTLED: "24 bytes",
         RecordKind.UNDO_INDEX: "one 48-byte entry for each of `count`; in undo logs only",
         RecordKind.UNDO_END: "104 bytes; in undo logs only",
     }

@@ -87,7 +87,7 @@ def body_wrong(record: naive.PlainRecord) -> str:
             return "geometry" if len(set(indexes)) != len(indexes) else ""
         case naive.SEAL:
             return "" if 1 <= body[0] <= 5 and not any(body[1:8]) else "seal-reason"
-        case naive.SETTLED:
+        case naive.SETTLED | naive.UNSETTLED:
             offset, length = number(body, 8, 8), number(body, 16, 8)
             return "" if length and offset + length <= 1 << 46 and not any(body[2:8]) else "settled-range"
     return ""
@@ -100,7 +100,7 @@ def remade_body(header: RecordHeader, body: memoryview) -> list[bytes]:
             return [encode_segment_body(decode_segment_body(header, body))]
         case RecordKind.SEAL:
             return [encode_seal_body(decode_seal_body(body))]
-        case RecordKind.SETTLED:
+        case RecordKind.SETTLED | RecordKind.UNSETTLED:
             return [encode_settled_body(decode_settled_body(body))]
         case RecordKind.BATCH:
             table = decode_entries(header, body, SIZES)

@@ -359,10 +359,14 @@ def settled_of(records: list[naive.PlainRecord]) -> dict[int, set[int]]:
     """The sectors of each disk that records say are settled, of the ranges that lie inside the disk."""
     settled: dict[int, set[int]] = {disk: set() for disk in SIZES}
     for record in records:
-        if record.kind != naive.SETTLED or body_wrong(record):
+        if record.kind not in (naive.SETTLED, naive.UNSETTLED) or body_wrong(record):
             continue
         disk, offset, length = (naive.number(record.body, at, size) for at, size in ((0, 2), (8, 8), (16, 8)))
-        if offset + length <= SIZES.get(disk, 0):
+        if record.kind == naive.UNSETTLED:
+            gone = range(offset, offset + length)
+            if disk in settled:
+                settled[disk] = {place for place in settled[disk] if place not in gone}
+        elif offset + length <= SIZES.get(disk, 0):
             settled[disk] |= {offset, offset + length - 1}
     return settled
 
@@ -392,11 +396,14 @@ def fuzz_differencing(content: bytes) -> None:
     for disk, places in settled_of(taken).items():
         assert all(found.settled[disk].covers(at, 1) for at in places)
         assert found.settled[disk].bytes <= SIZES[disk]
-        assert places or not found.settled[disk].bytes
+        assert places or not found.settled[disk].bytes or any(r.kind == naive.UNSETTLED for r in taken)
     blocks = decode_blocks(BULK_EXAMPLES[MessageType.BLOCKS], SIZES)
     found.append(blocks)
     found.settle([Settled(0, 0, 1 << 20), Settled(3, 0, 4 << 20)])
     assert found.is_settled()
+    found.unsettle([Settled(0, 4096, 512)], last=False)
+    assert not found.is_settled()
+    found.settle([Settled(0, 4096, 512)])
     length, position = found.length, found.source.end
     found.close()
     again = opened(files)
@@ -412,6 +419,7 @@ def seeds_differencing() -> Iterable[bytes]:
     yield bytes(log.content)
     yield bytes(log.content[:-30])
     yield bytes(log.content[:4096])
+    yield bytes(LogBuilder().settle(0, 0, 1 << 19).unsettle(0, 4096, 4096).unsettle(9, 0, 512).content)
     yield bytes(log.settle(3, 0, 8 << 20).settle(9, 0, 512).batch(zero(9, 0, 512)).settle(0, 512, 512).content)
     yield bytes(LogBuilder(epoch=OTHER_EPOCH).batch(zero(0, 0, 512)).content)
     yield bytes(LogBuilder().batch(zero(0, 0, 512)).begin().seal().content)

@@ -35,6 +35,8 @@ from protocol.messages import (
     ResyncState,
     Role,
     Run,
+    Unsettle,
+    Unsettled,
     Welcome,
     WireAncestor,
     WireDisk,
@@ -54,7 +56,9 @@ lineage = st.lists(st.builds(WireAncestor, epoch=id16, parent=id16, parent_segme
 disks = st.lists(st.builds(WireDisk, index=u16, uuid=id16, size=st.integers(1, MAX_DISK_BYTES)), max_size=3)
 runs = st.lists(st.builds(Run, disk=u16, offset=u63, length=u63), max_size=5)
 kind = st.sampled_from(ResyncKind)
-resync_state = st.builds(ResyncState, id=id16, kind=kind, epoch=id16, round=u32, settled_bytes=u63)
+resync_state = st.builds(
+    ResyncState, id=id16, kind=kind, epoch=id16, round=u32, settled_bytes=u63, unsettle=st.booleans()
+)
 
 
 def maybe(of: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -125,7 +129,9 @@ bodies: st.SearchStrategy[Body] = st.one_of(
         key=st.binary(min_size=16, max_size=32),
         block_size=u32,
     ),
-    st.builds(ResyncReady, id=id16, round=u32, key_id=id16, settled=runs),
+    st.builds(ResyncReady, id=id16, round=u32, key_id=id16, settled=runs, more=st.booleans(), unsettle=st.booleans()),
+    st.builds(Unsettle, id=id16, round=u32, ranges=runs, last=st.booleans()),
+    st.builds(Unsettled, id=id16, round=u32),
     st.builds(
         ManifestRequest,
         id=id16,

@@ -95,15 +95,18 @@ def test_order_of_kinds_is_kept_even_with_a_right_chain(first: object, second: o
 
 
 def test_segment_zero_takes_batches_and_settled_ranges_but_no_seal() -> None:
-    differing = LogBuilder().batch(zero(0, 0, 512)).settle(0, 0, 512).seal()
+    differing = LogBuilder().batch(zero(0, 0, 512)).settle(0, 0, 512).unsettle(0, 0, 512).seal()
     cursor = Cursor.at(differing.positions[0])
     follow(cursor, differing.record(0))
     follow(cursor, differing.record(1))
-    assert refused(cursor, differing.record(2)) == "order"
+    follow(cursor, differing.record(2))
+    assert refused(cursor, differing.record(3)) == "order"
 
 
 def test_settled_range_has_no_place_in_a_segment() -> None:
     log = LogBuilder().begin().settle(0, 0, 512)
+    assert refused(Cursor.at(log.positions[1]), log.record(1)) == "order"
+    log = LogBuilder().begin().unsettle(0, 0, 512)
     assert refused(Cursor.at(log.positions[1]), log.record(1)) == "order"
 
 

@@ -68,7 +68,7 @@ def reason_of(header: bytes) -> str:
 def test_numbers_stay() -> None:
     assert [(kind.name, int(kind)) for kind in RecordKind] == [
         ("SEGMENT", 1), ("BATCH", 2), ("SEAL", 3), ("END_OF_FILE", 4), ("SETTLED", 5),
-        ("UNDO_INDEX", 6), ("UNDO_END", 7),
+        ("UNDO_INDEX", 6), ("UNDO_END", 7), ("UNSETTLED", 8),
     ]  # fmt: skip
     assert [(kind.name, int(kind)) for kind in EntryKind] == [("DATA", 1), ("ZERO", 2), ("DISCARD", 3)]
     assert [(reason.name, int(reason)) for reason in SealReason] == [

@@ -62,6 +62,7 @@ def test_every_type_is_control_or_bulk_and_numbers_stay() -> None:
         "RANGE_DONE": 37, "RANGE_SETTLED": 38, "COMMIT": 39, "COMMITTED": 40, "RESYNC_CANCEL": 41,
         "RESYNC_CANCELLED": 42,
             "DETAIL_REQUEST": 43, "DETAIL": 44, "HOLES_REQUEST": 45, "HOLES": 46,
+            "UNSETTLE": 47, "UNSETTLED": 48,
     }  # fmt: skip
 
 

@@ -306,7 +306,9 @@ def test_whole_life_of_a_control_connection() -> None:
     pair.talk((p, m.RESYNC_BEGIN), (r, m.APPLIED), (r, m.RESYNC_READY), (p, m.LOG), (p, m.SEAL), (r, m.RECEIVED))
     pair.talk((p, m.COMMIT), (p, m.HEARTBEAT), (r, m.COMMITTED), (r, m.APPLIED), (p, m.LOG))
     pair.talk((p, m.RESYNC_BEGIN), (p, m.RESYNC_CANCEL), (r, m.RESYNC_READY), (r, m.RESYNC_CANCELLED), (p, m.LOG))
-    pair.talk((p, m.RESYNC_CANCEL), (r, m.RESYNC_CANCELLED), (p, m.CLOSE))
+    pair.talk((p, m.RESYNC_BEGIN), (r, m.RESYNC_READY), (p, m.UNSETTLE), (p, m.UNSETTLE), (r, m.UNSETTLED))
+    pair.talk((r, m.RESYNC_READY), (r, m.RESYNC_READY), (p, m.UNSETTLE), (p, m.RESYNC_CANCEL), (r, m.UNSETTLED))
+    pair.talk((r, m.RESYNC_CANCELLED), (p, m.RESYNC_CANCEL), (r, m.RESYNC_CANCELLED), (p, m.CLOSE))
     assert pair.primary.state is pair.replica.state is SessionState.CLOSED
 
 

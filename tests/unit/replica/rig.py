@@ -317,6 +317,7 @@ class Resync:
     identity: bytes
     kind: ResyncKind = ResyncKind.INITIAL
     parent: bytes = NO_EPOCH
+    round: int = 1
     bulk: Primary | None = None
     hasher: RangeHasher = field(default_factory=lambda: RangeHasher(random.randbytes(32), BLOCK_SIZE))
     key_id: bytes = field(default_factory=lambda: random.randbytes(16))
@@ -327,7 +328,7 @@ class Resync:
         body: dict[str, Any] = {
             "id": self.identity,
             "kind": self.kind,
-            "round": 1,
+            "round": self.round,
             "epoch": self.tap.epoch,
             "parent": self.parent,
             "parent_segment": 0,
@@ -351,7 +352,7 @@ class Resync:
     def request(self, disk: int, offset: int, length: int, **changes: Any) -> ManifestRequest:
         body: dict[str, Any] = {
             "id": self.identity,
-            "round": 1,
+            "round": self.round,
             "key_id": self.key_id,
             "disk": disk,
             "offset": offset,
@@ -361,15 +362,21 @@ class Resync:
         return ManifestRequest(**{**body, **changes})
 
     def detail(self, disk: int, offset: int, length: int, blocks: bytes, **changes: Any) -> DetailRequest:
-        body = {"id": self.identity, "round": 1, "key_id": self.key_id, "disk": disk, "offset": offset}
+        body = {"id": self.identity, "round": self.round, "key_id": self.key_id, "disk": disk, "offset": offset}
         return DetailRequest(**{**body, "length": length, "blocks": blocks, **changes})
 
     def holes(self, disk: int, offset: int, length: int, **changes: Any) -> HolesRequest:
-        body = {"id": self.identity, "round": 1, "key_id": self.key_id, "disk": disk, "offset": offset}
+        body = {"id": self.identity, "round": self.round, "key_id": self.key_id, "disk": disk, "offset": offset}
         return HolesRequest(**{**body, "length": length, **changes})
 
     def done(self, disk: int, offset: int, length: int, **changes: Any) -> RangeDone:
-        body: dict[str, Any] = {"id": self.identity, "round": 1, "disk": disk, "offset": offset, "length": length}
+        body: dict[str, Any] = {
+            "id": self.identity,
+            "round": self.round,
+            "disk": disk,
+            "offset": offset,
+            "length": length,
+        }
         return RangeDone(**{**body, **changes})
 
     async def compare_range(self, disk: Geometry, offset: int, length: int) -> None:
@@ -393,7 +400,7 @@ class Resync:
         assert self.bulk is not None
         zero = not any(block)
         entry = encode_blocks_entry(disk, offset, len(block), zero=zero)
-        pieces = encode_blocks(self.identity, 1, [entry], [] if zero else [block])
+        pieces = encode_blocks(self.identity, self.round, [entry], [] if zero else [block])
         self.bulk.channel.send_bulk(MessageType.BLOCKS, pieces)
         self.sent.append((disk, offset))
 
@@ -406,7 +413,7 @@ class Resync:
             await self.control.send_segment(self.tap, rng)
 
     async def commit(self) -> None:
-        self.control.channel.send(Commit(id=self.identity, round=1, end=WirePosition.of(self.tap.position)))
+        self.control.channel.send(Commit(id=self.identity, round=self.round, end=WirePosition.of(self.tap.position)))
         committed = await self.control.expect(Committed)
         assert committed.end.position() == self.tap.position
 

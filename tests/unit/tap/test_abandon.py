@@ -117,3 +117,27 @@ def test_without_a_map_tracking_ends(world: World) -> None:
         await tap.stop()
 
     world.run(main)
+
+
+def test_a_map_that_is_on_record_elsewhere_is_let_go(world: World) -> None:
+    """R32: the next round of a resync is about what was written in this one alone, in a fresh map."""
+
+    async def main(ports: OwnPorts) -> None:
+        tap = await started(world, ports)
+        await in_doubt(tap)
+        dirty = tap.tracker.maps.dirty
+        assert dirty is not None
+        await tap.tracker.forget(EPOCH)
+        assert dirty.in_force, "another epoch is tracked"
+        await tap.tracker.forget(OTHER_EPOCH)
+        assert not dirty.in_force
+        assert tap.tracker.tracking is Tracking.ON
+        tap.tracker.lose(LostReason.LOG_FULL, "the test")
+        await tap.tracker.settle()
+        assert (dirty.note.epoch, dirty.note.base_segment) == (OTHER_EPOCH, 0)
+        assert [at for at in range(0, SIZE, 64 * KIB) if dirty.file.is_set(0, at // (64 * KIB))] == [LOGGED]
+        await tap.tracker.forget(OTHER_EPOCH)
+        assert dirty.in_force, "it has taken the log's place"
+        await tap.stop()
+
+    world.run(main)

@@ -1,0 +1,90 @@
+"""Planted bugs of the rounds of a resync, whose log was lost and whose writes a map names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+import primary_agent.resync
+import primary_agent.rounds
+from primary_agent.record import ResyncRecord
+from primary_agent.tap_link import Connection, TapLink
+from protocol.messages import ResyncReady, Unsettle
+from replica_agent.baseline import Baseline
+from replica_agent.differencing import DifferencingFile
+from shared.ports import ReadableFile
+from shared.tap_control import TapStatus, Tracking
+from tests.simulation.mutants_kit import Patch
+
+
+def round_settles_all() -> Sequence[Patch]:
+    """R32: what was written before a round stays settled, although its log is lost."""
+
+    def make(original: Callable[..., Iterator[Unsettle]]) -> Any:
+        return lambda resync, _scope: original(resync, {})
+
+    return [(primary_agent.resync, "unsettle_messages", make)]
+
+
+def unsettled_told_early() -> Sequence[Patch]:
+    """R35: what is not settled any more is told before it is durable at the replica."""
+
+    def make(original: Any) -> Any:
+        def unsettle(file: DifferencingFile, ranges: Any, *, last: bool) -> None:
+            del last
+            original(file, ranges, last=False)
+
+        return unsettle
+
+    return [(DifferencingFile, "unsettle", make)]
+
+
+def unsettled_noted_early() -> Sequence[Patch]:
+    """R35: that all is told is on record before it is: a crash in between leaves it settled."""
+
+    def make(original: Any) -> Any:
+        async def unsettle(baseline: Baseline, body: Unsettle) -> list[ResyncReady] | None:
+            opened = baseline.parts.resync
+            if opened is not None and opened.record.unsettle and body.last:
+                async with baseline.parts.ledger.transaction() as draft:
+                    draft.resync = msgspec.structs.replace(opened.record, unsettle=False)
+            answer: list[ResyncReady] | None = await original(baseline, body)
+            return answer
+
+        return unsettle
+
+    return [(Baseline, "unsettle", make)]
+
+
+def round_reads_the_base() -> Sequence[Patch]:
+    """R32: a round answers from the disk below, where blocks of an earlier one lie over it."""
+
+    def make(_original: Any) -> Any:
+        def over(_file: DifferencingFile, _disk: int, base: ReadableFile) -> ReadableFile:
+            return base
+
+        return over
+
+    return [(DifferencingFile, "over", make)]
+
+
+def map_forgotten_early() -> Sequence[Patch]:
+    """R32: the map that bounds a resync goes before its commit: and nobody asks whether it still bounds it."""
+
+    def forget(_original: Any) -> Any:
+        async def forget_map(tap: TapLink, connection: Connection, resync: ResyncRecord) -> None:
+            if connection.status.doubt is not None:
+                await connection.client.forget(resync.epoch)
+                await tap.refresh()
+
+        return forget_map
+
+    def covered(_original: Any) -> Any:
+        def is_covered(status: TapStatus, *_others: Any) -> bool:
+            return status.tracking is Tracking.MAP and status.doubt is not None and status.doubt.complete
+
+        return is_covered
+
+    return [(primary_agent.resync, "forget_map", forget), (primary_agent.rounds, "is_covered", covered)]
