@@ -1,0 +1,48 @@
+"""Memory of real agents through a resync in which everything differs, and through its merge (I13)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.pair.hosts import MIB, VM, Hosts
+
+DISK_BYTES = 160 * MIB
+GROWTH_MAX = 96 * MIB
+"""More than any buffer that either side has, and far less than what differs."""
+
+
+def peak_bytes(pid: int) -> int:
+    """The most that was resident of a process since :func:`forget_peak`."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError(f"no VmHWM of process {pid}")
+
+
+def forget_peak(pid: int) -> int:
+    """What is resident now, from which on the peak counts."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return peak_bytes(pid)
+
+
+def test_memory_does_not_grow_with_what_differs(hosts: Hosts) -> None:
+    """One run of changes as long as the disk is saved in an undo log, written and merged piece by piece."""
+    hosts.replicate(DISK_BYTES)
+    hosts.assert_same()
+    with hosts.disks[0].open("r+b") as disk:
+        for _ in range(DISK_BYTES // MIB):
+            disk.write(os.urandom(MIB))
+    pids = {role: agent.pid for role, agent in hosts.agents.items()}
+    before = {role: forget_peak(pid) for role, pid in pids.items()}
+    epoch = hosts.status("replica")["applied_cut"]["epoch"]
+    hosts.call("primary", "vm.resume", vm=VM, resynchronize=True)
+
+    def merged(status: dict[str, object]) -> bool:
+        point = status["applied_cut"]
+        return isinstance(point, dict) and point["epoch"] != epoch and status["progress"] is None
+
+    hosts.wait("the merge", "replica", merged)
+    growth = {role: peak_bytes(pid) - before[role] for role, pid in pids.items()}
+    assert max(growth.values()) < GROWTH_MAX, {role: f"{count / MIB:.0f} MiB" for role, count in growth.items()}
+    hosts.assert_same()
