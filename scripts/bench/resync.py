@@ -18,7 +18,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -33,7 +32,8 @@ import numpy as np
 import uvloop
 
 from scripts.agent_pair import AgentPair
-from scripts.bench.streaming import Answer, identity, resident_bytes
+from scripts.bench.processes import cpu_of, cpu_of_children, forget_peak, peak_bytes
+from scripts.bench.streaming import Answer, identity
 from scripts.bench.tap import file_system
 from scripts.link_cutter import LinkCutter
 from shared.admin.client import JsonRpcClient
@@ -54,23 +54,6 @@ WHOLE = ("100%", "random")
 WAIT_SECONDS = 600.0
 
 Result = dict[str, float]
-
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-# --- processor time --------------------------------------------------------------------------------------------------
-
-
-def cpu_of(pid: int) -> float:
-    """Processor seconds of a process and of its children that ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / TICKS
-
-
-def cpu_of_children() -> float:
-    """Processor seconds of all children of ours that ended and were waited for."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -141,6 +124,7 @@ def warm(*paths: Path) -> None:
 def _hash_all(path: str, ready: Connection) -> None:
     hasher = RangeHasher(bytes(32), 64 << 10)
     file = RealFileSystem().open(path)
+    file.expect_sequential()
     ready.send(True)
     ready.recv()
     size = file.size()
@@ -268,6 +252,8 @@ class Rsync:
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         seconds = time.perf_counter() - began
+        # The daemon counts its child only once it has noticed its end.
+        time.sleep(0.3)
         cpu = cpu_of(self.daemon.pid) + cpu_of_children() - before
         wire = sum(
             int(line.split(": ")[1].replace(",", ""))
@@ -320,26 +306,25 @@ async def _resync(pair: AgentPair) -> Result:
     network = RealNetwork()
     sockets = {role: Address(unix_path=str(path)) for role, path in pair.sockets.items()}
     clients = {role: await JsonRpcClient.connect(network, address, 10) for role, address in sockets.items()}
-    peak = dict.fromkeys(pair.agents, 0)
 
     async def status(role: str) -> dict[str, Any]:
-        peak[role] = max(peak[role], resident_bytes(pair.agents[role].pid))
         vm: dict[str, Any] = (await clients[role].call("status", {"vm": "demo"}))["vms"][0]
         return vm
 
     before = (await status("primary"))["epoch"]
+    for agent in pair.agents.values():
+        forget_peak(agent.pid)
     cpu = sum(cpu_of(agent.pid) for agent in pair.agents.values())
     began = time.perf_counter()
     await clients["primary"].call("vm.resume", {"vm": "demo", "resynchronize": True})
     deadline = began + WAIT_SECONDS
     while (vm := await status("primary"))["state"] != "Replicating" or vm["epoch"] in ("", before):
-        await status("replica")
         if time.perf_counter() > deadline:
             raise RuntimeError(f"no commit: {json.dumps(vm)[:3000]}")
         await asyncio.sleep(POLL_SECONDS)
     committed = time.perf_counter()
     cpu = sum(cpu_of(agent.pid) for agent in pair.agents.values()) - cpu
-    committing = dict(peak)
+    committing = {role: peak_bytes(agent.pid) for role, agent in pair.agents.items()}
     epoch = vm["epoch"]
     while (other := await status("replica"))["newest_cut"] is None or other["progress"] or other["epoch"] != epoch:
         if time.perf_counter() > deadline:
@@ -348,8 +333,8 @@ async def _resync(pair: AgentPair) -> Result:
     result = {"seconds": committed - began, "cpu": cpu, "merge": time.perf_counter() - committed}
     for client in clients.values():
         client.close()
-    result |= {f"{role} MiB": committing[role] / MIB for role in peak}
-    return result | {f"{role} MiB, merge": peak[role] / MIB for role in peak}
+    result |= {f"{role} MiB": committing[role] / MIB for role in pair.agents}
+    return result | {f"{role} MiB, merge": peak_bytes(agent.pid) / MIB for role, agent in pair.agents.items()}
 
 
 def ours(pair: AgentPair) -> Result:

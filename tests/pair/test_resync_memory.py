@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+from scripts.bench.processes import forget_peak, peak_bytes
 from tests.pair.hosts import MIB, VM, Hosts
 
 DISK_BYTES = 160 * MIB
 GROWTH_MAX = 96 * MIB
 """More than any buffer that either side has, and far less than what differs."""
-
-
-def peak_bytes(pid: int) -> int:
-    """The most that was resident of a process since :func:`forget_peak`."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError(f"no VmHWM of process {pid}")
-
-
-def forget_peak(pid: int) -> int:
-    """What is resident now, from which on the peak counts."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return peak_bytes(pid)
 
 
 def test_memory_does_not_grow_with_what_differs(hosts: Hosts) -> None:
@@ -34,7 +20,9 @@ def test_memory_does_not_grow_with_what_differs(hosts: Hosts) -> None:
         for _ in range(DISK_BYTES // MIB):
             disk.write(os.urandom(MIB))
     pids = {role: agent.pid for role, agent in hosts.agents.items()}
-    before = {role: forget_peak(pid) for role, pid in pids.items()}
+    for pid in pids.values():
+        forget_peak(pid)
+    before = {role: peak_bytes(pid) for role, pid in pids.items()}
     epoch = hosts.status("replica")["applied_cut"]["epoch"]
     hosts.call("primary", "vm.resume", vm=VM, resynchronize=True)
 
