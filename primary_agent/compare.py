@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,8 @@ RANGE_BYTES = 64 << 20
 """Length of the ranges that are compared one by one."""
 HOLE_BYTES = 256 << 20
 """A hole of this length is not hashed range by range: the replica is asked where it is none there."""
+GLANCE_BYTES = 16
+"""So many of a block's first bytes are looked at before the whole block is."""
 assert RANGE_BYTES // BLOCK_SIZE <= MAX_MANIFEST_BLOCKS
 
 
@@ -160,18 +163,18 @@ class BlocksReader:
 
     def _split(self, offset: int, content: bytes) -> Iterator[tuple[int, int, Buffer | None]]:
         """The parts of what was read: runs of zero blocks and runs of others."""
-        view = memoryview(content)
-        zeroes = bytes(self.block_size)
-        start, start_zero = 0, False
-        for at in range(0, len(content), self.block_size):
-            block = content[at : at + self.block_size]
-            is_zero = block == zeroes[: len(block)]
-            if at == 0:
-                start_zero = is_zero
-            elif is_zero is not start_zero:
-                yield offset + start, at - start, None if start_zero else view[start:at]
-                start, start_zero = at, is_zero
-        yield offset + start, len(content) - start, None if start_zero else view[start:]
+        view, size = memoryview(content), self.block_size
+        zeroes = bytes(size)
+        # Nearly every block that holds data tells so by its first bytes, and is not copied to be looked at.
+        flags = [
+            not any(view[at : at + GLANCE_BYTES]) and content[at : at + size] == zeroes[: len(content) - at]
+            for at in range(0, len(content), size)
+        ]
+        start = 0
+        for is_zero, blocks in groupby(flags):
+            end = min(start + size * sum(1 for _ in blocks), len(content))
+            yield offset + start, end - start, None if is_zero else view[start:end]
+            start = end
 
 
 def unreadable(path: str, disk: int, offset: int, length: int, reason: str) -> StorageError:

@@ -172,6 +172,7 @@ class Comparing:
             size = file.size()
             file.close()
             raise unreadable(path, disk.index, size, disk.size - size, "the file is shorter than the disk")
+        file.expect_sequential()
         return file
 
     async def _compare_pieces(self, pieces: Pieces, disk: Geometry, file: File) -> None:

@@ -85,6 +85,8 @@ class BaseDisks:
                     "Somebody changed the file: remove the VM here and start its initial replication again.",
                 )
             file.lock()
+            # For compares; whoever reads here and there is not read ahead for.
+            file.expect_sequential()
         except BaseException:
             file.close()
             raise

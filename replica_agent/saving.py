@@ -13,6 +13,9 @@ from replica_agent.undo import BATCH_BYTES
 from replica_agent.undo_writer import UndoWriter
 from shared.ports import File
 
+YIELD_BYTES = 1 << 20
+"""So much is saved between two chances to write it."""
+
 
 def save(disks: BaseDisks, ranges: dict[int, list[list[int]]], writer: UndoWriter) -> Generator[int]:
     """Copy the present content of ``ranges`` to ``writer``; yields the bytes done now and then. Raises OSError."""
@@ -43,7 +46,11 @@ def _save_disk(file: File, disk: int, spans: list[list[int]], writer: UndoWriter
                 length = min(BATCH_BYTES, end - offset)
                 writer.save(file, disk, [offset], [length])
                 done += length
-        if done >= 1 << 20:
+                # A run may be as long as the disk, and what is not written yet stays in memory (I13).
+                if done >= YIELD_BYTES:
+                    yield done
+                    done = 0
+        if done >= YIELD_BYTES:
             yield done
             done = 0
     if offsets:

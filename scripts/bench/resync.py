@@ -7,7 +7,8 @@ same image in line with it: rsync (a daemon over loopback) and blocksync-fast an
 search path (``--peers`` adds a folder to it). None of them encrypts or syncs. A full copy goes over one TLS connection
 of ours and is synced.
 The limit is what two processes need to read and hash both files with nothing else to do. Both ends share this machine's
-cores everywhere: absolute figures move on a busy machine, ratios within one run count.
+cores everywhere: absolute figures move on a busy machine, ratios within one run count, and so does the processor time
+of both ends, which others on the machine change less.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ import numpy as np
 import uvloop
 
 from scripts.agent_pair import AgentPair
-from scripts.bench.streaming import Answer, identity, resident_bytes
+from scripts.bench.processes import cpu_of, cpu_of_children, forget_peak, peak_bytes
+from scripts.bench.streaming import Answer, identity
 from scripts.bench.tap import file_system
 from scripts.link_cutter import LinkCutter
 from shared.admin.client import JsonRpcClient
@@ -46,7 +48,9 @@ PAGE = 4096
 STRIPE = 8 * MIB
 CLUSTER = 4 * MIB
 POLL_SECONDS = 0.02
-WORKLOADS = ("0%", "1%", "10%", "100%")
+WORKLOADS = ("0%", "1%", "10%", "100%", "random")
+WHOLE = ("100%", "random")
+"""Workloads that change everything; ``random`` leaves nothing to be compressed."""
 WAIT_SECONDS = 600.0
 
 Result = dict[str, float]
@@ -92,8 +96,7 @@ def change(path: Path, size: int, workload: str, version: int) -> int:
             case _:
                 chosen = [(at, STRIPE) for at in range(0, size, STRIPE)]
         for at, length in chosen:
-            kind = at // STRIPE % 4
-            compressible = kind == 2 and workload != "1%"
+            compressible = at // STRIPE % 4 == 2 and workload not in ("1%", "random")
             data = _compressible(at + (version << 40) + 1, length) if compressible else random.bytes(length)
             os.pwrite(file.fileno(), data, at)
         os.fsync(file.fileno())
@@ -121,16 +124,19 @@ def warm(*paths: Path) -> None:
 def _hash_all(path: str, ready: Connection) -> None:
     hasher = RangeHasher(bytes(32), 64 << 10)
     file = RealFileSystem().open(path)
+    file.expect_sequential()
     ready.send(True)
     ready.recv()
     size = file.size()
     for at in range(0, size, 64 * MIB):
         hasher.hash_range(file, at, min(64 * MIB, size - at))
     ready.send(True)
+    # Alive until its processor time has been read.
+    ready.recv()
 
 
-def hash_limit(first: Path, second: Path) -> float:
-    """Seconds until two processes have read and hashed one file each."""
+def hash_limit(first: Path, second: Path) -> Result:
+    """Until two processes have read and hashed one file each."""
     spawn = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for path in (first, second):
@@ -141,14 +147,18 @@ def hash_limit(first: Path, second: Path) -> float:
         pipes.append(ours)
         processes.append(process)
     began = time.perf_counter()
+    before = sum(cpu_of(process.pid or 0) for process in processes)
     for pipe in pipes:
         pipe.send(True)
     for pipe in pipes:
         pipe.recv()
     seconds = time.perf_counter() - began
+    cpu = sum(cpu_of(process.pid or 0) for process in processes) - before
+    for pipe in pipes:
+        pipe.send(True)
     for process in processes:
         process.join()
-    return seconds
+    return {"seconds": seconds, "cpu": cpu}
 
 
 class _Writer:
@@ -235,18 +245,22 @@ class Rsync:
 
     def run(self, source: Path, *options: str) -> Result:
         url = f"rsync://127.0.0.1:{self.port}/store/{self.target.name}"
+        before = cpu_of(self.daemon.pid) + cpu_of_children()
         began = time.perf_counter()
         told = subprocess.run(
             [self.program, "--inplace", "--no-whole-file", "--ignore-times", "--stats", *options, str(source), url],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         seconds = time.perf_counter() - began
+        # The daemon counts its child only once it has noticed its end.
+        time.sleep(0.3)
+        cpu = cpu_of(self.daemon.pid) + cpu_of_children() - before
         wire = sum(
             int(line.split(": ")[1].replace(",", ""))
             for line in told.splitlines()
             if line.startswith(("Total bytes sent", "Total bytes received"))
         )
-        return {"seconds": seconds, "wire": wire}
+        return {"seconds": seconds, "cpu": cpu, "wire": wire}
 
     def stop(self) -> None:
         self.daemon.terminate()
@@ -257,7 +271,7 @@ def blocksync_fast(program: str, folder: Path, source: Path, target: Path) -> Re
     """Digest of the stale copy, delta of the source against it, applied at once."""
     digest = folder / "stale.digest"
     digest.unlink(missing_ok=True)
-    began = time.perf_counter()
+    before, began = cpu_of_children(), time.perf_counter()
     subprocess.run([program, "--make-digest", "-s", str(target), "-f", str(digest)], check=True,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     wire = digest.stat().st_size
@@ -272,15 +286,16 @@ def blocksync_fast(program: str, folder: Path, source: Path, target: Path) -> Re
     apply.stdin.close()
     if delta.wait() or apply.wait():
         raise RuntimeError("blocksync-fast failed")
-    return {"seconds": time.perf_counter() - began, "wire": wire}
+    return {"seconds": time.perf_counter() - began, "cpu": cpu_of_children() - before, "wire": wire}
 
 
 def bdsync(program: str, source: Path, target: Path) -> Result:
-    began = time.perf_counter()
+    before, began = cpu_of_children(), time.perf_counter()
     delta = subprocess.Popen([program, "--hash=md5", f"{program} --server", str(source), str(target)],
                              stdout=subprocess.PIPE)  # fmt: skip
     subprocess.run([program, "--patch"], stdin=delta.stdout, check=True, stdout=subprocess.DEVNULL)
-    return {"seconds": time.perf_counter() - began}
+    delta.wait()
+    return {"seconds": time.perf_counter() - began, "cpu": cpu_of_children() - before}
 
 
 # --- ours ------------------------------------------------------------------------------------------------------------
@@ -291,32 +306,35 @@ async def _resync(pair: AgentPair) -> Result:
     network = RealNetwork()
     sockets = {role: Address(unix_path=str(path)) for role, path in pair.sockets.items()}
     clients = {role: await JsonRpcClient.connect(network, address, 10) for role, address in sockets.items()}
-    peak = dict.fromkeys(pair.agents, 0)
 
     async def status(role: str) -> dict[str, Any]:
-        peak[role] = max(peak[role], resident_bytes(pair.agents[role].pid))
         vm: dict[str, Any] = (await clients[role].call("status", {"vm": "demo"}))["vms"][0]
         return vm
 
     before = (await status("primary"))["epoch"]
+    for agent in pair.agents.values():
+        forget_peak(agent.pid)
+    cpu = sum(cpu_of(agent.pid) for agent in pair.agents.values())
     began = time.perf_counter()
     await clients["primary"].call("vm.resume", {"vm": "demo", "resynchronize": True})
     deadline = began + WAIT_SECONDS
     while (vm := await status("primary"))["state"] != "Replicating" or vm["epoch"] in ("", before):
-        await status("replica")
         if time.perf_counter() > deadline:
             raise RuntimeError(f"no commit: {json.dumps(vm)[:3000]}")
         await asyncio.sleep(POLL_SECONDS)
     committed = time.perf_counter()
+    cpu = sum(cpu_of(agent.pid) for agent in pair.agents.values()) - cpu
+    committing = {role: peak_bytes(agent.pid) for role, agent in pair.agents.items()}
     epoch = vm["epoch"]
     while (other := await status("replica"))["newest_cut"] is None or other["progress"] or other["epoch"] != epoch:
         if time.perf_counter() > deadline:
             raise RuntimeError(f"no merge: {json.dumps(other)[:3000]}")
         await asyncio.sleep(POLL_SECONDS)
-    result = {"seconds": committed - began, "merge": time.perf_counter() - committed}
+    result = {"seconds": committed - began, "cpu": cpu, "merge": time.perf_counter() - committed}
     for client in clients.values():
         client.close()
-    return result | {f"{role} MiB": peak[role] / MIB for role in peak}
+    result |= {f"{role} MiB": committing[role] / MIB for role in pair.agents}
+    return result | {f"{role} MiB, merge": peak_bytes(agent.pid) / MIB for role, agent in pair.agents.items()}
 
 
 def ours(pair: AgentPair) -> Result:
@@ -384,7 +402,7 @@ def _measure(
         if slow:
             runners["bdsync"] = (lambda: bdsync(slow, disk, stale), False)
         runners["full copy, TLS"] = (lambda: {"seconds": full_copy(folder, disk, stale, size), "wire": size}, False)
-    runners["limit"] = (lambda: {"seconds": hash_limit(disk, replica)}, False)
+    runners["limit"] = (lambda: hash_limit(disk, replica), False)
     results: dict[str, list[Result]] = {name: [] for name in runners}
     version, changed = 2, 0
     for _ in range(options.rounds):
@@ -406,12 +424,17 @@ def _measure(
     print(f"  {workload} changed: {size_text(changed)} in {options.rounds} rounds, medians", flush=True)
     for name, result in middle.items():
         parts = [f"{result['seconds']:7.2f} s"]
+        if "cpu" in result:
+            parts.append(f"cpu {result['cpu']:6.2f} s")
         if name not in ("ours", "limit"):
             parts.append(f"{result['seconds'] / base:5.2f} x ours")
         if name == "ours":
             parts.append(f"compare {result['compare']:.2f} s = {limit / result['compare']:.0%} of the limit")
             parts.append(f"in all {limit / base:.0%}, merge {result['merge']:.2f} s")
-            parts.append(f"RSS MiB {result['primary MiB']:.0f} and {result['replica MiB']:.0f}")
+            parts.append(
+                f"RSS MiB {result['primary MiB']:.0f} and {result['replica MiB']:.0f}, "
+                f"of the replica in its merge {result['replica MiB, merge']:.0f}"
+            )
         if "wire" in result:
             more = f", {result['wire'] / changed:.4f} of the changed" if changed else ""
             parts.append(f"wire {result['wire'] / 1e6:.2f} MB ({result['wire'] / size:.4%} of the disk{more})")
@@ -448,7 +471,9 @@ def bench_sparse(folder: Path, size: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench/resync.py", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("/var/tmp"))
-    parser.add_argument("--size", type=int, default=8192, help="MiB of the image; a quarter for 100 %% (default 8192)")
+    parser.add_argument(
+        "--size", type=int, default=8192, help="MiB of the image; a quarter where all changes (default 8192)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workload", choices=WORKLOADS, action="append", help="only these; may be repeated")
     parser.add_argument("--cold", action="store_true", help="take the files out of the page cache before each run")
@@ -468,7 +493,7 @@ def main() -> int:
         return 0
     chosen = options.workload or list(WORKLOADS)
     for part, size in ((chosen, options.size), (chosen, options.size // 4)):
-        workloads = [each for each in part if (each == "100%") == (size != options.size)]
+        workloads = [each for each in part if (each in WHOLE) == (size != options.size)]
         if workloads:
             folder.mkdir()
             try:

@@ -121,6 +121,9 @@ class File(Protocol):
     def read_cached(self, offset: int, length: int) -> bytes | None:
         """What ``read`` returns if it is wholly in the page cache, else None at once (RWF_NOWAIT)."""
 
+    def expect_sequential(self) -> None:
+        """Long runs are going to be read in order: read further ahead. Changes nothing else, and never fails."""
+
     def write(self, offset: int, data: Buffer) -> None: ...
 
     def write_many(self, offset: int, buffers: Sequence[Buffer]) -> None:

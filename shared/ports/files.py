@@ -7,11 +7,10 @@ import errno
 import fcntl
 import os
 import shutil
-import stat
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from shared.errors import InvalidStateError, StorageError
+from shared.errors import InvalidStateError
 from shared.ports import Buffer, Extent, FileIdentity
 from shared.ports.devices import claim_device, device_identity, device_size, is_device, open_device, seek_in_device
 from shared.ports.kernel import (
@@ -23,6 +22,7 @@ from shared.ports.kernel import (
     is_tmpfs,
 )
 from shared.ports.locks import lock_disk
+from shared.ports.regular import require_regular
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
@@ -120,6 +120,11 @@ class RealFile:
         self._nowait = False
         self._in_memory = is_tmpfs(self._descriptor)
         return self.read_cached(offset, length)
+
+    def expect_sequential(self) -> None:
+        # Advice: whatever refuses it reads as before.
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     # --- writing ---
 
@@ -308,10 +313,10 @@ class RealFileSystem:
             descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, FILE_MODE)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-                _require_regular(path, os.lstat(path).st_mode)
+                require_regular(path, os.lstat(path).st_mode)
             raise
         try:
-            _require_regular(path, os.fstat(descriptor).st_mode)
+            require_regular(path, os.fstat(descriptor).st_mode)
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
         except BaseException:
@@ -375,26 +380,3 @@ def _folder(path: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _require_regular(path: str, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        raise StorageError(
-            f"{path} is {_kind(mode)}, not a regular file.",
-            "Name the file itself; nothing else is opened in its place.",
-            code="not_a_file",
-        )
-
-
-def _kind(mode: int) -> str:
-    for test, name in (
-        (stat.S_ISLNK, "a symbolic link"),
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a FIFO"),
-        (stat.S_ISSOCK, "a socket"),
-        (stat.S_ISBLK, "a block device"),
-        (stat.S_ISCHR, "a character device"),
-    ):
-        if test(mode):
-            return name
-    return "of an unknown kind"

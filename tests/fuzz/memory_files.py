@@ -46,6 +46,9 @@ class MemoryFile:
     def read_cached(self, offset: int, length: int) -> bytes | None:
         return self.read(offset, length)
 
+    def expect_sequential(self) -> None:
+        pass
+
     def write(self, offset: int, data: Buffer) -> None:
         if len(self._content) < offset:
             self._content.extend(bytes(offset - len(self._content)))

@@ -237,6 +237,9 @@ class SimulatedFile:
             return None
         return self.read(offset, length)
 
+    def expect_sequential(self) -> None:
+        """Costs nothing and changes nothing."""
+
     def write(self, offset: int, data: Buffer) -> None:
         if self.process.dies_next():
             # A fatal signal may interrupt a write between two pages.

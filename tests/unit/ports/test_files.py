@@ -73,6 +73,22 @@ def test_read_past_the_end_returns_less(file: RealFile) -> None:
     assert buffer == b"bcxxxxxxxx"
 
 
+def test_advice_is_for_the_whole_file_and_whoever_refuses_it_reads_as_before(
+    file: RealFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, ...]] = []
+
+    def refuse(_descriptor: int, *advice: int) -> None:
+        told.append(advice)
+        raise OSError(errno.ESPIPE, "no advice is taken here")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    file.write(0, b"as before")
+    file.expect_sequential()
+    assert told == [(0, 0, os.POSIX_FADV_SEQUENTIAL)]
+    assert file.read(0, 9) == b"as before"
+
+
 def test_short_transfers_are_completed(file: RealFile, monkeypatch: pytest.MonkeyPatch) -> None:
     data = os.urandom(9999)
     in_pieces(monkeypatch, "pread", "preadv", "pwrite")

@@ -149,6 +149,9 @@ class FailingFile:
     def read_cached(self, offset: int, length: int) -> bytes | None:
         return self._inner.read_cached(offset, length)
 
+    def expect_sequential(self) -> None:
+        self._inner.expect_sequential()
+
     def write(self, offset: int, data: Buffer) -> None:
         self._do("write", self._inner.write, offset, data)
         self._files.wrote(self.path)
