@@ -56,6 +56,7 @@ class Dialled:
             resync=OpenResync(resync.id, resync.epoch, resync.settled_bytes) if resync is not None else None,
             needs_resync=opened.state == ReplicationState.WAITING_FOR_START_RESYNCHRONIZE.title,
             host=self.welcome.host or peer,
+            causes=tuple((each.code, each.text) for each in opened.causes),
         )
 
 

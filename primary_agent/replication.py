@@ -129,6 +129,13 @@ class Replication:
                 return
             await self._require((PrimaryEvent.RESYNC_REQUIRED,), found, {})
 
+    async def amend_cause(self, cause: Cause, event: dict[str, Any]) -> None:
+        """Put down more of a cause that is on record; it is known by its code and time."""
+        async with self._lock:
+            same = (cause.code, cause.time)
+            causes = [cause if (each.code, each.time) == same else each for each in self.record.causes]
+            await self._store([event], {"causes": causes})
+
     async def order_resync(self, text: str, **fields: Any) -> None:
         """An administrator asks for a resync of a VM that replicates: it is suspended first, and resumed with it.
 
@@ -221,11 +228,6 @@ class Replication:
                 fields["stopped_time"] = self._clock.wall()
             told = self.event(EventId.ADMINISTRATOR, text, cause=event.value)
             await self._transition(event, text, [told], fields)
-
-    async def hold(self, text: str) -> None:
-        """The required resync starts only when it is asked for again."""
-        told = self.event(EventId.ADMINISTRATOR, text, cause=PrimaryEvent.RESYNC_CANCELLED.value)
-        await self.update(told, resync_wanted=False, resync_at=None, stopped_time=self._clock.wall())
 
     @property
     def open_work(self) -> str:

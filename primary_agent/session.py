@@ -25,6 +25,7 @@ from primary_agent.resyncing import abandon
 from primary_agent.starting import Starting
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
+from primary_agent.tracking_loss import note_loss
 from protocol.errors import ProtocolError
 from protocol.messages import (
     Applied,
@@ -155,6 +156,11 @@ class Session:
         """Put the cause on record; the state then says that a resync is required. Does not end this session."""
         if self._replication.record.causes and cause is ResyncCause.ADMINISTRATOR:
             return
+        if cause is ResyncCause.TRACKING_LOST:
+            # The tap's own words and evidence, where nobody has put them down yet.
+            await note_loss(self._parts)
+            if self._replication.record.causes:
+                return
         await self._replication.require_resync(cause, text, evidence)
         if cause is ResyncCause.HISTORY_LOST:
             # Whoever asked did not know what would be overwritten.

@@ -29,6 +29,9 @@ MAX_GROUPS = 64
 MAX_ASKED_BYTES = 512
 """The longest bitmap of a DETAIL_REQUEST."""
 MAX_U63 = (1 << 63) - 1
+MAX_CAUSES = 8
+MAX_CAUSE_TEXT = 512
+"""Causes that a replica tells, and characters of each: OPENED has to fit its limit."""
 
 
 class MessageType(IntEnum):
@@ -243,10 +246,17 @@ class ResyncState(Body, frozen=True):
     settled_bytes: U63
 
 
+class WireCause(Body, frozen=True):
+    """Why the replica requires a resync: what it found, and a stable word for it."""
+
+    code: Name
+    text: Annotated[str, msgspec.Meta(max_length=MAX_CAUSE_TEXT)]
+
+
 class Opened(Body, frozen=True):
     """The replica's answer: its own state, disks and positions. ``received`` resumes the log, also inside a segment.
 
-    ``cut`` is the newest cut of the baseline's epoch that is received.
+    ``cut`` is the newest cut of the baseline's epoch that is received, ``causes`` why it requires a resync, if it does.
     """
 
     state: Name
@@ -258,6 +268,7 @@ class Opened(Body, frozen=True):
     cut: WirePosition | None
     applied: WirePosition | None
     resync: ResyncState | None
+    causes: Annotated[list[WireCause], msgspec.Meta(max_length=MAX_CAUSES)] = []
 
 
 class Heartbeat(Body, frozen=True):

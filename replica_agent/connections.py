@@ -6,7 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from protocol.messages import ErrorCode, Open, Opened, WireDisk, WirePosition, wire_lineage
+from protocol.messages import (
+    MAX_CAUSE_TEXT,
+    MAX_CAUSES,
+    ErrorCode,
+    Open,
+    Opened,
+    WireCause,
+    WireDisk,
+    WirePosition,
+    wire_lineage,
+)
 from replica_agent.baseline import Baseline
 from replica_agent.bulk import BulkConnection
 from replica_agent.control import Control
@@ -141,6 +151,7 @@ class Connections:
             cut=WirePosition.of(spool.received) if spool is not None and _is_trusted(record) else None,
             applied=WirePosition.of(applied) if applied is not None else None,
             resync=resync.state if resync is not None else None,
+            causes=[WireCause(code=each.code, text=each.text[:MAX_CAUSE_TEXT]) for each in record.causes[-MAX_CAUSES:]],
         )
 
     # --- bulk ------------------------------------------------------------------------------------------------------

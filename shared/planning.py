@@ -85,6 +85,8 @@ class ReplicaView:
     resync: OpenResync | None = None
     needs_resync: bool = False
     host: str = ""
+    causes: tuple[tuple[str, str], ...] = ()
+    """Why it needs one: words and what it found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,10 +314,11 @@ def _same_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
         "log_end": str(primary.log_end) if primary.log_end is not None else None,
         "first_segment": primary.first_segment,
     }
+    if replica.needs_resync:
+        # Also where one is required already: what the replica found is a cause of its own.
+        return _requested(replica, evidence)
     if primary.required:
         return ResyncRequired(ResyncCause.ADMINISTRATOR, "A resynchronization is already required.", evidence)
-    if replica.needs_resync:
-        return ResyncRequired(ResyncCause.REPLICA_REQUEST, "The replica asks for a resynchronization.", evidence)
     if primary.tracking != "on" or primary.log_epoch != primary.epoch or primary.log_end is None:
         lost = primary.tracking in ("lost", "map")
         cause = ResyncCause.TRACKING_LOST if lost else ResyncCause.TRACKING_OFF
@@ -345,6 +348,14 @@ def _same_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
             evidence,
         )
     return Resume(received)
+
+
+def _requested(replica: ReplicaView, evidence: dict[str, Any]) -> ResyncRequired:
+    """The replica found by itself that only a resync helps; what it found is our evidence."""
+    found = "".join(f" {text.rstrip('.')}." for _, text in replica.causes)
+    told = {"replica_causes": [{"code": code, "text": text} for code, text in replica.causes]} if replica.causes else {}
+    text = f"The replica asks for a resynchronization.{found}"
+    return ResyncRequired(ResyncCause.REPLICA_REQUEST, text, evidence | told)
 
 
 def _short(epoch: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import tzinfo
 
+from shared.cli.evidence_text import evidence_lines
 from shared.cli.progress import KINDS
 from shared.cli.text import columns, joined, time_text, wrapped
 from shared.rates import duration_text, size_text
@@ -46,8 +47,7 @@ def report_lines(name: str, report: ResyncReport, width: int | None, zone: tzinf
         lines.append("  A resynchronization is required:")
         for cause in report.causes:
             lines += wrapped(cause.text, width, 6, f"    {time_text(cause.time, zone)}  {cause.code}: ")
-            if cause.evidence:
-                told = ", ".join(f"{key} {value}" for key, value in cause.evidence.items())
+            for told in evidence_lines(cause.evidence, zone):
                 lines += wrapped(told, width, 8, "      evidence: ")
     elif report.run is None:
         lines.append("  No resynchronization is required.")

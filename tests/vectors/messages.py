@@ -36,6 +36,7 @@ from protocol.messages import (
     Run,
     Welcome,
     WireAncestor,
+    WireCause,
     WireDisk,
     WirePosition,
 )
@@ -101,6 +102,7 @@ EXAMPLES: dict[MessageType, Body] = {
         cut=POSITION,
         applied=POSITION,
         resync=ResyncState(id=RESYNC, kind=ResyncKind.RESYNC, epoch=OTHER_EPOCH, round=1, settled_bytes=65536),
+        causes=[WireCause(code="disk_changed", text="Somebody else changed the replica's disks.")],
     ),
     MessageType.HEARTBEAT: Heartbeat(number=3, echo=2, wall_ns=START_NS),
     MessageType.CLOSE: Close(text="the agent is stopping"),

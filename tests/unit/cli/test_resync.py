@@ -114,6 +114,34 @@ def test_show_with_an_open_run() -> None:
     assert lines[-1] == "  now  comparing"
 
 
+def test_show_names_each_disk_that_changed_with_its_old_and_new_value() -> None:
+    changes = [
+        {"disk": 0, "path": "/vm/a.raw", "part": "size_bytes", "old": 4194304, "new": 4194816},
+        {"disk": 1, "path": "/b.raw", "part": "mtime_ns", "old": 1899999999000000001, "new": 1899999999000000010},
+        {"disk": 2, "path": "", "part": "inode", "old": 7, "new": 8},
+    ]
+    evidence = {"reason": "disk_changed", "time": NOW - 90, "bounded": False, "changes": changes}
+    asked = {"received": "5", "replica_causes": [{"code": "spool_damaged", "text": "It is torn."}]}
+    causes = [
+        Cause(code="tracking_lost", text="They differ.", time=NOW - 90, evidence=evidence),
+        Cause(code="replica_request", text="It asks.", time=NOW - 80, evidence=asked),
+        Cause(code="tracking_lost", text="Full.", time=NOW - 70, evidence={"doubt_bytes": 3 * MIB, "bounded": True}),
+    ]
+    lines = report_lines("db", ResyncReport(state="Waiting", required=True, causes=causes), None, UTC)
+    assert lines[2:] == [
+        "    2030-03-17 17:45:10  tracking_lost: They differ.",
+        "      evidence: reason disk_changed, time 2030-03-17 17:45:10, bounded no",
+        "      evidence: disk 0, /vm/a.raw: size was 4194304 bytes, is 4194816 bytes",
+        "      evidence: disk 1, /b.raw: mtime was 2030-03-17T17:46:39.000000001Z, is 2030-03-17T17:46:39.000000010Z",
+        "      evidence: disk 2: inode was 7, is 8",
+        "    2030-03-17 17:45:20  replica_request: It asks.",
+        "      evidence: received 5",
+        "      evidence: replica causes: spool_damaged: It is torn.",
+        "    2030-03-17 17:45:30  tracking_lost: Full.",
+        "      evidence: doubt 3.0 MiB, bounded yes",
+    ]
+
+
 def test_show_when_nothing_is_required() -> None:
     lines = report_lines("db", ResyncReport(state="Replicating", last=a_run()), None, UTC)
     assert lines[:4] == ["db  Replicating", "  No resynchronization is required.", "", "The last run"]
