@@ -66,6 +66,7 @@ def report(vm: PrimaryVm) -> ResyncReport:
         scope_bytes=size if needed else None,
         disk_bytes=disk_bytes,
         starts=starts_by(parts, kind) if needed and record.state not in _OPEN else "",
+        excluded=vm.record.excluded,
         run=runs.open,
         progress=parts.progress.status() if parts.progress is not None else None,
         last=runs.last,

@@ -115,7 +115,10 @@ class Session:
                 remedy = "Remove the VM at the replica, or replicate to another one."
                 raise Refused(text, remedy, code="unrelated")
             case GeometryMismatch(text=text):
-                remedy = "Bring the disks to the same sizes, or remove the VM at the replica and start anew."
+                remedy = (
+                    "Bring the disks to the same sizes, or remove the VM at the replica and start anew. What was made "
+                    f"larger here, `vmreplica resize {self._replication.vm.name}` takes over."
+                )
                 raise Refused(f"The disks differ: {text}.", remedy, code="geometry")
         await self._replication.clear_problem()
         await self._remember_host()

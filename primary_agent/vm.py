@@ -54,7 +54,7 @@ class PrimaryVm:
         """Why this VM's tasks have ended, where its store failed."""
         self.on_failure: Callable[[PrimaryVm], None] | None = None
         self._replication = replication
-        self._ordering = asyncio.Lock()
+        self.ordering = asyncio.Lock()
         """Held while an order is carried out: one that came in between would take its half for the whole."""
         self._ports = surroundings.ports
         self._task: asyncio.Task[None] | None = None
@@ -154,7 +154,7 @@ class PrimaryVm:
             await replication.describe()
             await replication.store_runs()
             await self._tell_observations()
-            async with self._ordering:
+            async with self.ordering:
                 await begin_due(self.parts)
             if clock.monotonic() >= tell_at:
                 tell_at += STATISTICS_SECONDS
@@ -211,7 +211,7 @@ class PrimaryVm:
 
     async def suspend(self) -> None:
         """Stop sending; the tap goes on tracking."""
-        async with self._ordering:
+        async with self.ordering:
             state = self._replication.state
             if state in (_S.SUSPENDED, _S.RESYNCHRONIZE_SUSPENDED):
                 return
@@ -221,7 +221,7 @@ class PrimaryVm:
 
     async def stop_resync(self) -> None:
         """Cancel the open resync or initial replication before its commit; of a required one, its start (I7)."""
-        async with self._ordering:
+        async with self.ordering:
             state, record = self._replication.state, self._replication.record
             what = self._replication.open_work
             match state:
@@ -248,7 +248,7 @@ class PrimaryVm:
         """
         if at and not resynchronize:
             raise UsageError("A time is for a resynchronization.", "Add --resynchronize.")
-        async with self._ordering:
+        async with self.ordering:
             if go_on and self._replication.record.resync is None:
                 remedy = f"No compare was suspended. To start one: `vmreplica resume {self.name} --resynchronize`."
                 raise self._not_now("resume --continue", remedy)

@@ -6,13 +6,16 @@ leaves either the state before or the state after, and files that the next start
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol.errors import ProtocolError
+from protocol.hrl import Geometry
 from protocol.messages import ResyncBegin, ResyncKind, ResyncReady
 from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
 from replica_agent.apply import Merge
 from replica_agent.finishing import finish
+from replica_agent.growing import grow
 from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts
 from replica_agent.record import PositionRecord, ResyncRecord, lineage_records
@@ -36,21 +39,23 @@ class Baseline:
 
     # --- begin -----------------------------------------------------------------------------------------------------
 
-    async def begin(self, body: ResyncBegin) -> ResyncReady:
+    async def begin(self, body: ResyncBegin, disks: Sequence[Geometry] = ()) -> ResyncReady:
         """Begin, or go on with, a resync; everything received of the present epoch is applied first (I5).
 
+        ``disks`` are the primary's: ours grow to their sizes.
         Raises ProtocolError, NoSpaceError, OSError; nothing was changed then.
         """
         judge_begin(body)
         await self.parts.applier.caught_up()
-        return await finish(self._begin(body))
+        return await finish(self._begin(body, disks))
 
-    async def _begin(self, body: ResyncBegin) -> ResyncReady:
+    async def _begin(self, body: ResyncBegin, disks: Sequence[Geometry]) -> ResyncReady:
         parts = self.parts
         async with parts.order:
             self._judge(body)
             resync = parts.resync
             if resync is None or not resync.is_continued_by(body):
+                await grow(parts, disks)
                 resync = await self._start(body)
             await finish(parts.ports.workers.run(self._check_room))
             ready = resync.enter(body)

@@ -72,7 +72,8 @@ class Connections:
         """Serve a control connection: the one before is ended, and nothing of it runs any more, before."""
         self._judge(body)
         self._judge_peer(channel)
-        control = Control(self._parts, self._baseline, channel, self._statistics)
+        disks = [disk.geometry() for disk in body.disks]
+        control = Control(self._parts, self._baseline, channel, self._statistics, disks)
         before = list(self._serving)
         self.control = control
         task = asyncio.current_task()

@@ -196,8 +196,8 @@ def _judge_size(status: VmStatus, disk: DiskStatus, result: Assessment) -> None:
     if found > size:
         result.critical(
             f"{text}. The VM and its replica go on with {size} bytes, but its tap will not start again on it.",
-            f"Bring it back to {size} bytes ({back}), or to replicate its new size, shut the VM down, and remove and "
-            "enable it anew.",
+            f"To replicate its new size, shut the VM down and run `vmreplica resize {status.name}`; or bring it back "
+            f"to {size} bytes ({back}).",
         )
     else:
         result.critical(

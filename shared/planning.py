@@ -34,6 +34,7 @@ class ResyncCause(StrEnum):
     ADMINISTRATOR = "administrator"
     STATE_LOST = "state_lost"
     HISTORY_LOST = "history_lost"
+    DISK_GROWN = "disk_grown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
     if replica.promoted or (ahead and not primary.rebuilt):
         return _fenced(primary, replica)
     mismatch = compare_geometry(primary.disks, replica.disks)
-    if mismatch:
+    if mismatch and not is_growth(primary.disks, replica.disks):
         return GeometryMismatch(mismatch)
     if primary.proposed is not None and replica.epoch == primary.proposed != primary.epoch:
         return CommitConfirmed(primary.proposed)
@@ -244,6 +245,15 @@ def compare_geometry(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...
     return "; ".join(differences)
 
 
+def is_growth(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...]) -> bool:
+    """Whether the disks are the same ones, and none is smaller at the primary: a resync grows the others."""
+    theirs = {disk.index: disk for disk in replica}
+    return len(theirs) == len(primary) and all(
+        (other := theirs.get(disk.index)) is not None and other.uuid == disk.uuid and disk.size >= other.size
+        for disk in primary
+    )
+
+
 def wrote_since(primary: PrimaryView, cut: Position | None) -> bool:
     """Whether this side has, or may have, writes after ``cut``: unknown counts as yes."""
     if cut is None or primary.tracking != "on" or primary.log_end is None:
@@ -280,6 +290,8 @@ def _is_cut(position: Position | None, epoch: bytes, segment: int) -> bool:
 def _open_resync(primary: PrimaryView, resync: OpenResync, replica: ReplicaView) -> Decision:
     if primary.tracking != "on" or primary.log_epoch != resync.epoch:
         return RestartResync(primary.lost_reason or f"tracking is {primary.tracking}")
+    if grown := compare_geometry(primary.disks, replica.disks):
+        return RestartResync(f"a disk was made larger: {grown}.")
     theirs = replica.resync
     return GoOnWithResync(
         resync.id,
@@ -314,6 +326,8 @@ def _same_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
         "log_end": str(primary.log_end) if primary.log_end is not None else None,
         "first_segment": primary.first_segment,
     }
+    if grown := compare_geometry(primary.disks, replica.disks):
+        return _grown(primary, replica, grown)
     if replica.needs_resync:
         # Also where one is required already: what the replica found is a cause of its own.
         return _requested(replica, evidence)
@@ -348,6 +362,17 @@ def _same_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
             evidence,
         )
     return Resume(received)
+
+
+def _grown(primary: PrimaryView, replica: ReplicaView, text: str) -> ResyncRequired:
+    """Disks are larger at the primary: they grow at the replica when the compare of everything begins."""
+    theirs = {disk.index: disk.size for disk in replica.disks}
+    changes = [
+        {"disk": disk.index, "part": "size_bytes", "old": theirs[disk.index], "new": disk.size}
+        for disk in primary.disks
+        if disk.size != theirs[disk.index]
+    ]
+    return ResyncRequired(ResyncCause.DISK_GROWN, f"A disk was made larger: {text}.", {"changes": changes})
 
 
 def _requested(replica: ReplicaView, evidence: dict[str, Any]) -> ResyncRequired:

@@ -133,6 +133,8 @@ class ResyncReport(RunStruct):
     """Size of all disks."""
     starts: str = ""
     """What starts a required one, in words."""
+    excluded: list[str] = []
+    """Paths of disks that take no part."""
     run: Run | None = None
     """The open run."""
     progress: ProgressStatus | None = None

@@ -39,6 +39,7 @@ ENABLE = "vm.enable"
 STOP = "vm.stop"
 INITIAL = "vm.initial"
 SET = "vm.set"
+RESIZE = "vm.resize"
 TEST_CONNECTION = "test_connection"
 RESYNC_SHOW = "vm.resync_show"
 RESYNC_HISTORY = "vm.resync_history"
@@ -87,6 +88,8 @@ class EnableParams(Params, frozen=True):
     hot_regions: Bytes | None = None
     block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
     uuid: str | None = None
+    exclude: Annotated[tuple[str, ...], msgspec.Meta(max_length=DISKS_MAX)] = ()
+    """Absolute paths of disks of the VM that are not replicated: they are on record, and nothing else is done."""
 
 
 class ResumeParams(VmParams, frozen=True):

@@ -55,6 +55,8 @@ def report_lines(name: str, report: ResyncReport, width: int | None, zone: tzinf
         lines.append(
             f"  It compares {report.scope}: {size_text(report.scope_bytes)} of {size_text(report.disk_bytes)}."
         )
+    for path in report.excluded:
+        lines.append(f"  {path} is not replicated, and takes no part.")
     if report.starts:
         lines += wrapped(report.starts, width, 2, "  ")
     if report.run is not None:

@@ -157,6 +157,13 @@ def parse_disk(text: str) -> dict[str, str]:
     return disk | {"export": export} if comma else disk
 
 
+def parse_path(text: str) -> str:
+    """A path; a relative one counts from here. Raises UsageError."""
+    if not text:
+        raise UsageError("An empty text names no file.", "Write the path of the disk.")
+    return os.path.abspath(text)
+
+
 SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "interval": ("interval_seconds", parse_interval, "time between two cuts, e.g. 30s or 5m"),
     "log-limit": ("log_limit_bytes", parse_size, "size of the log above which a resync is required, e.g. 10GiB"),
