@@ -127,7 +127,7 @@ class AdminMethods:
         return history(self._agent.find(params.vm), params.limit)
 
     async def resync_plan(self, params: PlanParams, client: Client) -> ResyncPlan:
-        return await plan(self._agent.find(params.vm), sample=params.sample)
+        return await plan(self._agent.find(params.vm), sample=params.sample, blocks=params.blocks)
 
     async def test_connection(self, params: ConnectionParams, client: Client) -> ConnectionReport:
         host, port = split_address(params.replica)

@@ -29,6 +29,8 @@ MAX_GROUPS = 64
 MAX_ASKED_BYTES = 512
 """The longest bitmap of a DETAIL_REQUEST."""
 MAX_U63 = (1 << 63) - 1
+MAX_SAMPLED = 512
+"""Places of one SAMPLE_REQUEST."""
 MAX_CAUSES = 8
 MAX_CAUSE_TEXT = 512
 """Causes that a replica tells, and characters of each: OPENED has to fit its limit."""
@@ -63,6 +65,8 @@ class MessageType(IntEnum):
     DETAIL = 44
     HOLES_REQUEST = 45
     HOLES = 46
+    SAMPLE_REQUEST = 64
+    SAMPLE = 65
 
 
 BULK_TYPES = frozenset(
@@ -107,11 +111,12 @@ DiskBytes = Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
 
 
 class Role(StrEnum):
-    """What a connection is for: one of each a VM at most."""
+    """What a connection is for: of CONTROL and BULK one of each a VM at most."""
 
     CONTROL = "control"
     BULK = "bulk"
     PROBE = "probe"
+    SAMPLE = "sample"
 
 
 class ResyncKind(StrEnum):
@@ -429,6 +434,28 @@ class ResyncCancelled(Body, frozen=True):
     id: Id16
 
 
+class SamplePlace(Body, frozen=True):
+    """A place of a disk, at most as long as a block."""
+
+    disk: U16
+    offset: U63
+    length: Annotated[int, msgspec.Meta(gt=0, le=BLOCK_SIZE)]
+
+
+class SampleRequest(Body, frozen=True):
+    """Asks for the tags of places of the newest point, under a key of its own. Changes nothing."""
+
+    key: Key
+    hash: Name
+    places: Annotated[list[SamplePlace], msgspec.Meta(min_length=1, max_length=MAX_SAMPLED)]
+
+
+class Sample(Body, frozen=True):
+    """The tags, 16 bytes each, in the order of the places."""
+
+    tags: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16 * MAX_SAMPLED)]
+
+
 BODIES: dict[MessageType, type[Body]] = {
     MessageType.HELLO: Hello, MessageType.WELCOME: Welcome, MessageType.ERROR: Problem,
     MessageType.OPEN: Open, MessageType.OPENED: Opened, MessageType.HEARTBEAT: Heartbeat, MessageType.CLOSE: Close,
@@ -438,6 +465,7 @@ BODIES: dict[MessageType, type[Body]] = {
     MessageType.RANGE_SETTLED: RangeSettled, MessageType.COMMIT: Commit, MessageType.COMMITTED: Committed,
     MessageType.DETAIL_REQUEST: DetailRequest, MessageType.HOLES_REQUEST: HolesRequest, MessageType.HOLES: Holes,
     MessageType.RESYNC_CANCEL: ResyncCancel, MessageType.RESYNC_CANCELLED: ResyncCancelled,
+    MessageType.SAMPLE_REQUEST: SampleRequest, MessageType.SAMPLE: Sample,
 }  # fmt: skip
 TYPE_OF: dict[type[Body], MessageType] = {body: kind for kind, body in BODIES.items()}
 

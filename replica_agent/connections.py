@@ -25,6 +25,7 @@ from replica_agent.ledger import LedgerError
 from replica_agent.parts import VmParts
 from replica_agent.record import ReplicationRecord
 from replica_agent.refusals import Refusal
+from replica_agent.sampling import answer_samples
 from shared.channel import Channel
 from shared.errors import NoSpaceError
 from shared.stats import ReplicationStatistics
@@ -186,6 +187,14 @@ class Connections:
             bulk.ended.set()
             if self.bulk is bulk:
                 self.bulk = None
+
+    # --- samples ---------------------------------------------------------------------------------------------------
+
+    async def serve_sample(self, channel: Channel, body: Open) -> None:
+        """Answer questions about places of the newest point; nothing is changed, and nothing else held up by it."""
+        self._judge(body)
+        channel.send(self.opened())
+        await answer_samples(self._parts, channel)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

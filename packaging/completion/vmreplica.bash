@@ -37,6 +37,7 @@ _vmreplica() {
         'resume:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'resume:--at') :; return ;;
         'resume:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'resync plan:--blocks') :; return ;;
         'resync plan:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'resync show:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'resync history:--limit') :; return ;;
@@ -97,7 +98,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "plan show history watch --help" -- "$current"); return; }
             mapfile -t COMPREPLY < <(compgen -W "plan show history watch" -- "$current") ;;
         'resync plan')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --sample --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --sample --blocks --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'resync show')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }

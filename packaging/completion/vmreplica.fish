@@ -77,6 +77,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from resync; and not __fish_see
 complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_subcommand_from plan' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_subcommand_from plan' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_subcommand_from plan' -l sample -d 'measure on a sample, though past runs tell a rate'
+complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_subcommand_from plan' -l blocks -d 'random blocks that are compared with the replica, up to 4096' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_subcommand_from plan' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_subcommand_from plan' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_subcommand_from show' -l help -d 'show this help message and exit'

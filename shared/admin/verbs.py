@@ -22,6 +22,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
 Bytes = Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
 DISKS_MAX = 64
 """Disks of one VM."""
+PLAN_BLOCKS, PLAN_BLOCKS_MAX = 512, 4096
+"""Blocks that a plan compares with the replica."""
 EVENTS_MAX = 10_000
 """Events in one answer."""
 
@@ -111,9 +113,13 @@ class HistoryParams(VmParams, frozen=True):
 
 
 class PlanParams(VmParams, frozen=True):
-    """``vm.resync_plan``; ``sample``: measure on a sample of the disks, also where past runs tell a rate."""
+    """``vm.resync_plan``; ``sample``: measure on a sample of the disks, also where past runs tell a rate.
+
+    ``blocks`` random blocks are compared with the replica, to tell how much differs; 0: it is not asked.
+    """
 
     sample: bool = False
+    blocks: Annotated[int, msgspec.Meta(ge=0, le=PLAN_BLOCKS_MAX)] = PLAN_BLOCKS
 
 
 class SetParams(VmParams, frozen=True):

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from shared.admin.verbs import PLAN_BLOCKS, PLAN_BLOCKS_MAX
 from shared.cli.units import (
     SETTINGS,
+    parse_blocks,
     parse_count,
     parse_disk,
     parse_duration,
@@ -307,6 +309,13 @@ def _resync_vm(parser: argparse.ArgumentParser) -> None:
 def _resync_plan(parser: argparse.ArgumentParser) -> None:
     _resync_vm(parser)
     parser.add_argument("--sample", action="store_true", help="measure on a sample, though past runs tell a rate")
+    parser.add_argument(
+        "--blocks",
+        type=parsed(parse_blocks),
+        default=PLAN_BLOCKS,
+        metavar="N",
+        help=f"random blocks that are compared with the replica, up to {PLAN_BLOCKS_MAX}; 0: it is not asked",
+    )
 
 
 def _resync_history(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from shared.cli.evidence_text import evidence_lines
 from shared.cli.progress import KINDS
 from shared.cli.text import columns, joined, time_text, wrapped
 from shared.rates import duration_text, size_text
-from shared.resync_runs import ResyncPlan, ResyncReport, Run, RunStep
+from shared.resync_runs import Forecast, ResyncPlan, ResyncReport, Run, RunStep
 
 _MAX_STEPS = 40
 
@@ -24,9 +24,9 @@ def plan_lines(name: str, plan: ResyncPlan, width: int | None) -> list[str]:
     rows = [
         ["compares", f"{size_text(forecast.scope_bytes)} of the disks' {size_text(plan.disk_bytes)}"],
         ["reads", f"{size_text(forecast.read_bytes)} here, and about as much at the replica"],
-        ["differs", f"{size_text(forecast.different_bytes)} expected"],
-        ["on the wire", wire],
-        ["takes", "unknown" if forecast.seconds is None else f"about {duration_text(forecast.seconds)}"],
+        ["differs", f"{size_text(forecast.different_bytes)} expected" + _range(forecast, "different")],
+        ["on the wire", wire + _range(forecast, "wire")],
+        ["takes", "unknown" if forecast.seconds is None else _takes(forecast)],
         ["may start now", "yes" if plan.may_start else f"no: {plan.obstacle} {plan.remedy}".rstrip()],
         ["starts", plan.starts],
     ]
@@ -38,6 +38,22 @@ def plan_lines(name: str, plan: ResyncPlan, width: int | None) -> list[str]:
     for sentence in forecast.basis:
         lines += wrapped(sentence, width, 4, "  - ")
     return lines
+
+
+def _range(forecast: Forecast, what: str) -> str:
+    """Between which sizes it lies with 90 % certainty, where a sample tells."""
+    low, high = getattr(forecast, f"{what}_low_bytes"), getattr(forecast, f"{what}_high_bytes")
+    if low is None or high is None or low == high:
+        return ""
+    return f"; with 90 % certainty {size_text(low)} to {size_text(high)}"
+
+
+def _takes(forecast: Forecast) -> str:
+    low, high = forecast.seconds_low, forecast.seconds_high
+    text = f"about {duration_text(forecast.seconds or 0.0)}"
+    if low is None or high is None or duration_text(low) == duration_text(high):
+        return text
+    return f"{text}; with 90 % certainty {duration_text(low)} to {duration_text(high)}"
 
 
 def report_lines(name: str, report: ResyncReport, width: int | None, zone: tzinfo | None = None) -> list[str]:

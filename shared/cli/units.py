@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from shared.admin.verbs import PLAN_BLOCKS_MAX
 from shared.errors import UsageError
 from shared.schedule import PastWindow, ResyncMode, Window, parse_time, time_text
 from shared.tap_config import BlockDevicePolicy
@@ -91,6 +92,13 @@ def parse_number(text: str) -> int:
     """A whole number above 0. Raises UsageError."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= NUMBER_MAX):
         raise UsageError(f"{text!r} is not a number from 1 to {NUMBER_MAX}.")
+    return int(text)
+
+
+def parse_blocks(text: str) -> int:
+    """How many blocks a plan compares with the replica; 0 for none. Raises UsageError."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) <= PLAN_BLOCKS_MAX):
+        raise UsageError(f"{text!r} is not a number from 0 to {PLAN_BLOCKS_MAX}.")
     return int(text)
 
 

@@ -34,6 +34,9 @@ from protocol.messages import (
     ResyncState,
     Role,
     Run,
+    Sample,
+    SamplePlace,
+    SampleRequest,
     Welcome,
     WireAncestor,
     WireCause,
@@ -129,6 +132,12 @@ EXAMPLES: dict[MessageType, Body] = {
     MessageType.DETAIL_REQUEST: DetailRequest(
         id=RESYNC, round=1, key_id=KEY_ID, disk=0, offset=65536, length=327680, blocks=b"\x09"
     ),
+    MessageType.SAMPLE_REQUEST: SampleRequest(
+        key=bytes(range(32)),
+        hash="aes-256-gmac",
+        places=[SamplePlace(disk=3, offset=1 << 20, length=65536), SamplePlace(disk=3, offset=4096, length=4096)],
+    ),
+    MessageType.SAMPLE: Sample(tags=bytes(range(32))),
     MessageType.HOLES_REQUEST: HolesRequest(id=RESYNC, round=1, key_id=KEY_ID, disk=3, offset=0, length=1 << 30),
     MessageType.HOLES: Holes(
         id=RESYNC,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from datetime import UTC
 
+import msgspec
+
 from shared.admin import verbs as admin
 from shared.cli.console import Palette
 from shared.cli.progress import progress_lines
@@ -87,6 +89,17 @@ def test_plan() -> None:
         "  - Rates.",
     ]
     assert all(len(line) <= 60 for line in plan_lines("db", plan, 60))
+
+
+def test_plan_with_a_sample_tells_how_sure_it_is() -> None:
+    sampled = msgspec.structs.replace(
+        FORECAST, different_low_bytes=28 * MIB, different_high_bytes=56 * MIB, wire_low_bytes=29 * MIB,
+        wire_high_bytes=57 * MIB, seconds_low=11.0, seconds_high=14.0,
+    )  # fmt: skip
+    lines = plan_lines("db", ResyncPlan(forecast=sampled, may_start=True), None)
+    assert "  differs        40.0 MiB expected; with 90 % certainty 28.0 MiB to 56.0 MiB" in lines
+    assert "  takes          about 12 s; with 90 % certainty 11 s to 14 s" in lines
+    assert any(line.endswith("everything does; with 90 % certainty 29.0 MiB to 57.0 MiB") for line in lines)
 
 
 def test_show_with_an_open_run() -> None:
@@ -201,7 +214,7 @@ def test_verbs_ask_the_primary(vmreplica: Command) -> None:
     name = healthy().name
     ran = vmreplica("resync", "plan", name, "--sample")
     assert (ran.code, ran.lines[0]) == (0, f"{name}  resynchronization, not required")
-    assert agent.calls[-1] == (admin.RESYNC_PLAN, {"vm": healthy().uuid, "sample": True})
+    assert agent.calls[-1] == (admin.RESYNC_PLAN, {"vm": healthy().uuid, "sample": True, "blocks": 512})
     assert vmreplica("resync", "show", name).lines[0] == f"{name}  Replicating"
     assert "committed" in vmreplica("resync", "history", name, "--limit", "3").out
     assert agent.calls[-1] == (admin.RESYNC_HISTORY, {"vm": healthy().uuid, "limit": 3})

@@ -61,7 +61,7 @@ def test_every_type_is_control_or_bulk_and_numbers_stay() -> None:
         "RESYNC_BEGIN": 32, "RESYNC_READY": 33, "MANIFEST_REQUEST": 34, "MANIFEST": 35, "BLOCKS": 36,
         "RANGE_DONE": 37, "RANGE_SETTLED": 38, "COMMIT": 39, "COMMITTED": 40, "RESYNC_CANCEL": 41,
         "RESYNC_CANCELLED": 42,
-            "DETAIL_REQUEST": 43, "DETAIL": 44, "HOLES_REQUEST": 45, "HOLES": 46,
+            "DETAIL_REQUEST": 43, "DETAIL": 44, "HOLES_REQUEST": 45, "HOLES": 46, "SAMPLE_REQUEST": 64, "SAMPLE": 65,
     }  # fmt: skip
 
 
