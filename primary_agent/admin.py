@@ -11,6 +11,7 @@ from primary_agent.agent import PrimaryAgent
 from primary_agent.enabling import split_address
 from primary_agent.probing import probe
 from primary_agent.record import VmRecord
+from primary_agent.resizing import take_sizes
 from primary_agent.resync_report import history, plan, report
 from primary_agent.scheduling import checked_time, with_window
 from primary_agent.vm import PrimaryVm
@@ -59,6 +60,7 @@ class AdminMethods:
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.STOP, VmParams, self.stop)
         methods.add(verbs.SET, SetParams, self.set)
+        methods.add(verbs.RESIZE, VmParams, self.resize)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
         methods.add(verbs.RECOVER, RecoverParams, self.recover)
         methods.add(verbs.RESYNC_SHOW, VmParams, self.resync_show)
@@ -104,6 +106,10 @@ class AdminMethods:
         await vm.set(with_settings(vm.record, params.settings), params.settings)
         return await vm.status()
 
+    async def resize(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "resize", take_sizes(vm))
+
     async def remove(self, params: RemoveParams, client: Client) -> None:
         if not params.yes:
             raise UsageError(f"Removing {params.vm} ends its replication and its tap.", "Repeat it with --yes.")
@@ -121,7 +127,7 @@ class AdminMethods:
         return history(self._agent.find(params.vm), params.limit)
 
     async def resync_plan(self, params: PlanParams, client: Client) -> ResyncPlan:
-        return await plan(self._agent.find(params.vm), sample=params.sample)
+        return await plan(self._agent.find(params.vm), sample=params.sample, blocks=params.blocks)
 
     async def test_connection(self, params: ConnectionParams, client: Client) -> ConnectionReport:
         host, port = split_address(params.replica)

@@ -57,6 +57,7 @@ class Dialled:
             resync=_open_resync(resync) if resync is not None else None,
             needs_resync=opened.state == ReplicationState.WAITING_FOR_START_RESYNCHRONIZE.title,
             host=self.welcome.host or peer,
+            causes=tuple((each.code, each.text) for each in opened.causes),
         )
 
 

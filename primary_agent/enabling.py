@@ -57,6 +57,7 @@ def plan_vm(params: EnableParams, taken: Sequence[VmRecord], ports: Ports) -> Vm
         export = disk.export or f"disk{index}"
         size = disk_size(ports.files, disk.path)
         disks.append(DiskRecord(index=index, uuid=ports.random.bytes(16), path=disk.path, size=size, export=export))
+    _check_excluded(params.exclude, in_use)
     return VmRecord(
         vm=identity,
         name=name,
@@ -69,7 +70,19 @@ def plan_vm(params: EnableParams, taken: Sequence[VmRecord], ports: Ports) -> Vm
         hot_regions=params.hot_regions or 0,
         block_device_policy=params.block_device_policy,
         created_time=ports.clock.wall(),
+        excluded=list(params.exclude),
     )
+
+
+def _check_excluded(paths: Sequence[str], in_use: dict[str, str]) -> None:
+    """Raises UsageError where an excluded disk is not one, or is replicated."""
+    for path in paths:
+        if not path.startswith("/") or not path.isprintable() or "/../" in path + "/":
+            raise UsageError(f"{path!r} is not an absolute path.", "Give the excluded disk's absolute path.")
+        if path in in_use:
+            raise UsageError(f"{path} is to be replicated and excluded.", f"It is a disk of {in_use[path]}.")
+    if len(set(paths)) != len(paths):
+        raise UsageError("A disk is excluded twice.", "Name each once.")
 
 
 def _identity(text: str | None, ports: Ports) -> bytes:

@@ -1,26 +1,28 @@
 """What a resync will cost, before it starts: bytes to read, bytes on the wire and time, from what this pair has shown.
 
-Scope and holes are looked up, they are facts. How much differs and how fast the pair is, past runs tell; where none
-does, the disk is sampled, or a bound is given, and the forecast says so. Nothing is asked of the replica.
+Scope and holes are looked up, they are facts. How much differs a sample of blocks tells that is compared with the
+replica; where that can't be had, past runs do, or a bound is given, and the forecast says so. How fast the pair is,
+past runs tell, or a sample of the disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import structlog
 
+from primary_agent.estimating import interval
 from primary_agent.parts import Parts
-from primary_agent.record import DiskRecord
+from primary_agent.sampling import Sampled, compare_sample, why_not
 from primary_agent.scope import BOUNDED_CAUSES, read_scope
+from primary_agent.survey import Survey, hash_sample, survey
 from protocol.bulk import TAG_BYTES
+from protocol.errors import ProtocolError
 from protocol.messages import BLOCK_SIZE, ResyncKind
 from protocol.position import NO_EPOCH
 from shared.disks.hashing import RangeHasher
 from shared.errors import VmreplicaError
-from shared.map_file import Range
-from shared.ports import FileSystem
 from shared.rates import size_text
 from shared.resync_runs import COMMITTED, Forecast, Run
 
@@ -36,10 +38,8 @@ WIRE_PER_SENT, WIRE_PER_READ = 1.0, TAG_BYTES / BLOCK_SIZE
 """Bytes on the wire for one that is sent and for one that is compared, where no run tells: no compression, one tag for
 each block.
 """
-SAMPLE_BYTES = 64 << 20
-SAMPLE_CHUNK = 1 << 20
-EXTENTS_KEPT = 4096
-"""More extents than that are thinned: a sample needs no more, and a disk may have millions of them."""
+SAMPLE_COUNTS_SECONDS = 900.0
+"""For so long a sample of the plan is taken for the forecast of a run that starts."""
 
 log = structlog.get_logger(__name__)
 
@@ -98,74 +98,26 @@ def _sent(run: Run) -> float:
     return run.total("sent_bytes") / max(1, run.read_bytes)
 
 
-@dataclass(slots=True)
-class Survey:
-    """What lies in a scope: its bytes, and those of them that are no holes."""
+def expect(
+    kind: ResyncKind,
+    found: Survey,
+    rates: Rates,
+    sampled: float | None,
+    told: Sampled | None = None,
+    untold: str = "",
+) -> Forecast:
+    """The forecast for what was surveyed; ``sampled`` is the measured rate of reading and hashing here.
 
-    scope_bytes: int = 0
-    read_bytes: int = 0
-    extents: list[tuple[str, Range]] = field(default_factory=list)
-    """Path and range of those that are no holes, in order; evenly thinned where there are very many."""
-    _step: int = 1
-    _seen: int = 0
-
-    def add(self, path: str, extent: Range) -> None:
-        """Take in one more extent that is no hole."""
-        self.read_bytes += extent[1]
-        if self._seen % self._step == 0:
-            self.extents.append((path, extent))
-            if len(self.extents) > EXTENTS_KEPT:
-                del self.extents[1::2]
-                self._step *= 2
-        self._seen += 1
-
-    def pieces(self, wanted: int = SAMPLE_BYTES) -> Iterator[tuple[str, Range]]:
-        """Chunks spread evenly over what is no hole, together at most about ``wanted`` bytes."""
-        kept = sum(length for _, (_, length) in self.extents)
-        stride = max(SAMPLE_CHUNK, -(-kept * SAMPLE_CHUNK // max(wanted, 1)))
-        seen, due = 0, 0
-        for path, (offset, length) in self.extents:
-            while due < seen + length:
-                at = due - seen
-                yield path, (offset + at, min(SAMPLE_CHUNK, length - at))
-                due += stride
-            seen += length
-
-
-def survey(files: FileSystem, disks: Sequence[DiskRecord], scope: dict[int, list[Range]]) -> Survey:
-    """Look up what of the scope is no hole. Blocks. Raises OSError or StorageError."""
-    found = Survey()
-    for disk in disks:
-        file = files.open_disk(disk.path)
-        try:
-            for offset, length in scope[disk.index]:
-                found.scope_bytes += length
-                for extent in file.extents(offset, length):
-                    if not extent.hole:
-                        found.add(disk.path, (extent.offset, extent.length))
-        finally:
-            file.close()
-    return found
-
-
-def hash_sample(files: FileSystem, found: Survey, hasher: RangeHasher) -> int:
-    """Read and hash a sample as the compare does; the bytes of it. Blocks. Raises OSError or StorageError."""
-    count = 0
-    for path, (offset, length) in found.pieces():
-        file = files.open_disk(path)
-        try:
-            hasher.hash_range(file, offset, length)
-        finally:
-            file.close()
-        count += length
-    return count
-
-
-def expect(kind: ResyncKind, found: Survey, rates: Rates, sampled: float | None) -> Forecast:
-    """The forecast for what was surveyed; ``sampled`` is the measured rate of reading and hashing here."""
+    ``told`` is what a sample of blocks showed that both sides hashed, ``untold`` why there is none.
+    """
     read, basis = found.read_bytes, [_scope_text(kind, found)]
     fraction = 1.0
-    if kind is ResyncKind.INITIAL:
+    parts: tuple[float, float] | None = None
+    if untold and kind is not ResyncKind.INITIAL:
+        basis.append(f"The replica could not be asked for a sample: {untold}.")
+    if told is not None and (told.blocks or told.all):
+        fraction, parts = _from_sample(told, basis)
+    elif kind is ResyncKind.INITIAL:
         basis.append("All that is no hole is sent.")
     elif rates.different is not None:
         fraction = min(1.0, rates.different)
@@ -182,9 +134,7 @@ def expect(kind: ResyncKind, found: Survey, rates: Rates, sampled: float | None)
     elif compare is not None:
         basis.append(f"{size_text(compare)}/s were compared in the last run that sent little.")
     send = rates.send or compare
-    seconds = None
     if compare is not None and send is not None:
-        seconds = (read - different) / compare + different / send + rates.beside
         if different and rates.send is not None:
             basis.append(f"{size_text(rates.send)}/s were sent and made durable in the last run that sent much.")
         elif different:
@@ -195,6 +145,12 @@ def expect(kind: ResyncKind, found: Survey, rates: Rates, sampled: float | None)
     def on_wire(differing: int) -> int:
         return round(rates.wire_per_read * read + rates.wire_per_sent * differing)
 
+    def takes(differing: int) -> float | None:
+        if compare is None or send is None:
+            return None
+        return (read - differing) / compare + differing / send + rates.beside
+
+    low, high = (round(part * read) for part in parts) if parts is not None else (None, None)
     return Forecast(
         kind=kind.value,
         scope_bytes=found.scope_bytes,
@@ -203,9 +159,40 @@ def expect(kind: ResyncKind, found: Survey, rates: Rates, sampled: float | None)
         wire_bytes=on_wire(different),
         least_wire_bytes=on_wire(0),
         most_wire_bytes=round(rates.wire_per_read * read + read),
-        seconds=seconds,
+        seconds=takes(different),
+        sampled_blocks=told.blocks if told is not None else 0,
+        sampled_different=told.different if told is not None else 0,
+        different_low_bytes=low,
+        different_high_bytes=high,
+        wire_low_bytes=on_wire(low) if low is not None else None,
+        wire_high_bytes=on_wire(high) if high is not None else None,
+        seconds_low=takes(low) if low is not None else None,
+        seconds_high=takes(high) if high is not None else None,
         basis=basis,
     )
+
+
+def _from_sample(told: Sampled, basis: list[str]) -> tuple[float, tuple[float, float]]:
+    """The part of what is read that differs, and between which parts that lies with 90 % certainty."""
+    if told.blocks == 0:
+        basis.append("There is nothing to read, so nothing differs.")
+        return 0.0, (0.0, 0.0)
+    part = told.different / told.blocks
+    low, high = (part, part) if told.all else interval(told.different, told.blocks)
+    which = "All" if told.all else "Of"
+    looked = f"{which} {told.blocks} blocks" if told.all else f"Of {told.blocks} random blocks"
+    sure = "" if told.all else f", with 90 % certainty {_percent(low)} to {_percent(high)} of all"
+    basis.append(f"{looked} that both sides hashed just now, {told.different} differ: {_percent(part)}{sure}.")
+    if told.pieces:
+        basis.append(
+            f"{_percent(told.detail)} of a block that differs does, by {told.pieces} smaller blocks that were "
+            "compared; only these are sent."
+        )
+    return part * told.detail, (low * told.detail, high * told.detail)
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2f} %" if part < 0.1 else f"{100 * part:.1f} %"
 
 
 def _scope_text(kind: ResyncKind, found: Survey) -> str:
@@ -230,11 +217,12 @@ def kind_of(parts: Parts) -> ResyncKind:
     return ResyncKind.BOUNDED if bounded and doubt is not None and doubt.complete else ResyncKind.RESYNC
 
 
-async def forecast(parts: Parts, *, sample: bool = False) -> Forecast:
+async def forecast(parts: Parts, *, sample: bool = False, blocks: int | None = None) -> Forecast:
     """What the open resync, or one that began now, is expected to cost.
 
-    ``sample``: measure reading and hashing here, also where past runs tell a rate. Raises StorageError where a disk
-    or the map can't be read.
+    ``sample``: measure reading and hashing here, also where past runs tell a rate. ``blocks`` random ones are compared
+    with the replica; with None what such a sample showed a short while ago counts, once. Raises StorageError where a
+    disk or the map can't be read.
     """
     ports, vm, kind = parts.surroundings.ports, parts.replication.vm, kind_of(parts)
     rates = learn(parts.replication.runs.newest(RUNS_LEARNT), kind)
@@ -254,7 +242,30 @@ async def forecast(parts: Parts, *, sample: bool = False) -> Forecast:
         raise VmreplicaError(
             f"A disk of {vm.name} can't be read: {error.strerror or error}.", "Look at `vmreplica status`."
         ) from error
-    return expect(kind, found, rates, sampled)
+    untold = await _ask(parts, kind, found, blocks) if blocks else ""
+    told = parts.sampled if blocks != 0 else None
+    if blocks is None:
+        # It is about the disks as they were before this run.
+        parts.sampled = None
+    if told is not None and (told.kind is not kind or ports.clock.monotonic() - told.time > SAMPLE_COUNTS_SECONDS):
+        told = None
+    return expect(kind, found, rates, sampled, told, untold)
+
+
+async def _ask(parts: Parts, kind: ResyncKind, found: Survey, blocks: int) -> str:
+    """Compare random blocks with the replica; why that can't be done, empty where it was."""
+    parts.sampled = None
+    connection = parts.tap.connection
+    if kind is ResyncKind.INITIAL:
+        return ""
+    if connection is None:
+        return "the tap does not answer"
+    surroundings, replication = parts.surroundings, parts.replication
+    try:
+        parts.sampled = await compare_sample(surroundings, replication, connection, parts.address, kind, found, blocks)
+    except (VmreplicaError, ProtocolError, OSError) as error:
+        return why_not(error)
+    return ""
 
 
 async def foresee(parts: Parts) -> None:

@@ -45,6 +45,10 @@ class TapObserver:
         yield from self._resized(status)
         yield from self._filled(status.log)
 
+    def forget_sizes(self) -> None:
+        """The sizes of the disks were taken over: what is seen next is compared with those."""
+        self._sizes.clear()
+
     def log_full_seconds(self, log: LogUsage) -> float | None:
         """When the log reaches its limit at its rate of the last minutes; None where it does not grow."""
         if self._first is None or self._last - self._first < RATE_KNOWN_SECONDS:

@@ -9,6 +9,7 @@ from primary_agent.dialing import Dialled
 from primary_agent.observing import TapObserver
 from primary_agent.progress import MERGING, ResyncProgress
 from primary_agent.replication import COMPARING, Replication
+from primary_agent.sampling import Sampled
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
@@ -74,6 +75,8 @@ class Parts:
     applied: Position | None = None
     applied_time: float | None = None
     """When the applied cut was sealed."""
+    sampled: Sampled | None = None
+    """What the last plan found by asking the replica."""
 
     @property
     def address(self) -> Address:

@@ -90,6 +90,8 @@ class VmRecord(Record):
     hot_regions: int = 0
     """0 stands for the tap's default, here and of the size of a region."""
     block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
+    excluded: Annotated[list[str], msgspec.Meta(max_length=MAX_DISKS)] = []
+    """Paths of disks of the VM that are not replicated: no tap serves them, and the replica does not have them."""
     version: int = RECORD_VERSION
 
     @property

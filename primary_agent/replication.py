@@ -133,6 +133,13 @@ class Replication:
                 return
             await self._require((PrimaryEvent.RESYNC_REQUIRED,), found, {})
 
+    async def amend_cause(self, cause: Cause, event: dict[str, Any]) -> None:
+        """Put down more of a cause that is on record; it is known by its code and time."""
+        async with self._lock:
+            same = (cause.code, cause.time)
+            causes = [cause if (each.code, each.time) == same else each for each in self.record.causes]
+            await self._store([event], {"causes": causes})
+
     async def order_resync(self, text: str, **fields: Any) -> None:
         """An administrator asks for a resync of a VM that replicates: it is suspended first, and resumed with it.
 

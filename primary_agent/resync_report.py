@@ -9,6 +9,7 @@ from primary_agent.scheduling import Schedule, Start
 from primary_agent.starting import planned
 from primary_agent.vm import PrimaryVm
 from protocol.messages import ResyncKind
+from shared.admin.verbs import PLAN_BLOCKS
 from shared.errors import InvalidStateError
 from shared.rates import duration_text
 from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory
@@ -66,6 +67,7 @@ def report(vm: PrimaryVm) -> ResyncReport:
         scope_bytes=size if needed else None,
         disk_bytes=disk_bytes,
         starts=starts_by(parts, kind) if needed and record.state not in _OPEN else "",
+        excluded=vm.record.excluded,
         run=runs.open,
         progress=parts.progress.status() if parts.progress is not None else None,
         last=runs.last,
@@ -77,11 +79,14 @@ def history(vm: PrimaryVm, limit: int) -> RunHistory:
     return RunHistory(runs=vm.parts.replication.runs.newest(limit))
 
 
-async def plan(vm: PrimaryVm, *, sample: bool) -> ResyncPlan:
-    """The answer of ``vm.resync_plan``; reads a sample of the disks, and changes nothing. Raises VmreplicaError."""
+async def plan(vm: PrimaryVm, *, sample: bool, blocks: int = PLAN_BLOCKS) -> ResyncPlan:
+    """The answer of ``vm.resync_plan``; reads samples of the disks on both sides, and changes nothing.
+
+    ``blocks`` are compared with the replica. Raises VmreplicaError.
+    """
     parts = vm.parts
     record, kind = parts.replication.record, kind_of(parts)
-    expected = await forecast(parts, sample=sample)
+    expected = await forecast(parts, sample=sample, blocks=blocks)
     obstacle = remedy = ""
     try:
         await vm.check_gate("initial replication" if kind is ResyncKind.INITIAL else "resynchronization")

@@ -9,9 +9,7 @@ from __future__ import annotations
 from primary_agent.replication import Replication
 from primary_agent.tap_link import Connection, TapLink
 from protocol.position import NO_EPOCH
-from shared.events import EventId
-from shared.ports import Clock
-from shared.states import PrimaryEvent, ReplicationState
+from shared.states import ReplicationState
 from shared.tap_control import LostReason, Tracking
 
 
@@ -47,10 +45,3 @@ def is_told(replication: Replication, connection: Connection) -> bool:
     if connection.tracking is Tracking.OFF:
         return record.stopped_time is not None or record.state is ReplicationState.RESYNCHRONIZING
     return connection.tracking is Tracking.MAP and lost is not None and lost.reason is LostReason.ABANDONED
-
-
-async def hold(replication: Replication, clock: Clock) -> None:
-    """The required resync starts only when it is asked for again. Durable."""
-    text = f"The required resynchronization of {replication.vm.name} waits until it is asked for."
-    told = replication.event(EventId.ADMINISTRATOR, text, cause=PrimaryEvent.RESYNC_CANCELLED.value)
-    await replication.update(told, resync_wanted=False, resync_at=None, stopped_time=clock.wall())

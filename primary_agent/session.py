@@ -26,6 +26,7 @@ from primary_agent.rounds import another_round
 from primary_agent.starting import Starting
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
+from primary_agent.tracking_loss import note_loss
 from protocol.errors import ProtocolError
 from protocol.messages import (
     Applied,
@@ -117,7 +118,10 @@ class Session:
                 remedy = "Remove the VM at the replica, or replicate to another one."
                 raise Refused(text, remedy, code="unrelated")
             case GeometryMismatch(text=text):
-                remedy = "Bring the disks to the same sizes, or remove the VM at the replica and start anew."
+                remedy = (
+                    "Bring the disks to the same sizes, or remove the VM at the replica and start anew. What was made "
+                    f"larger here, `vmreplica resize {self._replication.vm.name}` takes over."
+                )
                 raise Refused(f"The disks differ: {text}.", remedy, code="geometry")
         await self._replication.clear_problem()
         await self._remember_host()
@@ -160,6 +164,11 @@ class Session:
         """Put the cause on record; the state then says that a resync is required. Does not end this session."""
         if self._replication.record.causes and cause is ResyncCause.ADMINISTRATOR:
             return
+        if cause is ResyncCause.TRACKING_LOST:
+            # The tap's own words and evidence, where nobody has put them down yet.
+            await note_loss(self._parts)
+            if self._replication.record.causes:
+                return
         await self._replication.require_resync(cause, text, evidence)
         if cause is ResyncCause.HISTORY_LOST:
             # Whoever asked did not know what would be overwritten.

@@ -192,7 +192,10 @@ class SessionLoop:
             # The open resync's log is what does not fit: it starts anew under another epoch.
             await self._replication.update(resync=None)
         if self._replication.state is not ReplicationState.INITIAL_REPLICATION_IN_PROGRESS:
-            await self._replication.require_resync(cause, failure.text)
+            acked, connection = self._replication.acked, self._parts.tap.connection
+            end = connection.log_end() if connection is not None else None
+            evidence = {"acked": str(acked.position) if acked else None, "log_end": str(end) if end else None}
+            await self._replication.require_resync(cause, failure.text, evidence)
 
 
 def _as_failure(error: Exception) -> VmreplicaError:

@@ -179,6 +179,15 @@ async def put_off(parts: Parts, at: str) -> None:
     await replication.update(event, resync_at=moment, resync_wanted=False, stopped_time=None)
 
 
+async def hold(parts: Parts) -> None:
+    """The required resync starts only when it is asked for again."""
+    replication = parts.replication
+    text = f"The required resynchronization of {replication.vm.name} waits until it is asked for."
+    told = replication.event(EventId.ADMINISTRATOR, text, cause=PrimaryEvent.RESYNC_CANCELLED.value)
+    now = parts.surroundings.ports.clock.wall()
+    await replication.update(told, resync_wanted=False, resync_at=None, stopped_time=now)
+
+
 async def cancel(parts: Parts, cause: str) -> None:
     """What was put off does not start any more."""
     replication = parts.replication

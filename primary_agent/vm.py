@@ -14,12 +14,13 @@ from primary_agent.enabling import with_settings_of
 from primary_agent.parts import Parts
 from primary_agent.record import StartedBy, VmRecord
 from primary_agent.replication import Replication
-from primary_agent.resyncing import abandon, hold, is_told
+from primary_agent.resyncing import abandon
 from primary_agent.scheduling import check_schedule
 from primary_agent.session_loop import SessionLoop
-from primary_agent.starting import begin_due, begin_wanted, cancel, put_off
+from primary_agent.starting import begin_due, begin_wanted, cancel, hold, put_off
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
+from primary_agent.tracking_loss import note_bound, note_loss
 from primary_agent.vm_status import status_of
 from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
@@ -28,7 +29,6 @@ from shared.planning import ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
 from shared.status import VmStatus, to_plain
 from shared.tap_config import TapConfig, save_config
-from shared.tap_control import Tracking
 
 TICK_SECONDS = 1.0
 TAP_STATUS_SECONDS = 5.0
@@ -54,7 +54,7 @@ class PrimaryVm:
         """Why this VM's tasks have ended, where its store failed."""
         self.on_failure: Callable[[PrimaryVm], None] | None = None
         self._replication = replication
-        self._ordering = asyncio.Lock()
+        self.ordering = asyncio.Lock()
         """Held while an order is carried out: one that came in between would take its half for the whole."""
         self._ports = surroundings.ports
         self._task: asyncio.Task[None] | None = None
@@ -126,23 +126,9 @@ class PrimaryVm:
     async def _watch_tracking(self) -> None:
         """Put a loss of tracking on record at once, whether or not there is a session (I3)."""
         while True:
-            await self._note_lost_tracking()
+            await self._abandon()
+            await note_loss(self.parts)
             await self.parts.tap.changed.wait()
-
-    async def _note_lost_tracking(self) -> None:
-        await self._abandon()
-        record, connection = self._replication.record, self.parts.tap.connection
-        if record.epoch == NO_EPOCH or record.resync is not None or connection is None:
-            return
-        if connection.tracks(record.epoch) or not connection.alive or is_told(self._replication, connection):
-            return
-        lost = connection.lost
-        if connection.tracking in (Tracking.LOST, Tracking.MAP) and lost is not None:
-            evidence = {"reason": lost.reason.value, "time": lost.time, "bounded": connection.tracking is Tracking.MAP}
-            await self._replication.require_resync(ResyncCause.TRACKING_LOST, lost.text, evidence)
-        else:
-            text = f"The tap does not track the baseline {record.epoch.hex()[:8]}: tracking is {connection.tracking}."
-            await self._replication.require_resync(ResyncCause.TRACKING_OFF, text)
 
     async def _abandon(self) -> None:
         """Have the tap give up what was cancelled; what fails is tried again at the next tick."""
@@ -164,10 +150,11 @@ class PrimaryVm:
                 replication.statistics.pause()
             await self._refresh_tap(TAP_STATUS_SECONDS)
             await self._abandon()
+            await note_bound(self.parts)
             await replication.describe()
             await replication.store_runs()
             await self._tell_observations()
-            async with self._ordering:
+            async with self.ordering:
                 await begin_due(self.parts)
             if clock.monotonic() >= tell_at:
                 tell_at += STATISTICS_SECONDS
@@ -224,7 +211,7 @@ class PrimaryVm:
 
     async def suspend(self) -> None:
         """Stop sending; the tap goes on tracking."""
-        async with self._ordering:
+        async with self.ordering:
             state = self._replication.state
             if state in (_S.SUSPENDED, _S.RESYNCHRONIZE_SUSPENDED):
                 return
@@ -234,7 +221,7 @@ class PrimaryVm:
 
     async def stop_resync(self) -> None:
         """Cancel the open resync or initial replication before its commit; of a required one, its start (I7)."""
-        async with self._ordering:
+        async with self.ordering:
             state, record = self._replication.state, self._replication.record
             what = self._replication.open_work
             match state:
@@ -243,7 +230,7 @@ class PrimaryVm:
                 case _S.SUSPENDED if record.epoch == NO_EPOCH and not record.causes:
                     pass
                 case _S.WAITING_FOR_START_RESYNCHRONIZE:
-                    await hold(self._replication, self._ports.clock)
+                    await hold(self.parts)
                     return
                 case _:
                     raise self._not_now("stop", "No resynchronization or initial replication is running or required.")
@@ -261,7 +248,7 @@ class PrimaryVm:
         """
         if at and not resynchronize:
             raise UsageError("A time is for a resynchronization.", "Add --resynchronize.")
-        async with self._ordering:
+        async with self.ordering:
             if go_on and self._replication.record.resync is None:
                 remedy = f"No compare was suspended. To start one: `vmreplica resume {self.name} --resynchronize`."
                 raise self._not_now("resume --continue", remedy)

@@ -55,6 +55,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmSt
         progress=parts.progress.status() if parts.progress is not None else None,
         statistics=replication.statistics.report(now, pending_bytes=parts.pending_bytes()),
         disks=_disks(vm, connection),
+        excluded_disks=vm.excluded,
         uris=_uris(connection),
         folder=folder,
         waiting=waiting_text(parts),

@@ -29,6 +29,11 @@ MAX_GROUPS = 64
 MAX_ASKED_BYTES = 512
 """The longest bitmap of a DETAIL_REQUEST."""
 MAX_U63 = (1 << 63) - 1
+MAX_SAMPLED = 512
+"""Places of one SAMPLE_REQUEST."""
+MAX_CAUSES = 8
+MAX_CAUSE_TEXT = 512
+"""Causes that a replica tells, and characters of each: OPENED has to fit its limit."""
 
 
 class MessageType(IntEnum):
@@ -62,6 +67,8 @@ class MessageType(IntEnum):
     HOLES = 46
     UNSETTLE = 47
     UNSETTLED = 48
+    SAMPLE_REQUEST = 64
+    SAMPLE = 65
 
 
 BULK_TYPES = frozenset(
@@ -106,11 +113,12 @@ DiskBytes = Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
 
 
 class Role(StrEnum):
-    """What a connection is for: one of each a VM at most."""
+    """What a connection is for: of CONTROL and BULK one of each a VM at most."""
 
     CONTROL = "control"
     BULK = "bulk"
     PROBE = "probe"
+    SAMPLE = "sample"
 
 
 class ResyncKind(StrEnum):
@@ -249,10 +257,17 @@ class ResyncState(Body, frozen=True):
     unsettle: bool
 
 
+class WireCause(Body, frozen=True):
+    """Why the replica requires a resync: what it found, and a stable word for it."""
+
+    code: Name
+    text: Annotated[str, msgspec.Meta(max_length=MAX_CAUSE_TEXT)]
+
+
 class Opened(Body, frozen=True):
     """The replica's answer: its own state, disks and positions. ``received`` resumes the log, also inside a segment.
 
-    ``cut`` is the newest cut of the baseline's epoch that is received.
+    ``cut`` is the newest cut of the baseline's epoch that is received, ``causes`` why it requires a resync, if it does.
     """
 
     state: Name
@@ -264,6 +279,7 @@ class Opened(Body, frozen=True):
     cut: WirePosition | None
     applied: WirePosition | None
     resync: ResyncState | None
+    causes: Annotated[list[WireCause], msgspec.Meta(max_length=MAX_CAUSES)] = []
 
 
 class Heartbeat(Body, frozen=True):
@@ -449,6 +465,28 @@ class ResyncCancelled(Body, frozen=True):
     id: Id16
 
 
+class SamplePlace(Body, frozen=True):
+    """A place of a disk, at most as long as a block."""
+
+    disk: U16
+    offset: U63
+    length: Annotated[int, msgspec.Meta(gt=0, le=BLOCK_SIZE)]
+
+
+class SampleRequest(Body, frozen=True):
+    """Asks for the tags of places of the newest point, under a key of its own. Changes nothing."""
+
+    key: Key
+    hash: Name
+    places: Annotated[list[SamplePlace], msgspec.Meta(min_length=1, max_length=MAX_SAMPLED)]
+
+
+class Sample(Body, frozen=True):
+    """The tags, 16 bytes each, in the order of the places."""
+
+    tags: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16 * MAX_SAMPLED)]
+
+
 BODIES: dict[MessageType, type[Body]] = {
     MessageType.HELLO: Hello, MessageType.WELCOME: Welcome, MessageType.ERROR: Problem,
     MessageType.OPEN: Open, MessageType.OPENED: Opened, MessageType.HEARTBEAT: Heartbeat, MessageType.CLOSE: Close,
@@ -459,6 +497,7 @@ BODIES: dict[MessageType, type[Body]] = {
     MessageType.DETAIL_REQUEST: DetailRequest, MessageType.HOLES_REQUEST: HolesRequest, MessageType.HOLES: Holes,
     MessageType.RESYNC_CANCEL: ResyncCancel, MessageType.RESYNC_CANCELLED: ResyncCancelled,
     MessageType.UNSETTLE: Unsettle, MessageType.UNSETTLED: Unsettled,
+    MessageType.SAMPLE_REQUEST: SampleRequest, MessageType.SAMPLE: Sample,
 }  # fmt: skip
 TYPE_OF: dict[type[Body], MessageType] = {body: kind for kind, body in BODIES.items()}
 

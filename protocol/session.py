@@ -45,6 +45,7 @@ class SessionState(StrEnum):
     CANCELLING = "cancelling"
     BULK = "bulk"
     PROBE = "probe"
+    SAMPLE = "sample"
     CLOSED = "closed"
 
 
@@ -72,7 +73,7 @@ def _transitions() -> Transitions:
         (s.NEW, primary, m.HELLO): s.HELLO,
         (s.HELLO, replica, m.WELCOME): s.READY,
         (s.READY, primary, m.OPEN): s.OPENING,
-        # OPEN here stands for the state of the role that the OPEN message asked for: OPEN, BULK or PROBE.
+        # OPEN here stands for the state of the role that the OPEN message asked for: OPEN, BULK, PROBE or SAMPLE.
         (s.OPENING, replica, m.OPENED): s.OPEN,
         (s.OPEN, primary, m.RESYNC_BEGIN): s.BEGINNING,
         (s.BEGINNING, replica, m.RESYNC_READY): s.RESYNC,
@@ -96,6 +97,8 @@ def _transitions() -> Transitions:
     table[s.OPEN, primary, m.RESYNC_CANCEL] = s.CANCELLING
     table |= _stay(s.BULK, primary, (m.MANIFEST_REQUEST, m.DETAIL_REQUEST, m.HOLES_REQUEST, m.BLOCKS, m.RANGE_DONE))
     table |= _stay(s.BULK, replica, (m.MANIFEST, m.DETAIL, m.HOLES, m.RANGE_SETTLED))
+    table[s.SAMPLE, primary, m.SAMPLE_REQUEST] = s.SAMPLE
+    table[s.SAMPLE, replica, m.SAMPLE] = s.SAMPLE
     for side in Side:
         for state in s:
             if state is not s.CLOSED:
@@ -113,6 +116,7 @@ STATE_OF_ROLE = {
     Role.CONTROL: SessionState.OPEN,
     Role.BULK: SessionState.BULK,
     Role.PROBE: SessionState.PROBE,
+    Role.SAMPLE: SessionState.SAMPLE,
 }
 
 

@@ -6,15 +6,18 @@ leaves either the state before or the state after, and files that the next start
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from protocol.errors import ProtocolError
+from protocol.hrl import Geometry
 from protocol.messages import ResyncBegin, ResyncKind, ResyncReady, Unsettle
 from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
 from replica_agent.apply import Merge
 from replica_agent.finishing import finish
+from replica_agent.growing import grow
 from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts
 from replica_agent.record import PositionRecord, ResyncRecord, lineage_records
@@ -38,16 +41,17 @@ class Baseline:
 
     # --- begin -----------------------------------------------------------------------------------------------------
 
-    async def begin(self, body: ResyncBegin) -> list[ResyncReady]:
+    async def begin(self, body: ResyncBegin, disks: Sequence[Geometry] = ()) -> list[ResyncReady]:
         """Begin, or go on with, a resync; everything received of the present epoch is applied first (I5).
 
+        ``disks`` are the primary's: ours grow to their sizes.
         Raises ProtocolError, NoSpaceError, OSError; nothing was changed then.
         """
         judge_begin(body)
         await self.parts.applier.caught_up()
-        return await finish(self._begin(body))
+        return await finish(self._begin(body, disks))
 
-    async def _begin(self, body: ResyncBegin) -> list[ResyncReady]:
+    async def _begin(self, body: ResyncBegin, disks: Sequence[Geometry]) -> list[ResyncReady]:
         parts = self.parts
         async with parts.order:
             self._judge(body)
@@ -55,6 +59,7 @@ class Baseline:
             if resync is not None and resync.is_followed_by(body):
                 resync = await self._next_round(resync, body)
             elif resync is None or not resync.is_continued_by(body):
+                await grow(parts, disks)
                 resync = await self._start(body)
             await finish(parts.ports.workers.run(self._check_room))
             ready = resync.enter(body)

@@ -6,7 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from protocol.messages import ErrorCode, Open, Opened, WireDisk, WirePosition, wire_lineage
+from protocol.messages import (
+    MAX_CAUSE_TEXT,
+    MAX_CAUSES,
+    ErrorCode,
+    Open,
+    Opened,
+    WireCause,
+    WireDisk,
+    WirePosition,
+    wire_lineage,
+)
 from replica_agent.baseline import Baseline
 from replica_agent.bulk import BulkConnection
 from replica_agent.control import Control
@@ -15,6 +25,7 @@ from replica_agent.ledger import LedgerError
 from replica_agent.parts import VmParts
 from replica_agent.record import ReplicationRecord
 from replica_agent.refusals import Refusal
+from replica_agent.sampling import answer_samples
 from shared.channel import Channel
 from shared.errors import NoSpaceError
 from shared.stats import ReplicationStatistics
@@ -62,7 +73,8 @@ class Connections:
         """Serve a control connection: the one before is ended, and nothing of it runs any more, before."""
         self._judge(body)
         self._judge_peer(channel)
-        control = Control(self._parts, self._baseline, channel, self._statistics)
+        disks = [disk.geometry() for disk in body.disks]
+        control = Control(self._parts, self._baseline, channel, self._statistics, disks)
         before = list(self._serving)
         self.control = control
         task = asyncio.current_task()
@@ -141,6 +153,7 @@ class Connections:
             cut=WirePosition.of(spool.received) if spool is not None and _is_trusted(record) else None,
             applied=WirePosition.of(applied) if applied is not None else None,
             resync=resync.state if resync is not None else None,
+            causes=[WireCause(code=each.code, text=each.text[:MAX_CAUSE_TEXT]) for each in record.causes[-MAX_CAUSES:]],
         )
 
     # --- bulk ------------------------------------------------------------------------------------------------------
@@ -174,6 +187,14 @@ class Connections:
             bulk.ended.set()
             if self.bulk is bulk:
                 self.bulk = None
+
+    # --- samples ---------------------------------------------------------------------------------------------------
+
+    async def serve_sample(self, channel: Channel, body: Open) -> None:
+        """Answer questions about places of the newest point; nothing is changed, and nothing else held up by it."""
+        self._judge(body)
+        channel.send(self.opened())
+        await answer_samples(self._parts, channel)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from protocol.bulk import Bulk
 from protocol.errors import ProtocolError
+from protocol.hrl import Geometry
 from protocol.messages import (
     Applied,
     Commit,
@@ -46,8 +47,17 @@ TAKE_BYTES = 4 << 20
 class Control:
     """Serves one control connection from its OPENED to its end."""
 
-    def __init__(self, parts: VmParts, baseline: Baseline, channel: Channel, statistics: ReplicationStatistics) -> None:
+    def __init__(
+        self,
+        parts: VmParts,
+        baseline: Baseline,
+        channel: Channel,
+        statistics: ReplicationStatistics,
+        disks: Sequence[Geometry],
+    ) -> None:
+        """``disks`` are the primary's, by its OPEN."""
         self.channel = channel
+        self._disks = disks
         self.ended = asyncio.Event()
         """Set when nothing of this connection runs any more."""
         self.resyncing = False
@@ -162,7 +172,7 @@ class Control:
 
     async def _begin(self, body: ResyncBegin) -> None:
         self._take_place(body)
-        ready = await self._baseline.begin(body)
+        ready = await self._baseline.begin(body, self._disks)
         self.resyncing = True
         for part in ready:
             self.channel.send(part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from protocol.hrl import Geometry
 from replica_agent.changes import Write
@@ -15,8 +15,16 @@ from shared.ports import File, FileSystem
 class BaseDisks:
     """The open and locked disk files of one VM. All methods block: they belong into a worker."""
 
-    def __init__(self, files: FileSystem, layout: Layout, geometry: tuple[Geometry, ...]) -> None:
+    def __init__(
+        self,
+        files: FileSystem,
+        layout: Layout,
+        geometry: tuple[Geometry, ...],
+        growing: dict[int, int] | None = None,
+    ) -> None:
+        """``growing``: the sizes that files may still have of disks that are being grown."""
         self.geometry = geometry
+        self._growing = growing or {}
         self.sizes = {disk.index: disk.size for disk in geometry}
         self._files = files
         self._layout = layout
@@ -79,7 +87,10 @@ class BaseDisks:
             ) from error
         try:
             size = file.size()
-            if size != disk.size:
+            if size != disk.size and self._growing.get(disk.index) == size:
+                file.truncate(disk.size)
+                file.sync()
+            elif size != disk.size:
                 raise StorageError(
                     f"Disk {disk.index} at {path} has {size} bytes; it must have {disk.size}.",
                     "Somebody changed the file: remove the VM here and start its initial replication again.",
@@ -91,6 +102,23 @@ class BaseDisks:
             file.close()
             raise
         return file
+
+    def resize(self, geometry: tuple[Geometry, ...]) -> None:
+        """Take over larger sizes; the files get them by :meth:`open`, or :meth:`grow` where they are open."""
+        self._growing = {
+            disk.index: self.sizes[disk.index] for disk in geometry if disk.size > self.sizes[disk.index]
+        } | self._growing
+        self.geometry = geometry
+        self.sizes.update({disk.index: disk.size for disk in geometry})
+
+    def grow(self) -> None:
+        """Give every file the size of its disk, durably; no file becomes smaller. Raises OSError."""
+        for disk in self.geometry:
+            file = self._open[disk.index]
+            if file.size() < disk.size:
+                file.truncate(disk.size)
+                file.sync()
+        self._growing.clear()
 
     def close(self) -> None:
         for file in self._open.values():
@@ -147,12 +175,16 @@ class BaseDisks:
 
 
 def foreign_changes(
-    recorded: list[IdentityRecord] | None, found: list[IdentityRecord], *, same_boot: bool
+    recorded: list[IdentityRecord] | None,
+    found: list[IdentityRecord],
+    *,
+    same_boot: bool,
+    growing: Collection[int] = (),
 ) -> list[str]:
     """What says that somebody else changed the disks since ``recorded`` was taken (I10); empty if nothing does.
 
     Within one boot every field must be the same. After another boot a time may have gone back, since times need not
-    be durable with the content, but it can't have gone forward.
+    be durable with the content, but it can't have gone forward. The times of disks that are ``growing`` were set by us.
     """
     evidence = []
     before = {disk.index: disk for disk in recorded or []}
@@ -162,6 +194,8 @@ def foreign_changes(
             continue
         if disk.inode != old.inode:
             evidence.append(f"disk {disk.index} is another file (inode {disk.inode}, before {old.inode})")
+        elif disk.index in growing:
+            continue
         elif disk.mtime_ns > old.mtime_ns or (same_boot and disk.mtime_ns != old.mtime_ns):
             evidence.append(f"disk {disk.index} was written at {disk.mtime_ns} ns, last by us at {old.mtime_ns} ns")
         elif same_boot and disk.ctime_ns != old.ctime_ns:

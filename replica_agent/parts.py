@@ -140,7 +140,8 @@ class VmParts:
 def assemble(surroundings: Surroundings, folder: str, ledger: Ledger) -> VmParts:
     """The parts of a VM whose state is ``ledger``; no file is touched."""
     ports, layout = surroundings.ports, Layout(folder)
-    disks = BaseDisks(ports.files, layout, ledger.vm.geometry)
+    growing = {disk.index: disk.before for disk in ledger.vm.disks if disk.before}
+    disks = BaseDisks(ports.files, layout, ledger.vm.geometry, growing)
     pool = SpoolPool(ports.files, layout)
     history = History(ports, ledger, layout, disks, surroundings.retention, surroundings.reserve)
     applier = Applier(ports, ledger, disks, layout, history, surroundings.reserve)

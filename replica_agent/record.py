@@ -33,10 +33,12 @@ class DiskRecord(Record):
     index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
     uuid: Id16
     size: Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
+    before: Annotated[int, msgspec.Meta(ge=0, le=MAX_DISK_BYTES)] = 0
+    """While the disk is being grown: the size that its file may still have; else 0."""
 
 
 class VmRecord(Record):
-    """Which VM this is a copy of (I9). Never changes but for the name."""
+    """Which VM this is a copy of (I9). Never changes but for the name, and for disks that grow."""
 
     vm: Id16
     name: str

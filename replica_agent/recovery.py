@@ -103,6 +103,7 @@ def _read(parts: VmParts) -> _Found:
             replication.identities,
             parts.disks.identities(),
             same_boot=replication.boot_id == parts.ports.clock.boot_id(),
+            growing={disk.index for disk in parts.ledger.vm.disks if disk.before},
         )
     return found
 

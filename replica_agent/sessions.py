@@ -173,7 +173,13 @@ class Sessions:
             raise Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
         _judge_names(channel, body)
         self._open[channel] = body.vm
+        if body.role is Role.SAMPLE and self._locate(body.vm) is None:
+            # Nobody's first connection makes a VM for a question alone.
+            raise Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
         vm = await self._find_vm(grant, body, channel.peer.fingerprint)
+        if body.role is Role.SAMPLE:
+            await vm.connections.serve_sample(channel, body)
+            return
         try:
             if body.role is Role.CONTROL:
                 await vm.connections.serve_control(channel, body)

@@ -23,7 +23,7 @@ from replica_agent.refusals import Refusal
 from replica_agent.thinner import Thinner
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
-from shared.planning import compare_geometry
+from shared.planning import compare_geometry, is_growth
 from shared.rates import size_text
 from shared.states import ReplicaEvent, ReplicationState
 from shared.stats import ReplicationStatistics
@@ -195,12 +195,14 @@ class ReplicaVm:
                 f"Replication of {self.name} is suspended at the replica.",
                 f"Run `vmreplica resume {self.name}` there.",
             )
-        mismatch = compare_geometry(tuple(disk.geometry() for disk in body.disks), self.ledger.vm.geometry)
-        if mismatch:
+        theirs, ours = tuple(disk.geometry() for disk in body.disks), self.ledger.vm.geometry
+        mismatch = compare_geometry(theirs, ours)
+        if mismatch and not is_growth(theirs, ours):
             raise Refusal(
                 ErrorCode.GEOMETRY,
                 f"The disks of {self.name} differ: {mismatch}.",
-                "Bring the disks to the same sizes, or remove the VM at the replica and start anew.",
+                "Bring the disks to the same sizes (a replica's only ever grow), or remove the VM at the replica and "
+                "start anew.",
             )
 
     def _refusal_of_failure(self) -> Refusal:

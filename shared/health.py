@@ -105,16 +105,15 @@ def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) 
 
 
 def _required_text(status: VmStatus) -> str:
-    """The sentence that users know; where the dirty map bounds the compare it says so instead of asking for help."""
+    """The sentence that users know; where the dirty map bounds the compare, also to how much, and that it starts."""
+    required = resync_required_text(status.name)
     if not _is_bounded(status) or status.tap is None:
-        return resync_required_text(status.name)
-    doubt = f"{size_text(status.tap.doubt_bytes or 0)} are in doubt"
+        return required
+    whole = sum(disk.size_bytes for disk in status.disks)
+    doubt = f"Only {size_text(status.tap.doubt_bytes or 0)} of {size_text(whole)} are in doubt"
     if status.resync_stopped_time is not None:
-        return f"{resync_required_text(status.name)} Only {doubt}."
-    return (
-        f"Resynchronization is required for the virtual machine {status.name}. Only {doubt}; they are compared by "
-        "themselves as soon as connectivity is healthy."
-    )
+        return f"{required} {doubt}."
+    return f"{required} {doubt}; they are compared by themselves as soon as connectivity is healthy."
 
 
 def _is_bounded(status: VmStatus) -> bool:
@@ -197,8 +196,8 @@ def _judge_size(status: VmStatus, disk: DiskStatus, result: Assessment) -> None:
     if found > size:
         result.critical(
             f"{text}. The VM and its replica go on with {size} bytes, but its tap will not start again on it.",
-            f"Bring it back to {size} bytes ({back}), or to replicate its new size, shut the VM down, and remove and "
-            "enable it anew.",
+            f"To replicate its new size, shut the VM down and run `vmreplica resize {status.name}`; or bring it back "
+            f"to {size} bytes ({back}).",
         )
     else:
         result.critical(

@@ -34,6 +34,7 @@ class ResyncCause(StrEnum):
     ADMINISTRATOR = "administrator"
     STATE_LOST = "state_lost"
     HISTORY_LOST = "history_lost"
+    DISK_GROWN = "disk_grown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ class ReplicaView:
     resync: OpenResync | None = None
     needs_resync: bool = False
     host: str = ""
+    causes: tuple[tuple[str, str], ...] = ()
+    """Why it needs one: words and what it found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,7 @@ def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
     if replica.promoted or (ahead and not primary.rebuilt):
         return _fenced(primary, replica)
     mismatch = compare_geometry(primary.disks, replica.disks)
-    if mismatch:
+    if mismatch and not is_growth(primary.disks, replica.disks):
         return GeometryMismatch(mismatch)
     if primary.proposed is not None and replica.epoch == primary.proposed != primary.epoch:
         return CommitConfirmed(primary.proposed)
@@ -261,6 +264,15 @@ def compare_geometry(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...
     return "; ".join(differences)
 
 
+def is_growth(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...]) -> bool:
+    """Whether the disks are the same ones, and none is smaller at the primary: a resync grows the others."""
+    theirs = {disk.index: disk for disk in replica}
+    return len(theirs) == len(primary) and all(
+        (other := theirs.get(disk.index)) is not None and other.uuid == disk.uuid and disk.size >= other.size
+        for disk in primary
+    )
+
+
 def wrote_since(primary: PrimaryView, cut: Position | None) -> bool:
     """Whether this side has, or may have, writes after ``cut``: unknown counts as yes."""
     if cut is None or primary.tracking != "on" or primary.log_end is None:
@@ -300,6 +312,8 @@ def _open_resync(primary: PrimaryView, resync: OpenResync, replica: ReplicaView)
         return RestartResync(f"the replica is in its round {theirs.round}, this side in {resync.round}")
     if theirs is not None and theirs.round == resync.round and theirs.epoch != resync.epoch:
         theirs = None
+    if grown := compare_geometry(primary.disks, replica.disks):
+        return RestartResync(f"a disk was made larger: {grown}.")
     if primary.tracking == "on" and primary.log_epoch == resync.epoch:
         return GoOnWithResync(resync.id, resync.epoch, theirs is not None)
     reason = primary.lost_reason or f"tracking is {primary.tracking}"
@@ -334,10 +348,13 @@ def _same_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
         "log_end": str(primary.log_end) if primary.log_end is not None else None,
         "first_segment": primary.first_segment,
     }
+    if grown := compare_geometry(primary.disks, replica.disks):
+        return _grown(primary, replica, grown)
+    if replica.needs_resync:
+        # Also where one is required already: what the replica found is a cause of its own.
+        return _requested(replica, evidence)
     if primary.required:
         return ResyncRequired(ResyncCause.ADMINISTRATOR, "A resynchronization is already required.", evidence)
-    if replica.needs_resync:
-        return ResyncRequired(ResyncCause.REPLICA_REQUEST, "The replica asks for a resynchronization.", evidence)
     if primary.tracking != "on" or primary.log_epoch != primary.epoch or primary.log_end is None:
         lost = primary.tracking in ("lost", "map")
         cause = ResyncCause.TRACKING_LOST if lost else ResyncCause.TRACKING_OFF
@@ -367,6 +384,25 @@ def _same_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
             evidence,
         )
     return Resume(received)
+
+
+def _grown(primary: PrimaryView, replica: ReplicaView, text: str) -> ResyncRequired:
+    """Disks are larger at the primary: they grow at the replica when the compare of everything begins."""
+    theirs = {disk.index: disk.size for disk in replica.disks}
+    changes = [
+        {"disk": disk.index, "part": "size_bytes", "old": theirs[disk.index], "new": disk.size}
+        for disk in primary.disks
+        if disk.size != theirs[disk.index]
+    ]
+    return ResyncRequired(ResyncCause.DISK_GROWN, f"A disk was made larger: {text}.", {"changes": changes})
+
+
+def _requested(replica: ReplicaView, evidence: dict[str, Any]) -> ResyncRequired:
+    """The replica found by itself that only a resync helps; what it found is our evidence."""
+    found = "".join(f" {text.rstrip('.')}." for _, text in replica.causes)
+    told = {"replica_causes": [{"code": code, "text": text} for code, text in replica.causes]} if replica.causes else {}
+    text = f"The replica asks for a resynchronization.{found}"
+    return ResyncRequired(ResyncCause.REPLICA_REQUEST, text, evidence | told)
 
 
 def _short(epoch: bytes) -> str:

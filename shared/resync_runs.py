@@ -72,6 +72,16 @@ class Forecast(RunStruct):
     most_wire_bytes: int = 0
     """and if everything does that is no hole."""
     seconds: float | None = None
+    sampled_blocks: int = 0
+    """So many random blocks were compared with the replica before;"""
+    sampled_different: int = 0
+    """so many of them differed. The ranges below hold with 90 % certainty; None where nothing was sampled."""
+    different_low_bytes: int | None = None
+    different_high_bytes: int | None = None
+    wire_low_bytes: int | None = None
+    wire_high_bytes: int | None = None
+    seconds_low: float | None = None
+    seconds_high: float | None = None
     basis: list[str] = []
     """What this rests on, a sentence each."""
 
@@ -135,6 +145,8 @@ class ResyncReport(RunStruct):
     """Size of all disks."""
     starts: str = ""
     """What starts a required one, in words."""
+    excluded: list[str] = []
+    """Paths of disks that take no part."""
     run: Run | None = None
     """The open run."""
     progress: ProgressStatus | None = None

@@ -278,6 +278,8 @@ class VmStatus(StatusStruct):
     """When the resync starts that an administrator scheduled."""
     statistics: Statistics = msgspec.field(default_factory=Statistics)
     disks: list[DiskStatus] = []
+    excluded_disks: list[str] = []
+    """Paths of disks of the VM that are not replicated, at the primary."""
     exports: list[ExportStatus] = []
     older_points: int = 0
     """Recovery points beside the newest."""

@@ -70,6 +70,24 @@ class LostReason(StrEnum):
     """The resynchronization that the log was for was cancelled: what it knew went to the older dirty map."""
 
 
+class DiskPart(StrEnum):
+    """What of a disk is not as it was. The values are stable."""
+
+    KIND = "kind"
+    """A file in the place of a block device, or the reverse."""
+    INODE = "inode"
+    ATTACHMENT = "attachment"
+    """Of a block device: which attachment of it this is."""
+    SIZE = "size_bytes"
+    DEVICE = "device"
+    MTIME = "mtime_ns"
+    CTIME = "ctime_ns"
+    STAMP = "stamp"
+    """What the tap notes of the file after each batch."""
+    CONTENT = "content"
+    """SHA-256 of a place of a block device that was sampled, its first 16 bytes in hex."""
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Base of results and notifications. Unknown fields are ignored: agent and tap may differ in version."""
 
@@ -107,12 +125,22 @@ class LogPlace(Result, frozen=True):
     position: TapPosition
 
 
+class DiskChange(Result, frozen=True):
+    """``part`` of the disk with that index was ``old`` and is ``new``; times in nanoseconds since the Unix epoch."""
+
+    disk: int
+    part: DiskPart
+    old: int | str
+    new: int | str
+
+
 class Lost(Result, frozen=True):
-    """Why and when tracking was lost; ``text`` shows the evidence."""
+    """Why and when tracking was lost; ``text`` shows the evidence, and ``changes`` what of it is about disks."""
 
     reason: LostReason
     text: str
     time: float
+    changes: list[DiskChange] = []
 
 
 class Doubt(Result, frozen=True):

@@ -11,7 +11,7 @@ _vmreplica() {
     local verb="" word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case "$verb $word" in
-            ' status' | ' enable' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' stop' | ' remove' | ' recover' | ' events' | ' measure' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki show' | 'pki revoke' | ' test-connection' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
+            ' status' | ' enable' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' stop' | ' remove' | ' recover' | ' events' | ' measure' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki show' | 'pki revoke' | ' test-connection' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
         esac
     done
     COMPREPLY=()
@@ -19,6 +19,7 @@ _vmreplica() {
         'status:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'status:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'enable:--disk') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'enable:--exclude') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'enable:--replica') :; return ;;
         'enable:--interval') :; return ;;
         'enable:--log-limit') :; return ;;
@@ -36,11 +37,13 @@ _vmreplica() {
         'resume:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'resume:--at') :; return ;;
         'resume:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'resync plan:--blocks') :; return ;;
         'resync plan:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'resync show:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'resync history:--limit') :; return ;;
         'resync history:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'resync watch:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'resize:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'stop:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'remove:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'remove:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -68,13 +71,13 @@ _vmreplica() {
     esac
     case "$verb" in
         '')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume resync stop remove recover events measure points export unexport failover hrl pki test-connection completion version --help --version" -- "$current"); return; }
-            mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume resync stop remove recover events measure points export unexport failover hrl pki test-connection completion version" -- "$current") ;;
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume resync resize stop remove recover events measure points export unexport failover hrl pki test-connection completion version --help --version" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume resync resize stop remove recover events measure points export unexport failover hrl pki test-connection completion version" -- "$current") ;;
         'status')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --watch --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'enable')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --disk --replica --interval --log-limit --block-device-policy --hot-region-size --hot-regions --uuid --json --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --disk --exclude --replica --interval --log-limit --block-device-policy --hot-region-size --hot-regions --uuid --json --socket" -- "$current"); return; }
             : ;;
         'initial')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --no-wait --socket" -- "$current"); return; }
@@ -95,7 +98,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "plan show history watch --help" -- "$current"); return; }
             mapfile -t COMPREPLY < <(compgen -W "plan show history watch" -- "$current") ;;
         'resync plan')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --sample --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --sample --blocks --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'resync show')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
@@ -105,6 +108,9 @@ _vmreplica() {
             _vmreplica_vms "$current" ;;
         'resync watch')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'resize')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'stop')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }

@@ -311,7 +311,7 @@ def _doubt(dirty: DirtyMap | None) -> Doubt | None:
 
 
 def _lost(loss: Loss | None) -> Lost | None:
-    return None if loss is None else Lost(reason=loss.reason, text=loss.text, time=loss.time)
+    return None if loss is None else loss.told()
 
 
 def _log_place(place: Place) -> LogPlace:

@@ -20,7 +20,7 @@ from protocol.hrl import MAX_DISKS
 from shared.ports import FileIdentity, FileSystem, Random
 from shared.replacing import replace_file
 from shared.tap_config import SAMPLES_NAME, BlockDevicePolicy
-from shared.tap_control import LostReason
+from shared.tap_control import DiskChange, DiskPart, LostReason
 
 HEAD_BYTES = 4 << 20
 """Taken wholly: partition table, and the superblock of what begins there or in the first partition."""
@@ -126,7 +126,8 @@ def check_samples(files: FileSystem, folder: str, digest: bytes, disks: Sequence
                 raise TrackingLost(LostReason.DISK_FAILED, text) from None
             if found != tag:
                 text = f"its {length} bytes at {offset} are not what the tap left there"
-                raise TrackingLost(LostReason.DISK_CHANGED, f"{disk.config.path} was changed: {text}")
+                change = DiskChange(disk=disk.index, part=DiskPart.CONTENT, old=tag.hex(), new=found.hex())
+                raise TrackingLost(LostReason.DISK_CHANGED, f"{disk.config.path} was changed: {text}", [change])
 
 
 def _tag(content: bytes) -> bytes:

@@ -82,8 +82,8 @@ class Disk:
         if identity.size != self.size:
             raise DiskSizeError(
                 f"The disk {self.config.path} has {identity.size} bytes, but {self.size} are configured.",
-                f"Bring back the disk of the right size ({back_to_size(self.config)}), or remove the VM and enable it "
-                "anew with this one.",
+                f"Bring back the disk of the right size ({back_to_size(self.config)}); of one that was made larger "
+                "`vmreplica resize VM` takes over the new size.",
             )
         self.mtime_ns = identity.mtime_ns
         self.ctime_ns = identity.ctime_ns

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from primary_agent.tap.disks import Disk, Range, join_ranges
+from primary_agent.tap.evidence import changes_since, changes_text, show_time
 from primary_agent.tap.locate import locate_segment
 from primary_agent.tap.log import Cut
 from primary_agent.tap.log_files import LogFile
-from primary_agent.tap.state import Loaded, Stamp, Status, TapState, Witness
+from primary_agent.tap.state import Loaded, Status, TapState, Witness
 from protocol.bulk import LogRecord
 from protocol.chain import Cursor, body_of
 from protocol.errors import LogError
@@ -22,7 +22,7 @@ from protocol.position import Position
 from shared.errors import NotFoundError
 from shared.hrl_files import EndKind, scan_file
 from shared.ports import FileIdentity, FileSystem
-from shared.tap_control import LostReason
+from shared.tap_control import DiskChange, DiskPart, LostReason
 
 WRITE_SLACK_NS = 250_000_000
 """How long after the witnessed intention to write a disk its mtime may be set by that write: scheduling, no more."""
@@ -34,10 +34,11 @@ COMPARED_MAX = 4096
 class TrackingLost(Exception):
     """The log can't be shown to name everything that changed: why, with the evidence."""
 
-    def __init__(self, reason: LostReason, text: str) -> None:
+    def __init__(self, reason: LostReason, text: str, changes: Sequence[DiskChange] = ()) -> None:
         super().__init__(text)
         self.reason = reason
         self.text = text
+        self.changes = changes
 
 
 @dataclass(slots=True)
@@ -153,41 +154,6 @@ def _segment_start(files: FileSystem, log: Sequence[LogFile], tail: Tail) -> tup
 
 
 # --- the disks -----------------------------------------------------------------------------------------------------
-
-
-def unchanged_since(stamp: Stamp, identity: FileIdentity, *, same_boot: bool, times: bool) -> str:
-    """Evidence that the file is not the one, or not as it was, when it was stamped; empty if there is none.
-
-    Device numbers may differ after a boot, and then all numbers of a block device; times are compared only where
-    nothing was written since.
-    """
-    if stamp.block is not identity.block:
-        return "it was a block device and is a file" if stamp.block else "it was a file and is a block device"
-    number = "attachment" if stamp.block else "inode"
-    fields = [
-        *([(number, stamp.inode, identity.inode)] if same_boot or not stamp.block else []),
-        ("size", stamp.size, identity.size),
-        *([("device", stamp.device, identity.device)] if same_boot else []),
-        *([("mtime", stamp.mtime_ns, identity.mtime_ns)] if times else []),
-        *([("ctime", stamp.ctime_ns, identity.ctime_ns)] if times else []),
-    ]
-    return "; ".join(_difference(*field) for field in fields if field[1] != field[2])
-
-
-def _difference(name: str, old: int, new: int) -> str:
-    if name.endswith("time"):
-        return f"its {name} was {show_time(old)} and is {show_time(new)}"
-    return f"its {name} was {old} and is {new}"
-
-
-def show_time(time_ns: int) -> str:
-    """A time of a file with all its digits, in UTC."""
-    seconds, fraction = divmod(time_ns, 10**9)
-    try:
-        shown = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
-    except (OverflowError, ValueError):
-        return f"{time_ns} ns"
-    return f"{shown}.{fraction:09d}Z"
 
 
 def explained_by(witness: Witness | None, identity: FileIdentity, group_ns: int, touched: bool) -> str:
@@ -306,15 +272,15 @@ def check_disks(state: TapState, disks: Sequence[Disk], identities: Sequence[Fil
     if sorted(stamps) != sorted(disk.index for disk in disks):
         text = f"the VM had disks {sorted(stamps)} and has {sorted(disk.index for disk in disks)}"
         raise TrackingLost(LostReason.DISK_CHANGED, text)
+    same_boot, times = state.boot_id == boot_id, state.status is Status.CLEAN
+    found: list[DiskChange] = []
+    texts = []
     for disk, identity in zip(disks, identities, strict=True):
-        evidence = unchanged_since(
-            stamps[disk.index],
-            identity,
-            same_boot=state.boot_id == boot_id,
-            times=state.status is Status.CLEAN,
-        )
-        if evidence:
-            raise TrackingLost(LostReason.DISK_CHANGED, f"{disk.config.path} was changed: {evidence}")
+        if changes := changes_since(stamps[disk.index], identity, same_boot=same_boot, times=times):
+            found += changes
+            texts.append(f"{disk.config.path} was changed: {changes_text(changes)}")
+    if found:
+        raise TrackingLost(LostReason.DISK_CHANGED, ". ".join(texts), found)
 
 
 def check_log_end(state: TapState, tail: Tail) -> None:
@@ -339,7 +305,8 @@ def check_lease(lease_ns: int, disks: Sequence[Disk], identities: Sequence[FileI
                 f"{disk.config.path} was written at {show_time(identity.mtime_ns)}, "
                 f"later than its hot regions were on record ({show_time(lease_ns)})"
             )
-            raise TrackingLost(LostReason.DISK_CHANGED, text)
+            change = DiskChange(disk=disk.index, part=DiskPart.MTIME, old=lease_ns, new=identity.mtime_ns)
+            raise TrackingLost(LostReason.DISK_CHANGED, text, [change])
 
 
 def check_map_witnesses(
@@ -349,7 +316,7 @@ def check_map_witnesses(
     for disk, identity, witness in zip(disks, identities, witnesses, strict=True):
         evidence = explained_by(witness, identity, witness.before_ns if witness is not None else 0, touched=True)
         if evidence:
-            raise TrackingLost(LostReason.DISK_CHANGED, f"{disk.config.path} was changed: {evidence}")
+            raise _changed(disk, identity, witness, evidence)
 
 
 def check_witnesses(
@@ -365,4 +332,15 @@ def check_witnesses(
     for disk, identity, witness in zip(disks, identities, witnesses, strict=True):
         evidence = explained_by(witness, identity, tail.group_ns, disk.index in tail.doubt)
         if evidence:
-            raise TrackingLost(LostReason.DISK_CHANGED, f"{disk.config.path} was changed: {evidence}")
+            raise _changed(disk, identity, witness, evidence)
+
+
+def _changed(disk: Disk, identity: FileIdentity, witness: Witness | None, evidence: str) -> TrackingLost:
+    """That somebody else wrote the disk since the tap noted how it left it."""
+    if witness is None:
+        change = DiskChange(disk=disk.index, part=DiskPart.STAMP, old="sound", new="damaged")
+    elif identity.mtime_ns != witness.mtime_ns:
+        change = DiskChange(disk=disk.index, part=DiskPart.MTIME, old=witness.mtime_ns, new=identity.mtime_ns)
+    else:
+        change = DiskChange(disk=disk.index, part=DiskPart.CTIME, old=witness.ctime_ns, new=identity.ctime_ns)
+    return TrackingLost(LostReason.DISK_CHANGED, f"{disk.config.path} was changed: {evidence}", [change])

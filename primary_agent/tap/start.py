@@ -28,7 +28,7 @@ from primary_agent.tap.recovery import (
     read_tail,
     still_in_doubt,
 )
-from primary_agent.tap.state import MAX_TEXT, STATE_BYTES, Loaded, Loss, StateFile, Status, TapState
+from primary_agent.tap.state import STATE_BYTES, Loaded, Loss, StateFile, Status, TapState
 from primary_agent.tap.supply import no_room
 from primary_agent.tap.watch import NO_SPACE, why
 from protocol.errors import LogError
@@ -221,7 +221,7 @@ def _judge(ports: TapPorts, folder: str, config: TapConfig, start: Start, loaded
         ran = bool(numbered) or (start.dirty is not None and start.dirty.in_force)
         check_state(loaded, config.vm_id, ports.clock.boot_id(), ran=ran)
     except TrackingLost as lost:
-        start.loss = Loss(lost.reason, lost.text[:MAX_TEXT], ports.clock.wall())
+        start.loss = Loss.of(lost.reason, lost.text, ports.clock.wall(), lost.changes)
         start.former = _former_epoch(ports.files, config, numbered, start.dirty)
         tracked = False
     except OSError:
@@ -250,13 +250,13 @@ def _judge(ports: TapPorts, folder: str, config: TapConfig, start: Start, loaded
             else:
                 _take_up(ports, start, state, log)
     except TrackingLost as lost:
-        start.loss = Loss(lost.reason, lost.text[:MAX_TEXT], ports.clock.wall())
+        start.loss = Loss.of(lost.reason, lost.text, ports.clock.wall(), lost.changes)
     except OSError as error:
         if state is None and start.loss is None:
             raise no_room(start.files, error) from error
         if tracked:
             text = f"the log in {config.log_folder} can't be read: {why(error)}"
-            start.loss = Loss(LostReason.LOG_FAILED, text[:MAX_TEXT], ports.clock.wall())
+            start.loss = Loss.of(LostReason.LOG_FAILED, text, ports.clock.wall())
 
 
 def _durable_file(start: Start, state: TapState | None, boot_id: str) -> int | None:
@@ -373,4 +373,4 @@ def _bound(ports: TapPorts, start: Start, state: TapState, log: list[LogFile]) -
     start.files.used.extend(log)
     start.changes = changes
     text = f"{stopped}: {size_text(hot_bytes)} that were written last are in doubt"
-    start.bounded = Loss(LostReason.UNCLEAN_STOP, text, ports.clock.wall())
+    start.bounded = Loss.of(LostReason.UNCLEAN_STOP, text, ports.clock.wall())

@@ -7,6 +7,7 @@ slot A, slot B, witness. ``docs/tap.md`` gives the layouts and says what a start
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
@@ -16,14 +17,16 @@ import xxhash
 
 from protocol.hrl import MAX_DISKS
 from shared.ports import File, FileIdentity, FileSystem
-from shared.tap_control import LostReason, Tracking
+from shared.tap_control import DiskChange, DiskPart, Lost, LostReason, Tracking
 
 PAGE = 4096
 WITNESS_OFFSET = 2 * PAGE
 STATE_BYTES = 3 * PAGE
 MAGIC = b"VMRTAP\x01\n"
 MAX_TEXT = 400
-"""Characters of a loss's text that are kept."""
+"""Bytes of a loss's text, in UTF-8, that are kept,"""
+MAX_CHANGES = 6
+"""and so many changes of disks: with the stamps of all disks a state has to fit its slot."""
 
 _SLOT = struct.Struct("<8sQI4x16s")
 """Magic, sequence number, length of the body, xxh3-128 of sequence number, length and body."""
@@ -70,12 +73,28 @@ class LogEnd(msgspec.Struct, frozen=True, array_like=True):
     chain: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
 
+ChangeTuple = tuple[int, DiskPart, int | str, int | str]
+"""A DiskChange as it is kept: disk, part, old and new value."""
+
+
 class Loss(msgspec.Struct, frozen=True, array_like=True):
     """Why tracking was lost, with evidence, and when (seconds since the Unix epoch)."""
 
     reason: LostReason
     text: str
     time: float
+    changes: Annotated[list[ChangeTuple], msgspec.Meta(max_length=MAX_CHANGES)] = []
+
+    @classmethod
+    def of(cls, reason: LostReason, text: str, time: float, changes: Sequence[DiskChange] = ()) -> Loss:
+        """A loss that fits the state: what is too long is cut off."""
+        kept = [(each.disk, each.part, each.old, each.new) for each in changes[:MAX_CHANGES]]
+        return cls(reason, text.encode()[:MAX_TEXT].decode(errors="ignore"), time, kept)
+
+    def told(self) -> Lost:
+        """As it is told to an agent."""
+        changes = [DiskChange(disk=disk, part=part, old=old, new=new) for disk, part, old, new in self.changes]
+        return Lost(reason=self.reason, text=self.text, time=self.time, changes=changes)
 
 
 class TapState(msgspec.Struct, frozen=True, array_like=True):

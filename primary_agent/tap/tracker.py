@@ -18,7 +18,7 @@ from primary_agent.tap.log_files import LogFiles
 from primary_agent.tap.map_tracking import MapTracking
 from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.recovery import Tail
-from primary_agent.tap.state import MAX_TEXT, LogEnd, Loss, Stamp, StateFile, Status, TapState
+from primary_agent.tap.state import LogEnd, Loss, Stamp, StateFile, Status, TapState
 from primary_agent.tap.supply import Supply
 from primary_agent.tap.tasks import SharedSync, Tasks
 from primary_agent.tap.watch import NO_SPACE, Watch, why
@@ -26,7 +26,7 @@ from protocol.hrl import SealReason
 from shared.errors import InvalidStateError, StorageError
 from shared.nbd.backend import Mutation
 from shared.ports import File, FileSystem
-from shared.tap_control import LostReason, Tracking
+from shared.tap_control import DiskChange, LostReason, Tracking
 
 STATE_RETRY_SECONDS = 5.0
 ENDING_SECONDS = 10.0
@@ -448,7 +448,7 @@ class Tracker:
         epoch = self.epoch
         former, self._former = self._former, None
         self.tracking, self.epoch, self.loss, self._first_file = before
-        loss = Loss(LostReason.BEGIN_FAILED, f"the log could not be begun: {why(error)}", self._ports.clock.wall())
+        loss = Loss.of(LostReason.BEGIN_FAILED, f"the log could not be begun: {why(error)}", self._ports.clock.wall())
         self.log = former
         if former is not None and self._take_to_map(loss):
             return
@@ -512,14 +512,14 @@ class Tracker:
         else:
             self.lose(LostReason.LOG_FAILED, f"the log can't be written: {why(error)}")
 
-    def lose(self, reason: LostReason, text: str) -> None:
+    def lose(self, reason: LostReason, text: str, changes: Sequence[DiskChange] = ()) -> None:
         """The log does not name everything that changes any more: the dirty map takes over, where it can.
 
         The state says so before this returns, as far as a killed process goes. The guest goes on (I14).
         """
         if self.tracking not in (Tracking.ON, Tracking.MAP):
             return
-        loss = Loss(reason, text[:MAX_TEXT], self._ports.clock.wall())
+        loss = Loss.of(reason, text, self._ports.clock.wall(), changes)
         if self.tracking is Tracking.ON and self._take_to_map(loss):
             return
         self._end(Tracking.LOST, loss)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from primary_agent.tap.disks import Disk
-from primary_agent.tap.recovery import show_time
+from primary_agent.tap.evidence import changes_text
 from primary_agent.tap.state import StateFile
 from shared.ports import Clock, FileIdentity
-from shared.tap_control import LostReason
+from shared.tap_control import DiskChange, DiskPart, LostReason
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
-Lose = Callable[[LostReason, str], None]
+
+class Lose(Protocol):
+    """Tells that the log does not name all changes any more: why, in words, and what of that is about disks."""
+
+    def __call__(self, reason: LostReason, text: str, changes: Sequence[DiskChange] = ()) -> None: ...
 
 
 class Watch:
@@ -60,18 +65,16 @@ class Watch:
             except OSError as error:
                 self._lose(LostReason.DISK_FAILED, f"{disk.config.path} can't be looked at: {why(error)}")
                 continue
-            changed = ""
             if identity.size != disk.found_size:
                 self._note_size(disk, identity)
                 continue
             if identity.mtime_ns != disk.mtime_ns:
-                changed = f"its mtime was {show_time(disk.mtime_ns)} and is {show_time(identity.mtime_ns)}"
+                self._changed(
+                    DiskChange(disk=disk.index, part=DiskPart.MTIME, old=disk.mtime_ns, new=identity.mtime_ns), disk
+                )
             elif identity.ctime_ns != disk.ctime_ns:
                 disk.ctime_ns = identity.ctime_ns
                 self._write(disk, disk.done_ns)
-            if changed:
-                text = f"{disk.config.path} was changed under the tap: {changed}"
-                self._lose(LostReason.DISK_CHANGED, text)
 
     def look_at_sizes(self, disks: Iterable[Disk]) -> None:
         """Take note of the sizes alone, while nothing is tracked."""
@@ -88,8 +91,11 @@ class Watch:
         before, disk.found_size = disk.found_size, identity.size
         if identity.block and min(before, identity.size) >= disk.size:
             return
-        text = f"{disk.config.path} was changed under the tap: its size was {before} and is {identity.size}"
-        self._lose(LostReason.DISK_CHANGED, text)
+        self._changed(DiskChange(disk=disk.index, part=DiskPart.SIZE, old=before, new=identity.size), disk)
+
+    def _changed(self, change: DiskChange, disk: Disk) -> None:
+        text = f"{disk.config.path} was changed under the tap: {changes_text([change])}"
+        self._lose(LostReason.DISK_CHANGED, text, [change])
 
 
 def why(error: OSError) -> str:

@@ -22,6 +22,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
 Bytes = Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
 DISKS_MAX = 64
 """Disks of one VM."""
+PLAN_BLOCKS, PLAN_BLOCKS_MAX = 512, 4096
+"""Blocks that a plan compares with the replica."""
 EVENTS_MAX = 10_000
 """Events in one answer."""
 
@@ -39,6 +41,7 @@ ENABLE = "vm.enable"
 STOP = "vm.stop"
 INITIAL = "vm.initial"
 SET = "vm.set"
+RESIZE = "vm.resize"
 TEST_CONNECTION = "test_connection"
 RESYNC_SHOW = "vm.resync_show"
 RESYNC_HISTORY = "vm.resync_history"
@@ -87,6 +90,8 @@ class EnableParams(Params, frozen=True):
     hot_regions: Bytes | None = None
     block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
     uuid: str | None = None
+    exclude: Annotated[tuple[str, ...], msgspec.Meta(max_length=DISKS_MAX)] = ()
+    """Absolute paths of disks of the VM that are not replicated: they are on record, and nothing else is done."""
 
 
 class ResumeParams(VmParams, frozen=True):
@@ -108,9 +113,13 @@ class HistoryParams(VmParams, frozen=True):
 
 
 class PlanParams(VmParams, frozen=True):
-    """``vm.resync_plan``; ``sample``: measure on a sample of the disks, also where past runs tell a rate."""
+    """``vm.resync_plan``; ``sample``: measure on a sample of the disks, also where past runs tell a rate.
+
+    ``blocks`` random blocks are compared with the replica, to tell how much differs; 0: it is not asked.
+    """
 
     sample: bool = False
+    blocks: Annotated[int, msgspec.Meta(ge=0, le=PLAN_BLOCKS_MAX)] = PLAN_BLOCKS
 
 
 class SetParams(VmParams, frozen=True):

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from shared.admin.verbs import PLAN_BLOCKS, PLAN_BLOCKS_MAX
 from shared.cli.units import (
     SETTINGS,
+    parse_blocks,
     parse_count,
     parse_disk,
     parse_duration,
     parse_interval,
+    parse_path,
     parse_setting,
     parse_size,
 )
@@ -153,6 +156,14 @@ def _enable(parser: argparse.ArgumentParser) -> None:
         type=parsed(parse_disk),
         metavar="PATH[,export=NAME]",
         help="raw image or block device of the VM, and its name over NBD (repeatable, in the order of the disks)",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        type=parsed(parse_path),
+        metavar="PATH",
+        help="disk of the VM that is not replicated: no tap serves it, and the replica does not have it (repeatable)",
     )
     parser.add_argument("--replica", required=True, metavar="HOST[:PORT]", help="where the replica agent listens")
     parser.add_argument(
@@ -298,6 +309,13 @@ def _resync_vm(parser: argparse.ArgumentParser) -> None:
 def _resync_plan(parser: argparse.ArgumentParser) -> None:
     _resync_vm(parser)
     parser.add_argument("--sample", action="store_true", help="measure on a sample, though past runs tell a rate")
+    parser.add_argument(
+        "--blocks",
+        type=parsed(parse_blocks),
+        default=PLAN_BLOCKS,
+        metavar="N",
+        help=f"random blocks that are compared with the replica, up to {PLAN_BLOCKS_MAX}; 0: it is not asked",
+    )
 
 
 def _resync_history(parser: argparse.ArgumentParser) -> None:
@@ -394,6 +412,7 @@ VERBS = (
     Verb("suspend", "stop sending (at the replica: taking) changes; they are kept", f"{_REPLICATION}:suspend", _vm),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
     Verb("resync", "plan a resync, watch it, look at past ones", "", _resync, agents=False),
+    Verb("resize", "replicate disks that were made larger at their new size", f"{_REPLICATION}:resize", _stop),
     Verb("stop", "cancel a resync or initial replication before its commit", f"{_REPLICATION}:stop", _stop),
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),

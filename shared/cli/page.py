@@ -50,6 +50,8 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield "tap", _tap(vm.tap)
     for label, text in _numbered("disk", [_disk(disk) for disk in vm.disks]):
         yield label, text
+    for label, text in _numbered("not replicated", vm.excluded_disks):
+        yield label, text
     shown = {disk.uri for disk in vm.disks}
     for label, text in _numbered("served at", [uri for uri in vm.uris if uri not in shown]):
         yield label, text

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import tzinfo
 
+from shared.cli.evidence_text import evidence_lines
 from shared.cli.progress import KINDS
 from shared.cli.text import columns, joined, time_text, wrapped
 from shared.rates import duration_text, size_text
-from shared.resync_runs import ResyncPlan, ResyncReport, Run, RunStep
+from shared.resync_runs import Forecast, ResyncPlan, ResyncReport, Run, RunStep
 
 _MAX_STEPS = 40
 
@@ -23,9 +24,9 @@ def plan_lines(name: str, plan: ResyncPlan, width: int | None) -> list[str]:
     rows = [
         ["compares", f"{size_text(forecast.scope_bytes)} of the disks' {size_text(plan.disk_bytes)}"],
         ["reads", f"{size_text(forecast.read_bytes)} here, and about as much at the replica"],
-        ["differs", f"{size_text(forecast.different_bytes)} expected"],
-        ["on the wire", wire],
-        ["takes", "unknown" if forecast.seconds is None else f"about {duration_text(forecast.seconds)}"],
+        ["differs", f"{size_text(forecast.different_bytes)} expected" + _range(forecast, "different")],
+        ["on the wire", wire + _range(forecast, "wire")],
+        ["takes", "unknown" if forecast.seconds is None else _takes(forecast)],
         ["may start now", "yes" if plan.may_start else f"no: {plan.obstacle} {plan.remedy}".rstrip()],
         ["starts", plan.starts],
     ]
@@ -39,6 +40,22 @@ def plan_lines(name: str, plan: ResyncPlan, width: int | None) -> list[str]:
     return lines
 
 
+def _range(forecast: Forecast, what: str) -> str:
+    """Between which sizes it lies with 90 % certainty, where a sample tells."""
+    low, high = getattr(forecast, f"{what}_low_bytes"), getattr(forecast, f"{what}_high_bytes")
+    if low is None or high is None or low == high:
+        return ""
+    return f"; with 90 % certainty {size_text(low)} to {size_text(high)}"
+
+
+def _takes(forecast: Forecast) -> str:
+    low, high = forecast.seconds_low, forecast.seconds_high
+    text = f"about {duration_text(forecast.seconds or 0.0)}"
+    if low is None or high is None or duration_text(low) == duration_text(high):
+        return text
+    return f"{text}; with 90 % certainty {duration_text(low)} to {duration_text(high)}"
+
+
 def report_lines(name: str, report: ResyncReport, width: int | None, zone: tzinfo | None = None) -> list[str]:
     """Whether a resync is required and why, the open run, and the last one."""
     lines = [f"{name}  {report.state}"]
@@ -46,8 +63,7 @@ def report_lines(name: str, report: ResyncReport, width: int | None, zone: tzinf
         lines.append("  A resynchronization is required:")
         for cause in report.causes:
             lines += wrapped(cause.text, width, 6, f"    {time_text(cause.time, zone)}  {cause.code}: ")
-            if cause.evidence:
-                told = ", ".join(f"{key} {value}" for key, value in cause.evidence.items())
+            for told in evidence_lines(cause.evidence, zone):
                 lines += wrapped(told, width, 8, "      evidence: ")
     elif report.run is None:
         lines.append("  No resynchronization is required.")
@@ -55,6 +71,8 @@ def report_lines(name: str, report: ResyncReport, width: int | None, zone: tzinf
         lines.append(
             f"  It compares {report.scope}: {size_text(report.scope_bytes)} of {size_text(report.disk_bytes)}."
         )
+    for path in report.excluded:
+        lines.append(f"  {path} is not replicated, and takes no part.")
     if report.starts:
         lines += wrapped(report.starts, width, 2, "  ")
     if report.run is not None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from shared.admin.verbs import PLAN_BLOCKS_MAX
 from shared.errors import UsageError
 from shared.schedule import PastWindow, ResyncMode, Window, parse_time, time_text
 from shared.tap_config import BlockDevicePolicy
@@ -94,6 +95,13 @@ def parse_number(text: str) -> int:
     return int(text)
 
 
+def parse_blocks(text: str) -> int:
+    """How many blocks a plan compares with the replica; 0 for none. Raises UsageError."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) <= PLAN_BLOCKS_MAX):
+        raise UsageError(f"{text!r} is not a number from 0 to {PLAN_BLOCKS_MAX}.")
+    return int(text)
+
+
 def parse_policy(text: str) -> str:
     """The name of a policy for block devices. Raises UsageError."""
     if text not in set(BlockDevicePolicy):
@@ -155,6 +163,13 @@ def parse_disk(text: str) -> dict[str, str]:
         raise UsageError(f"{text!r} names no disk.", "Write --disk PATH or --disk PATH,export=NAME.")
     disk = {"path": os.path.abspath(path)}
     return disk | {"export": export} if comma else disk
+
+
+def parse_path(text: str) -> str:
+    """A path; a relative one counts from here. Raises UsageError."""
+    if not text:
+        raise UsageError("An empty text names no file.", "Write the path of the disk.")
+    return os.path.abspath(text)
 
 
 SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from primary_agent.comparing import Comparing
@@ -95,7 +98,7 @@ async def test_plan_and_record_say_the_same_of_a_resync(pair: Pair) -> None:
     assert run.forecast.read_bytes == run.read_bytes == 32 * MIB
     assert run.forecast.different_bytes == run.total("sent_bytes") == 0
     # The next one learns from this one.
-    after = (await plan(pair.vm, sample=False)).forecast
+    after = (await plan(pair.vm, sample=False, blocks=0)).forecast
     assert abs(after.wire_bytes - run.wire_bytes) <= 1
     assert any("median of the last 1 such runs" in line for line in after.basis)
 
@@ -129,3 +132,52 @@ def _is_map_complete(pair: Pair) -> bool:
     connection = pair.vm.parts.tap.connection
     doubt = connection.status.doubt if connection is not None else None
     return doubt is not None and doubt.complete
+
+
+async def test_a_plan_asks_the_replica_how_much_differs_and_the_run_shows_how_good_that_was(pair: Pair) -> None:
+    """Blocks that differ in a few places, and a run that is foreseen by them; nothing is changed by the question."""
+    await pair.replicate(12 * MIB, MIB)
+    await pair.assert_same()
+    await pair.vm.parts.tap.require().client.stop_tracking("the test")
+    await pair.state(ReplicationState.WAITING_FOR_START_RESYNCHRONIZE)
+    await pair.write(0, "write -P 0x41 0 64k", "write -P 0x42 256k 4k", "write -P 0x43 9M 8k")
+    await pair.healthy()
+    before = Path(pair.copy.parts.layout.disk(0)).read_bytes()
+    told = (await plan(pair.vm, sample=False)).forecast
+    assert Path(pair.copy.parts.layout.disk(0)).read_bytes() == before
+    # 4 MiB and 1 MiB are no holes: all of their blocks were compared.
+    assert (told.sampled_blocks, told.sampled_different) == (80, 3)
+    assert told.different_low_bytes == told.different_bytes == told.different_high_bytes
+    assert told.different_bytes == (64 + 4 + 8) << 10
+    few = (await plan(pair.vm, sample=False, blocks=16)).forecast
+    assert few.sampled_blocks == 16
+    assert few.different_low_bytes is not None and few.different_high_bytes is not None
+    assert few.different_low_bytes < few.different_high_bytes
+    assert pair.copy.point() is not None and pair.copy.parts.resync is None
+    await plan(pair.vm, sample=False)
+    await pair.vm.resume(resynchronize=False)
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
+    run = history(pair.vm, 1).runs[0]
+    assert run.forecast is not None
+    assert run.forecast.sampled_blocks == 80
+    assert run.forecast.different_bytes == run.total("different_bytes") == told.different_bytes
+
+
+async def test_a_plan_without_the_replica_says_what_it_rests_on_instead(pair: Pair) -> None:
+    await pair.replicate(4 * MIB)
+    asked = (await plan(pair.vm, sample=False, blocks=0)).forecast
+    assert asked.sampled_blocks == 0 and not any("sample:" in line for line in asked.basis)
+    await pair.replica.stop()
+    told = (await plan(pair.vm, sample=False)).forecast
+    assert told.sampled_blocks == 0
+    assert any("could not be asked for a sample: localhost" in line for line in told.basis), told.basis
+    await pair.start_replica()
+    # A replica that does not know the VM, or may not tell of it, gives no sample, and makes no VM for the question.
+    await pair.replica.stop()
+    shutil.rmtree(pair.folder / "store")
+    await pair.start_replica(authorized="somebody else")
+    told = (await plan(pair.vm, sample=False)).forecast
+    assert any("not authorized" in line for line in told.basis), told.basis
+    await pair.replica.stop()
+    await pair.start_replica()

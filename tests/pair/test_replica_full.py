@@ -83,6 +83,11 @@ async def test_full_volume_pauses_a_resync_and_it_goes_on(small: Pair) -> None:
     problem = status_of(small.copy).problem
     assert problem is not None
     assert problem.code == "no_space"
+    assert "bytes" in problem.text
+    await small.until("the reason at the primary", lambda: small.vm.parts.link.last_error_code == "no_space")
+    told = await small.vm.status()
+    assert told.state == "Resynchronizing"
+    assert any("bytes" in reason for reason in told.reasons), told.reasons
     assert small.copy.point() == before
     ballast.unlink()
     small.vm.parts.link.poke.notify()

@@ -247,6 +247,34 @@ def test_a_replica_at_an_older_baseline_was_reverted() -> None:
     assert cause_of(decide(PRIMARY, replica)) is ResyncCause.REPLICA_REVERTED
 
 
+LARGER = replace(DISK, size=DISK.size + 512)
+
+
+def test_a_disk_that_grew_requires_a_compare_of_everything_and_only_growth_does() -> None:
+    grown = replace(PRIMARY, disks=(LARGER, *PRIMARY.disks[1:]))
+    decision = decide(grown, REPLICA)
+    assert cause_of(decision) is ResyncCause.DISK_GROWN
+    assert isinstance(decision, ResyncRequired)
+    assert decision.evidence["changes"] == [{"disk": 0, "part": "size_bytes", "old": DISK.size, "new": DISK.size + 512}]
+    # Also where one is required already: it is a cause of its own, and nothing bounds it.
+    assert cause_of(decide(replace(grown, required=True), REPLICA)) is ResyncCause.DISK_GROWN
+    # An open resync of the former size begins anew.
+    open_resync = replace(grown, resync=OpenResync(b"r" * 16, PRIMARY.log_epoch))
+    restart = decide(open_resync, REPLICA)
+    assert isinstance(restart, RestartResync) and str(LARGER.size) in restart.reason
+    # The other way round nothing is sent.
+    assert isinstance(decide(PRIMARY, replace(REPLICA, disks=(LARGER, *REPLICA.disks[1:]))), GeometryMismatch)
+
+
+def test_what_the_replica_found_is_our_evidence_also_beside_other_causes() -> None:
+    replica = replace(REPLICA, needs_resync=True, causes=(("disk_changed", "Somebody wrote."),))
+    for required in (False, True):
+        decision = decide(replace(PRIMARY, required=required), replica)
+        assert isinstance(decision, ResyncRequired)
+        assert decision.text == "The replica asks for a resynchronization. Somebody wrote."
+        assert decision.evidence["replica_causes"] == [{"code": "disk_changed", "text": "Somebody wrote."}]
+
+
 def test_geometry_names_disk_and_both_sizes() -> None:
     """I9."""
     grown = replace(DISK, size=2 << 30)

@@ -34,10 +34,14 @@ from protocol.messages import (
     ResyncState,
     Role,
     Run,
+    Sample,
+    SamplePlace,
+    SampleRequest,
     Unsettle,
     Unsettled,
     Welcome,
     WireAncestor,
+    WireCause,
     WireDisk,
     WirePosition,
 )
@@ -105,6 +109,7 @@ EXAMPLES: dict[MessageType, Body] = {
         resync=ResyncState(
             id=RESYNC, kind=ResyncKind.RESYNC, epoch=OTHER_EPOCH, round=1, settled_bytes=65536, unsettle=False
         ),
+        causes=[WireCause(code="disk_changed", text="Somebody else changed the replica's disks.")],
     ),
     MessageType.HEARTBEAT: Heartbeat(number=3, echo=2, wall_ns=START_NS),
     MessageType.CLOSE: Close(text="the agent is stopping"),
@@ -136,6 +141,12 @@ EXAMPLES: dict[MessageType, Body] = {
     MessageType.DETAIL_REQUEST: DetailRequest(
         id=RESYNC, round=1, key_id=KEY_ID, disk=0, offset=65536, length=327680, blocks=b"\x09"
     ),
+    MessageType.SAMPLE_REQUEST: SampleRequest(
+        key=bytes(range(32)),
+        hash="aes-256-gmac",
+        places=[SamplePlace(disk=3, offset=1 << 20, length=65536), SamplePlace(disk=3, offset=4096, length=4096)],
+    ),
+    MessageType.SAMPLE: Sample(tags=bytes(range(32))),
     MessageType.HOLES_REQUEST: HolesRequest(id=RESYNC, round=1, key_id=KEY_ID, disk=3, offset=0, length=1 << 30),
     MessageType.HOLES: Holes(
         id=RESYNC,

@@ -42,6 +42,7 @@ def enable(options: argparse.Namespace, context: Context) -> int:
         "hot_regions": options.hot_regions,
         "block_device_policy": options.block_device_policy,
         "uuid": options.uuid,
+        "exclude": options.exclude or None,
     }
     params |= {name: value for name, value in given.items() if value is not None}
     paths, named = socket_paths(options.socket, context.environment)
@@ -141,6 +142,16 @@ def resume(options: argparse.Namespace, context: Context) -> int:
         _await_link(found)
         found.call(admin.RESUME, resynchronize=True)
         return _follow(found, options, context)
+
+
+def resize(options: argparse.Namespace, context: Context) -> int:
+    """Take over the sizes of disks that were made larger."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, "primary")
+        found.call(admin.RESIZE, ENABLE_SECONDS)
+        _tell(found, context)
+    return SUCCESS
 
 
 def stop(options: argparse.Namespace, context: Context) -> int:

@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 def plan(options: argparse.Namespace, context: Context) -> int:
     """What a resync would cost if it began now."""
-    found, raw = _asked(options, context, admin.RESYNC_PLAN, PLAN_SECONDS, sample=options.sample)
+    found, raw = _asked(options, context, admin.RESYNC_PLAN, PLAN_SECONDS, sample=options.sample, blocks=options.blocks)
     if options.json:
         context.console.print_json(_labelled(found, raw))
     else:

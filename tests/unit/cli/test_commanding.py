@@ -49,7 +49,7 @@ def test_enable_passes_everything_on_and_tells_how_to_attach(vmreplica: Command)
     canned = vmreplica.agent()
     ran = vmreplica(
         "enable", "web", "--disk", "web.raw,export=root", "--disk", "/images/data.raw", "--replica", "beta:7443",
-        "--interval", "30s", "--log-limit", "10GiB", "--uuid", UUID,
+        "--interval", "30s", "--log-limit", "10GiB", "--uuid", UUID, "--exclude", "swap.raw",
     )  # fmt: skip
     assert (ran.code, ran.err) == (0, "")
     [(method, params)] = canned.calls
@@ -67,6 +67,7 @@ def test_enable_passes_everything_on_and_tells_how_to_attach(vmreplica: Command)
         "hot_regions": None,
         "block_device_policy": "compare",
         "uuid": UUID,
+        "exclude": (f"{vmreplica.folder}/swap.raw",),
     }
     assert ran.lines[0] == "web is enabled: a cut every 30 s, to beta:7443."
     assert f"  {URI}" in ran.lines

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from datetime import UTC
 
+import msgspec
+
 from shared.admin import verbs as admin
 from shared.cli.console import Palette
 from shared.cli.progress import progress_lines
@@ -89,6 +91,17 @@ def test_plan() -> None:
     assert all(len(line) <= 60 for line in plan_lines("db", plan, 60))
 
 
+def test_plan_with_a_sample_tells_how_sure_it_is() -> None:
+    sampled = msgspec.structs.replace(
+        FORECAST, different_low_bytes=28 * MIB, different_high_bytes=56 * MIB, wire_low_bytes=29 * MIB,
+        wire_high_bytes=57 * MIB, seconds_low=11.0, seconds_high=14.0,
+    )  # fmt: skip
+    lines = plan_lines("db", ResyncPlan(forecast=sampled, may_start=True), None)
+    assert "  differs        40.0 MiB expected; with 90 % certainty 28.0 MiB to 56.0 MiB" in lines
+    assert "  takes          about 12 s; with 90 % certainty 11 s to 14 s" in lines
+    assert any(line.endswith("everything does; with 90 % certainty 29.0 MiB to 57.0 MiB") for line in lines)
+
+
 def test_show_with_an_open_run() -> None:
     report = ResyncReport(
         state="Resynchronizing",
@@ -112,6 +125,34 @@ def test_show_with_an_open_run() -> None:
     assert "    2030-03-17 17:45:50  the link was lost; goes on: 2030-03-17 17:45:55" in lines
     assert "  forecast and so far: read 4.0 GiB / 4.0 GiB, wire 41.0 MiB / 35.0 MiB, time 12 s / 15 s" in lines
     assert lines[-1] == "  now  comparing"
+
+
+def test_show_names_each_disk_that_changed_with_its_old_and_new_value() -> None:
+    changes = [
+        {"disk": 0, "path": "/vm/a.raw", "part": "size_bytes", "old": 4194304, "new": 4194816},
+        {"disk": 1, "path": "/b.raw", "part": "mtime_ns", "old": 1899999999000000001, "new": 1899999999000000010},
+        {"disk": 2, "path": "", "part": "inode", "old": 7, "new": 8},
+    ]
+    evidence = {"reason": "disk_changed", "time": NOW - 90, "bounded": False, "changes": changes}
+    asked = {"received": "5", "replica_causes": [{"code": "spool_damaged", "text": "It is torn."}]}
+    causes = [
+        Cause(code="tracking_lost", text="They differ.", time=NOW - 90, evidence=evidence),
+        Cause(code="replica_request", text="It asks.", time=NOW - 80, evidence=asked),
+        Cause(code="tracking_lost", text="Full.", time=NOW - 70, evidence={"doubt_bytes": 3 * MIB, "bounded": True}),
+    ]
+    lines = report_lines("db", ResyncReport(state="Waiting", required=True, causes=causes), None, UTC)
+    assert lines[2:] == [
+        "    2030-03-17 17:45:10  tracking_lost: They differ.",
+        "      evidence: reason disk_changed, time 2030-03-17 17:45:10, bounded no",
+        "      evidence: disk 0, /vm/a.raw: size was 4194304 bytes, is 4194816 bytes",
+        "      evidence: disk 1, /b.raw: mtime was 2030-03-17T17:46:39.000000001Z, is 2030-03-17T17:46:39.000000010Z",
+        "      evidence: disk 2: inode was 7, is 8",
+        "    2030-03-17 17:45:20  replica_request: It asks.",
+        "      evidence: received 5",
+        "      evidence: replica causes: spool_damaged: It is torn.",
+        "    2030-03-17 17:45:30  tracking_lost: Full.",
+        "      evidence: doubt 3.0 MiB, bounded yes",
+    ]
 
 
 def test_show_when_nothing_is_required() -> None:
@@ -173,7 +214,7 @@ def test_verbs_ask_the_primary(vmreplica: Command) -> None:
     name = healthy().name
     ran = vmreplica("resync", "plan", name, "--sample")
     assert (ran.code, ran.lines[0]) == (0, f"{name}  resynchronization, not required")
-    assert agent.calls[-1] == (admin.RESYNC_PLAN, {"vm": healthy().uuid, "sample": True})
+    assert agent.calls[-1] == (admin.RESYNC_PLAN, {"vm": healthy().uuid, "sample": True, "blocks": 512})
     assert vmreplica("resync", "show", name).lines[0] == f"{name}  Replicating"
     assert "committed" in vmreplica("resync", "history", name, "--limit", "3").out
     assert agent.calls[-1] == (admin.RESYNC_HISTORY, {"vm": healthy().uuid, "limit": 3})

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from primary_agent.forecast import SAMPLE_CHUNK, Rates, Survey, expect, hash_sample, learn, survey
+from primary_agent.forecast import Rates, expect, learn
 from primary_agent.record import DiskRecord
+from primary_agent.survey import SAMPLE_CHUNK, Survey, hash_sample, survey
 from protocol.messages import BLOCK_SIZE, ResyncKind
 from shared.disks.hashing import RangeHasher
 from shared.ports.files import RealFileSystem

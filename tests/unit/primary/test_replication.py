@@ -12,7 +12,6 @@ import pytest
 from primary_agent.enabling import create
 from primary_agent.record import DiskRecord, ResyncRecord, VmRecord, load_vm, mint, plain
 from primary_agent.replication import Acked, Replication
-from primary_agent.resyncing import hold
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH, Ancestor, Position
 from shared.errors import InvalidStateError, StoreDamagedError, VmreplicaError
@@ -157,7 +156,7 @@ async def test_a_start_that_was_decided_before_an_order_is_not_made(world: World
     replication = await replicating(world)
     await replication.require_resync(ResyncCause.CHAIN, "found")
     seen = replication.record
-    stop = hold(replication, CLOCK)
+    stop = replication.update(stopped_time=1.0)
     start = replication.transition(PrimaryEvent.RESYNC_STARTED, "the mode is automatic", seen=seen, stopped_time=None)
     await asyncio.gather(stop, start)
     assert replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from protocol.hrl import MAX_DISK_BYTES
 from protocol.messages import (
+    BLOCK_SIZE,
     MAX_U63,
     Applied,
     Body,
@@ -35,6 +36,9 @@ from protocol.messages import (
     ResyncState,
     Role,
     Run,
+    Sample,
+    SamplePlace,
+    SampleRequest,
     Unsettle,
     Unsettled,
     Welcome,
@@ -153,6 +157,15 @@ bodies: st.SearchStrategy[Body] = st.one_of(
         blocks=st.binary(min_size=1, max_size=512),
     ),
     st.builds(HolesRequest, id=id16, round=u32, key_id=id16, disk=u16, offset=u63, length=u63),
+    st.builds(
+        SampleRequest,
+        key=st.binary(min_size=16, max_size=32),
+        hash=st.text(min_size=1, max_size=128),
+        places=st.lists(
+            st.builds(SamplePlace, disk=u16, offset=u63, length=st.integers(1, BLOCK_SIZE)), min_size=1, max_size=512
+        ),
+    ),
+    st.builds(Sample, tags=st.binary(min_size=16, max_size=16 * 512)),
     st.builds(Holes, id=id16, round=u32, key_id=id16, disk=u16, offset=u63, length=u63, data=runs),
     st.builds(RangeDone, id=id16, round=u32, disk=u16, offset=u63, length=u63),
     st.builds(RangeSettled, id=id16, round=u32, ranges=runs),

@@ -63,6 +63,7 @@ def test_every_type_is_control_or_bulk_and_numbers_stay() -> None:
         "RESYNC_CANCELLED": 42,
             "DETAIL_REQUEST": 43, "DETAIL": 44, "HOLES_REQUEST": 45, "HOLES": 46,
             "UNSETTLE": 47, "UNSETTLED": 48,
+            "SAMPLE_REQUEST": 64, "SAMPLE": 65,
     }  # fmt: skip
 
 

@@ -94,7 +94,8 @@ class Pair:
             self.talk(*steps[state])
             return self
         self.talk(*greeting)
-        role = {SessionState.BULK: Role.BULK, SessionState.PROBE: Role.PROBE}.get(state, Role.CONTROL)
+        roles = {Role.BULK: SessionState.BULK, Role.PROBE: SessionState.PROBE, Role.SAMPLE: SessionState.SAMPLE}
+        role = next((role for role, reached in roles.items() if reached is state), Role.CONTROL)
         self.carry(p, self.primary.send(open_body(role)))
         if state is not SessionState.OPENING:
             self.talk((r, m.OPENED), *steps.get(state, []))
@@ -312,6 +313,13 @@ def test_whole_life_of_a_control_connection() -> None:
     assert pair.primary.state is pair.replica.state is SessionState.CLOSED
 
 
+def test_whole_life_of_a_connection_for_a_sample() -> None:
+    p, r, m = Side.PRIMARY, Side.REPLICA, MessageType
+    pair = Pair().bring_to(SessionState.SAMPLE)
+    pair.talk((p, m.SAMPLE_REQUEST), (r, m.SAMPLE), (p, m.SAMPLE_REQUEST), (r, m.HEARTBEAT), (r, m.SAMPLE))
+    pair.talk((p, m.CLOSE))
+
+
 def test_whole_life_of_a_bulk_connection() -> None:
     p, r, m = Side.PRIMARY, Side.REPLICA, MessageType
     pair = Pair().bring_to(SessionState.BULK)
@@ -364,6 +372,6 @@ def test_messages_may_cross_on_their_way(start: SessionState, choices: st.DataOb
 
 
 def test_every_state_is_reached_and_left() -> None:
-    reached = {SessionState.NEW, SessionState.BULK, SessionState.PROBE, *TRANSITIONS.values()}
+    reached = {SessionState.NEW, SessionState.BULK, SessionState.PROBE, SessionState.SAMPLE, *TRANSITIONS.values()}
     assert reached == set(SessionState)
     assert {state for state, _side, _kind in TRANSITIONS} == set(LIVE)

@@ -209,11 +209,11 @@ async def test_links_of_one_peer_are_capped(world: World) -> None:
     "disks",
     [
         DISKS[:1],
-        (DISKS[0], Geometry(3, 128 << 10, b"b" * 16)),
+        (DISKS[0], Geometry(3, 64 << 10, b"b" * 16)),
         (DISKS[0], Geometry(3, 96 << 10, b"x" * 16)),
         (*DISKS, Geometry(7, 512, b"c" * 16)),
     ],
-    ids=["fewer", "size", "uuid", "more"],
+    ids=["fewer", "smaller", "uuid", "more"],
 )
 async def test_other_geometry_is_refused(world: World, disks: tuple[Geometry, ...]) -> None:
     """I9: the disk and both sides are named."""
@@ -222,6 +222,16 @@ async def test_other_geometry_is_refused(world: World, disks: tuple[Geometry, ..
         error = await refused_open(dialler_of(world, agent), disks=[WireDisk.of(disk) for disk in disks])
         assert error.code == "geometry"
         assert "disk" in error.text
+
+
+async def test_larger_disks_open_and_nothing_grows_before_a_resync(world: World) -> None:
+    """What is here is told as it is; the log of the larger disks is another one and is not taken."""
+    larger = (DISKS[0], Geometry(3, 128 << 10, b"b" * 16))
+    async with world.agent() as agent:
+        dialler = dialler_of(world, agent)
+        await dialler.open()
+        _, opened = await dialler.open(disks=[WireDisk.of(disk) for disk in larger])
+        assert [disk.geometry() for disk in opened.disks] == list(DISKS)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ from primary_agent.tap.disks import Disk
 from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.log_files import LogFiles
 from primary_agent.tap.recovery import WRITE_SLACK_NS, explained_by, read_tail, still_in_doubt
-from primary_agent.tap.state import PAGE, STATE_BYTES, Witness
-from protocol.hrl import SealReason
+from primary_agent.tap.state import PAGE, STATE_BYTES, Loss, Stamp, StateFile, Status, TapState, Witness
+from protocol.hrl import MAX_DISKS, SealReason
 from shared.errors import DiskInUseError, InvalidStateError, NotFoundError, StorageError, VmreplicaError
 from shared.nbd.backend import Mutation
 from shared.planning import PrimaryView, wrote_since
 from shared.ports import FileIdentity
 from shared.ports.files import RealFileSystem
 from shared.tap_config import STATE_NAME
-from shared.tap_control import LostReason, Tracking
+from shared.tap_control import DiskChange, DiskPart, LostReason, Tracking
 from tests.unit.tap.rig import EPOCH, KIB, MIB, OTHER_EPOCH, Box, copy, make_box, trim, write, zeroes
 
 SIZE = 64 * KIB
@@ -495,3 +495,20 @@ async def test_only_what_differs_is_in_doubt(tmp_path: Path, place: int) -> None
         assert start <= place < start + length < SIZE
         disk.file.close()
         other.file.close()
+
+
+def test_the_largest_state_fits_its_slot(tmp_path: Path) -> None:
+    """Every disk that a VM may have, each with the largest numbers, and all that a loss keeps."""
+    big = (1 << 63) - 1
+    changes = [DiskChange(disk=1 << 15, part=DiskPart.ATTACHMENT, old=big, new=big - 1)] * 9
+    loss = Loss.of(LostReason.DISK_UNPROVEN, "\u20ac" * 1000, 1.5e9, changes)
+    assert len(loss.changes) == 6 and len(loss.text.encode()) <= 400
+    assert [each.old for each in loss.told().changes] == [big] * 6
+    state = TapState(
+        vm=b"v" * 16, status=Status.CLEAN, boot_id="b" * 36, tracking=Tracking.LOST, epoch=b"e" * 16, first_file=big,
+        loss=loss, disks=[Stamp(index, 1 << 31, 1 << 40, 1 << 44, big, big, True) for index in range(MAX_DISKS)],
+        end=None, doubt=True, samples=b"s" * 16, hotless=True,
+    )  # fmt: skip
+    file, _ = StateFile.open(RealFileSystem(), str(tmp_path / "tap.state"))
+    file.write(state)
+    file.close()

@@ -1,0 +1,82 @@
+"""An order to replicate disks at the sizes that their files have now: the tap starts anew on them, and all is compared.
+
+Only larger ones are taken: what a disk lost that became smaller is whole at the replica. Until this order the tap goes
+on at the size that it knows, since a guest that is attached can't be told another one.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from primary_agent.enabling import disk_size
+from primary_agent.record import DiskRecord
+from primary_agent.vm import PrimaryVm
+from shared.errors import InvalidStateError
+from shared.events import EventId
+from shared.states import ReplicationState
+from shared.tap_config import save_config
+
+
+async def take_sizes(vm: PrimaryVm) -> None:
+    """Take over the sizes of the VM's disks; a resync is required then, and one that is open starts anew.
+
+    Durable first: the tap is stopped when the record has the new sizes, and whatever starts it next does so with them.
+    Raises InvalidStateError with the remedy, or what looking at a disk raises.
+    """
+    async with vm.ordering:
+        parts = vm.parts
+        replication, ports, tap = parts.replication, parts.surroundings.ports, parts.tap
+        if replication.state in (ReplicationState.FAILED_OVER, ReplicationState.ERROR):
+            raise InvalidStateError(
+                f"{vm.name} is in state {replication.state.title}: its disks can't be given another size.",
+                "Bring replication back first.",
+            )
+        found = [await ports.workers.run(disk_size, ports.files, disk.path) for disk in vm.record.disks]
+        _judge(vm, found)
+        disks: list[DiskRecord] = []
+        told = []
+        for disk, size in zip(vm.record.disks, found, strict=True):
+            if size != disk.size:
+                told.append({"disk": disk.index, "path": disk.path, "before_bytes": disk.size, "size_bytes": size})
+            disks.append(msgspec.structs.replace(disk, size=size))
+        text = "; ".join(
+            f"{each['path']} is replicated with {each['size_bytes']} bytes, before {each['before_bytes']}"
+            for each in told
+        )
+        config = msgspec.structs.replace(
+            tap.config,
+            disks=[
+                msgspec.structs.replace(each, size=disk.size)
+                for each, disk in zip(tap.config.disks, disks, strict=True)
+            ],
+        )
+        config.check()
+        event = replication.event(EventId.DISK_RESIZED, f"{text}.", cause="administrator", data={"disks": told})
+        await replication.set_vm(msgspec.structs.replace(vm.record, disks=disks), event)
+        tap.config = config
+        await ports.workers.run(save_config, ports.files, tap.folder, config)
+        await tap.stop_tap()
+        parts.observer.forget_sizes()
+        replication.replan()
+        parts.link.poke.notify()
+
+
+def _judge(vm: PrimaryVm, found: list[int]) -> None:
+    """Raises InvalidStateError unless some disk is larger, none is smaller, and nobody is attached."""
+    for disk, size in zip(vm.record.disks, found, strict=True):
+        if size < disk.size:
+            raise InvalidStateError(
+                f"Disk {disk.index} of {vm.name}, {disk.path}, has {size} bytes, and is replicated with {disk.size}: a "
+                "replica is never made smaller.",
+                f"Bring it back to {disk.size} bytes and restore what it held there; or, to replicate it with its new "
+                "size, remove the VM on both hosts and enable it anew.",
+            )
+    if all(size == disk.size for disk, size in zip(vm.record.disks, found, strict=True)):
+        raise InvalidStateError(
+            f"Every disk of {vm.name} has the size that it is replicated with.", "Resize the disk's file first."
+        )
+    connection = vm.parts.tap.connection
+    if connection is not None and any(disk.clients for disk in connection.status.disks):
+        raise InvalidStateError(
+            f"{vm.name} runs on its tap, and would keep the old size.", "Shut the VM down, and try again."
+        )
