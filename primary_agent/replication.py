@@ -26,7 +26,7 @@ from primary_agent.record import (
 from primary_agent.run_journal import RunJournal
 from protocol.position import NO_EPOCH, Ancestor, Position, extend
 from shared.description import Keeper
-from shared.errors import InvalidStateError, VmreplicaError
+from shared.errors import InvalidStateError
 from shared.events import EventId, make_event
 from shared.planning import OpenResync, ResyncCause
 from shared.ports import Clock, Store
@@ -310,22 +310,6 @@ class Replication:
                 return
             event = self.event(EventId.FENCED, told, cause="fenced", data={"split_brain": split})
             await self._walk((PrimaryEvent.FENCED,), told, [event], {"fenced": text, "problem": None})
-
-    async def set_problem(self, error: VmreplicaError, number: EventId) -> bool:
-        """Put a failure that does not heal by itself on record; False if it is there already (told once)."""
-        problem = self.record.problem
-        if problem is not None and (problem.code, problem.text) == (error.code, error.text):
-            return False
-        found = Cause(code=error.code, text=error.text, remedy=error.remedy, time=self._clock.wall())
-        event = self.event(number, error.text, cause=error.code, data={"remedy": error.remedy})
-        await self.update(event, problem=found)
-        return True
-
-    async def clear_problem(self) -> None:
-        """What failed works again."""
-        if self.record.problem is not None:
-            text = f"Solved: {self.record.problem.text}"
-            await self.update(self.event(EventId.CONNECTED, text, cause=self.record.problem.code), problem=None)
 
     async def store_progress(self) -> None:
         """Write down the acknowledged cut and the statistics; called now and then, and at an orderly stop."""

@@ -17,6 +17,7 @@ from primary_agent.dialing import Dialled, expect, name_of
 from primary_agent.forecast import foresee
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
 from primary_agent.parts import Parts
+from primary_agent.problems import clear_problem
 from primary_agent.progress import MERGING, WAITING, ResyncProgress
 from primary_agent.record import ResyncRecord, mint
 from primary_agent.replication import Acked
@@ -123,7 +124,7 @@ class Session:
                     f"larger here, `vmreplica resize {self._replication.vm.name}` takes over."
                 )
                 raise Refused(f"The disks differ: {text}.", remedy, code="geometry")
-        await self._replication.clear_problem()
+        await clear_problem(self._replication)
         await self._remember_host()
         if self._replication.record.recovered is not None:
             await judge_rebuilt(self._replication, self._parts.tap, self._replica, decision)

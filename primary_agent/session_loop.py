@@ -14,6 +14,7 @@ import structlog
 from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import dial, open_body
 from primary_agent.parts import Parts
+from primary_agent.problems import set_problem
 from primary_agent.progress import WAITING
 from primary_agent.session import Session
 from protocol.errors import ProtocolError
@@ -170,7 +171,7 @@ class SessionLoop:
     async def _tell(self, failure: VmreplicaError, *, retryable: bool, delay: float) -> None:
         """One event for each outage, not for each attempt; one record for what does not heal."""
         if not retryable:
-            await self._replication.set_problem(failure, EventId.SUSPENDED_NOT_RECOVERABLE)
+            await set_problem(self._replication, failure, EventId.SUSPENDED_NOT_RECOVERABLE)
         elif failure.code != self._told:
             self._told = failure.code
             data = {"code": failure.code, "seconds": round(delay, 1)}

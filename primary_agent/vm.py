@@ -12,6 +12,7 @@ import structlog
 
 from primary_agent.enabling import with_settings_of
 from primary_agent.parts import Parts
+from primary_agent.problems import set_problem
 from primary_agent.record import StartedBy, VmRecord
 from primary_agent.replication import Replication
 from primary_agent.resyncing import abandon
@@ -120,7 +121,7 @@ class PrimaryVm:
                 log.exception("a task of the VM failed", vm=self.name, part=part)
                 text = f"The {part} of {self.name} failed unexpectedly: {type(error).__name__}: {error}"
                 failure = VmreplicaError(text, "See the agent's log, and report it.", code="internal")
-                await self._replication.set_problem(failure, EventId.COULD_NOT_REPLICATE)
+                await set_problem(self._replication, failure, EventId.COULD_NOT_REPLICATE)
             await asyncio.sleep(RESTART_SECONDS)
 
     async def _watch_tracking(self) -> None:

@@ -17,6 +17,7 @@ import pytest
 from primary_agent.agent import PrimaryAgent
 from primary_agent.description import Description, keeper_of, read_description
 from primary_agent.enabling import create, tap_config
+from primary_agent.problems import set_problem
 from primary_agent.rebuilding import Remains, conclude, plan
 from primary_agent.record import PositionRecord, ReplicationRecord, ResyncRecord, VmRecord
 from primary_agent.replication import Replication
@@ -267,7 +268,7 @@ async def test_description_follows_the_records(host: Host) -> None:
         await replication.update(resync=open_resync(proposed=False))
         found = read_description(FILES, str(host.vm), VM.vm)
         assert found is not None and found.replication.resync == open_resync(proposed=False)
-        await replication.set_problem(VmreplicaError("a problem"), EventId.COULD_NOT_REPLICATE)
+        await set_problem(replication, VmreplicaError("a problem"), EventId.COULD_NOT_REPLICATE)
         found = read_description(FILES, str(host.vm), VM.vm)
         assert found is not None and found.replication.problem is None
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from primary_agent.enabling import create
+from primary_agent.problems import clear_problem, set_problem
 from primary_agent.record import DiskRecord, ResyncRecord, VmRecord, load_vm, mint, plain
 from primary_agent.replication import Acked, Replication
 from protocol.messages import ResyncKind
@@ -252,13 +253,13 @@ async def test_causes_are_bounded_and_the_first_ones_stay(world: World) -> None:
 async def test_a_failure_is_told_once(world: World) -> None:
     replication = await replicating(world)
     failure = VmreplicaError("not authorized", "authorize it", code="unauthorized")
-    assert await replication.set_problem(failure, EventId.SUSPENDED_NOT_RECOVERABLE)
-    assert not await replication.set_problem(failure, EventId.SUSPENDED_NOT_RECOVERABLE)
+    assert await set_problem(replication, failure, EventId.SUSPENDED_NOT_RECOVERABLE)
+    assert not await set_problem(replication, failure, EventId.SUSPENDED_NOT_RECOVERABLE)
     assert len(await world.events(EventId.SUSPENDED_NOT_RECOVERABLE)) == 1
     again = await world.reopen()
     assert again.record.problem is not None
     assert again.record.problem.remedy == "authorize it"
-    await again.clear_problem()
+    await clear_problem(again)
     assert again.record.problem is None
 
 
