@@ -141,7 +141,7 @@ class LiveImage:
         )
 
     def _end(self, todo: dict[int, BlockMap]) -> Generator[Step, None, bool]:
-        """Bring what is left to a cut. False where that is too much: then all of it is touched, and the log followed."""
+        """Bring what is left to a cut; False where it is too much: all of it is touched then, and the log followed."""
         self._slots, self._late, self._unread = {}, {}, set()
         self._flooded, self._ending = False, True
         try:

@@ -6,7 +6,7 @@ nanoseconds or seconds since the Unix epoch as the name says. ``docs/tap.md`` de
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Self, TypeVar
 
@@ -28,6 +28,9 @@ CALL_TIMEOUT = 30.0
 """Seconds after which a method that does not wait for a disk counts as unanswered."""
 SLOW_CALL_TIMEOUT = 300.0
 """The same for methods that wait until a disk or the log is synced."""
+RELOG_RANGES_MAX = 256
+RELOG_BYTES_MAX = 1 << 20
+"""What one ``relog`` reads and logs at most: the guest's writes wait for it."""
 
 
 class Tracking(StrEnum):
@@ -248,6 +251,13 @@ class ReleaseParams(Params, frozen=True):
     segment: Count
 
 
+class RelogParams(Params, frozen=True):
+    """Ranges of a disk, offset and length in bytes, of RELOG_BYTES_MAX together at most; none: only tell the place."""
+
+    disk: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    ranges: Annotated[list[tuple[Count, Count]], msgspec.Meta(max_length=RELOG_RANGES_MAX)]
+
+
 class KnowsCutParams(Params, frozen=True):
     """A cut of the dirty map's base epoch, with its chain."""
 
@@ -406,6 +416,14 @@ class TapClient:
     async def release(self, epoch: bytes, segment: int) -> None:
         """Raises InvalidStateError for an epoch that is not tracked or a segment that is not sealed and durable."""
         await self._call("release", ReleaseParams(epoch=epoch.hex(), segment=segment), dict[str, Any])
+
+    async def relog(self, disk: int = 0, ranges: Sequence[tuple[int, int]] = ()) -> LogPlace:
+        """Log again what a disk holds in ranges (offset, length), in the order of the guest's writes.
+
+        Returns a place behind it: everything that is logged up to there is on the disks. Raises StorageError where a
+        range can't be read, NoSpaceError where the log is nearly full, InvalidStateError while nothing is tracked.
+        """
+        return await self._call("relog", RelogParams(disk=disk, ranges=list(ranges)), LogPlace, SLOW_CALL_TIMEOUT)
 
     async def knows_cut(self, cut: Position) -> bool:
         """Whether the log that the dirty map goes on from had exactly this cut (R34)."""

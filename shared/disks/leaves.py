@@ -53,16 +53,13 @@ def leaves_of(source: Readable, offset: int, length: int, size: int) -> tuple[by
     leaves = bytearray(zero_leaf(size) * count)
     if rest:
         leaves[-LEAF_BYTES:] = zero_leaf(rest)
-    data = 0
-    at = offset
+    data, step = 0, max(READ_BYTES // size, 1) * size
     for start, stop in _data_blocks(source, offset, length, size):
-        for at in range(max(start, at), stop, READ_BYTES // size * size or size):
-            wanted = min(READ_BYTES // size * size or size, stop - at)
+        data += stop - start
+        for at in range(start, stop, step):
             place = (at - offset) // size * LEAF_BYTES
-            found = _read_leaves(source, at, wanted, size)
+            found = _read_leaves(source, at, min(step, stop - at), size)
             leaves[place : place + len(found)] = found
-            data += wanted
-        at = stop
     return leaves, data
 
 

@@ -62,6 +62,8 @@ def test_every_type_is_control_or_bulk_and_numbers_stay() -> None:
         "RANGE_DONE": 37, "RANGE_SETTLED": 38, "COMMIT": 39, "COMMITTED": 40, "RESYNC_CANCEL": 41,
         "RESYNC_CANCELLED": 42,
             "DETAIL_REQUEST": 43, "DETAIL": 44, "HOLES_REQUEST": 45, "HOLES": 46,
+        "VERIFY_BEGIN": 48, "VERIFY_READY": 49, "VERIFY_CUT": 50, "VERIFY_HELD": 51, "VERIFY_REQUEST": 52,
+        "VERIFY_ANSWER": 53, "VERIFY_END": 54, "VERIFY_ENDED": 55, "VERIFY_LOST": 56,
     }  # fmt: skip
 
 
