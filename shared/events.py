@@ -38,6 +38,10 @@ class EventId(IntEnum):
     DISK_RESIZED = 60032
     RESYNC_SCHEDULED = 60061
     RESYNC_PAUSED = 60062
+    VERIFY_STARTED = 60071
+    VERIFY_ENDED = 60072
+    VERIFY_DIFFERENT = 60073
+    VERIFY_SCHEDULED = 60074
 
 
 _ERRORS = frozenset(
@@ -49,6 +53,7 @@ _ERRORS = frozenset(
         EventId.FENCED,
         EventId.DAMAGED,
         EventId.DISK_RESIZED,
+        EventId.VERIFY_DIFFERENT,
     }
 )
 _WARNINGS = frozenset(

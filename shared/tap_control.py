@@ -238,10 +238,14 @@ class LocateParams(Params, frozen=True):
 
 
 class LeaseParams(Params, frozen=True):
-    """Keep log files from ``from_file`` on for ``seconds``; replaces the former lease of the same client."""
+    """Keep log files from ``from_file`` on for ``seconds``; replaces the former lease of the same client.
+
+    A ``weak`` one ends at once where the log needs a file and there is none.
+    """
 
     from_file: Count
     seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)]
+    weak: bool = False
 
 
 class ReleaseParams(Params, frozen=True):
@@ -410,8 +414,8 @@ class TapClient:
         params = LocateParams(epoch=epoch.hex(), segment=segment)
         return await self._call("locate", params, LogPlace, SLOW_CALL_TIMEOUT)
 
-    async def lease(self, from_file: int, seconds: float) -> None:
-        await self._call("lease", LeaseParams(from_file=from_file, seconds=seconds), dict[str, Any])
+    async def lease(self, from_file: int, seconds: float, *, weak: bool = False) -> None:
+        await self._call("lease", LeaseParams(from_file=from_file, seconds=seconds, weak=weak), dict[str, Any])
 
     async def release(self, epoch: bytes, segment: int) -> None:
         """Raises InvalidStateError for an epoch that is not tracked or a segment that is not sealed and durable."""

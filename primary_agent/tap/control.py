@@ -260,7 +260,7 @@ class TapControl:
 
     async def _lease(self, params: LeaseParams, client: Client) -> dict[str, Any]:
         # A client that is gone keeps its lease until it expires: whoever follows it takes its own in time.
-        self._engine.tracker.files.lease(id(client), params.from_file, params.seconds)
+        self._engine.tracker.files.lease(id(client), params.from_file, params.seconds, weak=params.weak)
         return {}
 
     async def _release(self, params: ReleaseParams, client: Client) -> dict[str, Any]:
