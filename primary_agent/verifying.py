@@ -157,14 +157,15 @@ class Verifier:
 
     async def _recover(self) -> None:
         """An agent that ended in the middle of one has left its files, and its result has to be told."""
+        if self.record.running is None:
+            return
         files = self.parts.surroundings.ports.files
         try:
             await self.parts.surroundings.ports.workers.run(remove_files, files, self.folder)
         except OSError as error:
             log.warning("files of a verify can't be removed", folder=self.folder, reason=str(error))
-        if self.record.running is not None:
-            order = _Order("administrator", repair=False)
-            await self._conclude(self._undecided(order, self.record.running, "The agent was started anew meanwhile."))
+        order = _Order("administrator", repair=False)
+        await self._conclude(self._undecided(order, self.record.running, "The agent was started anew meanwhile."))
 
     async def _look_at_clock(self) -> None:
         schedule = self.parts.replication.vm.verify_schedule

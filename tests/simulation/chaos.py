@@ -57,6 +57,7 @@ class Chaos:
         self._every(options.resyncs, self._resynchronize)
         self._every(options.stops, self._stop)
         self._every(options.exports, world.exports.begin)
+        self._every(options.verifies, world.verifies.begin)
 
     def _every(self, rate: float, happen: Callable[[], object]) -> None:
         """Let something happen at that rate."""

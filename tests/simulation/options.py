@@ -69,6 +69,8 @@ class Options:
     """Hourly recovery points that it keeps; its hours are short."""
     stops: float = 0.0
     """Orders to cancel the resync or initial replication that runs, if one does."""
+    verifies: float = 0.0
+    """Orders to verify."""
 
     def __str__(self) -> str:
         shown = []
@@ -124,12 +126,14 @@ def draw(seed: int) -> Options:
         newest=rng.choice([1, 2, 2, 4]),
         hourly=rng.choice([0, 0, 2, 5]),
         stops=swarm(0.25, 0.2, 0.6),
+        verifies=swarm(0.3, 0.3, 1.0),
     )
 
 
 FAULTS = """
     resets partitions kill_tap kill_primary kill_replica power_primary power_replica aimed crash_at_sync stalls hiccups
     log_errors replica_errors full_replica foreign_edits suspends resyncs stops exports agent_restarts tap_restarts
+    verifies
 """.split()
 
 

@@ -111,6 +111,7 @@ def run(
         result.counts["points checked"] = world.view.checks
         result.counts["older points checked"] = world.view.history_checks
         result.counts["exports checked"] = world.exports.checks
+        result.counts["verifies equal"] = world.verifies.equal
     finally:
         if world is not None:
             # What the dismantling does to the product is of no interest.

@@ -47,6 +47,7 @@ from tests.simulation.options import Options
 from tests.simulation.oracle import Oracle, Violation
 from tests.simulation.replica_view import ReplicaView
 from tests.simulation.runs_view import check_runs
+from tests.simulation.verifies import Verifies
 
 DISKS = 2
 VM = "vm"
@@ -112,6 +113,7 @@ class World:
         self.doomed: set[Process] = set()
         """Processes with whose death their host loses power."""
         self.exports = ExportReaders(self)
+        self.verifies = Verifies(self)
 
     @property
     def hosts(self) -> tuple[Host, Host]:
