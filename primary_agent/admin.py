@@ -30,13 +30,14 @@ from shared.admin.verbs import (
     RemoveParams,
     ResumeParams,
     SetParams,
+    VerifyParams,
     VmParams,
 )
 from shared.config import Rate
 from shared.errors import InvalidStateError, UsageError
 from shared.ports import Address
 from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory
-from shared.schedule import PastWindow, ResyncMode
+from shared.schedule import NEVER, PastWindow, Recurrence, ResyncMode
 from shared.status import AgentStatus, Statistics, VmStatus
 from shared.tap_config import MAX_HOT_REGION, MAX_HOT_REGIONS, MIN_HOT_REGION, MIN_LOG_LIMIT, BlockDevicePolicy
 
@@ -59,6 +60,7 @@ class AdminMethods:
         methods.add(verbs.SUSPEND, VmParams, self.suspend)
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.STOP, VmParams, self.stop)
+        methods.add(verbs.VERIFY, VerifyParams, self.verify)
         methods.add(verbs.SET, SetParams, self.set)
         methods.add(verbs.RESIZE, VmParams, self.resize)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
@@ -100,6 +102,11 @@ class AdminMethods:
     async def stop(self, params: VmParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
         return await _ordered(vm, "stop", vm.stop_resync())
+
+    async def verify(self, params: VerifyParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        order = vm.verifier.order(at=params.at, repair=params.repair, stop=params.stop)
+        return await _ordered(vm, "verify", order)
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
@@ -167,6 +174,7 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     hot_region_bytes: _HotRegion | msgspec.UnsetType = msgspec.UNSET
     hot_regions: Annotated[int, msgspec.Meta(ge=1, le=MAX_HOT_REGIONS)] | msgspec.UnsetType = msgspec.UNSET
     block_device_policy: BlockDevicePolicy | msgspec.UnsetType = msgspec.UNSET
+    verify_schedule: str | msgspec.UnsetType = msgspec.UNSET
 
 
 _COMPOSED = frozenset({"replica", "resync_window"})
@@ -189,6 +197,8 @@ def with_settings(record: VmRecord, settings: dict[str, Any]) -> VmRecord:
         changes["replica_host"], changes["replica_port"] = split_address(given.replica)
     if given.resync_window is not msgspec.UNSET:
         record = with_window(record, given.resync_window)
+    if "verify_schedule" in changes:
+        changes["verify_schedule"] = str(Recurrence.parse(changes["verify_schedule"]) or NEVER)
     for end in ("resync_window_start", "resync_window_end"):
         if end in changes:
             changes[end] = checked_time(changes[end])

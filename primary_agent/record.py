@@ -1,7 +1,7 @@
 """What the primary agent durably knows about one VM: typed records, read strictly, written in single transactions.
 
 The names of the records in the store are ``vm`` (which VM, and its settings), ``replication`` (state, baseline, open
-resync, causes), ``acked`` (evidence only: the newest cut that the replica acknowledged) and ``statistics``.
+resync, causes), ``acked`` (evidence only: the newest cut that the replica acknowledged), ``verify`` and ``statistics``.
 
 Nothing has to be durable here before log is released: when a session opens the replica tells its own position, which
 is durable there (I5). ``acked`` is written now and then, so that a replica that stands *before* it is known to have
@@ -21,9 +21,9 @@ from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Lineage, Position
 from shared.config import Rate
 from shared.errors import StoreDamagedError
 from shared.ports import Store
-from shared.schedule import PastWindow, ResyncMode
+from shared.schedule import NEVER, PastWindow, ResyncMode
 from shared.states import ReplicationState
-from shared.status import Cause
+from shared.status import Cause, VerifyResult
 from shared.tap_config import BlockDevicePolicy
 
 RECORD_VERSION = 1
@@ -92,6 +92,8 @@ class VmRecord(Record):
     block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
     excluded: Annotated[list[str], msgspec.Meta(max_length=MAX_DISKS)] = []
     """Paths of disks of the VM that are not replicated: no tap serves them, and the replica does not have them."""
+    verify_schedule: str = NEVER
+    """When both sides are compared by themselves (shared.schedule.Recurrence)."""
     version: int = RECORD_VERSION
 
     @property
@@ -182,6 +184,25 @@ class AckedRecord(Record):
 
     position: PositionRecord
     time_ns: Count
+
+
+class VerifyRecord(Record):
+    """The verify of a VM: the last result, the order for a time to come, and the run that is under way.
+
+    Times are seconds since the Unix epoch.
+    """
+
+    last: VerifyResult | None = None
+    at: float | None = None
+    """When one is to start that was ordered,"""
+    repair: bool = False
+    """and whether it is to repair what it finds."""
+    schedule: str = NEVER
+    """The schedule as it was seen last,"""
+    since: float = 0.0
+    """whose moments up to then are past."""
+    running: float | None = None
+    """Since when one runs."""
 
 
 def mint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from primary_agent.pacing import Rates
@@ -31,6 +32,8 @@ class Surroundings:
     rates: RatesSection = field(default_factory=RatesSection)
     """Caps of all VMs together."""
     queue: ResyncQueue = field(default_factory=lambda: ResyncQueue(ResyncSection().at_once))
+    verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a VM is verified."""
 
     pacing: Rates = field(init=False)
 

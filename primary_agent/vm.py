@@ -22,6 +22,7 @@ from primary_agent.starting import begin_due, begin_wanted, cancel, hold, put_of
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.tracking_loss import note_bound, note_loss
+from primary_agent.verifying import Verifier
 from primary_agent.vm_status import status_of
 from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
@@ -35,9 +36,8 @@ TICK_SECONDS = 1.0
 TAP_STATUS_SECONDS = 5.0
 """The tap's whole status is asked for at least so often; an answer that does not come ends its connection."""
 STATISTICS_SECONDS = 3600.0
-STATUS_SECONDS = 1.0
-"""A status does not wait longer for the tap; then it tells what is known."""
-FRESH_SECONDS = 0.5
+STATUS_SECONDS, FRESH_SECONDS = 1.0, 0.5
+"""A status does not wait longer for the tap, then it tells what is known; what is so fresh is not asked for."""
 RESTART_SECONDS = 5.0
 """After an unexpected error of its own a task begins again after so long."""
 
@@ -51,6 +51,7 @@ class PrimaryVm:
     def __init__(self, folder: str, replication: Replication, config: TapConfig, surroundings: Surroundings) -> None:
         self.folder = folder
         self.parts = Parts(surroundings, replication, TapLink(f"{folder}/tap", config, surroundings.ports))
+        self.verifier = Verifier(self.parts, folder)
         self.failure: VmreplicaError | None = None
         """Why this VM's tasks have ended, where its store failed."""
         self.on_failure: Callable[[PrimaryVm], None] | None = None
@@ -99,6 +100,7 @@ class PrimaryVm:
                 group.create_task(self._guard("session", SessionLoop(self.parts).run))
                 group.create_task(self._guard("tracking", self._watch_tracking))
                 group.create_task(self._guard("clockwork", self._tick))
+                group.create_task(self._guard("verify", self.verifier.run))
         except* VmreplicaError as group_error:
             found = group_error.exceptions[0]
             assert isinstance(found, VmreplicaError)
@@ -198,7 +200,7 @@ class PrimaryVm:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_SECONDS):
                     await self._refresh_tap(FRESH_SECONDS)
-        return status_of(self.parts, self.folder, self.failure)
+        return status_of(self.parts, self.folder, self.failure, self.verifier.status())
 
     async def initial(self) -> None:
         """Start the initial replication; joins the running one."""

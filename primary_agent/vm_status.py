@@ -18,12 +18,12 @@ from shared.errors import VmreplicaError
 from shared.health import assessed
 from shared.ports import Clock
 from shared.states import ReplicationState
-from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, TapStatus, VmStatus
+from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, TapStatus, VerifyStatus, VmStatus
 from shared.tap_config import TapConfig
 from shared.tap_control import Tracking
 
 
-def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmStatus:
+def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify: VerifyStatus) -> VmStatus:
     """The whole status, with health and summary; ``failure`` is why the VM's tasks have ended, if they have."""
     replication, clock = parts.replication, parts.surroundings.ports.clock
     record, vm, now = replication.record, replication.vm, clock.wall()
@@ -53,6 +53,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None) -> VmSt
         link=_link(parts.link, vm, clock),
         tap=_tap(parts.tap, parts.observer),
         progress=parts.progress.status() if parts.progress is not None else None,
+        verify=verify,
         statistics=replication.statistics.report(now, pending_bytes=parts.pending_bytes()),
         disks=_disks(vm, connection),
         excluded_disks=vm.excluded,
@@ -97,6 +98,7 @@ def _settings(vm: VmRecord, config: TapConfig, schedule: Schedule) -> dict[str, 
         "hot_region_bytes": config.hot_region_bytes,
         "hot_regions": config.hot_regions,
         "block_device_policy": config.block_device_policy.value,
+        "verify_schedule": vm.verify_schedule,
         "resync_priority": vm.resync_priority,
         **{name: getattr(vm, name) for name in RATES},
     } | schedule.settings()

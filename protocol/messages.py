@@ -26,6 +26,8 @@ DETAIL_BYTES = 4096
 GROUP_BLOCKS = 64
 """Blocks whose tags one digest of a MANIFEST_REQUEST stands for."""
 MAX_GROUPS = 64
+MAX_VERIFY_GROUPS = 16
+"""Groups of one VERIFY_REQUEST, so that its answer fits into a control body."""
 MAX_ASKED_BYTES = 512
 """The longest bitmap of a DETAIL_REQUEST."""
 MAX_U63 = (1 << 63) - 1
@@ -67,6 +69,15 @@ class MessageType(IntEnum):
     HOLES = 46
     UNSETTLE = 47
     UNSETTLED = 48
+    VERIFY_BEGIN = 49
+    VERIFY_READY = 50
+    VERIFY_CUT = 51
+    VERIFY_HELD = 52
+    VERIFY_REQUEST = 53
+    VERIFY_ANSWER = 54
+    VERIFY_END = 55
+    VERIFY_ENDED = 56
+    VERIFY_LOST = 57
     SAMPLE_REQUEST = 64
     SAMPLE = 65
 
@@ -104,6 +115,7 @@ RETRYABLE = frozenset(
 Text = Annotated[str, msgspec.Meta(max_length=2048)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Id16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Id32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Key = Annotated[bytes, msgspec.Meta(min_length=16, max_length=32)]
 U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -119,6 +131,7 @@ class Role(StrEnum):
     BULK = "bulk"
     PROBE = "probe"
     SAMPLE = "sample"
+    VERIFY = "verify"
 
 
 class ResyncKind(StrEnum):
@@ -334,6 +347,9 @@ class Run(Body, frozen=True):
 Digests = Annotated[bytes, msgspec.Meta(max_length=16 * MAX_GROUPS)]
 Asked = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_ASKED_BYTES)]
 Runs = Annotated[list[Run], msgspec.Meta(max_length=MAX_SETTLED_RUNS)]
+LeafDigests = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32 * MAX_VERIFY_GROUPS)]
+GroupFlags = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_VERIFY_GROUPS // 8)]
+Leaves = Annotated[bytes, msgspec.Meta(max_length=32 * GROUP_BLOCKS * MAX_VERIFY_GROUPS)]
 
 
 class ResyncReady(Body, frozen=True):
@@ -487,6 +503,92 @@ class Sample(Body, frozen=True):
     tags: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16 * MAX_SAMPLED)]
 
 
+class VerifyBegin(Body, frozen=True):
+    """Announce a verify: the replica applies nothing that it receives from now on, for a short while, until VERIFY_CUT.
+
+    ``hash`` makes the leaves of blocks of ``block_size`` bytes.
+    """
+
+    id: Id16
+    hash: Name
+    block_size: U32
+
+
+class VerifyReady(Body, frozen=True):
+    """No cut that is sealed from now on is passed over before VERIFY_CUT."""
+
+    id: Id16
+
+
+class VerifyCut(Body, frozen=True):
+    """The cut at which both sides are compared."""
+
+    id: Id16
+    cut: WirePosition
+
+
+class VerifyHeld(Body, frozen=True):
+    """The replica has applied exactly this cut and keeps a view of it; applying goes on."""
+
+    id: Id16
+    cut: WirePosition
+
+
+class VerifyRequest(Body, frozen=True):
+    """Ask whether the leaves of a range of whole blocks are the same there; the disk's last block may be shorter.
+
+    ``digests`` are the sender's, 32 bytes for each group of GROUP_BLOCKS leaves.
+    """
+
+    id: Id16
+    disk: U16
+    offset: U63
+    length: U63
+    digests: LeafDigests
+
+
+class VerifyAnswer(Body, frozen=True):
+    """Which groups have the digest that was sent, and the leaves of the others, in order.
+
+    ``equal`` is a bitmap: bit i % 8 of byte i / 8 is group i. A block that can't be read has a leaf of bytes 0xff.
+    """
+
+    id: Id16
+    disk: U16
+    offset: U63
+    length: U63
+    equal: GroupFlags
+    leaves: Leaves
+
+
+class VerifyEnd(Body, frozen=True):
+    """Nothing more is asked."""
+
+    id: Id16
+
+
+class ImageDigest(Body, frozen=True):
+    """The digest of a disk's whole image: SHA-256 over the leaves of all its blocks, in order."""
+
+    disk: U16
+    digest: Id32
+
+
+class VerifyEnded(Body, frozen=True):
+    """The digests of the disks that were asked about wholly and could be read; the view is let go."""
+
+    id: Id16
+    images: Annotated[list[ImageDigest], msgspec.Meta(max_length=MAX_DISKS)]
+
+
+class VerifyLost(Body, frozen=True):
+    """The verify can't be decided: the replica has no view of the cut, or has lost it. The text says why."""
+
+    id: Id16
+    code: Name
+    text: Text
+
+
 BODIES: dict[MessageType, type[Body]] = {
     MessageType.HELLO: Hello, MessageType.WELCOME: Welcome, MessageType.ERROR: Problem,
     MessageType.OPEN: Open, MessageType.OPENED: Opened, MessageType.HEARTBEAT: Heartbeat, MessageType.CLOSE: Close,
@@ -498,6 +600,10 @@ BODIES: dict[MessageType, type[Body]] = {
     MessageType.RESYNC_CANCEL: ResyncCancel, MessageType.RESYNC_CANCELLED: ResyncCancelled,
     MessageType.UNSETTLE: Unsettle, MessageType.UNSETTLED: Unsettled,
     MessageType.SAMPLE_REQUEST: SampleRequest, MessageType.SAMPLE: Sample,
+    MessageType.VERIFY_BEGIN: VerifyBegin, MessageType.VERIFY_READY: VerifyReady, MessageType.VERIFY_CUT: VerifyCut,
+    MessageType.VERIFY_HELD: VerifyHeld, MessageType.VERIFY_REQUEST: VerifyRequest,
+    MessageType.VERIFY_ANSWER: VerifyAnswer, MessageType.VERIFY_END: VerifyEnd, MessageType.VERIFY_ENDED: VerifyEnded,
+    MessageType.VERIFY_LOST: VerifyLost,
 }  # fmt: skip
 TYPE_OF: dict[type[Body], MessageType] = {body: kind for kind, body in BODIES.items()}
 

@@ -46,6 +46,13 @@ class SessionState(StrEnum):
     BULK = "bulk"
     PROBE = "probe"
     SAMPLE = "sample"
+    VERIFY = "verify"
+    ANNOUNCING = "announcing"
+    ANNOUNCED = "announced"
+    REACHING = "reaching"
+    VERIFYING = "verifying"
+    VERIFIED = "verified"
+    LOST = "lost"
     CLOSED = "closed"
 
 
@@ -73,7 +80,7 @@ def _transitions() -> Transitions:
         (s.NEW, primary, m.HELLO): s.HELLO,
         (s.HELLO, replica, m.WELCOME): s.READY,
         (s.READY, primary, m.OPEN): s.OPENING,
-        # OPEN here stands for the state of the role that the OPEN message asked for: OPEN, BULK, PROBE or SAMPLE.
+        # OPEN here stands for the state of the role that OPEN asked for: OPEN, BULK, PROBE, SAMPLE or VERIFY.
         (s.OPENING, replica, m.OPENED): s.OPEN,
         (s.OPEN, primary, m.RESYNC_BEGIN): s.BEGINNING,
         (s.BEGINNING, replica, m.RESYNC_READY): s.RESYNC,
@@ -99,6 +106,21 @@ def _transitions() -> Transitions:
     table |= _stay(s.BULK, replica, (m.MANIFEST, m.DETAIL, m.HOLES, m.RANGE_SETTLED))
     table[s.SAMPLE, primary, m.SAMPLE_REQUEST] = s.SAMPLE
     table[s.SAMPLE, replica, m.SAMPLE] = s.SAMPLE
+    table |= {
+        (s.VERIFY, primary, m.VERIFY_BEGIN): s.ANNOUNCING,
+        (s.ANNOUNCING, replica, m.VERIFY_READY): s.ANNOUNCED,
+        (s.ANNOUNCED, primary, m.VERIFY_CUT): s.REACHING,
+        (s.REACHING, replica, m.VERIFY_HELD): s.VERIFYING,
+        (s.VERIFYING, primary, m.VERIFY_END): s.VERIFIED,
+        (s.VERIFIED, replica, m.VERIFY_ENDED): s.VERIFY,
+    }
+    table |= _stay(s.VERIFYING, primary, (m.VERIFY_REQUEST,))
+    for state in (s.VERIFYING, s.VERIFIED):
+        table |= _stay(state, replica, (m.VERIFY_ANSWER,))
+    for state in (s.ANNOUNCING, s.ANNOUNCED, s.REACHING, s.VERIFYING, s.VERIFIED):
+        table[state, replica, m.VERIFY_LOST] = s.LOST
+    # What was sent before the loss was known.
+    table |= _stay(s.LOST, primary, (m.VERIFY_CUT, m.VERIFY_REQUEST, m.VERIFY_END))
     for side in Side:
         for state in s:
             if state is not s.CLOSED:
@@ -117,6 +139,7 @@ STATE_OF_ROLE = {
     Role.BULK: SessionState.BULK,
     Role.PROBE: SessionState.PROBE,
     Role.SAMPLE: SessionState.SAMPLE,
+    Role.VERIFY: SessionState.VERIFY,
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protocol.position import Position
+from replica_agent.ceiling import Ceiling
 from replica_agent.disks import BaseDisks
 from replica_agent.finishing import finish, in_steps
 from replica_agent.history import History
@@ -100,6 +101,7 @@ class Applier:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     exposed: list[Callable[[Position], None]] = field(default_factory=list)
     progress: ApplyProgress = field(default_factory=ApplyProgress)
+    ceiling: Ceiling = field(default_factory=Ceiling)
     problem: Cause | None = None
     """Why nothing is applied at the moment although there is something to apply; it is tried again."""
     statistics: ReplicationStatistics | None = None
@@ -140,7 +142,7 @@ class Applier:
         size = 0
         for segment in spool.segments:
             full = size + segment.length > GROUP_BYTES or len(chosen) >= min(most, GROUP_SEGMENTS)
-            if chosen and full and segment.number > least:
+            if chosen and (full or self.ceiling.stops(chosen[-1].end)) and segment.number > least:
                 break
             chosen.append(segment)
             size += segment.length
@@ -178,8 +180,7 @@ class Applier:
     async def run(self) -> None:
         """Apply for ever; ends by being cancelled, or with an error that no retry and no resync heals."""
         while True:
-            group = self._next_group()
-            if group is None:
+            if (group := self._next_group()) is None or self.ceiling.stops(self.applied):
                 await self.changed.wait()
                 continue
             redone = self.ledger.replication.applying is not None

@@ -1,4 +1,4 @@
-"""The connections of primaries to one VM: one control connection at a time, and the bulk connection of it (R13)."""
+"""The connections of primaries to one VM: one control connection at a time, and those that belong to it (R13)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from replica_agent.parts import VmParts
 from replica_agent.record import ReplicationRecord
 from replica_agent.refusals import Refusal
 from replica_agent.sampling import answer_samples
+from replica_agent.verify import VerifyConnection
 from shared.channel import Channel
 from shared.errors import NoSpaceError
 from shared.stats import ReplicationStatistics
@@ -49,6 +50,7 @@ class Connections:
         self.control: Control | None = None
         """The newest control connection."""
         self.bulk: BulkConnection | None = None
+        self.verify: VerifyConnection | None = None
         self.opened_time: float | None = None
         """When the present control connection was opened, seconds since the Unix epoch."""
         self.left_time: float | None = None
@@ -122,9 +124,10 @@ class Connections:
 
     async def _left(self, control: Control) -> None:
         """Everything that belongs to the connection has to end before the next one is served."""
-        if self.bulk is not None and self.bulk.belongs_to(control):
-            self.bulk.channel.abort("its control connection ended")
-            await self.bulk.ended.wait()
+        for other in (self.bulk, self.verify):
+            if other is not None and other.belongs_to(control):
+                other.channel.abort("its control connection ended")
+                await other.ended.wait()
         control.ended.set()
         del self._serving[control]
         if self.control is control:
@@ -160,15 +163,7 @@ class Connections:
 
     async def serve_bulk(self, channel: Channel, body: Open) -> None:
         """Serve the bulk connection of the present control connection."""
-        self._judge(body)
-        control = self.control
-        if (
-            control is None
-            or control.channel.closed
-            or body.control_token != control.token
-            or channel.peer.fingerprint != control.channel.peer.fingerprint
-        ):
-            raise Refusal(ErrorCode.STALE, "The control connection that this one belongs to has ended.")
+        control = self._control_of(channel, body)
         before = self.bulk
         bulk = self.bulk = BulkConnection(self._parts, self._baseline, control, channel)
         try:
@@ -195,6 +190,40 @@ class Connections:
         self._judge(body)
         channel.send(self.opened())
         await answer_samples(self._parts, channel)
+
+    # --- verify ----------------------------------------------------------------------------------------------------
+
+    def _control_of(self, channel: Channel, body: Open) -> Control:
+        """The control connection that another one says that it belongs to."""
+        self._judge(body)
+        control = self.control
+        if (
+            control is None
+            or control.channel.closed
+            or body.control_token != control.token
+            or channel.peer.fingerprint != control.channel.peer.fingerprint
+        ):
+            raise Refusal(ErrorCode.STALE, "The control connection that this one belongs to has ended.")
+        return control
+
+    async def serve_verify(self, channel: Channel, body: Open) -> None:
+        """Serve the verify connection of the present control connection."""
+        control = self._control_of(channel, body)
+        before = self.verify
+        verify = self.verify = VerifyConnection(self._parts, control, channel)
+        try:
+            if before is not None:
+                before.channel.refuse(ErrorCode.STALE, "A newer verify connection took over.")
+                await before.ended.wait()
+            channel.send(self.opened())
+            await verify.run()
+        except LedgerError as error:
+            await self._fail(error)
+            raise
+        finally:
+            verify.ended.set()
+            if self.verify is verify:
+                self.verify = None
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,8 @@ class Surroundings:
     resyncs_at_once: int = 3
     resyncing: set[bytes] = field(default_factory=set)
     """The VMs that are compared just now."""
+    verifying: set[bytes] = field(default_factory=set)
+    """The VMs of which a view is held for a verify just now."""
 
     @classmethod
     def of(cls, config: ReplicaConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:

@@ -29,7 +29,7 @@ from shared.tasks import together
 HALF_OPEN_MAX = 64
 """Links, of all peers together, that have not come to an OPEN."""
 EXTRA_PER_PEER = 4
-"""Links of one peer beside two for each of its VMs here."""
+"""Links of one peer beside three for each of its VMs here."""
 SESSION_SECONDS = 86400.0
 """A connection lives no longer, so that a certificate that was revoked or has expired does not outlive it for long."""
 
@@ -91,7 +91,7 @@ class Sessions:
 
     def _accept(self, link: Link) -> None:
         peer = link.peer
-        limit = EXTRA_PER_PEER + 2 * max(1, self._count_vms())
+        limit = EXTRA_PER_PEER + 3 * max(1, self._count_vms())
         if self._closing or self._half_open >= HALF_OPEN_MAX or self._of_peer[peer.fingerprint] >= limit:
             log.warning("link refused: too many", peer=peer.address, fingerprint=peer.fingerprint)
             link.abort()
@@ -183,6 +183,8 @@ class Sessions:
         try:
             if body.role is Role.CONTROL:
                 await vm.connections.serve_control(channel, body)
+            elif body.role is Role.VERIFY:
+                await vm.connections.serve_verify(channel, body)
             else:
                 await vm.connections.serve_bulk(channel, body)
         except ChannelClosed:

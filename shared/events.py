@@ -40,6 +40,10 @@ class EventId(IntEnum):
     RESYNC_SCHEDULED = 60061
     RESYNC_PAUSED = 60062
     RESYNC_ROUND = 60063
+    VERIFY_STARTED = 60071
+    VERIFY_ENDED = 60072
+    VERIFY_DIFFERENT = 60073
+    VERIFY_SCHEDULED = 60074
 
 
 _ERRORS = frozenset(
@@ -51,6 +55,7 @@ _ERRORS = frozenset(
         EventId.FENCED,
         EventId.DAMAGED,
         EventId.DISK_RESIZED,
+        EventId.VERIFY_DIFFERENT,
     }
 )
 _WARNINGS = frozenset(

@@ -161,6 +161,9 @@ def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result
             result.warn(text)
     if status.baseline and status.lag_seconds is not None and status.lag_seconds > BEHIND_SECONDS:
         result.warn(f"Replica virtual machine '{name}' is behind the primary by more than an hour.")
+    verified = status.verify.last if status.verify is not None else None
+    if verified is not None and verified.outcome == "different" and verified.epoch == status.epoch:
+        result.critical(f"A verify found that the replica is wrong: {verified.text}", verified.remedy)
 
 
 def log_level(used: int, limit: int) -> int:

@@ -42,7 +42,7 @@ class LogFollower:
 
     def __init__(self, files: FileSystem, folder: str, vm: bytes, *, run_bytes: int = RUN_BYTES) -> None:
         self._files = files
-        self._folder = folder
+        self.folder = folder
         self._vm = vm
         self._run_bytes = run_bytes
         self._file: File | None = None
@@ -99,7 +99,7 @@ class LogFollower:
         self._reader = RecordReader(self._file, cursor, offset, run_bytes=self._run_bytes)
 
     def _open(self, sequence: int) -> FileHeader:
-        path = f"{self._folder}/{log_file_name(sequence)}"
+        path = f"{self.folder}/{log_file_name(sequence)}"
         try:
             self._file = self._files.open(path)
         except FileNotFoundError:

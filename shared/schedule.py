@@ -19,6 +19,8 @@ AHEAD_DAYS = 7
 NEVER = "never"
 """In place of a time: what was scheduled is cancelled."""
 
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
 _AFTER = re.compile(r"\+(\d{1,6})([smhd])")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_SECONDS}
@@ -128,6 +130,42 @@ def _window_of(window: Window, day: date, zone: tzinfo) -> tuple[float, float]:
     """Start and end of the window that opens on ``day``."""
     last = day if window.start < window.end else day + timedelta(days=1)
     return instant_of(datetime.combine(day, window.start), zone), instant_of(datetime.combine(last, window.end), zone)
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """A time of day, on each day or on one of the week (Monday is 0)."""
+
+    time: time
+    weekday: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Recurrence | None:
+        """``daily 03:00``, ``weekly sunday 03:00``; None for ``never``. Raises UsageError."""
+        words = text.lower().split()
+        match words:
+            case ["never"]:
+                return None
+            case ["daily", moment]:
+                return cls(parse_time(moment))
+            case ["weekly", day, moment] if day in WEEKDAYS:
+                return cls(parse_time(moment), WEEKDAYS.index(day))
+        raise UsageError(f"{text!r} is not a schedule.", "Write never, 'daily 03:00' or 'weekly sunday 03:00'.")
+
+    def __str__(self) -> str:
+        day = "daily" if self.weekday is None else f"weekly {WEEKDAYS[self.weekday]}"
+        return f"{day} {time_text(self.time)}"
+
+    def after(self, moment: float, zone: tzinfo) -> float:
+        """When it comes next after ``moment``."""
+        today = datetime.fromtimestamp(moment, zone).date()
+        for days in range(9):
+            day = today + timedelta(days=days)
+            if self.weekday in (None, day.weekday()):
+                instant = instant_of(datetime.combine(day, self.time), zone)
+                if instant > moment:
+                    return instant
+        raise AssertionError(f"{self} never comes")
 
 
 def parse_moment(text: str, now: float, zone: tzinfo) -> float:

@@ -166,6 +166,66 @@ class Cause(StatusStruct):
     evidence: dict[str, Any] = {}
 
 
+class VerifyRange(StatusStruct):
+    """A run of blocks of a disk, in bytes."""
+
+    disk: int
+    offset: int
+    length: int
+
+
+class ImageStatus(StatusStruct):
+    """A disk's whole image at the cut of a verify: the SHA-256 of its blocks' SHA-256, as docs/verify.md has it."""
+
+    disk: int
+    sha256: str
+
+
+class VerifyResult(StatusStruct):
+    """How a verify ended."""
+
+    outcome: str
+    """``equal``, ``different``, ``repaired`` (it differed, and was brought right) or ``undecided``."""
+    text: str
+    started_time: float
+    ended_time: float
+    remedy: str = ""
+    started_by: str = "administrator"
+    """``administrator`` or ``schedule``."""
+    epoch: str = ""
+    """The baseline that was verified."""
+    cut: CutStatus | None = None
+    """The cut at which both sides were compared."""
+    compared_bytes: int = 0
+    different: list[VerifyRange] = []
+    """The first of the ranges that differ or can't be read at the replica,"""
+    different_ranges: int = 0
+    """of so many,"""
+    different_bytes: int = 0
+    """with so many bytes."""
+    unreadable_bytes: int = 0
+    """Of them, those that can't be read at the replica."""
+    unreadable_here: list[VerifyRange] = []
+    """The first of the ranges that can't be read at the primary: nothing is known about them,"""
+    unreadable_here_bytes: int = 0
+    """so many bytes."""
+    repaired_bytes: int = 0
+    images: list[ImageStatus] = []
+    """The proof: the digests to which both sides came, each on its own."""
+
+
+class VerifyStatus(StatusStruct):
+    """The verify of a VM: the last result, the one that runs, and when the next one is due."""
+
+    running: bool = False
+    phase: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    next_time: float | None = None
+    """When the next one is due that was ordered for a time, or that the schedule asks for."""
+    last: VerifyResult | None = None
+
+
 class Statistics(StatusStruct):
     """What Hyper-V Replica's Measure-VMReplication tells, over the monitoring interval."""
 
@@ -276,6 +336,8 @@ class VmStatus(StatusStruct):
     """For what a resync waits that is required or scheduled, in a sentence; empty where it waits for nothing."""
     resync_start_time: float | None = None
     """When the resync starts that an administrator scheduled."""
+    verify: VerifyStatus | None = None
+    """At the primary."""
     statistics: Statistics = msgspec.field(default_factory=Statistics)
     disks: list[DiskStatus] = []
     excluded_disks: list[str] = []

@@ -6,7 +6,7 @@ nanoseconds or seconds since the Unix epoch as the name says. ``docs/tap.md`` de
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Self, TypeVar
 
@@ -28,6 +28,9 @@ CALL_TIMEOUT = 30.0
 """Seconds after which a method that does not wait for a disk counts as unanswered."""
 SLOW_CALL_TIMEOUT = 300.0
 """The same for methods that wait until a disk or the log is synced."""
+RELOG_RANGES_MAX = 256
+RELOG_BYTES_MAX = 1 << 20
+"""What one ``relog`` reads and logs at most: the guest's writes wait for it."""
 
 
 class Tracking(StrEnum):
@@ -263,10 +266,14 @@ class LocateParams(Params, frozen=True):
 
 
 class LeaseParams(Params, frozen=True):
-    """Keep log files from ``from_file`` on for ``seconds``; replaces the former lease of the same client."""
+    """Keep log files from ``from_file`` on for ``seconds``; replaces the former lease of the same client.
+
+    A ``weak`` one ends at once where the log needs a file and there is none.
+    """
 
     from_file: Count
     seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)]
+    weak: bool = False
 
 
 class ReleaseParams(Params, frozen=True):
@@ -274,6 +281,13 @@ class ReleaseParams(Params, frozen=True):
 
     epoch: Hex16
     segment: Count
+
+
+class RelogParams(Params, frozen=True):
+    """Ranges of a disk, offset and length in bytes, of RELOG_BYTES_MAX together at most; none: only tell the place."""
+
+    disk: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    ranges: Annotated[list[tuple[Count, Count]], msgspec.Meta(max_length=RELOG_RANGES_MAX)]
 
 
 class KnowsCutParams(Params, frozen=True):
@@ -435,12 +449,20 @@ class TapClient:
         params = LocateParams(epoch=epoch.hex(), segment=segment)
         return await self._call("locate", params, LogPlace, SLOW_CALL_TIMEOUT)
 
-    async def lease(self, from_file: int, seconds: float) -> None:
-        await self._call("lease", LeaseParams(from_file=from_file, seconds=seconds), dict[str, Any])
+    async def lease(self, from_file: int, seconds: float, *, weak: bool = False) -> None:
+        await self._call("lease", LeaseParams(from_file=from_file, seconds=seconds, weak=weak), dict[str, Any])
 
     async def release(self, epoch: bytes, segment: int) -> None:
         """Raises InvalidStateError for an epoch that is not tracked or a segment that is not sealed and durable."""
         await self._call("release", ReleaseParams(epoch=epoch.hex(), segment=segment), dict[str, Any])
+
+    async def relog(self, disk: int = 0, ranges: Sequence[tuple[int, int]] = ()) -> LogPlace:
+        """Log again what a disk holds in ranges (offset, length), in the order of the guest's writes.
+
+        Returns a place behind it: everything that is logged up to there is on the disks. Raises StorageError where a
+        range can't be read, NoSpaceError where the log is nearly full, InvalidStateError while nothing is tracked.
+        """
+        return await self._call("relog", RelogParams(disk=disk, ranges=list(ranges)), LogPlace, SLOW_CALL_TIMEOUT)
 
     async def knows_cut(self, cut: Position) -> bool:
         """Whether the log that the dirty map goes on from had exactly this cut (R34)."""

@@ -16,6 +16,7 @@ from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.locate import Place
 from primary_agent.tap.log import Cut
 from primary_agent.tap.ports import TapPorts
+from primary_agent.tap.relog import relog
 from primary_agent.tap.state import Loss
 from protocol.hrl import SealReason
 from protocol.position import Position
@@ -40,6 +41,7 @@ from shared.tap_control import (
     Progress,
     ReasonParams,
     ReleaseParams,
+    RelogParams,
     Sealed,
     SetParams,
     TapPosition,
@@ -85,6 +87,7 @@ class TapControl:
         methods.add("set", SetParams, self._set)
         methods.add("locate", LocateParams, self._locate)
         methods.add("knows_cut", KnowsCutParams, self._knows_cut)
+        methods.add("relog", RelogParams, self._relog)
         methods.add("lease", LeaseParams, self._lease)
         methods.add("release", ReleaseParams, self._release)
         methods.add("subscribe", NoParams, self._subscribe)
@@ -257,9 +260,12 @@ class TapControl:
         cut = bytes.fromhex(params.epoch), params.segment, bytes.fromhex(params.chain)
         return KnowsCut(known=dirty is not None and dirty.knows(*cut))
 
+    async def _relog(self, params: RelogParams, client: Client) -> LogPlace:
+        return _log_place(await relog(self._engine, params.disk, params.ranges))
+
     async def _lease(self, params: LeaseParams, client: Client) -> dict[str, Any]:
         # A client that is gone keeps its lease until it expires: whoever follows it takes its own in time.
-        self._engine.tracker.files.lease(id(client), params.from_file, params.seconds)
+        self._engine.tracker.files.lease(id(client), params.from_file, params.seconds, weak=params.weak)
         return {}
 
     async def _release(self, params: ReleaseParams, client: Client) -> dict[str, Any]:

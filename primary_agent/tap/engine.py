@@ -49,7 +49,7 @@ class TapEngine:
         self._ports = ports
         self._clock = ports.clock
         self.workers = ports.workers
-        self._turns = Turns(self.tasks)
+        self.turns = Turns(self.tasks)
         self._syncs: list[SharedSync] = []
         self._tracker: Tracker | None = None
         self._hot: HotRegions | None = None
@@ -107,7 +107,7 @@ class TapEngine:
         assert start is not None
         while self._warming:
             await asyncio.wait(self._warming)
-        await self._turns.settle()
+        await self.turns.settle()
         self.intervals.end()
         if self._hot is not None:
             await self._hot.settle()
@@ -144,9 +144,9 @@ class TapEngine:
                 zeroes += mutation.length
         if zeroes:
             batch = without_slow_zeroes(batch)
-        if self._turns.busy or zeroes > _inline_zeroes(disk):
+        if self.turns.busy or zeroes > _inline_zeroes(disk):
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._turns.queue(lambda: self._perform_in_turn(disk, batch, done, fua=fua))
+            self.turns.queue(lambda: self._perform_in_turn(disk, batch, done, fua=fua))
             return done
         if self._hot is not None and not self._hot.ready(disk, batch):
             done = asyncio.get_running_loop().create_future()
@@ -175,8 +175,8 @@ class TapEngine:
         await hot.warm(disk, batch)
         if done.cancelled():
             return
-        if self._turns.busy:
-            self._turns.queue(lambda: self._perform_in_turn(disk, batch, done, fua=fua))
+        if self.turns.busy:
+            self.turns.queue(lambda: self._perform_in_turn(disk, batch, done, fua=fua))
             return
         self._perform(disk, batch)
         if fua:
@@ -330,7 +330,7 @@ class TapEngine:
             if await self.tracker.prepare_begin(epoch):
                 try:
                     await self._heat_before_tracking()
-                    await self._turns.take(switch)
+                    await self.turns.take(switch)
                 finally:
                     if self._hot is not None and not self.tracker.is_tracked:
                         self._hot.not_begun()
@@ -345,7 +345,7 @@ class TapEngine:
             return
         self._hot.begin()
         # Changes from before that are still under way have no hot regions.
-        await self._turns.take(Turns.nothing)
+        await self.turns.take(Turns.nothing)
         for sync in self._syncs:
             if error := await sync.run():
                 raise StorageError(f"Tracking could not be begun: {error}.", "Repair or replace the disk.")

@@ -92,6 +92,8 @@ class LogFiles:
         self._vm = vm
         self._now = now
         self._leases: dict[object, tuple[int, float]] = {}
+        self._weak: set[object] = set()
+        """Holders of leases that give way."""
         self._spares = 0
 
     # --- start ------------------------------------------------------------------------------------------------------
@@ -224,6 +226,10 @@ class LogFiles:
         """
         if not self.ready:
             self.reclaim()
+            if not self.free and self._weak:
+                # Whoever holds them does without: the guest's writes come first.
+                self._leases = {holder: lease for holder, lease in self._leases.items() if holder not in self._weak}
+                self.reclaim()
             # What a worker is preparing right now does not count: it may come too late.
             if not self.free and self.count - self.preparing >= self._most:
                 return None
@@ -248,8 +254,14 @@ class LogFiles:
 
     # --- release ----------------------------------------------------------------------------------------------------
 
-    def lease(self, holder: object, from_file: int, seconds: float) -> None:
-        """Keep files from ``from_file`` on for ``seconds``; replaces the holder's former lease (R36)."""
+    def lease(self, holder: object, from_file: int, seconds: float, *, weak: bool = False) -> None:
+        """Keep files from ``from_file`` on for ``seconds``; replaces the holder's former lease (R36).
+
+        A ``weak`` one ends at once where the log needs a file and there is none.
+        """
+        self._weak.discard(holder)
+        if weak:
+            self._weak.add(holder)
         if seconds > 0:
             self._leases[holder] = (from_file, self._now() + seconds)
         else:

@@ -46,6 +46,7 @@ TEST_CONNECTION = "test_connection"
 RESYNC_SHOW = "vm.resync_show"
 RESYNC_HISTORY = "vm.resync_history"
 RESYNC_PLAN = "vm.resync_plan"
+VERIFY = "vm.verify"
 # The replica agent
 POINTS = "vm.points"
 EXPORT = "vm.export"
@@ -104,6 +105,17 @@ class ResumeParams(VmParams, frozen=True):
     resynchronize: bool = False
     at: Annotated[str, msgspec.Meta(max_length=64)] = ""
     go_on: bool = False
+
+
+class VerifyParams(VmParams, frozen=True):
+    """``vm.verify``: compare both sides at a cut, or join the run that does; ``repair`` sends again what differs.
+
+    ``at`` puts it off, as that of ``vm.resume``; ``stop`` ends the run.
+    """
+
+    at: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    repair: bool = False
+    stop: bool = False
 
 
 class HistoryParams(VmParams, frozen=True):

@@ -247,6 +247,21 @@ def _resume(parser: argparse.ArgumentParser) -> None:
     _yes(parser)
 
 
+def _verify(parser: argparse.ArgumentParser) -> None:
+    _vm(parser, role=False)
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        default="",
+        help="start it then, up to 7 days ahead, in the time zone of the primary: 02:00, '2026-11-28 02:00', "
+        "2026-11-28T02:00+01:00, +2h or +30m; never cancels it",
+    )
+    parser.add_argument("--repair", action="store_true", help="send again what differs, and compare that once more")
+    parser.add_argument("--stop", action="store_true", help="end the one that runs")
+    _no_wait(parser)
+    _json(parser)
+
+
 def _stop(parser: argparse.ArgumentParser) -> None:
     _vm(parser, role=False)
 
@@ -401,6 +416,7 @@ RESYNC_VERBS = (
     Verb("watch", "follow the one that runs, with a strip of each disk", f"{_RESYNC}:watch", _resync_vm),
 )
 _REPLICATION = "shared.cli.verbs.replication"
+_VERIFY = "shared.cli.verbs.verify"
 _REPLICA = "shared.cli.verbs.replica"
 _READING = "shared.cli.verbs.reading"
 VERBS = (
@@ -414,6 +430,7 @@ VERBS = (
     Verb("resync", "plan a resync, watch it, look at past ones", "", _resync, agents=False),
     Verb("resize", "replicate disks that were made larger at their new size", f"{_REPLICATION}:resize", _stop),
     Verb("stop", "cancel a resync or initial replication before its commit", f"{_REPLICATION}:stop", _stop),
+    Verb("verify", "compare both sides at a cut while replication goes on", f"{_VERIFY}:verify", _verify),
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
     Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),

@@ -9,6 +9,7 @@ from shared.cli.console import Palette
 from shared.cli.progress import progress_lines
 from shared.cli.render import health_paint, is_failed_over_to, link_text
 from shared.cli.text import time_text, wrapped
+from shared.cli.verify_text import verified_text
 from shared.rates import duration_text, size_text
 from shared.status import CutStatus, DiskStatus, ExportStatus, TapStatus, VmStatus
 
@@ -35,6 +36,8 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield "to do", palette.strong(vm.remedy)
     if vm.waiting and vm.waiting not in vm.reasons:
         yield "to come", vm.waiting
+    if vm.verify is not None and (vm.verify.running or vm.verify.last is not None or vm.verify.next_time is not None):
+        yield "verified", verified_text(vm.verify, now, zone)
     for label, text in _numbered("cause", [f"{time_text(each.time, zone)}  {each.text}" for each in vm.causes]):
         yield label, text
     if vm.fenced:

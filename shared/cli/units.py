@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.admin.verbs import PLAN_BLOCKS_MAX
 from shared.errors import UsageError
-from shared.schedule import PastWindow, ResyncMode, Window, parse_time, time_text
+from shared.schedule import NEVER, PastWindow, Recurrence, ResyncMode, Window, parse_time, time_text
 from shared.tap_config import BlockDevicePolicy
 
 INTERVAL_SECONDS_MIN = 1.0
@@ -139,6 +139,11 @@ def parse_window(text: str) -> str | None:
     return None if text == DEFAULT else str(Window.parse(text))
 
 
+def parse_schedule(text: str) -> str:
+    """``never``, ``daily 03:00`` or ``weekly sunday 03:00``. Raises UsageError."""
+    return str(Recurrence.parse(text) or NEVER)
+
+
 def parse_time_of_day(text: str) -> str | None:
     """``18:30``, None for ``default``. Raises UsageError."""
     return None if text == DEFAULT else time_text(parse_time(text))
@@ -201,6 +206,11 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         "pause, finish or default: what becomes of a resync that the window started at the window's end",
     ),
     "resync-priority": ("resync_priority", parse_priority, "-100 to 100: higher ones come first in the queue"),
+    "verify-schedule": (
+        "verify_schedule",
+        parse_schedule,
+        "when both sides are compared by themselves: never, 'daily 03:00' or 'weekly sunday 03:00', local time",
+    ),
     "resync-read-rate": (
         "resync_read_rate",
         parse_rate,

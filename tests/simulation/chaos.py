@@ -62,6 +62,7 @@ class Chaos:
         self._every(options.windows, self._change_schedule)
         self._every(options.put_off, self._put_off)
         self._every(options.exports, world.exports.begin)
+        self._every(options.verifies, world.verifies.begin)
 
     def _every(self, rate: float, happen: Callable[[], object]) -> None:
         """Let something happen at that rate."""

@@ -70,6 +70,8 @@ class Options:
     """Hourly recovery points that it keeps; its hours are short."""
     stops: float = 0.0
     """Orders to cancel the resync or initial replication that runs, if one does."""
+    verifies: float = 0.0
+    """Orders to verify."""
     windows: float = 0.0
     """Changes of how and when a required resync starts: mode, window, and what happens past its end."""
     put_off: float = 0.0
@@ -139,13 +141,14 @@ def draw(seed: int) -> Options:
         windows=swarm(0.25, 0.2, 0.6),
         put_off=swarm(0.2, 0.1, 0.3),
         minute=rng.uniform(2.0, seconds),
+        verifies=swarm(0.3, 0.3, 1.0),
     )
 
 
 FAULTS = """
     resets partitions kill_tap kill_primary kill_replica power_primary power_replica aimed crash_at_sync stalls hiccups
     log_errors replica_errors full_replica foreign_edits suspends resyncs stops windows put_off exports agent_restarts
-    tap_restarts
+    tap_restarts verifies
 """.split()
 
 

@@ -115,6 +115,7 @@ def run(
         result.counts["exports checked"] = world.exports.checks
         result.counts["starts judged"] = world.schedule.starts
         result.counts["compare questions judged"] = world.schedule.asked
+        result.counts["verifies equal"] = world.verifies.equal
     finally:
         if world is not None:
             # What the dismantling does to the product is of no interest.

@@ -7,10 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import primary_agent.compare
+import primary_agent.live_image
 import primary_agent.scope
 import primary_agent.tap.batches
 import primary_agent.tap.engine
 import primary_agent.tap.hot_regions
+import primary_agent.verify_comparing
+import primary_agent.verify_reading
 import replica_agent.answers
 import replica_agent.apply
 import replica_agent.bulk
@@ -35,6 +38,7 @@ class FewHotRegions(HotRegions):
 SMALL: list[tuple[Any, str, Any]] = [
     (primary_agent.compare, "RANGE_BYTES", 128 << 10),
     (primary_agent.compare, "HOLE_BYTES", 192 << 10),
+    (primary_agent.live_image, "KEEP_FEW", 2),
     (primary_agent.scope, "JOIN_BYTES", 0),
     (primary_agent.tap.engine, "HotRegions", FewHotRegions),
     (primary_agent.tap.hot_regions, "CHECKPOINT_SECONDS", 0.3),
@@ -43,6 +47,9 @@ SMALL: list[tuple[Any, str, Any]] = [
     (primary_agent.tap.batches, "INLINE_ZEROES", 32 << 10),
     (primary_agent.tap.engine, "INLINE_ZEROES", 32 << 10),
     (primary_agent.tap.engine, "STEP_MIN", 32 << 10),
+    (primary_agent.verify_reading, "PIECE_BLOCKS", 2),
+    (primary_agent.verify_reading, "KEEP_BLOCKS", 1),
+    (primary_agent.verify_comparing, "RANGE_BLOCKS", 3),
     (replica_agent.apply, "GROUP_SEGMENTS", 3),
     (replica_agent.apply, "STEP_BYTES", 64 << 10),
     (replica_agent.bulk, "TAKE_BYTES", 128 << 10),

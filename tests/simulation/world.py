@@ -50,6 +50,7 @@ from tests.simulation.replica_view import ReplicaView
 from tests.simulation.runs_view import check_runs
 from tests.simulation.schedule_view import ScheduleView
 from tests.simulation.services import SimulatedClock, StoreContent
+from tests.simulation.verifies import Verifies
 
 DISKS = 2
 VM = "vm"
@@ -120,6 +121,7 @@ class World:
         self.doomed: set[Process] = set()
         """Processes with whose death their host loses power."""
         self.exports = ExportReaders(self)
+        self.verifies = Verifies(self)
 
     @property
     def hosts(self) -> tuple[Host, Host]:

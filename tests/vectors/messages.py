@@ -18,6 +18,7 @@ from protocol.messages import (
     Hello,
     Holes,
     HolesRequest,
+    ImageDigest,
     ManifestRequest,
     MessageType,
     Open,
@@ -39,6 +40,15 @@ from protocol.messages import (
     SampleRequest,
     Unsettle,
     Unsettled,
+    VerifyAnswer,
+    VerifyBegin,
+    VerifyCut,
+    VerifyEnd,
+    VerifyEnded,
+    VerifyHeld,
+    VerifyLost,
+    VerifyReady,
+    VerifyRequest,
     Welcome,
     WireAncestor,
     WireCause,
@@ -165,6 +175,19 @@ EXAMPLES: dict[MessageType, Body] = {
     MessageType.UNSETTLED: Unsettled(id=RESYNC, round=2),
     MessageType.RESYNC_CANCEL: ResyncCancel(id=RESYNC, text="an administrator asked for it"),
     MessageType.RESYNC_CANCELLED: ResyncCancelled(id=RESYNC),
+    MessageType.VERIFY_BEGIN: VerifyBegin(id=RESYNC, hash="sha-256", block_size=65536),
+    MessageType.VERIFY_READY: VerifyReady(id=RESYNC),
+    MessageType.VERIFY_CUT: VerifyCut(id=RESYNC, cut=POSITION),
+    MessageType.VERIFY_HELD: VerifyHeld(id=RESYNC, cut=POSITION),
+    MessageType.VERIFY_REQUEST: VerifyRequest(
+        id=RESYNC, disk=0, offset=4194304, length=4259840, digests=pattern(64, 13)
+    ),
+    MessageType.VERIFY_ANSWER: VerifyAnswer(
+        id=RESYNC, disk=0, offset=4194304, length=4259840, equal=b"\x01", leaves=pattern(32, 14)
+    ),
+    MessageType.VERIFY_END: VerifyEnd(id=RESYNC),
+    MessageType.VERIFY_ENDED: VerifyEnded(id=RESYNC, images=[ImageDigest(disk=0, digest=pattern(32, 15))]),
+    MessageType.VERIFY_LOST: VerifyLost(id=RESYNC, code="point_lost", text="The recovery point was deleted."),
 }
 
 

@@ -63,7 +63,7 @@ EVERYWHERE = (MessageType.ERROR, MessageType.CLOSE, MessageType.HEARTBEAT)
 
 def _move(kind: MessageType, before: SessionState, after: SessionState) -> str:
     if kind is MessageType.OPENED:
-        return "OPENED → `open`, `bulk` or `probe`, by the role of OPEN"
+        return "OPENED → `open`, `bulk`, `probe` or `verify`, by the role of OPEN"
     return kind.name if after is before else f"{kind.name} → `{after}`"
 
 

@@ -322,7 +322,7 @@ def read_table() -> dict[tuple[str, str, str], str]:
 
 
 TABLE = read_table()
-STATE_OF_ROLE = {Role.CONTROL: "open", Role.BULK: "bulk", Role.PROBE: "probe"}
+STATE_OF_ROLE = {Role.CONTROL: "open", Role.BULK: "bulk", Role.PROBE: "probe", Role.VERIFY: "verify"}
 ME = Identity("fuzz", "fuzz", capabilities=("zstd",))
 ALL = sorted(MessageType)
 # Chooses the message that a byte stands for; the first bytes of the input lead to the states behind OPENED.
@@ -441,7 +441,7 @@ def fuzz_session(data: bytes) -> None:
         kind = ALL[which % len(ALL)]
         match what >> 1 & 7:
             case 0 | 1 | 2:
-                wire.send(side, kind, list(Role)[what >> 4 & 3] if (what >> 4 & 3) < 3 else Role.CONTROL)
+                wire.send(side, kind, list(Role)[what >> 4 & 3])
             case 3 | 4 | 5:
                 wire.deliver(side)
             case 6:

@@ -48,6 +48,7 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.RESYNC_SHOW: admin.VmParams,
     admin.RESYNC_HISTORY: admin.HistoryParams,
     admin.RESYNC_PLAN: admin.PlanParams,
+    admin.VERIFY: admin.VerifyParams,
     admin.POINTS: admin.VmParams,
     admin.EXPORT: admin.ExportParams,
     admin.UNEXPORT: admin.UnexportParams,

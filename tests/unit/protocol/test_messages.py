@@ -63,7 +63,9 @@ def test_every_type_is_control_or_bulk_and_numbers_stay() -> None:
         "RESYNC_CANCELLED": 42,
             "DETAIL_REQUEST": 43, "DETAIL": 44, "HOLES_REQUEST": 45, "HOLES": 46,
             "UNSETTLE": 47, "UNSETTLED": 48,
-            "SAMPLE_REQUEST": 64, "SAMPLE": 65,
+        "VERIFY_BEGIN": 49, "VERIFY_READY": 50, "VERIFY_CUT": 51, "VERIFY_HELD": 52, "VERIFY_REQUEST": 53,
+        "VERIFY_ANSWER": 54, "VERIFY_END": 55, "VERIFY_ENDED": 56, "VERIFY_LOST": 57,
+        "SAMPLE_REQUEST": 64, "SAMPLE": 65,
     }  # fmt: skip
 
 

@@ -35,6 +35,15 @@ from tests.vectors.messages import BULK_EXAMPLES, EXAMPLES, TOKEN
 
 ME = Identity("vmreplica 0.1.0", "alpha", capabilities=("zstd", "future"))
 YOU = Identity("vmreplica 0.1.0", "beta", capabilities=("zstd",))
+VERIFYING = (
+    SessionState.VERIFY,
+    SessionState.ANNOUNCING,
+    SessionState.ANNOUNCED,
+    SessionState.REACHING,
+    SessionState.VERIFYING,
+    SessionState.VERIFIED,
+)
+"""In the order in which a verify goes through them."""
 EARLY = (SessionState.NEW, SessionState.HELLO, SessionState.READY, SessionState.CLOSED)
 ENDS = (MessageType.CLOSE, MessageType.ERROR)
 LIVE = [state for state in SessionState if state is not SessionState.CLOSED]
@@ -80,6 +89,13 @@ class Pair:
         p, r, m = Side.PRIMARY, Side.REPLICA, MessageType
         greeting = [(p, m.HELLO), (r, m.WELCOME)]
         begun = [(p, m.RESYNC_BEGIN)]
+        verify = [
+            (p, m.VERIFY_BEGIN),
+            (r, m.VERIFY_READY),
+            (p, m.VERIFY_CUT),
+            (r, m.VERIFY_HELD),
+            (p, m.VERIFY_END),
+        ]
         steps = {
             SessionState.NEW: [],
             SessionState.HELLO: greeting[:1],
@@ -89,6 +105,8 @@ class Pair:
             SessionState.RESYNC: [*begun, (r, m.RESYNC_READY)],
             SessionState.COMMITTING: [*begun, (r, m.RESYNC_READY), (p, m.COMMIT)],
             SessionState.CANCELLING: [*begun, (p, m.RESYNC_CANCEL)],
+            SessionState.LOST: [(p, m.VERIFY_BEGIN), (r, m.VERIFY_LOST)],
+            **{state: verify[:count] for count, state in enumerate(VERIFYING)},
         }
         if state in EARLY:
             self.talk(*steps[state])
@@ -96,6 +114,8 @@ class Pair:
         self.talk(*greeting)
         roles = {Role.BULK: SessionState.BULK, Role.PROBE: SessionState.PROBE, Role.SAMPLE: SessionState.SAMPLE}
         role = next((role for role, reached in roles.items() if reached is state), Role.CONTROL)
+        if state in (*VERIFYING, SessionState.LOST):
+            role = Role.VERIFY
         self.carry(p, self.primary.send(open_body(role)))
         if state is not SessionState.OPENING:
             self.talk((r, m.OPENED), *steps.get(state, []))
@@ -337,6 +357,16 @@ def test_whole_life_of_a_bulk_connection() -> None:
     pair.talk((r, m.HEARTBEAT), (r, m.CLOSE))
 
 
+def test_whole_life_of_a_verify_connection() -> None:
+    p, r, m = Side.PRIMARY, Side.REPLICA, MessageType
+    pair = Pair().bring_to(SessionState.VERIFY)
+    for _ in range(2):
+        pair.talk((p, m.VERIFY_BEGIN), (r, m.VERIFY_READY), (p, m.VERIFY_CUT), (p, m.HEARTBEAT), (r, m.VERIFY_HELD))
+        pair.talk((p, m.VERIFY_REQUEST), (p, m.VERIFY_REQUEST), (r, m.VERIFY_ANSWER), (r, m.VERIFY_ANSWER))
+        pair.talk((p, m.VERIFY_END), (r, m.VERIFY_ENDED))
+    pair.talk((p, m.VERIFY_BEGIN), (r, m.VERIFY_LOST), (p, m.CLOSE))
+
+
 @pytest.mark.parametrize("kind", sorted(set(MessageType) - {MessageType.COMMITTED, MessageType.ERROR}))
 def test_commit_can_not_be_taken_back(kind: MessageType) -> None:
     """I7: after COMMIT only its answer, or the end of the connection, leaves the state."""
@@ -372,6 +402,7 @@ def test_messages_may_cross_on_their_way(start: SessionState, choices: st.DataOb
 
 
 def test_every_state_is_reached_and_left() -> None:
-    reached = {SessionState.NEW, SessionState.BULK, SessionState.PROBE, SessionState.SAMPLE, *TRANSITIONS.values()}
+    roles = {SessionState.BULK, SessionState.PROBE, SessionState.SAMPLE, SessionState.VERIFY}
+    reached = {SessionState.NEW, *roles, *TRANSITIONS.values()}
     assert reached == set(SessionState)
     assert {state for state, _side, _kind in TRANSITIONS} == set(LIVE)

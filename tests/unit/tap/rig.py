@@ -197,7 +197,7 @@ async def abandon(engine: TapEngine, ports: TapPorts) -> None:
     engine.intervals.end()
     start, tracker = engine._start, engine.tracker
     assert start is not None
-    await engine._turns.settle()
+    await engine.turns.settle()
     await tracker.sync.settle()
     for disk in engine.disks:
         disk.file.close()
