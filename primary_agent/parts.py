@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from primary_agent.dialing import Dialled
 from primary_agent.observing import TapObserver
+from primary_agent.precedence import Precedence
 from primary_agent.progress import MERGING, ResyncProgress
 from primary_agent.replication import COMPARING, Replication
+from primary_agent.scheduling import backs_off
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
@@ -74,6 +76,16 @@ class Parts:
     applied: Position | None = None
     applied_time: float | None = None
     """When the applied cut was sealed."""
+    precedence: Precedence = field(init=False)
+
+    def __post_init__(self) -> None:
+        surroundings = self.surroundings
+        self.precedence = Precedence(
+            surroundings.ports.clock,
+            self.tap,
+            lambda: backs_off(self.replication.vm, surroundings.resync),
+            surroundings.pacing.watching,
+        )
 
     @property
     def address(self) -> Address:

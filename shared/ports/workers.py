@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from shared.errors import InvalidStateError
+from shared.ports.kernel import take_background_precedence
 
 T = TypeVar("T")
 
@@ -24,10 +25,15 @@ class ThreadWorkers:
     order.
     """
 
-    def __init__(self, count: int, *, waiting_max: int = WAITING_MAX) -> None:
+    def __init__(self, count: int, *, waiting_max: int = WAITING_MAX, background: bool = False) -> None:
+        """``background``: processor and disks go to others first (see :func:`take_background_precedence`)."""
         if count < 1 or waiting_max < 0:
             raise ValueError(f"{count} threads with {waiting_max} waiting can do no work")
-        self._executor = ThreadPoolExecutor(max_workers=count, thread_name_prefix="vmreplica-worker")
+        self._executor = ThreadPoolExecutor(
+            max_workers=count,
+            thread_name_prefix="vmreplica-background" if background else "vmreplica-worker",
+            initializer=take_background_precedence if background else None,
+        )
         self._places = asyncio.Semaphore(count + waiting_max)
         self._running: set[asyncio.Future[Any]] = set()
         self._closed = False

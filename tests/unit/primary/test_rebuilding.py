@@ -198,6 +198,7 @@ class Host:
             clock=clock,
             random=SystemRandom(),
             workers=workers,
+            background=workers,
             files=self.files,
             network=RealNetwork(None),
             stores=SqliteStores(clock),
