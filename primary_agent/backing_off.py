@@ -9,6 +9,7 @@ anew in short pauses, in which nothing is read: where requests take long in them
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 
 from shared.tap_control import GuestLatency
@@ -33,13 +34,15 @@ RISE_IDLE = 2.0
 NOT_BINDING = 4.0
 """A rate so many times higher than what is read is none any more."""
 REQUESTS_MIN = 16
+SAMPLES = 3
+"""So many samples are judged together: one alone says little on a busy host."""
 SAMPLE_SECONDS_MAX = 1.0
 """A sample is judged when it has so many requests, or has lasted so long."""
 IDLE = 0.002
 """A guest waits for its disks for less than this share of the time: it counts as idle."""
 PAUSE_EVERY = 20.0
-PAUSE_SOON = 2.0
-"""Seconds between pauses; the shorter ones while nothing is known, or the lowest rate does not help."""
+PAUSE_SOON = 3.0
+"""Seconds between pauses; the shorter ones while nothing is known, or requests take long."""
 PAUSE_SETTLE = 0.1
 """Seconds in which what is being read when a pause begins comes to its end."""
 PAUSE_MIN = 0.2
@@ -83,6 +86,12 @@ class Load:
         seconds["processor"] = starved * requests / passes if passes else 0.0
         return cls(counts, seconds)
 
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            {kind: self.counts[kind] + other.counts[kind] for kind in KINDS},
+            {kind: self.seconds[kind] + other.seconds[kind] for kind in KINDS},
+        )
+
     @property
     def requests(self) -> int:
         return self.counts["processor"]
@@ -91,6 +100,9 @@ class Load:
     def waited(self) -> float:
         """Seconds that all requests took together."""
         return sum(self.seconds.values())
+
+
+NOTHING = Load(dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0.0))
 
 
 @dataclass(slots=True)
@@ -148,11 +160,16 @@ class BackOff:
         """The guest asked for nothing, as far as is known."""
         self._mark: tuple[float, GuestLatency, int] | None = None
         """Where the sample that is being taken began."""
-        self._paused_at = 0.0
-        self._pause_after = PAUSE_SOON
-        self._exceeded = False
+        self._loads: deque[Load] = deque(maxlen=SAMPLES)
+        """The last samples since the last pause."""
         self._reading = 0.0
         """Bytes per second in the last sample."""
+        self._paused_at = 0.0
+        """When the last pause began, or ended, or the compare began."""
+        self._exceeded = False
+        """It was too fast since it began."""
+        self._fell_from: tuple[float | None] | None = None
+        """The rate before it fell, where it fell since the last pause."""
 
     # --- while nothing is compared ---
 
@@ -160,15 +177,15 @@ class BackOff:
         """Nothing was compared since the last call of this, if that is known, or since :meth:`end`."""
         before, self._quiet = self._quiet, (now, latency)
         load = Load.between(before[1], latency) if before is not None else None
-        if before is None or load is None:
+        if before is None or load is None or now <= before[0]:
             return
         seconds = now - before[0]
-        self._idle = self._is_idle(load, seconds)
+        self._idle = _is_idle(load, seconds)
         if load.requests >= REQUESTS_MIN:
             self.usual.learn(load, 1 - math.pow(0.5, seconds / QUIET_MEMORY))
 
     def disturbed(self) -> None:
-        """Something else is compared: what comes until the next :meth:`quiet` says nothing."""
+        """Something is compared: what comes until the next :meth:`quiet` says nothing."""
         self._quiet = None
 
     # --- a compare ---
@@ -178,26 +195,25 @@ class BackOff:
         self.rate = None if self._idle else max(self.rate or START, START)
         self._begin(now)
 
+    def lift(self, now: float) -> None:
+        """Nothing holds reading back, until the next sample."""
+        self.rate = None
+        self._begin(now)
+
     def _begin(self, now: float) -> None:
         self.pausing, self.judgement, self._exceeded = False, None, False
-        self._quiet = self._mark = None
-        self._paused_at = now if self.usual.latency else -math.inf
-        self._pause_after = PAUSE_SOON
+        self._quiet = self._mark = self._fell_from = None
+        self._loads.clear()
         self._reading = 0.0
+        self._paused_at = now
 
     def end(self) -> None:
         """Reading has ended; the rate is remembered."""
         self.pausing, self.judgement = False, None
         self._mark = None
 
-    def lift(self, now: float) -> None:
-        """Nothing holds reading back, until the next sample."""
-        self.rate = None
-        self._begin(now)
-
     def silent(self) -> None:
         """The tap does not answer: its guest fares no better."""
-        self._exceeded = True
         self._fall(FALL_MOST)
 
     def sample(self, latency: GuestLatency, read: int, now: float) -> None:
@@ -208,51 +224,59 @@ class BackOff:
             self._mark = now, latency, read
             return
         seconds = now - mark[0]
+        if seconds <= 0:
+            return
         if self.pausing:
-            self._take_pause(load, latency, read, now, seconds)
-        elif seconds >= SAMPLE_SECONDS_MAX or load.requests >= REQUESTS_MIN or (load.requests == 0 and seconds > 0):
+            if self._measured(load, mark[0], seconds, now):
+                self._mark = now, latency, read
+        elif load.requests == 0 or load.requests >= REQUESTS_MIN or seconds >= SAMPLE_SECONDS_MAX:
             self._mark = now, latency, read
             self._reading = (read - mark[2]) / seconds
             self._judge(load, seconds, now)
 
     def _judge(self, load: Load, seconds: float, now: float) -> None:
-        self._idle = self._is_idle(load, seconds)
+        self._idle = _is_idle(load, seconds)
         if self._idle:
             self.judgement = None
+            self._loads.clear()
             self._rise(RISE_IDLE)
             return
-        expected = self.usual.expected(load)
+        self._loads.append(load)
         since = now - self._paused_at
-        if expected is None or expected <= 0:
+        stretch = self._stretch()
+        if stretch is None:
             # Until something is known, nobody says that it is too fast; a short compare is over before.
             if since >= PAUSE_SOON:
                 self._pause(now)
             return
-        stretch = load.waited / expected
-        self.judgement = Judgement(load.waited / load.requests, expected / load.requests)
         if stretch > BEARABLE:
-            self._exceeded = True
-            at_floor = self.rate is not None and self.rate <= FLOOR
             self._fall(max(FALL_MOST, BEARABLE / stretch))
-            if at_floor and since >= self._pause_after:
-                self._pause(now)
-                return
-        else:
-            if stretch < UNNOTICED:
-                self._rise(RISE if self._exceeded else RISE_FAST)
+            # It takes effect before it is judged again.
+            self._loads.clear()
+        elif stretch < UNNOTICED:
+            self._rise(RISE if self._exceeded else RISE_FAST)
             self.usual.lower(load, 0.25)
-            self._pause_after = PAUSE_SOON
-        if since >= PAUSE_EVERY:
+        if since >= (PAUSE_EVERY if self._fell_from is None else PAUSE_SOON):
             self._pause(now)
 
-    def _is_idle(self, load: Load, seconds: float) -> bool:
-        return load.requests == 0 or load.waited < IDLE * seconds
+    def _stretch(self) -> float | None:
+        """How much longer than usual requests take; None where that can't be told."""
+        load = sum(self._loads, NOTHING)
+        expected = self.usual.expected(load)
+        if expected is None or expected <= 0:
+            return None
+        self.judgement = Judgement(load.waited / load.requests, expected / load.requests)
+        return load.waited / expected
 
     def _fall(self, share: float) -> None:
         # Where nothing is read just now, it is not reading that disturbs.
         rate = self.rate if self.rate is not None else self._reading
-        if rate > 0:
-            self.rate = max(FLOOR, rate * share)
+        if rate <= 0:
+            return
+        self._exceeded = True
+        if self._fell_from is None:
+            self._fell_from = (self.rate,)
+        self.rate = max(FLOOR, rate * share)
 
     def _rise(self, times: float) -> None:
         if self.rate is not None:
@@ -266,18 +290,23 @@ class BackOff:
         self.pausing = True
         self._paused_at = now
 
-    def _take_pause(self, load: Load, latency: GuestLatency, read: int, now: float, seconds: float) -> None:
-        if self._mark is not None and self._mark[0] < self._paused_at + PAUSE_SETTLE:
-            # What is measured begins when nothing is being read any more.
-            if now >= self._paused_at + PAUSE_SETTLE:
-                self._mark = now, latency, read
-            return
+    def _measured(self, load: Load, begun: float, seconds: float, now: float) -> bool:
+        """Whether another sample begins now: what is measured, when nothing is being read any more, or the next."""
+        if begun < self._paused_at + PAUSE_SETTLE:
+            return now >= self._paused_at + PAUSE_SETTLE
         enough = load.requests >= REQUESTS_MIN or load.requests == 0
-        if seconds >= PAUSE_MAX or (seconds >= PAUSE_MIN and enough):
-            before = self.usual.expected(load)
-            self.usual.learn(load, 1.0 if before is None else PAUSE_WEIGHT)
-            # Where the usual stays as it is, a pause that follows soon would find the same.
-            changed = before is None or load.waited > BEARABLE * before
-            self._pause_after = PAUSE_SOON if changed else min(2 * self._pause_after, PAUSE_EVERY)
-            self.pausing, self._paused_at = False, now
-            self._mark = now, latency, read
+        if seconds < (PAUSE_MIN if enough else PAUSE_MAX):
+            return False
+        self.usual.learn(load, 1.0 if self.usual.expected(load) is None else PAUSE_WEIGHT)
+        stretch = self._stretch()
+        if self._fell_from is not None and stretch is not None and stretch < UNNOTICED:
+            # Requests take as long without us: that it fell was for nothing.
+            (self.rate,) = self._fell_from
+        self._fell_from = None
+        self._loads.clear()
+        self.pausing, self._paused_at = False, now
+        return True
+
+
+def _is_idle(load: Load, seconds: float) -> bool:
+    return load.requests == 0 or load.waited < IDLE * seconds

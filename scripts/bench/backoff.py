@@ -32,7 +32,7 @@ from shared.tap_control import GuestLatency, TapClient
 MIB = 1 << 20
 GOAL = 0.7
 POLL_SECONDS = 0.05
-START_SECONDS = 60.0
+WAIT_SECONDS = 600.0
 CALM_SECONDS = 4.0
 """After a resync and its merge: the log that was held back is sent."""
 
@@ -98,7 +98,9 @@ class Watch:
         await self.agent.call("vm.set", {"vm": "demo", "settings": {"resync_back_off": back_off}})
         epoch = (await self.vm())["epoch"]
         await self.agent.call("vm.resume", {"vm": "demo", "resynchronize": True})
+        deadline = time.monotonic() + WAIT_SECONDS
         while not _comparing(vm := await self.vm()):
+            _check(deadline, vm)
             await asyncio.sleep(POLL_SECONDS / 5)
         began, first, done = time.monotonic(), await self.tap.latency(10), vm["progress"]["done_bytes"]
         while True:
@@ -112,9 +114,16 @@ class Watch:
         latency, now, through = last
         window = _window(first, latency, now - began, through - done)
         await self.agent.call("vm.set", {"vm": "demo", "settings": {"resync_back_off": False}})
+        deadline = time.monotonic() + WAIT_SECONDS
         while (vm := await self.vm())["state"] != "Replicating" or vm["epoch"] == epoch or vm["progress"]:
+            _check(deadline, vm)
             await asyncio.sleep(POLL_SECONDS)
         return window
+
+
+def _check(deadline: float, vm: dict[str, Any]) -> None:
+    if time.monotonic() > deadline:
+        raise SystemExit(f"the resynchronization does not get on: {vm}")
 
 
 def _comparing(vm: dict[str, Any]) -> bool:
@@ -180,10 +189,10 @@ def measure(folder: Path, options: argparse.Namespace) -> bool:
         pair.run("initial", "demo")
         vm = pair.wait("the first copy", "primary", lambda vm: vm["state"] == "Replicating" and vm["newest_cut"])
         for name in options.loads:
-            load = LOADS[name]
+            load, uri = LOADS[name], vm["tap"]["uris"][0]
             print(f"  {load.name}", flush=True)
             guest = subprocess.Popen(
-                ["fio", "--name=guest", "--ioengine=nbd", f"--uri={vm['tap']['uris'][0]}", "--minimal", "--randrepeat=0",
+                ["fio", "--name=guest", "--ioengine=nbd", f"--uri={uri}", "--minimal", "--randrepeat=0",
                  "--time_based=1", "--runtime=100000", f"--rate_iops={options.rate_iops}", *load.options],
                 stdout=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip

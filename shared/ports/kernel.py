@@ -26,8 +26,9 @@ LARGEST_ON_HEAP = 32 << 20
 """The most that glibc takes as its threshold for mappings of their own, in bytes."""
 
 SCHEDSTAT = Path("/proc/thread-self/schedstat")
+AUTOGROUP = Path("/proc/self/autogroup")
 BACKGROUND_NICE = 10
-"""Beside a thread of ordinary precedence such a one gets a tenth of a processor, and a whole one where it is idle."""
+"""Beside ordinary ones a thread or session gets a tenth of a processor with it, and a whole one where that is idle."""
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_LOWEST = 2 << 13 | 7
@@ -90,6 +91,22 @@ def starved_seconds() -> float:
         return int(SCHEDSTAT.read_text(encoding="ascii").split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+def stand_back(nice: int) -> bool:
+    """Give the session of this process that nice value, if it leads a session of its own, as a service does.
+
+    Where the kernel groups processes by session (autogroup), the nice values of threads count only among those of one
+    session, and this one counts between sessions: the tap and QEMU have others. Returns whether it was taken or does
+    not apply: the kernel takes it only now and then.
+    """
+    if os.getsid(0) != os.getpid() or not AUTOGROUP.exists():
+        return True
+    try:
+        AUTOGROUP.write_text(str(nice), encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def take_background_precedence() -> None:
