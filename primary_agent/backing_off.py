@@ -121,9 +121,14 @@ class Usual:
 
     def lower(self, load: Load, weight: float) -> None:
         """Requests beside a compare take no less than without it: what is faster than usual corrects the usual."""
-        expected = self.expected(load)
-        if expected is not None and load.waited < expected:
+        stretch = self.stretch(load)
+        if stretch is not None and stretch < 1:
             self.learn(load, weight)
+
+    def stretch(self, load: Load) -> float | None:
+        """How many times longer than usual these requests took; None where that can't be told."""
+        expected = self.expected(load)
+        return load.waited / expected if expected is not None and expected > 0 and load.waited > 0 else None
 
     def expected(self, load: Load) -> float | None:
         """Seconds that these requests would usually take; None where most of them are of a kind that is not known."""
@@ -161,7 +166,9 @@ class BackOff:
         self._mark: tuple[float, GuestLatency, int] | None = None
         """Where the sample that is being taken began."""
         self._loads: deque[Load] = deque(maxlen=SAMPLES)
-        """The last samples since the last pause."""
+        """The last samples at the present rate, which are judged together."""
+        self._beside: deque[Load] = deque(maxlen=SAMPLES)
+        """The last samples before a pause, at whatever rate."""
         self._reading = 0.0
         """Bytes per second in the last sample."""
         self._paused_at = 0.0
@@ -204,6 +211,7 @@ class BackOff:
         self.pausing, self.judgement, self._exceeded = False, None, False
         self._quiet = self._mark = self._fell_from = None
         self._loads.clear()
+        self._beside.clear()
         self._reading = 0.0
         self._paused_at = now
 
@@ -242,13 +250,16 @@ class BackOff:
             self._rise(RISE_IDLE)
             return
         self._loads.append(load)
+        self._beside.append(load)
         since = now - self._paused_at
-        stretch = self._stretch()
+        together = sum(self._loads, NOTHING)
+        stretch = self.usual.stretch(together)
         if stretch is None:
             # Until something is known, nobody says that it is too fast; a short compare is over before.
             if since >= PAUSE_SOON:
                 self._pause(now)
             return
+        self.judgement = Judgement(together.waited / together.requests, together.waited / stretch / together.requests)
         if stretch > BEARABLE:
             self._fall(max(FALL_MOST, BEARABLE / stretch))
             # It takes effect before it is judged again.
@@ -258,15 +269,6 @@ class BackOff:
             self.usual.lower(load, 0.25)
         if since >= (PAUSE_EVERY if self._fell_from is None else PAUSE_SOON):
             self._pause(now)
-
-    def _stretch(self) -> float | None:
-        """How much longer than usual requests take; None where that can't be told."""
-        load = sum(self._loads, NOTHING)
-        expected = self.usual.expected(load)
-        if expected is None or expected <= 0:
-            return None
-        self.judgement = Judgement(load.waited / load.requests, expected / load.requests)
-        return load.waited / expected
 
     def _fall(self, share: float) -> None:
         # Where nothing is read just now, it is not reading that disturbs.
@@ -297,13 +299,16 @@ class BackOff:
         enough = load.requests >= REQUESTS_MIN or load.requests == 0
         if seconds < (PAUSE_MIN if enough else PAUSE_MAX):
             return False
-        self.usual.learn(load, 1.0 if self.usual.expected(load) is None else PAUSE_WEIGHT)
-        stretch = self._stretch()
+        self.usual.learn(load, 1.0 if self.usual.stretch(load) is None else PAUSE_WEIGHT)
+        now_usual = Usual()
+        now_usual.learn(load, 1.0)
+        stretch = now_usual.stretch(sum(self._beside, NOTHING))
         if self._fell_from is not None and stretch is not None and stretch < UNNOTICED:
             # Requests take as long without us: that it fell was for nothing.
             (self.rate,) = self._fell_from
         self._fell_from = None
         self._loads.clear()
+        self._beside.clear()
         self.pausing, self._paused_at = False, now
         return True
 

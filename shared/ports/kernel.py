@@ -28,7 +28,9 @@ LARGEST_ON_HEAP = 32 << 20
 SCHEDSTAT = Path("/proc/thread-self/schedstat")
 AUTOGROUP = Path("/proc/self/autogroup")
 BACKGROUND_NICE = 10
-"""Beside ordinary ones a thread or session gets a tenth of a processor with it, and a whole one where that is idle."""
+"""Beside an ordinary thread one with this gets a tenth of a processor, and a whole one where that is idle."""
+SESSION_NICE = 5
+"""The same for a whole session: a quarter beside an ordinary one, for what talks to the replica is in it as well."""
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_LOWEST = 2 << 13 | 7

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from shared.errors import InvalidStateError
-from shared.ports.kernel import BACKGROUND_NICE, stand_back, take_background_precedence
+from shared.ports.kernel import SESSION_NICE, stand_back, take_background_precedence
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Background:
         self._works += 1
         self._cancel()
         if not self._back:
-            self._back = stand_back(BACKGROUND_NICE)
+            self._back = stand_back(SESSION_NICE)
 
     def ended(self, _future: object) -> None:
         """One less."""
