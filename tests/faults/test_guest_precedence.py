@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ async def test_reading_is_held_back_while_the_guest_waits_and_rises_again(
     await pair.replicate(1024 * MIB, log_limit_bytes=256 * MIB)
     await pair.healthy()
     before = pair.vm.parts.replication.record.epoch
-    given = {"resync_read_rate": [READING]}
+    given: dict[str, Any] = {"resync_read_rate": [READING]}
     await pair.vm.set(with_settings(pair.vm.record, given), given)
     control = pair.vm.parts.precedence.control
     async with guest(pair):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -59,10 +59,10 @@ class Tap:
 class World:
     def __init__(self) -> None:
         clock = LoopClock(asyncio.get_running_loop())
-        self.tap: Any = Tap()
+        self.tap = Tap()
         self.enabled = True
         self.watching: set[object] = set()
-        self.precedence = Precedence(clock, self.tap, lambda: self.enabled, self.watching)
+        self.precedence = Precedence(clock, cast(Any, self.tap), lambda: self.enabled, self.watching)
         self.control = self.precedence.control
         self.pacer = Pacer((self.precedence,), ())
         disk = Geometry(0, MIB, bytes(16))
