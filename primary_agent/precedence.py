@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from primary_agent.backing_off import BackOff
 from primary_agent.pacing import Bucket
-from primary_agent.progress import ResyncProgress
 from primary_agent.tap_link import TapLink
-from shared.errors import VmreplicaError
+from shared.errors import UnreachableError, VmreplicaError
 from shared.ports import Clock
 from shared.status import HeldBack
 from shared.tap_control import TapStatus
@@ -18,6 +18,12 @@ from shared.tasks import Signal
 POLL_SECONDS = 0.25
 ANSWER_SECONDS = 1.0
 """A tap that does not answer for so long has a guest that waits as long."""
+
+
+class Shown(Protocol):
+    """Where it is shown that reading is held back."""
+
+    held_back: HeldBack | None
 
 
 class Precedence:
@@ -32,12 +38,16 @@ class Precedence:
         self._watching = watching
         self._bucket = Bucket(clock, lambda: int(self.control.rate or 0))
         self._read = 0
+        self._disturbed_at = 0.0
+        """Until then something was read, as far as was noticed."""
         self._resumed = Signal()
 
     def quiet(self, status: TapStatus, taken: float) -> None:
         """A status of the tap that was ``taken`` then (monotonic seconds), whether or not a compare is under way."""
         if self._watching:
             # Other VMs' disks may lie beside this one's.
+            self._disturbed_at = self._clock.monotonic()
+        if self._watching or taken <= self._disturbed_at:
             self.control.disturbed()
         else:
             self.control.quiet(status.latency, taken)
@@ -54,7 +64,7 @@ class Precedence:
         """Bytes per second that are allowed now; 0 for no limit."""
         return int(self.control.rate or 0)
 
-    async def watch(self, progress: ResyncProgress) -> None:
+    async def watch(self, progress: Shown) -> None:
         """Hold reading back as the guest needs it, and show so; until cancelled."""
         self._watching.add(self)
         self.control.begin(self._clock.monotonic())
@@ -65,6 +75,7 @@ class Precedence:
                 await asyncio.sleep(POLL_SECONDS)
         finally:
             self._watching.discard(self)
+            self._disturbed_at = self._clock.monotonic()
             self.control.end()
             progress.held_back = None
             self._resumed.notify()
@@ -76,8 +87,11 @@ class Precedence:
         elif connection is not None and connection.alive:
             try:
                 latency = await connection.client.latency(ANSWER_SECONDS)
-            except VmreplicaError:
+            except UnreachableError:
                 self.control.silent()
+            except VmreplicaError:
+                # A tap of another version: nothing is known.
+                self.control.lift(self._clock.monotonic())
             else:
                 self.control.sample(latency, self._read, self._clock.monotonic())
         if not self.control.pausing:

@@ -16,7 +16,7 @@ from primary_agent.precedence import POLL_SECONDS, Precedence
 from primary_agent.progress import ResyncProgress
 from protocol.hrl import Geometry
 from protocol.messages import ResyncKind
-from shared.errors import UnreachableError
+from shared.errors import UnreachableError, UsageError
 from shared.tap_control import GuestLatency
 from tests.simulation.loop import SimulationLoop
 from tests.unit.primary.test_pacing import LoopClock
@@ -33,6 +33,8 @@ class Tap:
     requests: int = 1000
     """Each time somebody asks."""
     silent: bool = False
+    unknown: bool = False
+    """The tap is of a version that does not tell it."""
     told: GuestLatency = field(default_factory=GuestLatency)
     asked: int = 0
     alive: bool = True
@@ -49,6 +51,8 @@ class Tap:
         self.asked += 1
         if self.silent:
             raise UnreachableError("no answer")
+        if self.unknown:
+            raise UsageError("There is no method latency.")
         self.told = GuestLatency(
             reads=self.told.reads + self.requests,
             read_seconds=self.told.read_seconds + self.requests * ALONE * self.stretch,
@@ -172,6 +176,9 @@ def test_tap_without_an_answer_slows_reading_down() -> None:
             await asyncio.sleep(20)
             assert world.precedence.rate() == backing_off.FLOOR
             assert world.pacer.piece_bytes() == MIB
+            world.tap.unknown, world.tap.silent = True, False
+            await asyncio.sleep(1)
+            assert world.precedence.rate() == 0
 
     on_virtual_time(work())
 
@@ -186,7 +193,14 @@ def test_usual_is_not_learned_beside_a_compare_of_another_vm() -> None:
             world.precedence.quiet(_status(world.tap), asyncio.get_running_loop().time())
             await asyncio.sleep(5)
         assert world.control.usual.latency == {}
+        old = _status(world.tap), asyncio.get_running_loop().time()
+        world.precedence.quiet(*old)
         world.watching.clear()
+        # The agent looks more often than it asks: this one was taken while the other was compared.
+        world.precedence.quiet(*old)
+        await world.tap.latency(1.0)
+        world.tap.told = GuestLatency(reads=world.tap.told.reads, read_seconds=1000.0)
+        await asyncio.sleep(5)
         for _ in range(3):
             await world.tap.latency(1.0)
             world.precedence.quiet(_status(world.tap), asyncio.get_running_loop().time())
