@@ -221,7 +221,9 @@ class BackOff:
         self._mark = None
 
     def silent(self) -> None:
-        """The tap does not answer: its guest fares no better."""
+        """The tap does not answer: its guest fares no better. A pause ends, for reading goes on at some rate always."""
+        self.pausing = False
+        self._mark = None
         self._fall(FALL_MOST)
 
     def sample(self, latency: GuestLatency, read: int, now: float) -> None:

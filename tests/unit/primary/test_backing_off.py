@@ -201,6 +201,17 @@ def test_tap_that_does_not_answer_halves_the_rate_down_to_the_floor() -> None:
     assert host.control.rate == FLOOR
 
 
+def test_tap_that_falls_silent_in_a_pause_does_not_stop_reading() -> None:
+    host = Host()
+    host.begin()
+    while not host.control.pausing:
+        host.compare(STEP)
+    host.control.silent()
+    assert not host.control.pausing
+    host.compare(30)
+    assert host.mean(20)[1] < 1.1 * BEARABLE
+
+
 def test_another_run_of_the_tap_begins_another_sample() -> None:
     host = Host()
     host.rest(60)
