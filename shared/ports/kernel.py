@@ -29,8 +29,8 @@ SCHEDSTAT = Path("/proc/thread-self/schedstat")
 AUTOGROUP = Path("/proc/self/autogroup")
 BACKGROUND_NICE = 10
 """Beside an ordinary thread one with this gets a tenth of a processor, and a whole one where that is idle."""
-SESSION_NICE = 5
-"""The same for a whole session: a quarter beside an ordinary one, for what talks to the replica is in it as well."""
+SESSION_NICE = 7
+"""The same for a whole session: a sixth beside an ordinary one, for what talks to the replica is in it as well."""
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_LOWEST = 2 << 13 | 7
