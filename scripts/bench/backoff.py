@@ -1,8 +1,8 @@
 """Measures what a guest keeps of its operations a second while its VM is resynchronized, without and with back-off.
 
 Two real agents replicate a disk of random bytes over TLS; fio (its NBD engine) is the guest at the tap. In each round
-the tap's own counters are read over some seconds without a resync, then over the compare of a resync with back-off off,
-then with it on. What the compare did in that time is reported beside it. The agents and the tap have sessions of their
+the tap's own counters are read over some seconds without a resync, and then over the compare of a resync: first with
+back-off off, then the same with it on. What the compare did in that time is reported beside it. The agents and the tap have sessions of their
 own, as services have. Both ends share this machine's cores: absolute figures move on a busy machine, ratios within a
 round count.
 """
@@ -138,36 +138,38 @@ def _window(first: GuestLatency, last: GuestLatency, seconds: float, compared: i
     return Window(count / seconds, took / max(count, 1), compared / seconds, seconds)
 
 
-async def rounds(pair: AgentPair, options: argparse.Namespace) -> dict[str, list[Window]]:
-    found: dict[str, list[Window]] = {"no resync": [], "back-off off": [], "back-off on": []}
+async def rounds(pair: AgentPair, options: argparse.Namespace) -> dict[str, list[tuple[Window, Window]]]:
+    """For each kind of resync what was seen without one, just before, and beside it."""
+    found: dict[str, list[tuple[Window, Window]]] = {"back-off off": [], "back-off on": []}
     async with Watch(pair) as watch:
         for number in range(options.rounds):
-            await asyncio.sleep(CALM_SECONDS)
-            found["no resync"].append(await watch.quiet(options.seconds))
-            found["back-off off"].append(await watch.resync(back_off=False, most=options.most))
-            await asyncio.sleep(CALM_SECONDS)
-            found["back-off on"].append(await watch.resync(back_off=True, most=options.most))
             for name, windows in found.items():
-                each = windows[-1]
-                print(
-                    f"    round {number} {name:13} {each.iops:9,.0f} IOPS, {1000 * each.latency:7.3f} ms in the tap, "
-                    f"{size_text(each.speed)}/s compared, over {each.seconds:.1f} s",
-                    flush=True,
-                )
+                await asyncio.sleep(CALM_SECONDS)
+                quiet = await watch.quiet(options.seconds)
+                beside = await watch.resync(back_off=name == "back-off on", most=options.most)
+                windows.append((quiet, beside))
+                for what, each in (("no resync", quiet), (name, beside)):
+                    print(
+                        f"    round {number} {what:13} {each.iops:9,.0f} IOPS, {1000 * each.latency:7.3f} ms in the "
+                        f"tap, {size_text(each.speed)}/s compared, over {each.seconds:.1f} s",
+                        flush=True,
+                    )
     return found
 
 
-def show(found: dict[str, list[Window]]) -> bool:
+def show(found: dict[str, list[tuple[Window, Window]]]) -> bool:
     """Print medians, and the ratio of each round; whether the goal is reached."""
-    quiet = found["no resync"]
     good = True
-    for name, windows in found.items():
-        ratios = [each.iops / base.iops for each, base in zip(windows, quiet, strict=True)]
-        iops, speed = (statistics.median(getattr(each, what) for each in windows) for what in ("iops", "speed"))
+    for name, pairs in found.items():
+        ratios = [beside.iops / quiet.iops for quiet, beside in pairs]
+        quiet, beside, speed = (
+            statistics.median(each)
+            for each in zip(*((quiet.iops, beside.iops, beside.speed) for quiet, beside in pairs), strict=True)
+        )
         each = " ".join(f"{ratio:.2f}" for ratio in ratios)
         print(
-            f"    {name:13} {iops:9,.0f} IOPS, ratio {statistics.median(ratios):.2f} ({each}); "
-            f"resync at {size_text(speed)}/s"
+            f"    {name:13} {quiet:9,.0f} IOPS without, {beside:9,.0f} beside a resync at {size_text(speed)}/s; "
+            f"ratio {statistics.median(ratios):.2f} ({each})"
         )
         good &= name != "back-off on" or statistics.median(ratios) >= GOAL
     return good
