@@ -2,9 +2,9 @@
 
 Two real agents replicate a disk of random bytes over TLS; fio (its NBD engine) is the guest at the tap. In each round
 the tap's own counters are read over some seconds without a resync, and then over the compare of a resync: first with
-back-off off, then the same with it on. What the compare did in that time is reported beside it. The agents and the tap have sessions of their
-own, as services have. Both ends share this machine's cores: absolute figures move on a busy machine, ratios within a
-round count.
+back-off off, then the same with it on. What the compare did in that time is reported beside it. The agents and the tap
+have sessions of their own, as services have. Both ends share this machine's cores: absolute figures move on a busy
+machine, ratios count.
 """
 
 from __future__ import annotations
