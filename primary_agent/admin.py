@@ -165,6 +165,7 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     resync_window_start: str | msgspec.UnsetType | None = msgspec.UNSET
     resync_window_end: str | msgspec.UnsetType | None = msgspec.UNSET
     resync_past_window: PastWindow | msgspec.UnsetType | None = msgspec.UNSET
+    resync_back_off: bool | msgspec.UnsetType | None = msgspec.UNSET
     resync_read_rate: Rate | msgspec.UnsetType = msgspec.UNSET
     resync_send_rate: Rate | msgspec.UnsetType = msgspec.UNSET
     initial_read_rate: Rate | msgspec.UnsetType = msgspec.UNSET

@@ -242,13 +242,13 @@ class Pieces:
         runs = _cut_up(start, end) if ordinary else ()
         self._runs.extendleft(reversed([(at, at + length) for at, length in runs] or [(start, end)]))
 
-    def next(self) -> Piece | None:
-        """The next piece, None after the last. Blocks. Raises OSError."""
+    def next(self, most: int = 1 << 62) -> Piece | None:
+        """The next piece, None after the last; ordinary ones have up to ``most`` bytes. Blocks. Raises OSError."""
         if not self._runs:
             return None
         start, end = self._runs.popleft()
         length = self._hole(start, end) if end - start >= HOLE_BYTES else 0
-        piece = Piece(start, length or min(RANGE_BYTES, end - start), length > 0)
+        piece = Piece(start, length or min(most, RANGE_BYTES, end - start), length > 0)
         if start + piece.length < end:
             self._runs.appendleft((start + piece.length, end))
         return piece

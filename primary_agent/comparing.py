@@ -90,7 +90,7 @@ class Comparing:
         """``settled`` is called whenever the replica has made a range durable."""
         self.progress = progress
         self.resync = resync
-        self._ports = surroundings.ports
+        self._ports = surroundings.ports.in_background()
         self._replication = replication
         self._bulk = bulk
         self._key = key
@@ -277,7 +277,7 @@ class Comparing:
 
     def _next(self, pieces: Pieces, disk: Geometry, file: File) -> Piece | None:
         try:
-            return pieces.next()
+            return pieces.next(self._pacer.piece_bytes())
         except OSError as error:
             raise unreadable(file.path, disk.index, 0, disk.size, error.strerror or str(error)) from error
 

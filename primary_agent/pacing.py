@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from primary_agent.record import VmRecord
 from shared.config import RatesSection
@@ -20,16 +21,32 @@ RATES = tuple(name for name in RatesSection.__struct_fields__ if name.endswith("
 SLICE_SECONDS = 0.1
 """What a bucket lets through at once takes so long at its rate."""
 SLICE_BYTES_MIN = 4096
+UNLIMITED = 1 << 62
+PIECE_SECONDS = 0.1
+PIECE_BYTES = 1 << 20
+"""Where reading is held to a rate, what is read at once takes so long at it, and is a multiple of so many bytes."""
 LOOK_SECONDS = 1.0
 """A slice that lasts longer is looked at again so often, since the rate may have been changed meanwhile."""
+
+
+class Gate(Protocol):
+    """What bytes have to pass."""
+
+    async def take(self, count: int) -> int:
+        """Wait for a slice of up to ``count`` bytes; returns its bytes."""
+        ...
+
+    def rate(self) -> int:
+        """Bytes per second that get through now; 0 for no cap."""
+        ...
 
 
 class Bucket:
     """Lets bytes through at ``rate()`` bytes per second; 0 for no cap."""
 
     def __init__(self, clock: Clock, rate: Callable[[], int]) -> None:
+        self.rate = rate
         self._clock = clock
-        self._rate = rate
         self._turn = asyncio.Lock()
         """Whoever comes first waits for the bucket; the others wait for him (in their order)."""
         self._debt = 0.0
@@ -39,11 +56,11 @@ class Bucket:
 
     async def take(self, count: int) -> int:
         """Wait for a slice of up to ``count`` bytes; returns its bytes."""
-        rate = self._rate()
+        rate = self.rate()
         if rate <= 0:
             return count
         async with self._turn:
-            while (rate := self._rate()) > 0:
+            while (rate := self.rate()) > 0:
                 self._pay(rate)
                 if self._debt < 1:
                     break
@@ -65,7 +82,7 @@ class Bucket:
 class Pacer:
     """Paces one kind of work of one VM: ``disk`` before reading, ``wire`` before sending so many bytes."""
 
-    def __init__(self, disk: Sequence[Bucket], wire: Sequence[Bucket]) -> None:
+    def __init__(self, disk: Sequence[Gate], wire: Sequence[Gate]) -> None:
         self._disk = disk
         self._wire = wire
         self._reading = asyncio.Lock()
@@ -75,12 +92,19 @@ class Pacer:
         """Wait until ``count`` bytes of the disks may be read."""
         await _pass(self._reading, self._disk, count)
 
+    def piece_bytes(self) -> int:
+        """How much to read at once at most: at a low rate a little, so that it comes in no bursts."""
+        lowest = min((rate for gate in self._disk if (rate := gate.rate()) > 0), default=0)
+        if lowest == 0:
+            return UNLIMITED
+        return max(1, int(lowest * PIECE_SECONDS) // PIECE_BYTES) * PIECE_BYTES
+
     async def wire(self, count: int) -> None:
         """Wait until ``count`` bytes may be sent."""
         await _pass(self._sending, self._wire, count)
 
 
-async def _pass(one: asyncio.Lock, buckets: Sequence[Bucket], count: int) -> None:
+async def _pass(one: asyncio.Lock, buckets: Sequence[Gate], count: int) -> None:
     """Through all buckets, slice by slice. A VM stands in line only once, so that many tasks bring it no more."""
     async with one:
         left = count if buckets else 0
@@ -103,11 +127,14 @@ class Rates:
     window: Window
     """What counts as night, where the section names no window of its own."""
     buckets: dict[str, Bucket] = field(default_factory=dict)
+    watching: set[object] = field(default_factory=set)
+    """The guests whose disks are being read for a compare."""
 
-    def pacer(self, vm: Callable[[], VmRecord], *, initial: bool) -> Pacer:
-        """For the compare of a VM, whose record is asked anew each time."""
+    def pacer(self, vm: Callable[[], VmRecord], *, initial: bool, precedence: Gate | None = None) -> Pacer:
+        """For the compare of a VM, whose record is asked anew each time; ``precedence`` holds it back for its guest."""
         kind = "initial" if initial else "resync"
-        return Pacer(self._of(f"{kind}_read_rate", vm), self._of(f"{kind}_send_rate", vm))
+        first = () if precedence is None else (precedence,)
+        return Pacer((*first, *self._of(f"{kind}_read_rate", vm)), self._of(f"{kind}_send_rate", vm))
 
     def sender(self, vm: Callable[[], VmRecord]) -> Pacer:
         """For the log of a VM."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from primary_agent.dialing import Dialled
 from primary_agent.observing import TapObserver
+from primary_agent.precedence import Precedence
 from primary_agent.progress import MERGING, ResyncProgress
 from primary_agent.replication import COMPARING, Replication
 from primary_agent.sampling import Sampled
+from primary_agent.scheduling import backs_off
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
@@ -77,6 +79,16 @@ class Parts:
     """When the applied cut was sealed."""
     sampled: Sampled | None = None
     """What the last plan found by asking the replica."""
+    precedence: Precedence = field(init=False)
+
+    def __post_init__(self) -> None:
+        surroundings = self.surroundings
+        self.precedence = Precedence(
+            surroundings.ports.clock,
+            self.tap,
+            lambda: backs_off(self.replication.vm, surroundings.resync),
+            surroundings.pacing.watching,
+        )
 
     @property
     def address(self) -> Address:

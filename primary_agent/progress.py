@@ -13,7 +13,7 @@ from shared.map_file import Range
 from shared.ports import Clock
 from shared.rates import RateMeter
 from shared.resync_runs import RunDisk
-from shared.status import DiskProgress, ProgressStatus
+from shared.status import DiskProgress, HeldBack, ProgressStatus
 
 STARTING = "starting"
 WAITING = "waiting"
@@ -48,6 +48,7 @@ class ResyncProgress:
     """When a session began to work on it last."""
     rate: RateMeter = field(default_factory=RateMeter)
     wire_rate: RateMeter = field(default_factory=RateMeter)
+    held_back: HeldBack | None = None
     _active_since: float | None = None
     _comparing_since: float | None = None
     _active_seconds: float = 0.0
@@ -199,6 +200,7 @@ class ResyncProgress:
             wire_rate_bytes_per_second=self.wire_rate.per_second() if comparing else None,
             rate_bytes_per_second=self.rate.per_second() if comparing else None,
             seconds_left=self.rate.seconds_left(total - compared) if comparing else None,
+            held_back=self.held_back,
             disks=disks,
         )
 

@@ -78,6 +78,8 @@ class VmRecord(Record):
     resync_window_start: str = ""
     resync_window_end: str = ""
     resync_past_window: PastWindow | None = None
+    resync_back_off: bool | None = None
+    """Whether reading stands back behind the guest; None stands for the agent's default."""
     resync_priority: int = 0
     """Higher ones come first in the queue."""
     resync_read_rate: Rate = []

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from primary_agent.comparing import Comparing, SessionKey
 from primary_agent.conclusions import Replan
 from primary_agent.dialing import Dialled, dial, expect, open_body
+from primary_agent.precedence import Precedence
 from primary_agent.progress import COMMITTING, STARTING, TRACKED_WRITES, TRACKING_BEGUN, ResyncProgress
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Replication
@@ -45,6 +46,7 @@ from shared.errors import VmreplicaError
 from shared.map_file import Range
 from shared.ports import Address
 from shared.tap_control import Tracking
+from shared.tasks import together
 
 
 class TrackingLost(VmreplicaError):
@@ -69,6 +71,7 @@ class ResyncDriver:
         answers: asyncio.Queue[Body],
         *,
         settled: Callable[[], None],
+        precedence: Precedence,
     ) -> None:
         """``settled`` is called whenever the replica has made a range durable."""
         self.resync = resync
@@ -83,7 +86,9 @@ class ResyncDriver:
         self._answers = answers
         self._disks: list[Geometry] = [disk.geometry for disk in replication.vm.disks]
         self._note_settled = settled
-        self._pacer = surroundings.pacing.pacer(lambda: replication.vm, initial=resync.kind is ResyncKind.INITIAL)
+        self._precedence = precedence
+        initial = resync.kind is ResyncKind.INITIAL
+        self._pacer = surroundings.pacing.pacer(lambda: replication.vm, initial=initial, precedence=precedence)
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
@@ -119,7 +124,7 @@ class ResyncDriver:
             pacer=self._pacer,
         )
         try:
-            await comparing.run(settled, scope)
+            await together(comparing.run(settled, scope), self._precedence.watch(self.progress))
         except BaseException:
             bulk.abort("the compare was interrupted")
             raise

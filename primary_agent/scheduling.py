@@ -116,6 +116,11 @@ def checked_time(text: str | None) -> str:
     return "" if text is None else time_text(parse_time(text))
 
 
+def backs_off(vm: VmRecord, defaults: ResyncSection) -> bool:
+    """Whether reading the VM's disks is held back when its guest's latency rises."""
+    return defaults.back_off if vm.resync_back_off is None else vm.resync_back_off
+
+
 def check_schedule(vm: VmRecord, defaults: ResyncSection) -> None:
     """Raises UsageError where the VM's settings and the agent's do not fit together."""
     try:

@@ -265,6 +265,7 @@ class Session:
                 progress,
                 self._answers,
                 settled=self._note_settled,
+                precedence=self._parts.precedence,
             )
             await driver.begin_tracking()
             if resync.kind is ResyncKind.BOUNDED and self._connection.status.doubt is None:

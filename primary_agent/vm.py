@@ -167,6 +167,7 @@ class PrimaryVm:
         """Sizes of disks, and how full the log is: an event for each change."""
         connection = self.parts.tap.connection
         if connection is not None:
+            self.parts.precedence.quiet(connection.status, connection.refreshed)
             for seen in self.parts.observer.observe(connection.status, self._ports.clock.monotonic()):
                 await self._replication.note(self._replication.event(seen.event, seen.text, data=seen.data))
 

@@ -10,10 +10,11 @@ from primary_agent.pacing import RATES
 from primary_agent.parts import LinkState, Parts
 from primary_agent.record import VmRecord
 from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
-from primary_agent.scheduling import Schedule
+from primary_agent.scheduling import Schedule, backs_off
 from primary_agent.starting import waiting_text
 from primary_agent.tap_link import Connection, TapLink
 from protocol.position import NO_EPOCH, Position
+from shared.config import ResyncSection
 from shared.errors import VmreplicaError
 from shared.health import assessed
 from shared.ports import Clock
@@ -61,7 +62,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         folder=folder,
         waiting=waiting_text(parts),
         resync_start_time=record.resync_at,
-        settings=_settings(vm, parts.tap.config, Schedule.of(vm, parts.surroundings.resync)),
+        settings=_settings(vm, parts.tap.config, parts.surroundings.resync),
         pending_settings=_pending_settings(parts.tap.config, connection),
     )
     return assessed(status, now)
@@ -89,7 +90,7 @@ def problem_of(error: VmreplicaError, now: float) -> Cause:
     return Cause(code=error.code, text=error.text, remedy=error.remedy, time=now)
 
 
-def _settings(vm: VmRecord, config: TapConfig, schedule: Schedule) -> dict[str, object]:
+def _settings(vm: VmRecord, config: TapConfig, defaults: ResyncSection) -> dict[str, object]:
     """The settings as ``get`` and ``set`` name them."""
     return {
         "interval_seconds": vm.interval_seconds,
@@ -100,8 +101,9 @@ def _settings(vm: VmRecord, config: TapConfig, schedule: Schedule) -> dict[str, 
         "block_device_policy": config.block_device_policy.value,
         "verify_schedule": vm.verify_schedule,
         "resync_priority": vm.resync_priority,
+        "resync_back_off": backs_off(vm, defaults),
         **{name: getattr(vm, name) for name in RATES},
-    } | schedule.settings()
+    } | Schedule.of(vm, defaults).settings()
 
 
 def _pending_settings(config: TapConfig, connection: Connection | None) -> list[str]:

@@ -81,7 +81,7 @@ class BulkConnection:
         while True:
             request = await self._requests.get()
             resync = self._resync()
-            run = self._parts.ports.workers.run
+            run = self._parts.ports.background.run
             pieces: Sequence[Buffer]
             match request:
                 case ManifestRequest():

@@ -34,8 +34,12 @@ class AgentPair:
     be cut; ``address`` is what the primary is told to dial. Every process started here ends with ``stop``.
     """
 
-    def __init__(self, folder: Path, *, storage: Path | None = None, state: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, storage: Path | None = None, state: Path | None = None, sessions: bool = False
+    ) -> None:
+        """``sessions``: each agent has a session of its own, as a service has."""
         self.folder = folder
+        self.sessions = sessions
         self.storage = storage or folder / "store"
         self.state = state or folder / "primary"
         self.sockets = {role: folder / f"{role}.sock" for role in ROLES}
@@ -113,6 +117,7 @@ class AgentPair:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                start_new_session=self.sessions,
             )
         self.agents[role] = agent
         deadline = time.monotonic() + START_SECONDS

@@ -86,9 +86,9 @@ class ResyncSection(Section, frozen=True):
     window: str = "18:30-06:00"
     """The daily window, in this host's local time."""
     past_window: PastWindow = PastWindow.PAUSE
-    """At the window's end a resync that it started is paused until the next one (``pause``), or goes on
-    (``finish``).
-    """
+    """At the window's end a resync that it started waits for the next one (``pause``), or goes on (``finish``)."""
+    back_off: bool = True
+    """Reading a VM's disks slows down when its guest's latency rises."""
     at_once: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
     """So many compares run at the same time, initial replications among them; the others wait in a queue."""
 

@@ -123,6 +123,18 @@ class DiskProgress(StatusStruct):
     strip: StripStatus | None = None
 
 
+class HeldBack(StatusStruct):
+    """Reading stands back behind the guest: to which rate, and what the guest's requests take, in seconds.
+
+    ``measuring``: nothing is read for a moment, to learn what they take without it.
+    """
+
+    rate_bytes_per_second: int
+    latency_seconds: float | None = None
+    usual_latency_seconds: float | None = None
+    measuring: bool = False
+
+
 class ProgressStatus(StatusStruct):
     """A long-running work on the VM."""
 
@@ -151,6 +163,8 @@ class ProgressStatus(StatusStruct):
     """Of the compare, in bytes of the disks; holes count."""
     wire_rate_bytes_per_second: float | None = None
     seconds_left: float | None = None
+    held_back: HeldBack | None = None
+    """None where the guest does not hold it back."""
     disks: list[DiskProgress] = []
 
 

@@ -171,6 +171,24 @@ class LogUsage(Result, frozen=True):
     folder: str
 
 
+class GuestLatency(Result, frozen=True):
+    """What the tap's NBD clients asked for since the tap began, and how many seconds that took, added up.
+
+    From decoded to reply queued; a change with FUA counts as a flush. ``passes`` are the passes over received bytes
+    that these requests came in, and ``starved_seconds`` is how long the tap's thread could have run and had no
+    processor.
+    """
+
+    reads: Count = 0
+    read_seconds: float = 0.0
+    writes: Count = 0
+    write_seconds: float = 0.0
+    flushes: Count = 0
+    flush_seconds: float = 0.0
+    passes: Count = 0
+    starved_seconds: float = 0.0
+
+
 class DiskStatus(Result, frozen=True):
     """One disk as the tap serves it; ``failed`` says why its flushes fail, else it is empty.
 
@@ -224,6 +242,7 @@ class TapStatus(Result, frozen=True):
     hot_regions: int = 0
     hot_region_bytes: int = 0
     """The most regions that are hot at a time, and the size of one; 0 where the tap does not tell."""
+    latency: GuestLatency = GuestLatency()
 
 
 # --- parameters ----------------------------------------------------------------------------------------------------
@@ -397,6 +416,10 @@ class TapClient:
 
     async def status(self) -> TapStatus:
         return await self._call("status", NoParams(), TapStatus)
+
+    async def latency(self, timeout: float) -> GuestLatency:
+        """The status's latency alone, which costs the tap next to nothing; ``timeout`` in seconds."""
+        return await self._call("latency", NoParams(), GuestLatency, timeout)
 
     async def begin(self, epoch: bytes) -> TapStatus:
         """Track in a fresh log of ``epoch``; what was written before is on the disks when this returns (R6).

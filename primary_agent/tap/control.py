@@ -30,6 +30,7 @@ from shared.tap_control import (
     BeginParams,
     DiskStatus,
     Doubt,
+    GuestLatency,
     KnowsCut,
     KnowsCutParams,
     LeaseParams,
@@ -56,11 +57,14 @@ PROGRESS_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the process around the engine knows: itself, and its NBD clients (their number by export name)."""
+    """What the process around the engine knows: itself, its NBD clients (their number by export name), and how long
+    these wait.
+    """
 
     pid: int
     version: str
     clients: Callable[[str], int]
+    latency: Callable[[], GuestLatency] = GuestLatency
 
 
 class TapControl:
@@ -79,6 +83,7 @@ class TapControl:
         self._answering: set[asyncio.Future[None]] = set()
         methods = Methods()
         methods.add("status", NoParams, self._status)
+        methods.add("latency", NoParams, self._latency)
         methods.add("begin", BeginParams, self._begin)
         methods.add("stop_tracking", ReasonParams, self._stop_tracking)
         methods.add("abandon", AbandonParams, self._abandon)
@@ -192,6 +197,7 @@ class TapControl:
             hot_bytes=tracker.maps.hot.hot_bytes() if tracker.maps.hot is not None else 0,
             hot_regions=tracker.maps.hot.limit if tracker.maps.hot is not None else config.hot_regions,
             hot_region_bytes=config.hot_region_bytes,
+            latency=self._surroundings.latency(),
         )
 
     def _disk_status(self, disk: Disk) -> DiskStatus:
@@ -216,6 +222,9 @@ class TapControl:
         look = tracker.watch.check_unchanged if tracker.is_tracked else tracker.watch.look_at_sizes
         look(self._engine.disks)
         return self.status()
+
+    async def _latency(self, params: NoParams, client: Client) -> GuestLatency:
+        return self._surroundings.latency()
 
     async def _begin(self, params: BeginParams, client: Client) -> TapStatus:
         await self._engine.begin(bytes.fromhex(params.epoch))

@@ -19,6 +19,7 @@ from shared.admin.access import Access
 from shared.errors import VmreplicaError
 from shared.ports.clock import RealClock
 from shared.ports.files import RealFileSystem
+from shared.ports.kernel import starved_seconds
 from shared.ports.network import RealNetwork
 from shared.ports.rng import SystemRandom
 from shared.ports.workers import ThreadWorkers
@@ -60,7 +61,7 @@ def main() -> int:
 async def _run(folder: str) -> None:
     workers = ThreadWorkers(WORKERS)
     ports = OwnPorts(RealClock(), SystemRandom(), workers, RealFileSystem(), RealNetwork())
-    identity = Identity(os.getpid(), metadata.version("vmreplica"))
+    identity = Identity(os.getpid(), metadata.version("vmreplica"), starved_seconds)
     process = TapProcess(folder, ports, identity, authorize=Access(os.getuid()))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ from primary_agent.tap.exports import DiskDirectory
 from primary_agent.tap.ports import TapPorts
 from shared.admin.access import Authorize
 from shared.errors import FatalError, StorageError, UsageError, VmreplicaError
+from shared.nbd.latency import LatencyMeter
 from shared.nbd.server import NbdServer
 from shared.ports import FileSystem
 from shared.tap_config import ERROR_NAME, TapConfig, load_config
+from shared.tap_control import GuestLatency
 
 STOP_SECONDS = 30.0
 """How long an orderly stop may take before the tap ends as if it were killed; the next start recovers."""
@@ -35,10 +37,14 @@ class TapFailedError(FatalError):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Of the process: its id, and the version of its program."""
+    """Of the process: its id, and the version of its program.
+
+    ``starved`` tells for how many seconds its thread could have run and had no processor.
+    """
 
     pid: int
     version: str
+    starved: Callable[[], float] = lambda: 0.0
 
 
 class TapProcess:
@@ -63,7 +69,7 @@ class TapProcess:
             engine = TapEngine(self._folder, config, self._ports)
             await engine.start()
             self.engine = engine
-            server = NbdServer(DiskDirectory(engine))
+            server = NbdServer(DiskDirectory(engine), latency=LatencyMeter(self._ports.clock.monotonic))
             try:
                 control = TapControl(engine, self._ports, self._surroundings(server), authorize=self._authorize)
                 if serve_nbd:
@@ -85,7 +91,20 @@ class TapProcess:
         def clients(export: str) -> int:
             return sum(connection.export == export for connection in server.connections)
 
-        return Surroundings(self._identity.pid, self._identity.version, clients)
+        def latency() -> GuestLatency:
+            meter = server.latency
+            return GuestLatency(
+                reads=meter.reads.count,
+                read_seconds=meter.reads.seconds,
+                writes=meter.changes.count,
+                write_seconds=meter.changes.seconds,
+                flushes=meter.flushes.count,
+                flush_seconds=meter.flushes.seconds,
+                passes=meter.passes,
+                starved_seconds=self._identity.starved(),
+            )
+
+        return Surroundings(self._identity.pid, self._identity.version, clients, latency)
 
     async def _serve(self, server: NbdServer, config: TapConfig) -> None:
         await server.start_unix(config.nbd_socket, group=config.nbd_group)

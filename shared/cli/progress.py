@@ -92,7 +92,7 @@ def progress_line(vm: VmStatus) -> str:
     if done is not None:
         parts.append(f"{int(done)} % ({size_text(progress.done_bytes)} of {size_text(progress.total_bytes)})")
     parts.extend(_speed(progress))
-    trouble = _trouble(vm) or progress.text
+    trouble = _trouble(vm) or held_back_text(progress) or progress.text
     return ", ".join(parts) + (f"; {trouble}" if trouble else "")
 
 
@@ -117,6 +117,8 @@ def progress_lines(vm: VmStatus, width: int, palette: Palette = PLAIN) -> list[s
             ]
         if progress.text:
             lines.append(f"  {progress.text}")
+        if held := held_back_text(progress):
+            lines.append(f"  {held}")
     if trouble := _trouble(vm):
         lines.append(f"  {trouble}")
     strips = _strip_lines(progress, width, palette) if progress is not None else []
@@ -161,6 +163,20 @@ def _speed(progress: ProgressStatus) -> list[str]:
     if progress.seconds_left is not None:
         parts.append(f"{duration_text(progress.seconds_left)} left")
     return parts
+
+
+def held_back_text(progress: ProgressStatus) -> str:
+    """That reading stands back behind the guest, and why; empty where it does not."""
+    held = progress.held_back
+    if held is None:
+        return ""
+    if held.measuring:
+        return "backs off for the guest: reads nothing for a moment, to measure its latency"
+    text = f"backs off for the guest: {size_text(held.rate_bytes_per_second)}/s"
+    if held.latency_seconds is None or held.usual_latency_seconds is None:
+        return text
+    latency, usual = (f"{1000 * seconds:.3g} ms" for seconds in (held.latency_seconds, held.usual_latency_seconds))
+    return f"{text}, guest latency {latency}, usual {usual}"
 
 
 def _bar_line(progress: ProgressStatus) -> str:

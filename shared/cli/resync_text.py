@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import tzinfo
 
 from shared.cli.evidence_text import evidence_lines
-from shared.cli.progress import KINDS
+from shared.cli.progress import KINDS, held_back_text
 from shared.cli.text import columns, joined, time_text, wrapped
 from shared.rates import duration_text, size_text
 from shared.resync_runs import Forecast, ResyncPlan, ResyncReport, Run, RunStep
@@ -80,6 +80,8 @@ def report_lines(name: str, report: ResyncReport, width: int | None, zone: tzinf
     if report.progress is not None and report.run is not None:
         text = f": {report.progress.text}" if report.progress.text else ""
         lines += wrapped(f"{report.progress.phase}{text}", width, 4, "  now  ")
+        if held := held_back_text(report.progress):
+            lines += wrapped(held, width, 4, "  ")
     if report.last is not None:
         lines += ["", "The last run", *run_lines(report.last, width, zone)]
     return lines

@@ -119,6 +119,11 @@ def parse_past_window(text: str) -> str | None:
     return _word(text, tuple(PastWindow))
 
 
+def parse_on_off(text: str) -> bool | None:
+    """``on`` or ``off``, None for ``default``. Raises UsageError."""
+    return {"on": True, "off": False, None: None}[_word(text, ("on", "off"))]
+
+
 def parse_priority(text: str) -> int:
     """A whole number from -100 to 100. Raises UsageError."""
     if not re.fullmatch(r"-?[0-9]{1,3}", text) or not -PRIORITY_MAX <= int(text) <= PRIORITY_MAX:
@@ -204,6 +209,11 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         "resync_past_window",
         parse_past_window,
         "pause, finish or default: what becomes of a resync that the window started at the window's end",
+    ),
+    "resync-back-off": (
+        "resync_back_off",
+        parse_on_off,
+        "on, off or default: whether reading slows down when the guest's latency rises",
     ),
     "resync-priority": ("resync_priority", parse_priority, "-100 to 100: higher ones come first in the queue"),
     "verify-schedule": (

@@ -19,6 +19,8 @@ class Changes:
     cookies: list[bytes]
     fua: bool
     flushes: list[bytes]
+    begun: float = 0.0
+    """When they were decoded, on average: monotonic seconds."""
     pinned: list[ReceiveBuffer] = field(default_factory=list)
 
 
@@ -68,7 +70,7 @@ class ChangeQueue:
         if self._running is not None:
             self._enqueue(batch)
             return
-        changes = Changes(batch.mutations, batch.cookies, batch.fua, batch.flushes)
+        changes = Changes(batch.mutations, batch.cookies, batch.fua, batch.flushes, batch.begun)
         pending = self._export.mutate(changes.mutations) if changes.mutations else None
         if pending is None:
             self._answer(changes)
@@ -81,8 +83,10 @@ class ChangeQueue:
         self.pending += len(batch.mutations) + len(batch.flushes)
         queued = self._queued
         if queued is None:
-            queued = self._queued = Changes(batch.mutations, batch.cookies, batch.fua, batch.flushes)
+            queued = self._queued = Changes(batch.mutations, batch.cookies, batch.fua, batch.flushes, batch.begun)
         else:
+            before, more = len(queued.cookies) + len(queued.flushes), len(batch.cookies) + len(batch.flushes)
+            queued.begun += (batch.begun - queued.begun) * more / (before + more)
             queued.mutations += batch.mutations
             queued.cookies += batch.cookies
             queued.fua |= batch.fua

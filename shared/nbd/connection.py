@@ -14,6 +14,7 @@ from shared.nbd.constants import Command
 from shared.nbd.ending import Ending, EndReason
 from shared.nbd.flushing import FlushGate
 from shared.nbd.handshake import Handshake, Selection
+from shared.nbd.latency import LatencyMeter
 from shared.nbd.memory import MemoryBudget
 from shared.nbd.querying import LARGE_READ, QueryRunner
 from shared.nbd.receiving import Inbox
@@ -44,6 +45,7 @@ class Host(Protocol):
 
     directory: ExportDirectory
     budget: MemoryBudget
+    latency: LatencyMeter
     handshake_timeout: float
     draining: bool
     closing: bool
@@ -71,6 +73,7 @@ class Connection(asyncio.BufferedProtocol):
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the transport is gone."""
         self._host = host
+        self._latency = host.latency
         self._loop = asyncio.get_running_loop()
         self._handshake: Handshake | None = Handshake(host.directory, lambda: host.closing)
         self._timer: asyncio.TimerHandle | None = None
@@ -211,7 +214,13 @@ class Connection(asyncio.BufferedProtocol):
         self._needed = self._parser.needed
         self._changes = ChangeQueue(export, self._inbox, self._answer_changes, self._wake, self._fail)
         self._queries = QueryRunner(
-            export, self._outbox, self._host.budget, wake=self._wake, stalled=self._stalled, failed=self._fail
+            export,
+            self._outbox,
+            self._host.budget,
+            self._latency,
+            wake=self._wake,
+            stalled=self._stalled,
+            failed=self._fail,
         )
         self._gate, predecessors = self._host.enter(self, export)
         self.export = export
@@ -228,7 +237,8 @@ class Connection(asyncio.BufferedProtocol):
     def _serve(self) -> None:
         """Perform one batch of requests."""
         inbox = self._inbox
-        batch = Batch()
+        batch = Batch(begun=self._latency.now())
+        self._latency.passes += 1
         inbox.start = self._parser.parse(inbox.view, inbox.start, inbox.end, batch, draining=self._host.draining)
         self._needed = self._parser.needed
         self._statistics.requests += batch.count()
@@ -236,7 +246,7 @@ class Connection(asyncio.BufferedProtocol):
             self._statistics.bytes_written += batch.payload
             self._changes.submit(batch)
         if batch.reads:
-            self._read(batch.reads)
+            self._read(batch.reads, batch.begun)
         for query in batch.queries:
             self._queries.submit(query)
         for refusal in batch.refusals:
@@ -248,16 +258,20 @@ class Connection(asyncio.BufferedProtocol):
                 self._outbox.send_out()
                 self._end(batch.ending)
 
-    def _read(self, reads: list[tuple[bytes, int, int]]) -> None:
+    def _read(self, reads: list[tuple[bytes, int, int]], begun: float) -> None:
         """Answer hot reads at once; let the others run."""
         export = self.export
         assert export is not None
+        hot = 0
         for cookie, offset, length in reads:
             data = export.read_cached(offset, length) if length <= LARGE_READ else None
             if data is not None and len(data) == length:
                 self._outbox.put_data(cookie, offset, data)
+                hot += 1
             else:
-                self._queries.submit(Query(Command.READ, cookie, offset, length))
+                self._queries.submit(Query(Command.READ, cookie, offset, length, begun=begun))
+        if hot:
+            self._latency.reads.add(hot, begun)
 
     # --- changes ----------------------------------------------------------------------------------------------------
 
@@ -276,10 +290,11 @@ class Connection(asyncio.BufferedProtocol):
                     (durable if mutation.fua else cookies).append(cookie)
         if cookies:
             self._outbox.put(replies.done(cookies))
+            self._latency.changes.add(len(cookies), changes.begun)
         if durable:
-            self._flush(durable)
+            self._flush(durable, changes.begun)
 
-    def _flush(self, cookies: list[bytes]) -> None:
+    def _flush(self, cookies: list[bytes], begun: float) -> None:
         self._flushing += len(cookies)
 
         def answer(error: int) -> None:
@@ -289,6 +304,7 @@ class Connection(asyncio.BufferedProtocol):
                     self._outbox.put_failure(cookie, error, "flush failed")
             else:
                 self._outbox.put(replies.done(cookies))
+            self._latency.flushes.add(len(cookies), begun)
             self._advance()
 
         self._gate.request(answer)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from shared.nbd import replies
 from shared.nbd.backend import ExportBackend, errno_of
 from shared.nbd.constants import Command, Errno
+from shared.nbd.latency import LatencyMeter
 from shared.nbd.memory import MemoryBudget
 from shared.nbd.requests import Query
 from shared.nbd.sending import Outbox
@@ -35,6 +36,7 @@ class QueryRunner:
         "_bytes",
         "_export",
         "_failed",
+        "_latency",
         "_outbox",
         "_stalled",
         "_tasks",
@@ -47,6 +49,7 @@ class QueryRunner:
         export: ExportBackend,
         outbox: Outbox,
         budget: MemoryBudget,
+        latency: LatencyMeter,
         *,
         wake: Callable[[], None],
         stalled: Callable[[], None],
@@ -55,6 +58,7 @@ class QueryRunner:
         self._export = export
         self._outbox = outbox
         self._budget = budget
+        self._latency = latency
         self._wake = wake
         self._stalled = stalled
         self._failed = failed
@@ -138,6 +142,7 @@ class QueryRunner:
 
     async def _read_and_send(self, query: Query) -> None:
         data = await self._export.read(query.offset, query.length)
+        self._latency.reads.add(1, query.begun)
         if len(data) == query.length:
             self._outbox.put_data(query.cookie, query.offset, data)
         else:

@@ -69,6 +69,8 @@ class Query:
     offset: int
     length: int
     one: bool = False
+    begun: float = 0.0
+    """When it was decoded, monotonic seconds; of READs only."""
 
 
 @dataclass(slots=True)
@@ -88,6 +90,8 @@ class Batch:
     flushes: list[bytes] = field(default_factory=list)
     """Cookies; each FLUSH follows all mutations of the batch, which is more than it has to."""
     refusals: list[Refusal] = field(default_factory=list)
+    begun: float = 0.0
+    """When decoding began, monotonic seconds."""
     ending: Ending | None = None
     """Set when nothing after this batch can be read: DISC, or a request that does not begin with the magic."""
 

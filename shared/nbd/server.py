@@ -23,6 +23,7 @@ from shared.nbd.connection import Connection, ConnectionStatistics
 from shared.nbd.constants import MAXIMUM_PAYLOAD, REQUEST
 from shared.nbd.ending import Ending, EndReason
 from shared.nbd.flushing import FlushGate
+from shared.nbd.latency import LatencyMeter
 from shared.nbd.memory import MemoryBudget
 
 MEMORY_LIMIT = 65 << 20
@@ -69,7 +70,9 @@ class NbdServer:
         handshake_timeout: float = 10.0,
         memory_limit: int = MEMORY_LIMIT,
         stall_timeout: float = STALL_TIMEOUT,
+        latency: LatencyMeter | None = None,
     ) -> None:
+        """``latency`` is told how long requests take; without it nobody asks."""
         if memory_limit < MAXIMUM_PAYLOAD + REQUEST.size:
             raise UsageError(
                 f"the NBD memory limit of {memory_limit} bytes is too small for one request",
@@ -77,6 +80,7 @@ class NbdServer:
             )
         self.directory = directory
         self.budget = MemoryBudget(memory_limit, stall_timeout)
+        self.latency = latency or LatencyMeter(asyncio.get_running_loop().time)
         self.handshake_timeout = handshake_timeout
         self.draining = False
         self.closing = False

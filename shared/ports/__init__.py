@@ -8,7 +8,7 @@ pair runs in one thread under a simulated world. Code above a port never calls `
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from typing import Any, Protocol, TypeVar
 
@@ -362,15 +362,24 @@ class TapLauncher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """All ports together, as agents and tap receive them."""
+    """All ports together, as agents and tap receive them.
+
+    ``background`` are workers like the others, to which processor and disks go last: for what has to stand back behind
+    guests and replication.
+    """
 
     clock: Clock
     random: Random
     workers: Workers
+    background: Workers
     files: FileSystem
     network: Network
     stores: Stores
     taps: TapLauncher
+
+    def in_background(self) -> Ports:
+        """The same, with the background workers in the place of the others."""
+        return replace(self, workers=self.background)
 
 
 Spawn = Callable[[Awaitable[None]], None]

@@ -1,10 +1,14 @@
-"""Calls that Python does not offer: fallocate with its modes, the type of a file system, malloc's thresholds."""
+"""What Python does not offer: fallocate with its modes, the type of a file system, malloc's thresholds, precedence."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+import platform
+import threading
+from pathlib import Path
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
@@ -20,6 +24,17 @@ KEPT_BYTES = 64 << 20
 """Free memory at the end of a heap that is kept rather than given back."""
 LARGEST_ON_HEAP = 32 << 20
 """The most that glibc takes as its threshold for mappings of their own, in bytes."""
+
+SCHEDSTAT = Path("/proc/thread-self/schedstat")
+AUTOGROUP = Path("/proc/self/autogroup")
+BACKGROUND_NICE = 10
+"""Beside an ordinary thread one with this gets a tenth of a processor, and a whole one where that is idle."""
+SESSION_NICE = 7
+"""The same for a whole session: a sixth beside an ordinary one, for what talks to the replica is in it as well."""
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_LOWEST = 2 << 13 | 7
+"""Best effort, the last of its levels."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
@@ -70,3 +85,40 @@ def is_full_in_memory(descriptor: int, end: int) -> bool:
     """
     state = os.fstat(descriptor)
     return end <= state.st_size <= BLOCK_UNIT * state.st_blocks and is_tmpfs(descriptor)
+
+
+def starved_seconds() -> float:
+    """How long the calling thread could have run and had no processor, since it began; 0 where that is not told."""
+    try:
+        return int(SCHEDSTAT.read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def stand_back(nice: int) -> bool:
+    """Give the session of this process that nice value, if it leads a session of its own, as a service does.
+
+    Where the kernel groups processes by session (autogroup), the nice values of threads count only among those of one
+    session, and this one counts between sessions: the tap and QEMU have others. Returns whether it was taken or does
+    not apply: the kernel takes it only now and then.
+    """
+    if os.getsid(0) != os.getpid() or not AUTOGROUP.exists():
+        return True
+    try:
+        AUTOGROUP.write_text(str(nice), encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def take_background_precedence() -> None:
+    """From now on the calling thread gets processor and disks after threads of ordinary precedence.
+
+    Both are per thread on Linux. What the system does not allow or know is left as it is.
+    """
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, BACKGROUND_NICE)
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        _libc.syscall(number, _IOPRIO_WHO_PROCESS, thread, _IOPRIO_LOWEST)

@@ -22,12 +22,14 @@ class RealPorts:
         """Raises UsageError where the identity's files can't be used."""
         self.network = RealNetwork(tls)
         self._workers = ThreadWorkers(threads)
+        self._background = ThreadWorkers(threads, background=True)
         clock = RealClock()
         self._stores = SqliteStores(clock)
         self.ports = Ports(
             clock=clock,
             random=SystemRandom(),
             workers=self._workers,
+            background=self._background,
             files=RealFileSystem(),
             network=self.network,
             stores=self._stores,
@@ -36,5 +38,6 @@ class RealPorts:
 
     async def close(self) -> None:
         """End the threads after what they still have to do, and close the stores."""
+        await self._background.close()
         await self._workers.close()
         await self._stores.close()

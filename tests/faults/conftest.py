@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.shim import Shim
-from tests.pair.conftest import MEMORY, hosts
+from tests.pair.conftest import MEMORY, hosts, pair
 from tests.unit.replica.conftest import certificates, memory_path
 
-__all__ = ["certificates", "hosts", "memory_path"]
+__all__ = ["certificates", "hosts", "memory_path", "pair"]
 
 
 @pytest.fixture

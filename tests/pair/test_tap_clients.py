@@ -107,6 +107,26 @@ async def test_cuts_under_load_of_two_disks() -> None:
         assert ends == sorted(ends) and len(ends) > 5
 
 
+@needs("qemu-io")
+async def test_latency_of_clients_is_told_by_kind() -> None:
+    with tap_run((4 * MIB,)) as run:
+        client = await run.start()
+        before = await client.latency(30)
+        assert (before.reads, before.writes, before.flushes) == (0, 0, 0)
+        words = ["-c", "write -P 1 0 64k", "-c", "flush", "-c", "write -f -P 2 64k 4k", "-c", "read -P 1 0 64k"]
+        code, text = await run_client("qemu-io", "-t", "writeback", "-f", "raw", *words, run.uri(0))
+        assert code == 0, text
+        told = await client.latency(30)
+        assert told.reads > 0 < told.writes
+        assert told.flushes >= 2, "the change with FUA is one, too"
+        assert min(told.read_seconds, told.write_seconds, told.flush_seconds) > 0
+        assert told.passes >= 4
+        assert told.starved_seconds >= before.starved_seconds >= 0
+        status = (await client.status()).latency
+        assert (status.reads, status.writes, status.flush_seconds) == (told.reads, told.writes, told.flush_seconds)
+        assert await run.stop() == 0
+
+
 @needs("fio", "qemu-img")
 async def test_load_with_verification() -> None:
     """fio reads back what it wrote through the tap, while segments are cut and released all the time."""

@@ -76,6 +76,7 @@ class Host:
             clock=SimulatedClock(self.loop, self.boot_id, self.options.zone),
             random=SimulatedRandom(random.Random(f"{self.options.seed}/{self.name}/{process.number}")),
             workers=SimulatedWorkers(process, self.rng, self.stall),
+            background=SimulatedWorkers(process, self.rng, self.stall),
             files=SimulatedFileSystem(self.volume, process),
             network=SimulatedNetwork(self.wire, process, self.name, identity),
             stores=SimulatedStores(

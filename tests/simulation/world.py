@@ -8,13 +8,13 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from primary_agent.admin import with_settings
 from primary_agent.agent import PrimaryAgent
 from primary_agent.surroundings import Surroundings as PrimarySurroundings
-from primary_agent.tap.control import TapControl
+from primary_agent.tap.control import Surroundings, TapControl
 from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.exports import DiskExport
 from primary_agent.tap.process import Identity, TapFailedError, TapProcess
@@ -38,6 +38,7 @@ from shared.nbd.server import NbdServer
 from shared.ports import Address, Buffer, Ports
 from shared.schedule import ResyncMode
 from shared.states import ReplicationState
+from shared.tap_control import GuestLatency
 from tests.simulation.disk import PAGE, SimulatedFile, SimulatedFileSystem
 from tests.simulation.exports import ExportReaders
 from tests.simulation.guest import Guest
@@ -468,6 +469,20 @@ class GuestsTap(TapProcess):
     world: World
     process: Process
     serves_guest: bool
+
+    def _surroundings(self, server: NbdServer) -> Surroundings:
+        """The guest waits for its disks now longer and now shorter, whatever is read beside."""
+        rng = random.Random(f"{self.world.options.seed}/latency/{self.process.number}")
+        told = GuestLatency()
+
+        def latency() -> GuestLatency:
+            nonlocal told
+            more = rng.choice((0, 5, 50))
+            seconds = told.write_seconds + more * rng.choice((0.0005, 0.0005, 0.01))
+            told = GuestLatency(writes=told.writes + more, write_seconds=seconds, passes=told.passes + more)
+            return told
+
+        return replace(super()._surroundings(server), latency=latency)
 
     async def _until_stopped(self, engine: TapEngine, control: TapControl) -> None:
         if self.serves_guest:

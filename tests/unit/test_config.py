@@ -190,6 +190,8 @@ def shows_default(shown: str, field: msgspec.structs.FieldInfo) -> bool:
         return shown == "the system's host name"
     default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     plain = re.findall(r"`([^`]*)`", shown)
+    if isinstance(default, bool):
+        return str(default).lower() in plain
     return str(default) in plain or f'"{default}"' in plain or (isinstance(default, float) and f"{default:g}" in plain)
 
 

@@ -13,7 +13,7 @@ from shared.cli.progress import (
     progress_lines,
     short_progress,
 )
-from shared.status import Cause, LinkStatus, ProgressStatus, VmStatus
+from shared.status import Cause, HeldBack, LinkStatus, ProgressStatus, VmStatus
 from tests.unit.cli.samples import NOW, healthy, replica, resynchronizing, two_disks
 
 GIB = 1 << 30
@@ -23,6 +23,23 @@ def at(done: int, phase: str = "comparing") -> VmStatus:
     """A resync that has compared ``done`` percent."""
     progress = ProgressStatus(kind="resync", phase=phase, total_bytes=100 * GIB, done_bytes=done * GIB)
     return resynchronizing(progress=progress)
+
+
+def test_what_is_held_back_for_the_guest() -> None:
+    held = HeldBack(rate_bytes_per_second=38 << 20, latency_seconds=0.0021, usual_latency_seconds=0.0006)
+    for told, text in (
+        (held, "backs off for the guest: 38.0 MiB/s, guest latency 2.1 ms, usual 0.6 ms"),
+        (HeldBack(rate_bytes_per_second=4 << 20), "backs off for the guest: 4.0 MiB/s"),
+        (
+            HeldBack(rate_bytes_per_second=0, measuring=True),
+            "backs off for the guest: reads nothing for a moment, to measure its latency",
+        ),
+    ):
+        vm = at(50)
+        assert vm.progress is not None
+        vm.progress.held_back = told
+        assert f"  {text}" in progress_lines(vm, 100)
+        assert progress_line(vm).endswith(f"; {text}")
 
 
 def test_block() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from shared.errors import InvalidStateError
+from shared.ports.kernel import BACKGROUND_NICE, SESSION_NICE
 from shared.ports.workers import ThreadWorkers
 
 
@@ -146,3 +148,68 @@ async def test_all_threads_work_at_once() -> None:
 def test_senseless_sizes_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="can do no work"):
         ThreadWorkers(**arguments)
+
+
+async def test_background_threads_stand_back_and_others_do_not() -> None:
+    background, ordinary = ThreadWorkers(2, background=True), ThreadWorkers(2)
+
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = nice()
+    try:
+        assert await background.run(nice) == min(19, max(before, BACKGROUND_NICE))
+        assert await ordinary.run(nice) == before == nice()
+    finally:
+        await background.close()
+        await ordinary.close()
+
+
+async def test_session_stands_back_while_there_is_background_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, however many works there are; it comes forward a while after the last, or when the workers are closed."""
+    taken: list[int] = []
+    refusals = [False, True]
+
+    def stand_back(nice: int) -> bool:
+        taken.append(nice)
+        # The kernel takes it only now and then: it is tried again with the next work.
+        return refusals.pop(0) if refusals else True
+
+    monkeypatch.setattr("shared.ports.workers.stand_back", stand_back)
+    monkeypatch.setattr("shared.ports.workers.BACKGROUND_SECONDS", 0.0)
+    workers = ThreadWorkers(2, background=True)
+    first, second, third = Gate(), Gate(), Gate()
+    works = []
+    for gate in (first, second):
+        works.append(asyncio.ensure_future(workers.run(gate)))
+        await gate.wait_running()
+    assert taken == [SESSION_NICE, SESSION_NICE]
+    first.free.set()
+    await works[0]
+    works.append(asyncio.ensure_future(workers.run(third)))
+    await third.wait_running()
+    second.free.set()
+    await works[1]
+    await asyncio.sleep(0)
+    assert taken == [SESSION_NICE, SESSION_NICE]
+    third.free.set()
+    await works[2]
+    async with asyncio.timeout(20):
+        while taken[-1] != 0:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+    await workers.close()
+    assert taken == [SESSION_NICE, SESSION_NICE, 0]
+
+
+async def test_closing_comes_forward_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def stand_back(nice: int) -> bool:
+        taken.append(nice)
+        return True
+
+    monkeypatch.setattr("shared.ports.workers.stand_back", stand_back)
+    workers = ThreadWorkers(1, background=True)
+    await workers.run(divmod, 1, 1)
+    await workers.close()
+    assert taken == [SESSION_NICE, 0]

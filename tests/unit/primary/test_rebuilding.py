@@ -199,6 +199,7 @@ class Host:
             clock=clock,
             random=SystemRandom(),
             workers=workers,
+            background=workers,
             files=self.files,
             network=RealNetwork(None),
             stores=SqliteStores(clock),

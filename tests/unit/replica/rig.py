@@ -174,6 +174,7 @@ class World:
             clock=clock,
             random=SystemRandom(),
             workers=workers,
+            background=workers,
             files=self.files,
             network=network,
             stores=self.stores,
