@@ -11,7 +11,7 @@ _vmreplica() {
     local verb="" word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case "$verb $word" in
-            ' status' | ' enable' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' stop' | ' remove' | ' recover' | ' events' | ' measure' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki show' | 'pki revoke' | ' test-connection' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
+            ' status' | ' enable' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' stop' | ' verify' | ' remove' | ' recover' | ' events' | ' measure' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki show' | 'pki revoke' | ' test-connection' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
         esac
     done
     COMPREPLY=()
@@ -45,6 +45,8 @@ _vmreplica() {
         'resync watch:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'resize:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'stop:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'verify:--at') :; return ;;
+        'verify:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'remove:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'remove:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'recover:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
@@ -71,8 +73,8 @@ _vmreplica() {
     esac
     case "$verb" in
         '')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume resync resize stop remove recover events measure points export unexport failover hrl pki test-connection completion version --help --version" -- "$current"); return; }
-            mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume resync resize stop remove recover events measure points export unexport failover hrl pki test-connection completion version" -- "$current") ;;
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version --help --version" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version" -- "$current") ;;
         'status')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --watch --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
@@ -114,6 +116,9 @@ _vmreplica() {
             _vmreplica_vms "$current" ;;
         'stop')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'verify')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --at --repair --stop --no-wait --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'remove')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --yes --socket" -- "$current"); return; }
