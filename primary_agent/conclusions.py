@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shared.errors import VmreplicaError
+from shared.planning import Decision, Fenced, GeometryMismatch, SplitBrain, Unrelated
 
 
 class Replan(Exception):
@@ -21,3 +22,20 @@ class FencedOff(VmreplicaError):
     def __init__(self, text: str, *, split: bool) -> None:
         super().__init__(text)
         self.split = split
+
+
+def conclude(decision: Decision, name: str) -> None:
+    """Raises FencedOff or Refused where the decision about the VM ``name`` is that nothing may be sent."""
+    match decision:
+        case Fenced(text=text):
+            raise FencedOff(text, split=False)
+        case SplitBrain(text=text):
+            raise FencedOff(text, split=True)
+        case Unrelated(text=text):
+            raise Refused(text, "Remove the VM at the replica, or replicate to another one.", code="unrelated")
+        case GeometryMismatch(text=text):
+            remedy = (
+                "Bring the disks to the same sizes, or remove the VM at the replica and start anew. What was made "
+                f"larger here, `vmreplica resize {name}` takes over."
+            )
+            raise Refused(f"The disks differ: {text}.", remedy, code="geometry")

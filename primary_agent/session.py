@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import closing
+from typing import NoReturn
 
 import msgspec
 
-from primary_agent.conclusions import FencedOff, Refused, Replan
+from primary_agent.conclusions import Replan, conclude
 from primary_agent.dialing import Dialled, expect, name_of
 from primary_agent.forecast import foresee
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
@@ -45,8 +46,6 @@ from shared.hrl_follower import LogDamagedError
 from shared.planning import (
     CommitConfirmed,
     Decision,
-    Fenced,
-    GeometryMismatch,
     GoOnWithResync,
     InitialRequired,
     NextRound,
@@ -55,8 +54,6 @@ from shared.planning import (
     Resume,
     ResyncCause,
     ResyncRequired,
-    SplitBrain,
-    Unrelated,
     decide,
 )
 from shared.states import ReplicationState
@@ -110,20 +107,7 @@ class Session:
 
     async def _work(self) -> None:
         decision = await self._decide()
-        match decision:
-            case Fenced(text=text):
-                raise FencedOff(text, split=False)
-            case SplitBrain(text=text):
-                raise FencedOff(text, split=True)
-            case Unrelated(text=text):
-                remedy = "Remove the VM at the replica, or replicate to another one."
-                raise Refused(text, remedy, code="unrelated")
-            case GeometryMismatch(text=text):
-                remedy = (
-                    "Bring the disks to the same sizes, or remove the VM at the replica and start anew. What was made "
-                    f"larger here, `vmreplica resize {self._replication.vm.name}` takes over."
-                )
-                raise Refused(f"The disks differ: {text}.", remedy, code="geometry")
+        conclude(decision, self._replication.vm.name)
         await clear_problem(self._replication)
         await self._remember_host()
         if self._replication.record.recovered is not None:
@@ -208,9 +192,17 @@ class Session:
             try:
                 await sender.run()
             except LogDamagedError as error:
-                evidence = {"file": error.path, "offset": error.offset, "reason": error.reason}
-                await self._require(ResyncCause.LOG_DAMAGED, error.text, evidence)
-                raise Replan from error
+                await self._log_damaged(error)
+
+    async def _log_damaged(self, error: LogDamagedError) -> NoReturn:
+        """What the log was for can't go on: a resync of which it is the tracked log starts anew, under another epoch."""
+        if self._replication.record.resync is not None:
+            await self._replication.tell_restart(error.text)
+            await self._replication.update(resync=None)
+        else:
+            evidence = {"file": error.path, "offset": error.offset, "reason": error.reason}
+            await self._require(ResyncCause.LOG_DAMAGED, error.text, evidence)
+        raise Replan from error
 
     async def _drop_stray_resync(self) -> None:
         """A resync that only the replica still knows of would keep it from taking the log."""
@@ -281,7 +273,10 @@ class Session:
             start = received if received is not None and received.epoch == resync.epoch else None
             if not await sender.seek(start):
                 raise TapUnavailableError("The log of the resynchronization's epoch is not where it has to be.")
-            await together(sender.run(), self._commit(driver, sender, end))
+            try:
+                await together(sender.run(), self._commit(driver, sender, end))
+            except LogDamagedError as error:
+                await self._log_damaged(error)
 
     async def _commit(self, driver: ResyncDriver, sender: LogSender, end: Position) -> None:
         await driver.commit(sender, self.ledger, end)
