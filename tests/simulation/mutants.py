@@ -16,6 +16,7 @@ from tests.simulation import mutants_maps as maps
 from tests.simulation import mutants_points as points
 from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
+from tests.simulation import mutants_verify as verify
 from tests.simulation.hooks import replaced
 from tests.simulation.mutants_kit import Patch
 from tests.simulation.options import FAULTS, Options, calm
@@ -82,6 +83,7 @@ PRIMARY_POWER = {
 LOG_FAILURES = {"write_rate": 15.0, "in_flight": 4, "log_errors": 1.0, "zeroes": 0.05, "pages": 128, "seconds": 14.0}
 RESYNCS = {**BUSY, "resyncs": 0.5}
 LONG_ZEROES = {**BUSY, "zeroes": 0.6, "stalls": 0.1}
+VERIFIES = {**BUSY, "verifies": 2.0, "pages": 128, "seconds": 14.0}
 KEPT = {"newest": 4, "hourly": 5, "seconds": 14.0, "interval": 1.0}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
 
@@ -158,6 +160,9 @@ MUTANTS = {
         Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),
         Mutant(points.newer_wins, ("I1",), {**BUSY, **KEPT}),
         Mutant(points.thinned_unmerged, ("I1",), {**BUSY, **KEPT}),
+        Mutant(verify.verify_unlaid, ("R46",), VERIFIES),
+        Mutant(verify.verify_late_unread, ("R46",), VERIFIES),
+        Mutant(verify.verify_late_trusted, ("R46",), {**VERIFIES, "slow": 0.1}),
         Mutant(replica.no_redo, ("I1", "I6"), REPLICA_KILLS),
         Mutant(replica.sync_retried, ("I4", "I5", "I6"), {**BUSY, "replica_errors": 1.0}, first=2),
         Mutant(replica.session_behind_promotion, ("I5", "I8", "I12"), IDLE_FAILOVER, first=4),
