@@ -109,7 +109,8 @@ class Session:
         decision = await self._decide()
         conclude(decision, self._replication.vm.name)
         await clear_problem(self._replication)
-        await self._remember_host()
+        if (host := self._dialled.welcome.host) != self._replication.record.peer_host:
+            await self._replication.update(peer_host=host)
         if self._replication.record.recovered is not None:
             await judge_rebuilt(self._replication, self._parts.tap, self._replica, decision)
         match decision:
@@ -139,11 +140,6 @@ class Session:
             if not isinstance(decision, CommitConfirmed):
                 return decision
             await self._adopt("the replica shows the proposed baseline", None)
-
-    async def _remember_host(self) -> None:
-        host = self._dialled.welcome.host
-        if host != self._replication.record.peer_host:
-            await self._replication.update(peer_host=host)
 
     async def _require(self, cause: ResyncCause, text: str, evidence: dict[str, object]) -> None:
         """Put the cause on record; the state then says that a resync is required. Does not end this session."""
@@ -195,7 +191,7 @@ class Session:
                 await self._log_damaged(error)
 
     async def _log_damaged(self, error: LogDamagedError) -> NoReturn:
-        """What the log was for can't go on: a resync of which it is the tracked log starts anew, under another epoch."""
+        """What the log was for can't go on: a resync whose tracked log it is starts anew."""
         if self._replication.record.resync is not None:
             await self._replication.tell_restart(error.text)
             await self._replication.update(resync=None)

@@ -15,7 +15,7 @@ from protocol.messages import BLOCK_SIZE
 from protocol.position import Position
 from shared.states import ReplicationState
 from shared.tap_control import Sealed, TapClient
-from shared.tasks import together
+from shared.tasks import together, uninterrupted
 
 READING, WAITING, COMPARING = "reading", "waiting for the replica", "comparing"
 
@@ -115,7 +115,7 @@ class VerifyRun:
             raise UndecidedError(f"{error.filename or self._folder}: {error.strerror or error}.") from error
         finally:
             await self._withdraw()
-            await run(files.close)
+            await uninterrupted(run(files.close))
 
     async def _announce(self) -> None:
         self._asking = await Asking.open(self._parts, self._parts.tap.require())

@@ -23,7 +23,7 @@ from replica_agent.refusals import Refusal
 from replica_agent.thinner import Thinner
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
-from shared.planning import compare_geometry, is_growth
+from shared.geometry import compare_geometry, is_growth
 from shared.rates import size_text
 from shared.states import ReplicaEvent, ReplicationState
 from shared.stats import ReplicationStatistics

@@ -14,6 +14,7 @@ from typing import Any
 
 from protocol.hrl import Geometry
 from protocol.position import NO_EPOCH, Lineage, Position, knows
+from shared.geometry import compare_geometry, is_growth
 
 
 class ResyncCause(StrEnum):
@@ -238,39 +239,6 @@ def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
     if replica.epoch != primary.epoch:
         return _other_epoch(primary, replica)
     return _same_epoch(primary, replica)
-
-
-def compare_geometry(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...]) -> str:
-    """Empty if the replica has no disks yet or the same ones (I9); else what differs, naming disk and both
-    sizes.
-    """
-    if not replica:
-        return ""
-    theirs = {disk.index: disk for disk in replica}
-    differences = []
-    for disk in primary:
-        other = theirs.pop(disk.index, None)
-        if other is None:
-            differences.append(f"disk {disk.index} ({disk.size} bytes) is missing at the replica")
-        elif other.uuid != disk.uuid:
-            differences.append(
-                f"disk {disk.index} is {disk.uuid.hex()} at the primary and {other.uuid.hex()} at the replica"
-            )
-        elif other.size != disk.size:
-            differences.append(
-                f"disk {disk.index} has {disk.size} bytes at the primary, {other.size} bytes at the replica"
-            )
-    differences += [f"disk {index} ({disk.size} bytes) is only at the replica" for index, disk in theirs.items()]
-    return "; ".join(differences)
-
-
-def is_growth(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...]) -> bool:
-    """Whether the disks are the same ones, and none is smaller at the primary: a resync grows the others."""
-    theirs = {disk.index: disk for disk in replica}
-    return len(theirs) == len(primary) and all(
-        (other := theirs.get(disk.index)) is not None and other.uuid == disk.uuid and disk.size >= other.size
-        for disk in primary
-    )
 
 
 def wrote_since(primary: PrimaryView, cut: Position | None) -> bool:

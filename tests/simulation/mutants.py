@@ -18,6 +18,7 @@ from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
 from tests.simulation import mutants_rounds as rounds
 from tests.simulation import mutants_schedule as schedule
+from tests.simulation import mutants_verify as verify
 from tests.simulation.hooks import replaced
 from tests.simulation.mutants_kit import Patch
 from tests.simulation.options import FAULTS, Options, calm
@@ -84,6 +85,7 @@ PRIMARY_POWER = {
 LOG_FAILURES = {"write_rate": 15.0, "in_flight": 4, "log_errors": 1.0, "zeroes": 0.05, "pages": 128, "seconds": 14.0}
 RESYNCS = {**BUSY, "resyncs": 0.5}
 LONG_ZEROES = {**BUSY, "zeroes": 0.6, "stalls": 0.1}
+VERIFIES = {**BUSY, "verifies": 2.0, "pages": 128, "seconds": 14.0}
 KEPT = {"newest": 4, "hourly": 5, "seconds": 14.0, "interval": 1.0}
 WINDOWS = {**BUSY, "windows": 2.0, "slow": 0.3, "pages": 128, "seconds": 14.0}
 ROUNDS = {**BUSY, "resyncs": 1.0, "log_errors": 2.0, "zeroes": 0.5, "pages": 128, "seconds": 14.0}
@@ -182,6 +184,9 @@ MUTANTS = {
         Mutant(schedule.put_off_forgotten, ("schedule",), {**WINDOWS, "put_off": 1.0}),
         Mutant(schedule.mode_ignored, ("schedule",), WINDOWS),
         Mutant(schedule.cancelled_starts_anew, ("schedule",), {**WINDOWS, "resyncs": 1.0, "stops": 2.0}),
+        Mutant(verify.verify_unlaid, ("R46",), VERIFIES),
+        Mutant(verify.verify_late_unread, ("R46",), VERIFIES),
+        Mutant(verify.verify_late_trusted, ("R46",), {**VERIFIES, "slow": 0.1}),
         Mutant(replica.no_redo, ("I1", "I6"), REPLICA_KILLS),
         Mutant(replica.sync_retried, ("I4", "I5", "I6"), {**BUSY, "replica_errors": 1.0}, first=2),
         Mutant(replica.session_behind_promotion, ("I5", "I8", "I12"), IDLE_FAILOVER, first=4),

@@ -9,6 +9,7 @@ import pytest
 
 from protocol.hrl import Geometry
 from protocol.position import NO_EPOCH, Ancestor, Position
+from shared.geometry import compare_geometry
 from shared.planning import (
     CommitConfirmed,
     Decision,
@@ -26,7 +27,6 @@ from shared.planning import (
     ResyncRequired,
     SplitBrain,
     Unrelated,
-    compare_geometry,
     decide,
     wrote_since,
 )

@@ -12,6 +12,7 @@ import pytest
 from shared.errors import UsageError
 from shared.ports.clock import local_zone
 from shared.schedule import (
+    Recurrence,
     Window,
     end_of,
     instant_of,
@@ -225,3 +226,51 @@ def test_zone_of_the_host_is_that_of_its_file_as_it_is_now(tmp_path: Path) -> No
     assert zone_text(NOW, local_zone(":Asia/Tokyo", link)) == "Asia/Tokyo, UTC+09:00"
     assert local_zone("no/such", link) is UTC
     assert local_zone("", tmp_path / "none") is UTC
+
+
+# --- recurrences -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("daily 03:00", "daily 03:00"),
+        ("  Weekly   SUNDAY 23:59", "weekly sunday 23:59"),
+        ("never", "None"),
+        ("Never", "None"),
+    ],
+)
+def test_recurrence_is_read(text: str, shown: str) -> None:
+    assert str(Recurrence.parse(text)) == shown
+
+
+@pytest.mark.parametrize("text", ["", "daily", "daily 3:00", "weekly 03:00", "weekly someday 03:00", "monthly 03:00"])
+def test_what_is_no_recurrence_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        Recurrence.parse(text)
+
+
+def test_recurrence_over_changes_of_the_clocks() -> None:
+    """A time that is skipped stands for the change, one that comes twice counts once."""
+    zone = ZoneInfo("Europe/Berlin")
+    daily = Recurrence.parse("daily 02:30")
+    assert daily is not None
+    moment = datetime(2026, 3, 27, 12, tzinfo=zone).timestamp()
+    found = []
+    for _ in range(3):
+        moment = daily.after(moment, zone)
+        found.append(datetime.fromtimestamp(moment, zone).strftime("%m-%d %H:%M"))
+    assert found == ["03-28 02:30", "03-29 03:00", "03-30 02:30"]
+    moment = datetime(2026, 10, 24, 12, tzinfo=zone).timestamp()
+    first = daily.after(moment, zone)
+    assert daily.after(first, zone) - first == 25 * 3600
+
+
+def test_weekly_recurrence_is_a_week_apart() -> None:
+    weekly = Recurrence.parse("weekly sunday 03:00")
+    assert weekly is not None
+    friday = datetime(2026, 11, 27, 12, tzinfo=UTC).timestamp()
+    sunday = weekly.after(friday, UTC)
+    assert datetime.fromtimestamp(sunday, UTC) == datetime(2026, 11, 29, 3, tzinfo=UTC)
+    assert weekly.after(sunday, UTC) == sunday + 7 * 86400
+    assert weekly.after(sunday - 1, UTC) == sunday

@@ -48,6 +48,7 @@ from shared.tap_control import (
     LogPlace,
     ReasonParams,
     ReleaseParams,
+    RelogParams,
     Sealed,
     SetParams,
     TapPosition,
@@ -235,6 +236,7 @@ PARAMS: tuple[type[Params], ...] = (
     ReleaseParams,
     KnowsCutParams,
     NoParams,
+    RelogParams,
 )
 RESULTS: tuple[Any, ...] = (TapStatus, Sealed, LogPlace, dict[str, Any])
 HEX = re.compile("[0-9a-f]{32}")

@@ -27,6 +27,7 @@ from shared.errors import StoreDamagedError
 from shared.map_file import MapDamagedError, MapFile, MapKind
 from shared.ports.store_file import decode, encode
 from shared.states import ReplicationState
+from shared.status import VerifyResult
 from shared.tap_control import LostReason, Tracking
 from tests.fuzz.memory_files import MemoryFiles
 from tests.fuzz.mutators import set_field, tweak
@@ -422,6 +423,7 @@ KINDS: tuple[Any, ...] = (
     replica_record.PromotionRecord,
     primary_record.VmRecord,
     primary_record.ReplicationRecord,
+    primary_record.VerifyRecord,
 )
 LOADERS: tuple[Any, ...] = (
     replica_record.load_vm,
@@ -430,6 +432,7 @@ LOADERS: tuple[Any, ...] = (
     lambda store: replica_record.load(store, "promotion", replica_record.PromotionRecord),
     lambda store: primary_record.load(store, "vm", primary_record.VmRecord),
     lambda store: primary_record.load(store, "replication", primary_record.ReplicationRecord),
+    lambda store: primary_record.load(store, "verify", primary_record.VerifyRecord),
 )
 
 
@@ -515,6 +518,11 @@ def examples() -> list[Any]:
             created_time=1.5,
         ),
         primary_record.ReplicationRecord(state=ReplicationState.REPLICATING, epoch=EPOCH),
+        primary_record.VerifyRecord(
+            last=VerifyResult(outcome="equal", text="The replica equalled the primary.", started_time=1, ended_time=2),
+            at=3.5,
+            schedule="daily 03:00",
+        ),
     ]
 
 

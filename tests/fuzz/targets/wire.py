@@ -128,7 +128,7 @@ def forgetful_parse() -> Any:
 # --- messages ------------------------------------------------------------------------------------------------------
 
 KINDS = sorted(EXAMPLES)
-LONG_BYTES = {"digests": 1024, "blocks": 512}
+LONG_BYTES = {"digests": 1024, "blocks": 512, "equal": 2, "leaves": 32768}
 """Fields of bytes that are no id and no key, and how long they may be."""
 
 

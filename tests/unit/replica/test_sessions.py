@@ -192,7 +192,7 @@ async def test_links_of_one_peer_are_capped(world: World) -> None:
     """I13."""
     async with world.agent() as agent:
         dialler = dialler_of(world, agent)
-        channels = [await dialler.greet() for _ in range(6)]
+        channels = [await dialler.greet() for _ in range(7)]
         with pytest.raises(ChannelClosed):
             await dialler.greet()
         channels[0].abort()
