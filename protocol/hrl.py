@@ -168,10 +168,7 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The body of a settled record: this range of this disk was compared and its differences are durable (R35).
-
-    That of an unsettled record is the same: the range was written since, and is to be compared again (R32).
-    """
+    """The body of a settled record: this range was compared, its differences are durable (R35); or of an unsettled."""
 
     disk: int
     offset: int

@@ -11,9 +11,11 @@ import primary_agent.resync
 import primary_agent.rounds
 from primary_agent.record import ResyncRecord
 from primary_agent.tap_link import Connection, TapLink
-from protocol.messages import ResyncReady, Unsettle
+from protocol.hrl import Settled
+from protocol.messages import ResyncBegin, Unsettle
 from replica_agent.baseline import Baseline
 from replica_agent.differencing import DifferencingFile
+from replica_agent.resync import OpenResync
 from shared.ports import ReadableFile
 from shared.tap_control import TapStatus, Tracking
 from tests.simulation.mutants_kit import Patch
@@ -29,12 +31,13 @@ def round_settles_all() -> Sequence[Patch]:
 
 
 def unsettled_told_early() -> Sequence[Patch]:
-    """R35: what is not settled any more is told before it is durable at the replica."""
+    """R35: what is not settled any more is told while only the replica's memory has it."""
 
-    def make(original: Any) -> Any:
-        def unsettle(file: DifferencingFile, ranges: Any, *, last: bool) -> None:
+    def make(_original: Any) -> Any:
+        def unsettle(file: DifferencingFile, ranges: Sequence[Settled], *, last: bool) -> None:
             del last
-            original(file, ranges, last=False)
+            for unsettled in ranges:
+                file._unmark(unsettled)
 
         return unsettle
 
@@ -45,17 +48,15 @@ def unsettled_noted_early() -> Sequence[Patch]:
     """R35: that all is told is on record before it is: a crash in between leaves it settled."""
 
     def make(original: Any) -> Any:
-        async def unsettle(baseline: Baseline, body: Unsettle) -> list[ResyncReady] | None:
-            opened = baseline.parts.resync
-            if opened is not None and opened.record.unsettle and body.last:
-                async with baseline.parts.ledger.transaction() as draft:
-                    draft.resync = msgspec.structs.replace(opened.record, unsettle=False)
-            answer: list[ResyncReady] | None = await original(baseline, body)
-            return answer
+        async def next_round(baseline: Baseline, former: OpenResync, body: ResyncBegin) -> OpenResync:
+            opened: OpenResync = await original(baseline, former, body)
+            async with baseline.parts.ledger.transaction() as draft:
+                draft.resync = msgspec.structs.replace(opened.record, unsettle=False)
+            return opened
 
-        return unsettle
+        return next_round
 
-    return [(Baseline, "unsettle", make)]
+    return [(Baseline, "_next_round", make)]
 
 
 def round_reads_the_base() -> Sequence[Patch]:
