@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import msgspec
 
 import primary_agent.resync
 import primary_agent.rounds
+from primary_agent.comparing import Comparing
 from primary_agent.record import ResyncRecord
+from primary_agent.resync import ResyncDriver
 from primary_agent.tap_link import Connection, TapLink
 from protocol.hrl import Settled
 from protocol.messages import ResyncBegin, Unsettle
@@ -19,6 +22,21 @@ from replica_agent.resync import OpenResync
 from shared.ports import ReadableFile
 from shared.tap_control import TapStatus, Tracking
 from tests.simulation.mutants_kit import Patch
+
+
+def _late(seconds: float) -> Callable[[Any], Any]:
+    """A step that takes its time, as it does with large disks: what is open for so long may be interrupted."""
+
+    def make(original: Any) -> Any:
+        async def late(*arguments: Any) -> Any:
+            await asyncio.sleep(seconds)
+            result = await original(*arguments)
+            await asyncio.sleep(seconds)
+            return result
+
+        return late
+
+    return make
 
 
 def round_settles_all() -> Sequence[Patch]:
@@ -41,7 +59,7 @@ def unsettled_told_early() -> Sequence[Patch]:
 
         return unsettle
 
-    return [(DifferencingFile, "unsettle", make)]
+    return [(DifferencingFile, "unsettle", make), (Comparing, "_compare_disks", _late(0.4))]
 
 
 def unsettled_noted_early() -> Sequence[Patch]:
@@ -56,7 +74,11 @@ def unsettled_noted_early() -> Sequence[Patch]:
 
         return next_round
 
-    return [(Baseline, "_next_round", make)]
+    return [
+        (Baseline, "_next_round", make),
+        (ResyncDriver, "_unsettle", _late(0.4)),
+        (Comparing, "_compare_disks", _late(0.4)),
+    ]
 
 
 def round_reads_the_base() -> Sequence[Patch]:
@@ -88,4 +110,8 @@ def map_forgotten_early() -> Sequence[Patch]:
 
         return is_covered
 
-    return [(primary_agent.resync, "forget_map", forget), (primary_agent.rounds, "is_covered", covered)]
+    return [
+        (primary_agent.resync, "forget_map", forget),
+        (primary_agent.rounds, "is_covered", covered),
+        (Comparing, "_compare_disks", _late(0.4)),
+    ]
