@@ -168,7 +168,7 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A settled record: this range of this disk was compared, its differences are durable (R35). Unsettled: not (R32)."""
+    """The body of a settled record: this range was compared, its differences are durable (R35); or of an unsettled."""
 
     disk: int
     offset: int

@@ -103,7 +103,7 @@ def progress_lines(vm: VmStatus, width: int, palette: Palette = PLAIN) -> list[s
         lines = [f"{vm.name}  {vm.state}"]
     else:
         lines = [
-            f"{vm.name}  {KINDS.get(progress.kind, progress.kind)}: {progress.phase}",
+            f"{vm.name}  {KINDS.get(progress.kind, progress.kind)}: {progress.phase}{_round(progress)}",
             _bar_line(progress),
             _amounts_line(progress),
         ]
@@ -210,6 +210,10 @@ def _strip_lines(progress: ProgressStatus, width: int, palette: Palette) -> list
         for label, (_, strip) in zip(labels, disks, strict=True)
     ]
     return [*lines, palette.dim(shortened(" " * indent + LEGEND, width))]
+
+
+def _round(progress: ProgressStatus) -> str:
+    return f", round {progress.round}" if progress.round > 1 else ""
 
 
 def _saved(progress: ProgressStatus) -> str:

@@ -107,6 +107,8 @@ def run_lines(run: Run, width: int | None, zone: tzinfo | None = None) -> list[s
         )
         lines += wrapped(f"of {size_text(disk.scope_bytes)}: {told}", width, 4, f"  disk {disk.index}  ")
     lines.append(f"  {size_text(run.wire_bytes)} on the wire, {duration_text(run.active_seconds)} at work")
+    if run.rounds > 1:
+        lines.append(f"  {run.rounds} rounds: its log was lost, and what was written since was compared again")
     if run.forecast is not None:
         lines += wrapped(forecast_text(run), width, 4, "  ")
     for step in _told(run.steps):

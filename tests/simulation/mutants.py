@@ -163,15 +163,15 @@ MUTANTS = {
         Mutant(
             rounds.unsettled_told_early,
             ("I1", "I12"),
-            {**ROUNDS, "crash_at_sync": 0.03, "slow": 0.1, "zeroes": 0.2},
+            {**ROUNDS, "log_errors": 0.6, "kill_replica": 0.6, "zeroes": 0.05},
         ),
         Mutant(
             rounds.unsettled_noted_early,
             ("I1", "I12"),
-            {**ROUNDS, "crash_at_sync": 0.03, "slow": 0.1, "zeroes": 0.2},
+            {**ROUNDS, "log_errors": 0.6, "kill_replica": 0.6, "zeroes": 0.05},
         ),
         Mutant(rounds.round_reads_the_base, ("I1", "I12"), ROUNDS),
-        Mutant(rounds.map_forgotten_early, ("I1", "I12"), {**ROUNDS, "power_primary": 0.2}),
+        Mutant(rounds.map_forgotten_early, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05}, first=2),
         Mutant(points.export_not_preserved, ("I1",), {**BUSY, "exports": 0.5}),
         Mutant(points.undo_nosync, ("I6", "R25"), {**REPLICA_POWER, **KEPT}),
         Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),

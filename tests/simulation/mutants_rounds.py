@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,14 +10,33 @@ import msgspec
 
 import primary_agent.resync
 import primary_agent.rounds
+from primary_agent.comparing import Comparing
 from primary_agent.record import ResyncRecord
+from primary_agent.resync import ResyncDriver
 from primary_agent.tap_link import Connection, TapLink
-from protocol.messages import ResyncReady, Unsettle
+from protocol.hrl import Settled
+from protocol.messages import ResyncBegin, Unsettle
 from replica_agent.baseline import Baseline
 from replica_agent.differencing import DifferencingFile
+from replica_agent.resync import OpenResync
 from shared.ports import ReadableFile
 from shared.tap_control import TapStatus, Tracking
 from tests.simulation.mutants_kit import Patch
+
+
+def _late(seconds: float) -> Callable[[Any], Any]:
+    """A step that takes its time, as it does with large disks: what is open for so long may be interrupted."""
+
+    def make(original: Any) -> Any:
+        async def late(*arguments: Any) -> Any:
+            await asyncio.sleep(seconds)
+            result = await original(*arguments)
+            await asyncio.sleep(seconds)
+            return result
+
+        return late
+
+    return make
 
 
 def round_settles_all() -> Sequence[Patch]:
@@ -29,33 +49,36 @@ def round_settles_all() -> Sequence[Patch]:
 
 
 def unsettled_told_early() -> Sequence[Patch]:
-    """R35: what is not settled any more is told before it is durable at the replica."""
+    """R35: what is not settled any more is told while only the replica's memory has it."""
 
-    def make(original: Any) -> Any:
-        def unsettle(file: DifferencingFile, ranges: Any, *, last: bool) -> None:
+    def make(_original: Any) -> Any:
+        def unsettle(file: DifferencingFile, ranges: Sequence[Settled], *, last: bool) -> None:
             del last
-            original(file, ranges, last=False)
+            for unsettled in ranges:
+                file._unmark(unsettled)
 
         return unsettle
 
-    return [(DifferencingFile, "unsettle", make)]
+    return [(DifferencingFile, "unsettle", make), (Comparing, "_compare_disks", _late(0.4))]
 
 
 def unsettled_noted_early() -> Sequence[Patch]:
     """R35: that all is told is on record before it is: a crash in between leaves it settled."""
 
     def make(original: Any) -> Any:
-        async def unsettle(baseline: Baseline, body: Unsettle) -> list[ResyncReady] | None:
-            opened = baseline.parts.resync
-            if opened is not None and opened.record.unsettle and body.last:
-                async with baseline.parts.ledger.transaction() as draft:
-                    draft.resync = msgspec.structs.replace(opened.record, unsettle=False)
-            answer: list[ResyncReady] | None = await original(baseline, body)
-            return answer
+        async def next_round(baseline: Baseline, former: OpenResync, body: ResyncBegin) -> OpenResync:
+            opened: OpenResync = await original(baseline, former, body)
+            async with baseline.parts.ledger.transaction() as draft:
+                draft.resync = msgspec.structs.replace(opened.record, unsettle=False)
+            return opened
 
-        return unsettle
+        return next_round
 
-    return [(Baseline, "unsettle", make)]
+    return [
+        (Baseline, "_next_round", make),
+        (ResyncDriver, "_unsettle", _late(0.4)),
+        (Comparing, "_compare_disks", _late(0.4)),
+    ]
 
 
 def round_reads_the_base() -> Sequence[Patch]:
@@ -87,4 +110,8 @@ def map_forgotten_early() -> Sequence[Patch]:
 
         return is_covered
 
-    return [(primary_agent.resync, "forget_map", forget), (primary_agent.rounds, "is_covered", covered)]
+    return [
+        (primary_agent.resync, "forget_map", forget),
+        (primary_agent.rounds, "is_covered", covered),
+        (Comparing, "_compare_disks", _late(0.4)),
+    ]

@@ -155,6 +155,13 @@ def test_show_names_each_disk_that_changed_with_its_old_and_new_value() -> None:
     ]
 
 
+def test_more_rounds_than_one_are_told() -> None:
+    lines = report_lines("db", ResyncReport(state="Replicating", last=a_run(rounds=3)), None, UTC)
+    assert "  3 rounds: its log was lost, and what was written since was compared again" in lines
+    progress = ProgressStatus(kind="resync", phase="comparing", round=3)
+    assert progress_lines(resynchronizing(progress=progress), 70)[0].endswith("comparing, round 3")
+
+
 def test_show_when_nothing_is_required() -> None:
     lines = report_lines("db", ResyncReport(state="Replicating", last=a_run()), None, UTC)
     assert lines[:4] == ["db  Replicating", "  No resynchronization is required.", "", "The last run"]
@@ -198,6 +205,7 @@ def test_live_view_has_the_strips() -> None:
         disks=[DiskProgress(index=0, total_bytes=600, compared_bytes=300, strip=strip(equal=[100] * 3 + [0] * 3))],
     )  # fmt: skip
     lines = progress_lines(resynchronizing(progress=progress), 70)
+    assert "round" not in lines[0]
     assert lines[-2] == "  disk 0  ━━━···"
     assert lines[-1].startswith("          ━ equal")
     assert all(len(line) <= 70 for line in lines)

@@ -7,6 +7,7 @@ from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from primary_agent.progress import COMPARING, MERGING, TRACKED_WRITES, TRACKING_BEGUN, WAITING, ResyncProgress
@@ -106,6 +107,21 @@ async def test_a_run_is_begun_and_ended_with_the_record_it_belongs_to(world: Wor
     assert again.last is not None
     assert again.last == run
     assert (again.last.result, again.last.causes[0].code) == (COMMITTED, "gap")
+
+
+async def test_a_round_is_a_step_of_the_same_run(world: World) -> None:
+    """R32: it commits under the epoch of its last round."""
+    replication = await resynchronizing(world)
+    second = msgspec.structs.replace(record(), epoch=b"2" * 16, round=2, former=FIRST)
+    await replication.change_resync(second)
+    run = replication.runs.open
+    assert run is not None
+    assert (run.rounds, run.epoch) == (2, second.epoch.hex())
+    assert [(step.name, step.data) for step in run.steps][-1] == ("another round", {"round": 2})
+    await replication.propose(Position(second.epoch, 4, 5, bytes(16)))
+    await replication.adopt("the replica confirmed the commit")
+    newest = replication.runs.newest(1)[0]
+    assert (newest.result, newest.rounds) == (COMMITTED, 2)
 
 
 async def test_what_is_counted_survives_in_the_middle_of_a_run(world: World) -> None:
