@@ -39,6 +39,10 @@ LOOKED_CLOSER = MAX_SAMPLED // (BLOCK_SIZE // DETAIL_BYTES)
 """So many blocks that differ are compared by smaller blocks."""
 
 
+Difference = tuple[SamplePlace, bool]
+"""A place that differs, and whether one side has nothing but zeroes there: then it is sent wholly."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """What was found, for a resync of that ``kind``, at ``time`` (monotonic seconds)."""
@@ -111,29 +115,32 @@ async def compare_sample(
         channel = (await dial(surroundings, address, open_body(replication, connection, role=Role.SAMPLE))).channel
         try:
             different = await _differing(ports, channel, hasher, paths, places)
+            looked_at = _spread(different, LOOKED_CLOSER)
             closer = [
-                SamplePlace(disk=each.disk, offset=at, length=min(DETAIL_BYTES, each.offset + each.length - at))
-                for each in _spread(different, LOOKED_CLOSER)
-                for at in range(each.offset, each.offset + each.length, DETAIL_BYTES)
+                SamplePlace(disk=place.disk, offset=at, length=min(DETAIL_BYTES, place.offset + place.length - at))
+                for place, wholly in looked_at
+                if not wholly
+                for at in range(place.offset, place.offset + place.length, DETAIL_BYTES)
             ]
-            pieces = await _differing(ports, channel, hasher, paths, closer)
+            pieces = len(await _differing(ports, channel, hasher, paths, closer))
         except BaseException:
             channel.abort("the sample was given up")
             raise
         await channel.close("the sample is taken")
+    whole = sum(-(-place.length // DETAIL_BYTES) for place, wholly in looked_at if wholly)
     return Sampled(
         kind,
         now,
         len(places),
         len(different),
         all=everything,
-        pieces=len(closer),
+        pieces=whole + len(closer),
         # What is written meanwhile may be equal now: of a block that differed something does.
-        different_pieces=max(len(pieces), min(len(different), LOOKED_CLOSER)) if closer else 0,
+        different_pieces=whole + max(pieces, sum(not wholly for _, wholly in looked_at)),
     )
 
 
-def _spread(places: Sequence[SamplePlace], wanted: int) -> list[SamplePlace]:
+def _spread(places: Sequence[Difference], wanted: int) -> list[Difference]:
     """At most ``wanted`` of them, evenly."""
     count = min(wanted, len(places))
     return [places[number * len(places) // count] for number in range(count)]
@@ -141,9 +148,10 @@ def _spread(places: Sequence[SamplePlace], wanted: int) -> list[SamplePlace]:
 
 async def _differing(
     ports: Ports, channel: Channel, hasher: RangeHasher, paths: dict[int, str], places: Sequence[SamplePlace]
-) -> list[SamplePlace]:
+) -> list[Difference]:
     """Those places where the replica holds something else. Raises ProtocolError or OSError."""
-    different: list[SamplePlace] = []
+    different: list[Difference] = []
+    zeroes = {length: hasher.tag(bytes(length)) for length in {place.length for place in places}}
     for first in range(0, len(places), MAX_SAMPLED):
         asked = list(places[first : first + MAX_SAMPLED])
         channel.send(SampleRequest(key=hasher.key, hash=hasher.name, places=asked))
@@ -154,7 +162,11 @@ async def _differing(
         if len(answer.tags) != TAG_BYTES * len(asked):
             raise ProtocolError(f"SAMPLE with {len(answer.tags)} bytes of tags for {len(asked)} places")
         theirs = [answer.tags[at : at + TAG_BYTES] for at in range(0, len(answer.tags), TAG_BYTES)]
-        different += [place for place, one, other in zip(asked, ours, theirs, strict=True) if one != other]
+        different += [
+            (place, zeroes[place.length] in (one, other))
+            for place, one, other in zip(asked, ours, theirs, strict=True)
+            if one != other
+        ]
     return different
 
 

@@ -240,7 +240,7 @@ class Demonstration:
         """What a terminal shows live, three times: where the compare is on the disk."""
         for part in (0.2, 0.5, 0.8):
             vm = self.pair.wait("the compare", "primary", functools.partial(_has_compared, part * self.size))
-            if vm["progress"] is None:
+            if vm["state"] != "Resynchronizing":
                 return
             for line in progress_lines(msgspec.convert(vm, VmStatus), 100):
                 self.pair.console.print(line, markup=False, soft_wrap=True)
@@ -265,8 +265,8 @@ class Demonstration:
 
 def _has_compared(wanted: float, vm: dict[str, Any]) -> bool:
     """Whether the compare has so many bytes behind it, or is over."""
-    if vm["progress"] is None or vm["state"] != "Resynchronizing":
-        return bool(vm["state"] != "WaitingForStartResynchronize")
+    if vm["state"] != "Resynchronizing" or vm["progress"] is None:
+        return bool(vm["state"] == "Replicating")
     return bool(sum(disk["compared_bytes"] for disk in vm["progress"]["disks"]) >= wanted)
 
 

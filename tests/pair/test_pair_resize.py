@@ -24,6 +24,7 @@ from shared.schedule import ResyncMode
 from shared.states import ReplicationState
 from shared.status import VmStatus
 from tests.pair.rig import WAIT_SECONDS, Pair
+from tests.pair.test_pair_identity import stop_primary
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -234,6 +235,27 @@ async def test_a_replica_that_stops_while_a_disk_grows_goes_on_with_that(
     await pair.state(ReplicationState.REPLICATING)
     await pair.assert_same()
     assert [(disk.size, disk.before) for disk in pair.copy.ledger.vm.disks] == [(SIZE + MIB, 0), (MIB, 0)]
+
+
+async def test_a_tap_that_refuses_a_larger_disk_starts_after_the_order(pair: Pair) -> None:
+    """Resized while nothing ran: the refusal names the way out, and that needs no tap."""
+    await pair.replicate(SIZE, MIB)
+    await pair.assert_same()
+    await stop_primary(pair)
+    os.truncate(pair.disk(0), SIZE + MIB)
+    await pair.start_primary()
+    await pair.until("the refusal", lambda: pair.vm.parts.tap.failure and pair.vm.parts.tap.failure.code == "disk_size")
+    assert pair.vm.parts.tap.failure is not None
+    assert "vmreplica resize" in pair.vm.parts.tap.failure.remedy
+    await take_sizes(pair.vm)
+    await pair.until("the tap", lambda: pair.vm.parts.tap.connection)
+    await pair.state(ReplicationState.WAITING_FOR_START_RESYNCHRONIZE)
+    await pair.healthy()
+    await pair.vm.resume(resynchronize=False)
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.write(0, f"write -P 6 {SIZE} 64k")
+    await pair.assert_same()
+    assert len(theirs(pair)) == SIZE + MIB
 
 
 def causes(pair: Pair) -> list[str]:

@@ -39,6 +39,7 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.SUSPEND: admin.VmParams,
     admin.RESUME: admin.ResumeParams,
     admin.STOP: admin.VmParams,
+    admin.RESIZE: admin.VmParams,
     admin.REMOVE: admin.RemoveParams,
     admin.RECOVER: admin.RecoverParams,
     admin.ENABLE: admin.EnableParams,

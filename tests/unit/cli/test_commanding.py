@@ -147,9 +147,11 @@ def test_continue_goes_on_and_stop_cancels(vmreplica: Command) -> None:
     working(canned, healthy())
     assert vmreplica("resume", "web", "--continue", "--no-wait").code == 0
     assert vmreplica("stop", "web").code == 0
+    assert vmreplica("resize", "web").code == 0
     assert canned.calls == [
         (admin.RESUME, {"vm": UUID, "resynchronize": False, "at": "", "go_on": True}),
         (admin.STOP, {"vm": UUID}),
+        (admin.RESIZE, {"vm": UUID}),
     ]
 
 
