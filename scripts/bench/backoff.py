@@ -187,7 +187,8 @@ def measure(folder: Path, options: argparse.Namespace) -> bool:
         pair.prepare(cuttable=False)
         pair.start("replica")
         pair.start("primary")
-        pair.run("enable", "demo", "--disk", str(disk), "--replica", pair.address, "--interval", "1s")
+        pair.run("enable", "demo", "--disk", str(disk), "--replica", pair.address, "--interval", "1s",
+                 "--log-limit", f"{options.log_limit}MiB")  # fmt: skip
         pair.run("initial", "demo")
         vm = pair.wait("the first copy", "primary", lambda vm: vm["state"] == "Replicating" and vm["newest_cut"])
         for name in options.loads:
@@ -215,6 +216,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5, help="of a measurement without a resync (default 5)")
     parser.add_argument("--most", type=float, default=20, help="seconds of a compare that are measured (default 20)")
+    parser.add_argument(
+        "--log-limit", type=int, default=8192, help="MiB: what the guest writes meanwhile (default 8192)"
+    )
     parser.add_argument("--rate-iops", type=int, default=0, help="what the guest asks for at most (default: no limit)")
     parser.add_argument("--loads", nargs="+", choices=list(LOADS), default=["reads", "mixed"])
     options = parser.parse_args()

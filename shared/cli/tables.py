@@ -48,7 +48,10 @@ def point_lines(vm: VmStatus, points: PointsStatus, now: float, zone: tzinfo | N
 
 def _setting_text(vm: VmStatus, name: str, value: Any) -> str:
     later = "  (from the tap's next start on)" if name in vm.pending_settings else ""
-    text = _rate_text(value) if name.endswith("_rate") else quantity_text(name, value)
+    if isinstance(value, bool):
+        text = "on" if value else "off"
+    else:
+        text = _rate_text(value) if name.endswith("_rate") else quantity_text(name, value)
     return f"{text}{later}"
 
 

@@ -25,6 +25,13 @@ def test_settings() -> None:
     ]
 
 
+def test_switches() -> None:
+    vm = healthy()
+    for value, text in ((True, "on"), (False, "off")):
+        vm.settings = {"resync_back_off": value}
+        assert settings_lines(vm)[1:] == [f"  resync-back-off  =  {text}"]
+
+
 def test_a_setting_that_waits_for_the_tap_says_so() -> None:
     vm = healthy()
     vm.settings = {"hot_region_bytes": 1 << 20, "hot_regions": 8192}
