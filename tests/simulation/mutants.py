@@ -166,6 +166,7 @@ MUTANTS = {
             rounds.unsettled_noted_early,
             ("I1", "I12"),
             {**ROUNDS, "log_errors": 0.6, "kill_replica": 1.0, "write_rate": 15.0, "zeroes": 0.05},
+            first=9,
         ),
         Mutant(rounds.round_reads_the_base, ("I1", "I12"), ROUNDS),
         Mutant(rounds.map_forgotten_early, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05}, first=2),
