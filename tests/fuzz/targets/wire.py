@@ -488,6 +488,8 @@ def seeds_session() -> Iterable[bytes]:
     yield greeting(1) + said(p, m.MANIFEST_REQUEST) + said(r, m.MANIFEST) + said(p, m.BLOCKS) + said(p, m.RANGE_DONE)
     yield greeting(2) + said(p, m.CLOSE)
     yield control + resync + step(p, m.LOG) + said(r, m.APPLIED)
+    told = said(p, m.RESYNC_BEGIN) + said(r, m.RESYNC_READY) + said(p, m.UNSETTLE) + said(r, m.UNSETTLED)
+    yield control + told + said(r, m.RESYNC_READY) + step(p, m.UNSETTLE) + step(p, m.COMMIT)
     crossed = step(p, m.RESYNC_BEGIN) + step(r, None) + step(r, m.RESYNC_READY) + step(p, m.RESYNC_CANCEL)
     yield control + crossed + step(p, None) + step(r, None) + said(r, m.RESYNC_CANCELLED)
     for kind in MessageType:
