@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from replica_agent import verify
 from shared.disks.leaves import LEAF_BYTES, LEAF_HASH, UNREADABLE, group_digests
 from tests.unit.replica.logs import VM
 from tests.unit.replica.rig import DISKS, Primary, World
+from tests.unit.replica.test_failover import failover
 from tests.unit.replica.test_sessions import Pair, refusal_of, replicating, until
 
 IDENTITY = b"v" * 16
@@ -313,3 +315,23 @@ async def test_changed_byte_of_the_base_is_told(world: World) -> None:
         assert answer.equal == b"\0"
         assert answer.leaves[LEAF_BYTES:] == leaves_of(content[0])[LEAF_BYTES:]
         assert answer.leaves[:LEAF_BYTES] != leaves_of(content[0])[:LEAF_BYTES]
+
+
+@pytest.mark.parametrize("stage", ["announced", "held"])
+async def test_failover_does_not_wait_for_a_verify_and_takes_all_that_was_received(world: World, stage: str) -> None:
+    """I5, I6."""
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        asking = await Verify.open(pair)
+        await asking.begin()
+        await pair.control.send_segment(pair.tap, pair.rng)
+        if stage == "held":
+            await asking.hold(pair.tap.position)
+        await pair.control.send_segment(pair.tap, pair.rng)
+        await failover(vm)
+        assert not vm.parts.history.readings
+        content = pair.tap.cuts[pair.tap.segment]
+        for disk in DISKS:
+            path = vm.parts.layout.disk(disk.index)
+            found = Path(path).read_bytes()
+            assert found == content[disk.index]
