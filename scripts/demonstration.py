@@ -122,14 +122,12 @@ class Demonstration:
         self.pair.wait("Replicating", "primary", lambda vm: vm["state"] == "Replicating")
 
     def caught_up(self) -> dict[str, Any]:
-        """Wait until a cut that was taken after all writes is applied at the replica."""
-        before = self.pair.status("primary")
-        segment = before["newest_cut"]["segment"] if before["newest_cut"] else 0
-        epoch = before["epoch"]
+        """Wait until a cut that was sealed after all writes is applied at the replica; both have one clock here."""
+        written, epoch = time.time(), self.pair.status("primary")["epoch"]
 
         def applied(vm: dict[str, Any]) -> bool:
             cut = vm["applied_cut"]
-            return cut is not None and cut["epoch"] == epoch and cut["segment"] > segment + 1
+            return bool(cut is not None and cut["epoch"] == epoch and (cut["time"] or 0.0) > written)
 
         return self.pair.wait("the newest cut", "replica", applied)
 
