@@ -14,6 +14,7 @@ from primary_agent.verify_reading import LiveReader
 from protocol.messages import BLOCK_SIZE
 from protocol.position import Position
 from shared.states import ReplicationState
+from shared.status import HeldBack
 from shared.tap_control import Sealed, TapClient
 from shared.tasks import together, uninterrupted
 
@@ -29,6 +30,7 @@ class RunProgress:
     phase: str = READING
     done: int = 0
     total: int = 0
+    held_back: HeldBack | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class VerifyRun:
         self._folder = folder
         self._scope = scope
         self._progress = progress
-        self._ports = parts.surroundings.ports
+        self._ports = parts.surroundings.ports.in_background()
         vm = parts.replication.vm
         self._sizes = {disk.index: disk.size for disk in vm.disks}
         self._epoch = parts.replication.record.epoch
@@ -55,7 +57,7 @@ class VerifyRun:
 
     async def run(self) -> Verified:
         """Raises UndecidedError, or another VmreplicaError, where both sides can't be compared to the end."""
-        return await together(self._verify(), self._watch())
+        return await together(self._verify(), self._watch(), self._parts.precedence.watch(self._progress))
 
     async def _watch(self) -> None:
         """Whatever takes the ground from under it ends it: a resync, a failover, a suspend, another connection."""
@@ -92,7 +94,9 @@ class VerifyRun:
                     parts.replication.vm.vm,
                     parts.replication.vm.disks,
                     self._epoch,
-                    parts.surroundings.pacing.pacer(lambda: parts.replication.vm, initial=False),
+                    parts.surroundings.pacing.pacer(
+                        lambda: parts.replication.vm, initial=False, precedence=parts.precedence
+                    ),
                     files,
                     announce=self._announce,
                     withdraw=self._withdraw,
