@@ -96,7 +96,9 @@ def _transitions() -> Transitions:
     for state in (s.OPEN, s.RESYNC):
         table |= _stay(state, primary, (m.LOG, m.SEAL))
     table |= _stay(s.RESYNC, primary, (m.UNSETTLE,))
-    table |= _stay(s.RESYNC, replica, (m.UNSETTLED, m.RESYNC_READY))
+    # They may be on their way while the primary already commits.
+    for state in (s.RESYNC, s.COMMITTING):
+        table |= _stay(state, replica, (m.UNSETTLED, m.RESYNC_READY))
     # Cuts sent before a resync began are still received and applied while it runs.
     for state in (s.OPEN, s.BEGINNING, s.RESYNC, s.COMMITTING, s.CANCELLING):
         table |= _stay(state, replica, (m.RECEIVED, m.APPLIED))

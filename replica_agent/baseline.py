@@ -294,6 +294,9 @@ class Baseline:
         parts.pool.empty()
         needed = replay.room(sources)
         require_room(parts.ports.files, parts.layout.folder, needed, parts.surroundings.reserve // 2)
+        if not needed:
+            # What replaces data takes no room; asking for it range by range would take longer than the commit.
+            return
         try:
             replay.reserve(sources)
         except OSError as error:

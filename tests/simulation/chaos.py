@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from primary_agent.replication import Replication
+from protocol.position import NO_EPOCH
 from shared.planning import ResyncCause
 from tests.simulation.disk import PAGE, UNLIMITED
 from tests.simulation.hosts import Host
@@ -275,5 +276,8 @@ class Chaos:
 
 
 async def _require(replication: Replication) -> None:
+    if replication.record.epoch == NO_EPOCH:
+        # Before there is a baseline nothing can be found wrong with it.
+        return
     await replication.require_resync(ResyncCause.CHAIN, "simulated finding")
     replication.replan()

@@ -77,9 +77,11 @@ class Inode:
         self.spoiled |= self.dirty
         self.dirty.clear()
 
-    def is_durable(self) -> bool:
-        """Whether power loss would change nothing."""
-        return not self.dirty and not self.spoiled and self.durable_size == self.size
+    def is_durable(self, end: int | None = None) -> bool:
+        """Whether power loss would change nothing, before offset ``end`` where one is given."""
+        if end is None:
+            return not self.dirty and not self.spoiled and self.durable_size == self.size
+        return self.durable_size >= end and all(index * PAGE >= end for index in self.dirty | self.spoiled)
 
     def lose_power(self, rng: random.Random) -> None:
         """Each dirty page was written back, was not, or was torn at a sector, independently."""

@@ -119,6 +119,7 @@ MUTANTS = {
             {"resyncs": 2.0, "stops": 4.0, "slow": 0.1, "kill_primary": 0.3, "resets": 0.5, "seconds": 14.0},
             first=2,
         ),
+        Mutant(cancel.cancel_forgets_log, ("I1", "I12"), {**LOG_FAILURES, "stops": 1.5}),
         Mutant(maps.hot_nosync, ("I1", "I12"), PRIMARY_POWER, first=44),
         Mutant(maps.no_hot_regions, ("I1", "I12"), PRIMARY_POWER),
         Mutant(maps.cooled_unsynced, ("I1", "I12"), PRIMARY_POWER),
