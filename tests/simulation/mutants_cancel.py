@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-import primary_agent.session
-import primary_agent.vm
 from primary_agent.replication import Replication
-from primary_agent.scope import position_to_prove
-from primary_agent.tap_link import TapLink
-from shared.planning import ReplicaView
-from tests.simulation.mutants_kit import Patch, nothing_async
-
-
-def cancel_forgets_log() -> Sequence[Patch]:
-    """R32: what was written while a bounded resync ran, which was cancelled, is not compared by the next one."""
-
-    def make(_original: Any) -> Any:
-        async def is_bounded(tap: TapLink, replica: ReplicaView, causes: Collection[str]) -> bool:
-            """The same without the last defence: whether a log beside the map knows more."""
-            cut = position_to_prove((await tap.refresh()).doubt, replica, causes)
-            return cut is not None and await tap.require().client.knows_cut(cut)
-
-        return is_bounded
-
-    return [
-        (primary_agent.vm, "abandon", nothing_async),
-        (primary_agent.session, "abandon", nothing_async),
-        (primary_agent.session, "is_bounded", make),
-        (primary_agent.vm, "is_told", lambda _original: lambda *_arguments: True),
-    ]
+from tests.simulation.mutants_kit import Patch
 
 
 def cancel_after_proposal() -> Sequence[Patch]:
