@@ -8,8 +8,9 @@ import time
 import pytest
 
 from tests.pair.hosts import MIB, Hosts
+from tests.places import step
 
-KILLS = {"tap": 17, "primary": 17, "replica": 16}
+KILLS = {target: 16 // step(2, all_places=1) for target in ("tap", "primary", "replica")}
 
 
 @pytest.mark.slow

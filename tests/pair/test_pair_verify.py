@@ -101,7 +101,7 @@ async def test_live_volume_gives_no_false_alarm(pair: Pair) -> None:
     await pair.replicate(*sizes, log_limit_bytes=256 * MIB)
     writer = Writer(pair, sizes, 7)
     try:
-        for _ in range(6):
+        for _ in range(3):
             before = (await pair.vm.parts.tap.refresh()).bytes_written
             result = await verify(pair)
             assert result.outcome == EQUAL, result

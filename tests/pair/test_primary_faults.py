@@ -58,7 +58,8 @@ def lost_by_tap(hosts: Hosts) -> Status:
 
 def kill_all(hosts: Hosts) -> None:
     """SIGKILL the primary agent, and its tap."""
-    pid = hosts.tap_pid()
+    # The process it is, even where its agent can't tell.
+    pid = int(hosts.tap("status")["pid"])
     hosts.kill("primary")
     signal_process(pid, signal.SIGKILL)
 

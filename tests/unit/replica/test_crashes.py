@@ -16,6 +16,7 @@ from protocol.messages import Opened, ResyncKind
 from protocol.position import NO_EPOCH, Position
 from replica_agent.agent import ReplicaAgent
 from shared.ports.workers import ThreadWorkers
+from tests.places import step
 from tests.unit.replica.failing import FailingFiles, Killed
 from tests.unit.replica.logs import EPOCH, VM, Tap
 from tests.unit.replica.rig import (
@@ -221,7 +222,7 @@ async def test_kill_at_each_durable_operation(
     monkeypatch.setattr(replica_agent.retention, "MERGE_AT_ONCE", 2)
     total = await operations_of(World(memory_path / "whole", certificates), Story.begin(7).go_on)
     assert total > 100
-    for die_at in range(1 + residue, total + 1, 4):
+    for die_at in range(1 + residue, total + 1, step(12, all_places=4)):
         world, story = World(memory_path / str(die_at), certificates), Story.begin(7)
         await run_until_death(world, story.go_on, die_at)
         await check_after_death(world, story)

@@ -14,6 +14,7 @@ from protocol.hrl import Geometry
 from protocol.position import Position
 from shared.map_file import MapFile, MapKind
 from shared.tap_control import LostReason, Tracking
+from tests.places import step
 from tests.unit.tap.life import Life, epoch_of
 from tests.unit.tap.rig import KIB, write
 
@@ -65,12 +66,12 @@ def test_stopped_at_some_places(power: str) -> None:
     assert outcomes.count(Tracking.LOST) < len(lives) // 4
 
 
-@pytest.mark.parametrize("seed, step", [(0, 3), (1, 5), (2, 5), (3, 7)])
+@pytest.mark.parametrize("seed, places", [(0, 3), (1, 5), (2, 5), (3, 7)])
 @pytest.mark.parametrize("power", ["0", "1"], ids=["killed", "power-lost"])
 @pytest.mark.slow
-def test_stopped_anywhere(seed: int, step: int, power: str) -> None:
+def test_stopped_anywhere(seed: int, places: int, power: str) -> None:
     """R28, I3: after a stop in any call all that changed since the map's base is in it, or tracking is lost."""
-    for die_at in range(1 + seed, operations(seed), step):
+    for die_at in range(1 + seed, operations(seed), step(3 * places, all_places=places)):
         killed_at(seed, die_at, power=power)
 
 

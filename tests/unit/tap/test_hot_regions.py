@@ -13,6 +13,7 @@ from primary_agent.tap.hot_regions import NO_LOG, HotNote, HotRegions
 from primary_agent.tap.ports import OwnPorts
 from shared.map_file import MapDamagedError, MapFile, MapKind
 from shared.tap_control import LostReason, Tracking
+from tests.places import step
 from tests.simulation.disk import PAGE
 from tests.unit.tap.life import HOT_LIMIT, REGION_BITS, Life
 from tests.unit.tap.rig import KIB, write, zeroes
@@ -95,7 +96,7 @@ def test_what_power_loss_takes_was_hot_at_some_places() -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.slow
 def test_what_power_loss_takes_was_hot(seed: int) -> None:
-    for die_at in range(1 + seed, calls(seed), 2):
+    for die_at in range(1 + seed, calls(seed), step(6, all_places=2)):
         power_lost_at(seed, die_at)
 
 
