@@ -111,7 +111,7 @@ def test_full_volume_of_the_log_costs_a_resync_and_no_error(small: Hosts) -> Non
     kill_all(small)
     small.start("primary")
     assert lost_by_tap(small)["reason"] == "log_full"
-    status = small.wait("the dirty map", "primary", lambda vm: (vm["tap"] or {}).get("tracking") == "map")
+    status = small.wait("the cause", "primary", lambda vm: (vm["tap"] or {}).get("tracking") == "map" and vm["causes"])
     assert [cause["code"] for cause in status["causes"]] == ["tracking_lost"]
     assert (status["state"], status["health"], status["remedy"]) == ("WaitingForStartResynchronize", "Critical", "")
     assert small.status("replica")["applied_cut"] == point
