@@ -186,23 +186,15 @@ def unreadable(path: str, disk: int, offset: int, length: int, reason: str) -> S
     )
 
 
-def ranges_to_compare(
+def unsettled_runs(
     size: int, settled: list[Run], scope: Sequence[tuple[int, int]] | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Offset and length of the ranges of a disk of ``size`` bytes that are not yet settled, in order.
+    """Start and end of the runs of a disk of ``size`` bytes that are not yet settled, in order.
 
     ``scope`` are the ranges that have to be compared at all, in order and apart, at multiples of the block size; None
     for the whole disk. Settled ranges are those of an earlier session, so they begin and end at multiples of the block
     size or at the disk's end; others are compared again rather than trusted.
     """
-    for start, end in unsettled_runs(size, settled, scope):
-        yield from _cut_up(start, end)
-
-
-def unsettled_runs(
-    size: int, settled: list[Run], scope: Sequence[tuple[int, int]] | None = None
-) -> Iterator[tuple[int, int]]:
-    """Start and end of the runs that :func:`ranges_to_compare` cuts up into ranges."""
     for start, length in ((0, size),) if scope is None else scope:
         yield from _unsettled(start, start + length, size, settled)
 

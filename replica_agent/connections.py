@@ -159,6 +159,19 @@ class Connections:
             causes=[WireCause(code=each.code, text=each.text[:MAX_CAUSE_TEXT]) for each in record.causes[-MAX_CAUSES:]],
         )
 
+    def _control_of(self, channel: Channel, body: Open) -> Control:
+        """The control connection that another one says that it belongs to."""
+        self._judge(body)
+        control = self.control
+        if (
+            control is None
+            or control.channel.closed
+            or body.control_token != control.token
+            or channel.peer.fingerprint != control.channel.peer.fingerprint
+        ):
+            raise Refusal(ErrorCode.STALE, "The control connection that this one belongs to has ended.")
+        return control
+
     # --- bulk ------------------------------------------------------------------------------------------------------
 
     async def serve_bulk(self, channel: Channel, body: Open) -> None:
@@ -192,19 +205,6 @@ class Connections:
         await answer_samples(self._parts, channel)
 
     # --- verify ----------------------------------------------------------------------------------------------------
-
-    def _control_of(self, channel: Channel, body: Open) -> Control:
-        """The control connection that another one says that it belongs to."""
-        self._judge(body)
-        control = self.control
-        if (
-            control is None
-            or control.channel.closed
-            or body.control_token != control.token
-            or channel.peer.fingerprint != control.channel.peer.fingerprint
-        ):
-            raise Refusal(ErrorCode.STALE, "The control connection that this one belongs to has ended.")
-        return control
 
     async def serve_verify(self, channel: Channel, body: Open) -> None:
         """Serve the verify connection of the present control connection."""

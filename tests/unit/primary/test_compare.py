@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,11 +18,12 @@ from primary_agent.compare import (
     RANGE_BYTES,
     BlocksPayload,
     BlocksReader,
+    Pieces,
     Span,
     check_scope,
     differing_blocks,
-    ranges_to_compare,
     spans_of,
+    unsettled_runs,
 )
 from protocol.bulk import Manifest, decode_blocks, group_count
 from protocol.compression import decompress
@@ -29,6 +32,7 @@ from protocol.errors import ProtocolError
 from protocol.hrl import MAX_PAYLOAD
 from protocol.messages import BLOCK_SIZE, Run
 from shared.errors import StorageError
+from shared.ports import Extent, File
 from shared.ports.files import RealFileSystem
 
 SIZE = 64
@@ -180,6 +184,19 @@ def test_a_block_that_cannot_be_read_is_named_and_never_equal(tmp_path: Path) ->
     assert caught.value.code == "block_unreadable"
 
 
+class Full:
+    """A disk without holes."""
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        yield Extent(offset, length, False)
+
+
+def pieces_of(size: int, settled: list[Run]) -> list[tuple[int, int]]:
+    """Offset and length of what is compared of a full disk."""
+    pieces = Pieces(cast(File, Full()), unsettled_runs(size, settled))
+    return [(piece.offset, piece.length) for piece in iter(pieces.next, None)]
+
+
 BLOCKS = st.integers(0, 5000).map(lambda number: number * BLOCK_SIZE)
 
 
@@ -190,7 +207,7 @@ BLOCKS = st.integers(0, 5000).map(lambda number: number * BLOCK_SIZE)
 def test_ranges_and_settled_runs_cover_the_disk_without_gap(size: int, runs: list[tuple[int, int]]) -> None:
     """R35: what is not settled is compared, each byte once."""
     settled = [Run(disk=0, offset=offset, length=length) for offset, length in runs]
-    found = list(ranges_to_compare(size, settled))
+    found = pieces_of(size, settled)
     assert all(0 < length <= RANGE_BYTES and offset % BLOCK_SIZE == 0 for offset, length in found)
     assert all(first + length <= second for (first, length), (second, _) in pairwise(found))
     trusted = [(offset, offset + length) for offset, length in runs if offset + length <= size]
@@ -214,4 +231,4 @@ def test_ranges_and_settled_runs_cover_the_disk_without_gap(size: int, runs: lis
     ids=["unaligned offset", "unaligned end", "past the disk"],
 )
 def test_a_settled_run_that_is_no_run_of_blocks_is_compared_again(run: Run) -> None:
-    assert list(ranges_to_compare(2 * BLOCK_SIZE, [run])) == [(0, 2 * BLOCK_SIZE)]
+    assert pieces_of(2 * BLOCK_SIZE, [run]) == [(0, 2 * BLOCK_SIZE)]
