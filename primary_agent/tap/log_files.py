@@ -127,6 +127,9 @@ class LogFiles:
                     rest += [before.path for before in log]
                     log.clear()
                 log.append(file)
+        if log and durable_file is None:
+            # A file behind it was named and never begun: with its number left out, the log would seem to have a gap.
+            self.next_sequence = log[-1].sequence + 1
         self.set_free(rest)
         return log
 

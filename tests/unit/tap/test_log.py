@@ -149,6 +149,34 @@ def test_positions_survive_restarts(world: World) -> None:
     assert world.run(second)
 
 
+def test_file_that_was_only_named_leaves_no_gap(world: World) -> None:
+    """I3: killed between naming the next file and writing its header: the log goes on under that very number.
+
+    With a number left out, the start after the next one took all before the gap for lost.
+    """
+    known: list[Position] = []
+
+    async def first(ports: OwnPorts) -> None:
+        tap = await started(world, ports)
+        known.extend(await fill(tap, 4))
+        tap.tracker.files.next_file()
+        world.process.kill()
+
+    async def later(ports: OwnPorts) -> None:
+        tap = WarmEngine(world.folder, world.config, ports)
+        await tap.start()
+        assert tap.tracker.tracking is Tracking.ON
+        assert tap.tracker.first_segment == 1
+        for position in known:
+            assert (await tap.locate(EPOCH, position.segment, position)).position == position
+        known.extend(await fill(tap, 12))
+        await tap.stop()
+
+    assert not world.run(first)
+    assert world.run(later)
+    assert world.run(later)
+
+
 # --- releasing and leases ------------------------------------------------------------------------------------------
 
 
