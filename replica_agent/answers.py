@@ -106,15 +106,13 @@ class Answers:
 
     def detail(self, request: DetailRequest) -> list[Buffer]:
         """Hash the smaller blocks of what was asked about. Blocks. What can't be read is told to differ (R24)."""
-        file, parts = self._file(request.disk), []
-        for offset, length in asked_blocks(request, self.block_size):
-            try:
-                if self.reread:
-                    raise OSError("the disk is not trusted")
-                parts.append(self.hasher.detail(file, [(offset, length)], DETAIL_BYTES))
-            except OSError as error:
-                self._note_unreadable(request.disk, offset, length, error)
-                parts.append(self._random_tags(-(-length // DETAIL_BYTES)))
+        file, ranges = self._file(request.disk), asked_blocks(request, self.block_size)
+        try:
+            if self.reread:
+                raise OSError("the disk is not trusted")
+            tags = self.hasher.detail(file, ranges, DETAIL_BYTES)
+        except OSError:
+            tags = self._detail_one_by_one(file, request.disk, ranges)
         return encode_detail(
             Detail(
                 request.id,
@@ -123,9 +121,22 @@ class Answers:
                 request.disk,
                 request.offset,
                 request.length,
-                np.concatenate(parts),
+                tags,
             )
         )
+
+    def _detail_one_by_one(self, file: ReadableFile, disk: int, ranges: list[tuple[int, int]]) -> NDArray[Any]:
+        """Each of the ranges by itself after an error: one that can't be read has tags that no block has."""
+        parts = []
+        for offset, length in ranges:
+            try:
+                if self.reread:
+                    raise OSError("the disk is not trusted")
+                parts.append(self.hasher.detail(file, [(offset, length)], DETAIL_BYTES))
+            except OSError as error:
+                self._note_unreadable(disk, offset, length, error)
+                parts.append(self._random_tags(-(-length // DETAIL_BYTES)))
+        return np.concatenate(parts)
 
     def holes(self, request: HolesRequest) -> Holes:
         """Where the range is no hole, up to MAX_HOLES runs; short holes between two count as data. Blocks."""

@@ -66,8 +66,14 @@ class BlocksIndex:
 
     def find(self, start: int, end: int) -> list[Piece]:
         """What the file has of these bytes, in order."""
-        merged, fresh = (_clipped(_between(rows, start, end), start, end) for rows in self._tables)
-        return [Piece(*row) for row in _over(merged, fresh).tolist()]
+        # Most questions are about small ranges over which nothing lies.
+        tables = [rows for rows in (_between(rows, start, end) for rows in self._tables) if len(rows)]
+        if not tables:
+            return []
+        found = _clipped(tables[0], start, end)
+        for rows in tables[1:]:
+            found = _over(found, _clipped(rows, start, end))
+        return [Piece(*row) for row in found.tolist()]
 
     def _bounded(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         while len(rows) > self._max:
@@ -101,7 +107,9 @@ def _joined(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _between(rows: NDArray[np.int64], start: int, end: int) -> NDArray[np.int64]:
     """The rows that have bytes from ``start`` to ``end``."""
-    return rows[np.searchsorted(rows[:, 1], start, "right") : np.searchsorted(rows[:, 0], end, "left")]
+    if not len(rows):
+        return rows
+    return rows[rows[:, 1].searchsorted(start, "right") : rows[:, 0].searchsorted(end, "left")]
 
 
 def _clipped(rows: NDArray[np.int64], start: int, end: int) -> NDArray[np.int64]:

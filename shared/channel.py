@@ -17,6 +17,7 @@ from protocol.messages import Body, Close, ErrorCode, Heartbeat, Hello, MessageT
 from protocol.session import Message, PrimarySession, ReplicaSession, Session, SessionState
 from shared.errors import DAMAGED_LINK, VmreplicaError
 from shared.ports import Buffer, Clock, Link, Peer
+from shared.rates import Ration
 from shared.refusing import TEXT_LIMIT, describe
 from shared.tasks import Signal
 
@@ -98,7 +99,7 @@ class Channel:
         self._progress_mark = 0
         self._number = 0
         self._seen = 0
-        self._answered_at = now - heartbeat
+        self._answers = Ration(4, 4 / heartbeat, now)
         self._sent_at: deque[tuple[int, float]] = deque()
         self._echoed_at: float | None = None
         self._echoed = 0
@@ -308,8 +309,7 @@ class Channel:
         if beat.number > self._seen:
             self._seen = beat.number
             # Answers are rationed, so that a flood of heartbeats is not doubled; the next own one carries the echo.
-            if now - self._answered_at >= self._heartbeat / 4 and self.session.allows(MessageType.HEARTBEAT):
-                self._answered_at = now
+            if self.session.allows(MessageType.HEARTBEAT) and self._answers.take(now):
                 self._send_heartbeat()
 
     # --- time ------------------------------------------------------------------------------------------------------

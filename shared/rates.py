@@ -59,3 +59,20 @@ def size_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError("unreachable")
+
+
+class Ration:
+    """Lets ``most`` through at once, and after that ``rate`` a second; no more than ``most`` are ever saved up."""
+
+    def __init__(self, most: int, rate: float, now: float) -> None:
+        self._most, self._rate = most, rate
+        self._left, self._at = float(most), now
+
+    def take(self, now: float) -> bool:
+        """Whether one more may pass at ``now`` (monotonic seconds)."""
+        self._left = min(self._most, self._left + self._rate * (now - self._at))
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

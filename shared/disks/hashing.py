@@ -135,7 +135,8 @@ class RangeHasher:
         The last block of a range may be shorter. Blocks. Raises OSError as :meth:`hash_range` does.
         """
         tags, tag = bytearray(), self.tag
-        buffer = memoryview(bytearray(READ_BYTES // size * size))
+        longest = max((length for _, length in ranges), default=0)
+        buffer = memoryview(bytearray(min(READ_BYTES // size * size, -(-longest // size) * size)))
         for offset, length in ranges:
             for at in range(offset, offset + length, len(buffer)):
                 chunk = buffer[: min(len(buffer), offset + length - at)]

@@ -38,7 +38,8 @@ def local_zone(name: str, localtime: Path) -> tzinfo:
     try:
         if name.strip(":"):
             return _named(name.strip(":"))
-        return _of_file(localtime, os.path.realpath(localtime), localtime.stat().st_mtime_ns)
+        link, file = localtime.lstat(), localtime.stat()
+        return _of_file(localtime, (link.st_ino, link.st_mtime_ns, file.st_ino, file.st_mtime_ns))
     except (OSError, ValueError, KeyError):
         return UTC
 
@@ -49,8 +50,8 @@ def _named(name: str) -> tzinfo:
 
 
 @functools.lru_cache(maxsize=2)
-def _of_file(path: Path, target: str, _changed: int) -> tzinfo:
-    _, found, key = target.partition("zoneinfo/")
+def _of_file(path: Path, _version: tuple[int, ...]) -> tzinfo:
+    _, found, key = os.path.realpath(path).partition("zoneinfo/")
     with path.open("rb") as file:
         return ZoneInfo.from_file(file, key=key if found else "local time")
 
