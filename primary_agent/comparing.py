@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 RANGES_AT_ONCE = 8
 """Ranges that are compared at the same time: hashed here, asked about, or being sent."""
+SENDERS = 2
+"""Ranges of them whose blocks are read, compressed and sent at the same time: what is begun is settled soon."""
 HASHERS = 2
 """Ranges of them that are hashed at the same time; the replica hashes others meanwhile."""
 UNSETTLED_RANGES = 32
@@ -101,6 +103,7 @@ class Comparing:
         self._holes: Answers[Holes] = {}
         self._taking = asyncio.Lock()
         self._hashing = asyncio.Semaphore(HASHERS)
+        self._sending = asyncio.Semaphore(SENDERS)
         self._unsettled: dict[tuple[int, int], int] = {}
         self._settled = Signal()
         self._note_settled = settled
@@ -207,11 +210,10 @@ class Comparing:
         different = [(span.offset, span.length) for span in spans]
         self.progress.range_compared(disk.index, offset, length, different, min(length, holes))
         if spans:
-            await self._send_blocks(
-                BlocksReader(
-                    file, disk.index, spans, BLOCK_SIZE, self.resync.id, self.resync.round, bulk.session.compresses
-                ),
-            )
+            compresses = bulk.session.compresses
+            reader = BlocksReader(file, disk.index, spans, BLOCK_SIZE, self.resync.id, self.resync.round, compresses)
+            async with self._sending:
+                await self._send_blocks(reader)
         self._done(disk, offset, length)
         await bulk.drain()
 

@@ -15,6 +15,7 @@ from protocol.position import Position
 from replica_agent.ceiling import Ceiling
 from replica_agent.disks import BaseDisks
 from replica_agent.finishing import finish, in_steps
+from replica_agent.groups import ApplyProgress, Group, Merge
 from replica_agent.history import History
 from replica_agent.layout import Layout
 from replica_agent.ledger import Ledger
@@ -37,47 +38,6 @@ GROUP_SEGMENTS = 64
 STEP_BYTES = 16 << 20
 """Bytes of log that one piece of work in a worker applies."""
 RETRY_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """A committed resync: these sources, and the segments up to ``end`` at least, make the first point of its epoch.
-
-    ``differences`` is the path of its differencing file, which is done with then.
-    """
-
-    sources: tuple[Source, ...]
-    end: Position
-    differences: str
-
-
-@dataclass(slots=True)
-class ApplyProgress:
-    """How far the apply of a group is, in bytes of log."""
-
-    total: int = 0
-    done: int = 0
-    merging: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """What is applied together."""
-
-    segments: tuple[SealedSegment, ...]
-    merge: Merge | None
-
-    @property
-    def sources(self) -> list[Source]:
-        return [*(self.merge.sources if self.merge is not None else ()), *map(Source.of, self.segments)]
-
-    @property
-    def target(self) -> Position:
-        return self.segments[-1].end
-
-    @property
-    def bytes(self) -> int:
-        return sum(source.length for source in self.sources)
 
 
 @dataclass(slots=True)
@@ -125,11 +85,8 @@ class Applier:
         return sum(segment.length for segment in self.spool.segments) if self.spool is not None else 0
 
     def _next_group(self) -> Group | None:
-        spool = self.spool
-        if spool is None or self.ledger.replication.suspect is not None or not spool.segments:
-            return None
-        if not self._follows(spool.segments[0]):
-            # What lay between could not be applied; only a resync brings the disks forward now.
+        spool, waiting = self.spool, self._waiting()
+        if spool is None or self.ledger.replication.suspect is not None or not waiting:
             return None
         least = self.merge.end.segment if self.merge is not None else 0
         begun = self.ledger.replication.applying
@@ -137,10 +94,10 @@ class Applier:
         if begun is not None and begun.epoch == spool.epoch:
             # The disks may already hold something of it, and its undo log has what exactly that overwrites.
             least = max(least, begun.segment)
-            most = least - spool.segments[0].number + 1
+            most = least - waiting[0].number + 1
         chosen: list[SealedSegment] = []
         size = 0
-        for segment in spool.segments:
+        for segment in waiting:
             full = size + segment.length > GROUP_BYTES or len(chosen) >= min(most, GROUP_SEGMENTS)
             if chosen and (full or self.ceiling.stops(chosen[-1].end)) and segment.number > least:
                 break
@@ -149,6 +106,20 @@ class Applier:
         if chosen[-1].number < least:
             return None
         return Group(tuple(chosen), self.merge)
+
+    def _waiting(self) -> list[SealedSegment]:
+        """What of the spool is to be applied: not what a commit has just made a point, and nothing behind a gap.
+
+        A commit is durable before its segments leave the spool, and whoever asks in between sees both. Behind a gap
+        only a resync brings the disks forward. What lies behind a promoted cut was never acknowledged, though a start
+        may find it whole: the failover has cut it off.
+        """
+        segments, promotion = self.spool.segments if self.spool is not None else [], self.ledger.promotion
+        if promotion is not None:
+            epoch, last = promotion.parent, promotion.parent_segment
+            segments = [segment for segment in segments if segment.end.epoch == epoch and segment.number <= last]
+        first = next((number for number, segment in enumerate(segments) if self._follows(segment)), len(segments))
+        return segments[first:]
 
     def _follows(self, segment: SealedSegment) -> bool:
         """Whether the segment begins where the disks are, or, with a merge, where its epoch's log begins."""
@@ -165,8 +136,8 @@ class Applier:
     @property
     def reachable(self) -> Position | None:
         """The newest cut to which the disks can be brought with what was received."""
-        segments = self.spool.segments if self.spool is not None else []
-        return segments[-1].end if segments and self._follows(segments[0]) else self.applied
+        waiting = self._waiting()
+        return waiting[-1].end if waiting else self.applied
 
     async def caught_up(self) -> None:
         """Wait until everything received is applied. Raises NoSpaceError where that can't happen now."""

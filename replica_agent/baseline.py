@@ -15,8 +15,8 @@ from protocol.errors import ProtocolError
 from protocol.hrl import Geometry
 from protocol.messages import ResyncBegin, ResyncKind, ResyncReady, Unsettle
 from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
-from replica_agent.apply import Merge
 from replica_agent.finishing import finish
+from replica_agent.groups import Merge
 from replica_agent.growing import grow
 from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts

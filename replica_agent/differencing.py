@@ -37,6 +37,9 @@ from replica_agent.spool import SyncFailedError
 from replica_agent.walk import LogWalk, check_file
 from shared.ports import Buffer, Clock, File, FileSystem, ReadableFile
 
+WRITE_BEHIND_BYTES = 4 << 20
+"""So much is gathered before the disk begins to write it, while more is being received."""
+
 
 class DifferencingFile:
     """The differencing file at ``path`` of the resync ``identity``; ``settled``: the ranges of each disk that are."""
@@ -63,6 +66,8 @@ class DifferencingFile:
         self._cursor = self._start.copy()
         self._offset = FILE_HEADER_BYTES
         self._space = 0
+        self._behind = 0
+        """Up to there it is on its way to the disk."""
         self._file: File | None = None
         self._index = {index: BlocksIndex(size) for index, size in sizes.items()}
 
@@ -118,7 +123,7 @@ class DifferencingFile:
                 elif header.kind is RecordKind.UNSETTLED:
                     self._unmark(decode_settled_body(body))
             self._cursor, self._offset = walk.cursor.copy(), walk.offset
-        self._space = self._file.size()
+        self._space, self._behind = self._file.size(), self._offset
         # Found in the page cache is not yet durable, and what is settled is going to be told.
         self._sync()
 
@@ -216,6 +221,9 @@ class DifferencingFile:
         except OSError as error:
             raise space_error(error, self.folder, end - offset) from error
         self._offset = end
+        if end - self._behind >= WRITE_BEHIND_BYTES:
+            self._file.write_behind(self._behind, end - self._behind)
+            self._behind = end
 
     def _sync(self) -> None:
         assert self._file is not None

@@ -12,11 +12,11 @@ import msgspec
 
 from protocol.errors import LogError
 from protocol.position import Position
-from replica_agent.apply import Merge
 from replica_agent.baseline import Baseline
 from replica_agent.differencing import start_of_differences
 from replica_agent.disks import foreign_changes
 from replica_agent.finishing import finish
+from replica_agent.groups import Merge
 from replica_agent.parts import VmParts
 from replica_agent.record import ResyncRecord, UndoRecord
 from replica_agent.replay import Source

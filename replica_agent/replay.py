@@ -5,7 +5,7 @@ Everything here blocks and belongs into a worker. Replaying is idempotent: after
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from protocol.chain import Cursor
 from protocol.entries import EntryKind
 from protocol.errors import LogError
 from protocol.position import Position
-from replica_agent.changes import Changes, data_ranges, gather, plan_writes, table_ranges
+from replica_agent.changes import Changes, gather, plan_writes, table_ranges
 from replica_agent.disks import BaseDisks
 from replica_agent.overwritten import Overwritten
 from replica_agent.spool import SealedSegment
@@ -87,13 +87,13 @@ class Replay:
             file.close()
 
     def room(self, sources: Sequence[Source]) -> int:
-        """Bytes that the disks would grow by, at most: what data entries write into holes."""
+        """Bytes that the disks would grow by, at most: what data entries write into holes. Raises UnreadableError.
+
+        Goes by the unverified tables, as ``reserve`` does: a wrong sum changes nothing that is read.
+        """
         return sum(
             extent.length
-            for source in sources
-            for changes, _ in self.read(source)
-            for disk, ranges in data_ranges(changes).items()
-            for start, end in ranges.tolist()
+            for disk, start, end in self._data(sources)
             for extent in self.disks.file(disk).extents(start, end - start)
             if extent.hole
         )
@@ -103,11 +103,16 @@ class Replay:
 
         Goes by the unverified tables: room that is taken in a wrong place changes nothing that is read.
         """
+        for disk, start, end in self._data(sources):
+            self.disks.allocate(disk, start, end - start)
+
+    def _data(self, sources: Sequence[Source]) -> Iterator[tuple[int, int, int]]:
+        """Disk, start and end of the ranges that data entries write."""
         for source in sources:
             for table, _ in self.tables(source):
                 for disk, ranges in table_ranges(table[table["kind"] == EntryKind.DATA]).items():
                     for start, end in ranges.tolist():
-                        self.disks.allocate(disk, start, end - start)
+                        yield disk, start, end
 
     def read(self, source: Source) -> Generator[tuple[Changes, int]]:
         """The entries of a source, some MiB at a time, each with the bytes of log that it stands for.

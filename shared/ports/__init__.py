@@ -129,6 +129,9 @@ class File(Protocol):
     def write_many(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one after another from ``offset`` (pwritev)."""
 
+    def write_behind(self, offset: int, length: int) -> None:
+        """Begin to bring what was written there to the disk, so that ``sync`` has less to do. Never fails."""
+
     def punch_hole(self, offset: int, length: int) -> None:
         """Make the range read as zeroes and free its space; writes zeroes where that is unsupported.
 

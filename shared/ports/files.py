@@ -20,6 +20,7 @@ from shared.ports.kernel import (
     fallocate,
     is_full_in_memory,
     is_tmpfs,
+    start_writeback,
 )
 from shared.ports.locks import lock_disk
 from shared.ports.regular import require_regular
@@ -162,6 +163,9 @@ class RealFile:
                         self.write(offset + start + skip, rest)
                 start += size
         return total
+
+    def write_behind(self, offset: int, length: int) -> None:
+        start_writeback(self._descriptor, offset, length)
 
     # --- space ---
 

@@ -13,6 +13,7 @@ from pathlib import Path
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
+SYNC_FILE_RANGE_WRITE = 2
 
 TMPFS_MAGIC = 0x01021994
 STATFS_BYTES = 256
@@ -40,6 +41,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _fallocate.restype = ctypes.c_int
+_sync_file_range = getattr(_libc, "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _fstatfs = _libc.fstatfs
 _fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 _fstatfs.restype = ctypes.c_int
@@ -64,6 +68,15 @@ def is_tmpfs(descriptor: int) -> bool:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return ctypes.c_long.from_buffer(buffer).value == TMPFS_MAGIC
+
+
+def start_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Begin to write the range's dirty pages to the disk and do not wait; a failure is left for fsync to report.
+
+    Does nothing where the C library or the file system has no such call (sync_file_range(2)).
+    """
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, offset, length, SYNC_FILE_RANGE_WRITE)
 
 
 def keep_freed_memory() -> None:

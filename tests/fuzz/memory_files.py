@@ -49,6 +49,9 @@ class MemoryFile:
     def expect_sequential(self) -> None:
         pass
 
+    def write_behind(self, offset: int, length: int) -> None:
+        pass
+
     def write(self, offset: int, data: Buffer) -> None:
         if len(self._content) < offset:
             self._content.extend(bytes(offset - len(self._content)))

@@ -242,6 +242,9 @@ class SimulatedFile:
     def expect_sequential(self) -> None:
         """Costs nothing and changes nothing."""
 
+    def write_behind(self, offset: int, length: int) -> None:
+        """Proves nothing, so that nothing is durable by it; what was written may be lost or kept as before."""
+
     def write(self, offset: int, data: Buffer) -> None:
         if self.process.dies_next():
             # A fatal signal may interrupt a write between two pages.

@@ -7,7 +7,8 @@ from typing import Any
 
 import replica_agent.history
 import replica_agent.thinning
-from replica_agent.apply import Applier, Group
+from replica_agent.apply import Applier
+from replica_agent.groups import Group
 from replica_agent.history import History
 from replica_agent.record import UndoRecord
 from tests.simulation.disk import SimulatedFile

@@ -12,10 +12,11 @@ from protocol.bulk import Bulk
 from protocol.hrl import decode_record_header
 from protocol.messages import MessageType, Received, WirePosition
 from protocol.position import Position
-from replica_agent.apply import Applier, Group
+from replica_agent.apply import Applier
 from replica_agent.control import Control
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
+from replica_agent.groups import Group
 from replica_agent.promotion import Promotion
 from replica_agent.record import PositionRecord
 from replica_agent.vm import ReplicaVm

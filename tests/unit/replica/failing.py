@@ -152,6 +152,9 @@ class FailingFile:
     def expect_sequential(self) -> None:
         self._inner.expect_sequential()
 
+    def write_behind(self, offset: int, length: int) -> None:
+        self._inner.write_behind(offset, length)
+
     def write(self, offset: int, data: Buffer) -> None:
         self._do("write", self._inner.write, offset, data)
         self._files.wrote(self.path)

@@ -13,6 +13,8 @@ import pytest
 
 from protocol.messages import ResyncKind
 from protocol.position import Position
+from replica_agent import apply
+from replica_agent.groups import Group
 from replica_agent.history import History
 from replica_agent.layers import PointReader
 from replica_agent.vm import ReplicaVm
@@ -66,6 +68,34 @@ async def test_failover_has_everything_that_was_acknowledged(world: World) -> No
         assert (status.state, status.health) == ("FailedOverWaitingCompletion", "Warning")
         config = load_config(world.files, vm.parts.layout.tap)
         assert [disk.path for disk in config.disks] == [vm.parts.disks.path(disk.index) for disk in DISKS]
+
+
+async def test_what_is_reachable_does_not_go_back_while_a_point_is_made(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I6: a point is durable before its segments leave the spool, and the applier may end in between.
+
+    A failover that was decided then took the older point, and the disks were applied on behind it (seeds 232486 and
+    221446 of the simulation).
+    """
+    monkeypatch.setattr(apply, "GROUP_SEGMENTS", 1)
+    seen: list[tuple[Position | None, bool]] = []
+    expose = apply.Applier._expose
+
+    def look(applier: apply.Applier, group: Group) -> None:
+        seen.append((applier.reachable, applier.idle))
+        expose(applier, group)
+
+    async with replicating(world) as pair:
+        applier = pair.agent.vms[VM].parts.applier
+        monkeypatch.setattr(apply.Applier, "_expose", look)
+        async with applier.turn:
+            for _ in range(3):
+                await pair.control.send_segment(pair.tap, pair.rng)
+            newest = applier.reachable
+        assert newest is not None and newest.segment == pair.tap.segment
+        await until(lambda: len(seen) == 3)
+    assert seen == [(newest, False), (newest, False), (newest, True)]
 
 
 async def test_failed_over_vm_is_not_exported(world: World) -> None:
@@ -261,6 +291,41 @@ async def run_failover(world: World, die_at: int | None) -> FailingFiles:
         await kill(agent, workers, files)
         await world.stores.close()
     return files
+
+
+async def test_restart_applies_nothing_behind_the_promoted_cut(world: World) -> None:
+    """I6, I8: a segment that is whole in the spool and was never acknowledged is found by the next start only.
+
+    The promotion was decided without it, so that it belongs to the history that the failover has cut off. It was
+    applied all the same, by the time that the disks were handed to the tap (seed 221446 of the simulation).
+    """
+    rng, tap = random.Random(37), Tap(DISKS)
+    random_content(tap, rng)
+    files = world.files = FailingFiles()
+    agent, workers = world.build()
+    await agent.start()
+    dialler = dialler_of(world, agent)
+    control, _ = await dialler.open()
+    await Resync(dialler, control, tap, b"1" * 16).whole(rng)
+    vm = agent.vms[VM]
+    async with vm.parts.applier.turn:
+        for _ in range(2):
+            await control.send_segment(tap, rng)
+        assert vm.parts.applier.spool is not None
+        # As after an error between storing it and taking it for received.
+        del vm.parts.applier.spool.segments[-1]
+        assert await vm.promotion.decide()
+        await kill(agent, workers, files)
+    await world.stores.close()
+    segment = tap.segment - 1
+    assert promoted_cut(vm) == (EPOCH, segment)
+    world.files = FailingFiles()
+    async with world.agent() as agent:
+        vm = agent.vms[VM]
+        await until(lambda: vm.ledger.promotion is not None and vm.ledger.promotion.serving)
+        assert promoted_cut(vm) == (EPOCH, segment)
+        check_disks(world, tap, segment)
+        assert vm.parts.applier.idle
 
 
 @pytest.mark.slow
