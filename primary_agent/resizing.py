@@ -1,23 +1,47 @@
 """An order to replicate disks at the sizes that their files have now: the tap starts anew on them, and all is compared.
 
 Only larger ones are taken: what a disk lost that became smaller is whole at the replica. Until this order the tap goes
-on at the size that it knows, since a guest that is attached can't be told another one.
+on at the size that it knows, since a guest that is attached can't be told another one. A resync that is under way does
+without the order where no guest is attached: it begins anew anyway.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from primary_agent.enabling import disk_size
 from primary_agent.record import DiskRecord
-from primary_agent.vm import PrimaryVm
 from shared.errors import InvalidStateError
 from shared.events import EventId
 from shared.states import ReplicationState
 from shared.tap_config import save_config
 
+if TYPE_CHECKING:
+    from primary_agent.vm import PrimaryVm
 
-async def take_sizes(vm: PrimaryVm) -> None:
+
+async def take_larger(vm: PrimaryVm) -> None:
+    """Take over disks that were made larger during a resync, which begins anew with them; not from under a guest.
+
+    Raises what looking at a disk raises.
+    """
+    connection = vm.parts.tap.connection
+    if connection is None or vm.parts.replication.state is not ReplicationState.RESYNCHRONIZING:
+        return
+    disks = connection.status.disks
+    larger = any(disk.found_size is not None and disk.found_size > disk.size for disk in disks)
+    if not larger or any(disk.clients for disk in disks):
+        return
+    try:
+        await take_sizes(vm, cause="resync")
+    except InvalidStateError:
+        # Another of its disks became smaller, or a guest has just come: that is told, and this waits for an order.
+        return
+
+
+async def take_sizes(vm: PrimaryVm, *, cause: str = "administrator") -> None:
     """Take over the sizes of the VM's disks; a resync is required then, and one that is open starts anew.
 
     Durable first: the tap is stopped when the record has the new sizes, and whatever starts it next does so with them.
@@ -51,7 +75,7 @@ async def take_sizes(vm: PrimaryVm) -> None:
             ],
         )
         config.check()
-        event = replication.event(EventId.DISK_RESIZED, f"{text}.", cause="administrator", data={"disks": told})
+        event = replication.event(EventId.DISK_RESIZED, f"{text}.", cause=cause, data={"disks": told})
         await replication.set_vm(msgspec.structs.replace(vm.record, disks=disks), event)
         tap.config = config
         await ports.workers.run(save_config, ports.files, tap.folder, config)

@@ -15,6 +15,7 @@ from primary_agent.parts import Parts
 from primary_agent.problems import set_problem
 from primary_agent.record import StartedBy, VmRecord
 from primary_agent.replication import Replication
+from primary_agent.resizing import take_larger
 from primary_agent.resyncing import abandon
 from primary_agent.scheduling import check_schedule
 from primary_agent.session_loop import SessionLoop
@@ -157,6 +158,7 @@ class PrimaryVm:
             await replication.describe()
             await replication.store_runs()
             await self._tell_observations()
+            await take_larger(self)
             async with self.ordering:
                 await begin_due(self.parts)
             if clock.monotonic() >= tell_at:

@@ -148,9 +148,11 @@ async def test_a_larger_disk_is_taken_over_and_grows_at_the_replica(pair: Pair) 
     assert pair.copy.ledger.replication.causes == [] == pair.vm.parts.replication.record.causes
 
 
+@pytest.mark.parametrize("ordered", [True, False], ids=["by order", "by itself"])
 async def test_a_disk_that_grows_in_the_middle_of_a_resync_aborts_it_and_it_begins_at_the_new_size(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, ordered: bool
 ) -> None:
+    """Nobody is attached, and everything is compared anew: then it is at the new size, without an order too."""
     await pair.replicate(SIZE, MIB)
     await pair.assert_same()
     reached, go = asyncio.Event(), asyncio.Event()
@@ -169,7 +171,10 @@ async def test_a_disk_that_grows_in_the_middle_of_a_resync_aborts_it_and_it_begi
     first = pair.vm.parts.replication.record.resync
     assert first is not None
     os.truncate(pair.disk(0), SIZE + MIB)
-    await take_sizes(pair.vm)
+    if ordered:
+        await take_sizes(pair.vm)
+    else:
+        await pair.until("the new size on record", lambda: pair.vm.record.disks[0].size == SIZE + MIB)
     go.set()
     await pair.until("another run", lambda: pair.vm.parts.replication.record.epoch not in (first.epoch, first.parent))
     await pair.state(ReplicationState.REPLICATING)
@@ -178,6 +183,8 @@ async def test_a_disk_that_grows_in_the_middle_of_a_resync_aborts_it_and_it_begi
     runs = history(pair.vm, 10).runs
     assert [each.result for each in runs[:2]] == [COMMITTED, RESTARTED]
     assert runs[0].total("compared_bytes") == SIZE + 2 * MIB
+    (taken,) = [each for each in await pair.events(EventId.DISK_RESIZED) if "is replicated with" in each["text"]]
+    assert taken["cause"] == ("administrator" if ordered else "resync")
     told = [event["text"] for event in await pair.events(EventId.RESYNC_REQUIRED)]
     assert any("starts anew" in text and ("larger" in text or f"is {SIZE + MIB}" in text) for text in told), told
 
