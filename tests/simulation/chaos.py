@@ -184,7 +184,11 @@ class Chaos:
         return self.rng.choice((errno.EIO, errno.ENOSPC)) if operation != "sync" else errno.EIO
 
     def _fail_log(self) -> None:
-        self._log_fault = self.rng.choice(("write", "write", "sync", "sync", "allocate", "open"))
+        self.fail_log(self.rng.choice(("write", "write", "sync", "sync", "allocate", "open")))
+
+    def fail_log(self, operation: str) -> None:
+        """The next call of this kind on the tap's log fails."""
+        self._log_fault = operation
 
     def _fault_of_replica(self, operation: str, path: str) -> int:
         if self._replica_fault != operation:

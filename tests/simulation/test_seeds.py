@@ -19,6 +19,8 @@ REGRESSIONS = {
     119: "a sync of the disks failed during a failover, which was never tried again, so that nobody ever served the VM",
     159: "as 119, and the agent was killed meanwhile",
     462: "a replica's disk was edited, a resync that was to mend it was interrupted, and a bounded one took its place",
+    221446: "a segment that was whole and never acknowledged was applied behind the promoted cut after a restart",
+    232486: "a failover was decided while the applier ended between a point and its spool, and took the older cut",
     1023: "an export and a failover began at once, and the export outlived what it showed",
 }
 """Seeds that once found a bug of the product. Each bug has a unit test as well, since what a seed does changes with
