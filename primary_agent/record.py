@@ -140,6 +140,8 @@ class ResyncRecord(Record):
     round: Count = 1
     former: Id16 = NO_EPOCH
     """The epoch of the round before (R32)."""
+    kept_round: Count = 0
+    """The round for which what bounds the resync was kept (primary_agent.kept_scope); 0 while the tap's map has it."""
     end: PositionRecord | None = None
 
 

@@ -11,17 +11,22 @@ id.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+
+import msgspec
+import structlog
 
 from primary_agent.comparing import Comparing, SessionKey
 from primary_agent.conclusions import Replan
 from primary_agent.dialing import Dialled, dial, expect, open_body
+from primary_agent.kept_scope import drop, is_to_be_kept, keep, kept
 from primary_agent.precedence import Precedence
 from primary_agent.progress import COMMITTING, STARTING, TRACKED_WRITES, TRACKING_BEGUN, ResyncProgress
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Replication
 from primary_agent.rounds import forget_map, unsettle_messages
-from primary_agent.scope import read_scope
+from primary_agent.scope import join_ranges, read_scope
 from primary_agent.streaming import CutLedger, LogSender
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import Connection, TapLink
@@ -42,11 +47,13 @@ from protocol.messages import (
 )
 from protocol.position import Position
 from shared.disks.hashing import HASH_NAME, RangeHasher
-from shared.errors import VmreplicaError
+from shared.errors import StorageError, VmreplicaError
 from shared.map_file import Range
 from shared.ports import Address
 from shared.tap_control import Tracking
 from shared.tasks import together
+
+log = structlog.get_logger(__name__)
 
 
 class TrackingLost(VmreplicaError):
@@ -101,6 +108,7 @@ class ResyncDriver:
         if not self._connection.tracks(self.resync.epoch):
             raise TrackingLost(f"The tap could not begin to track: tracking is {status.tracking}.")
         self.progress.reached(TRACKING_BEGUN)
+        await self._drop_scopes(self.resync)
 
     async def compare(self) -> None:
         """Begin at the replica, and bring all differing blocks there; returns when all of them are durable."""
@@ -145,6 +153,7 @@ class ResyncDriver:
         assert isinstance(committed, Committed)
         if committed.id != self.resync.id or committed.end.position() != end:
             raise ProtocolError("COMMITTED is about another resync or end than was sent")
+        await self._drop_scopes(None)
 
     async def cut(self) -> Position:
         """The cut that ends the compare."""
@@ -185,8 +194,28 @@ class ResyncDriver:
             settled = await self._ready(key)
         if settled is None:
             raise ProtocolError("RESYNC_READY wants to be told again what was written before this round")
-        await forget_map(self._tap, self._connection, resync)
+        await self._keep_scope()
+        await forget_map(self._tap, self._connection, self.resync)
         return settled
+
+    async def _keep_scope(self) -> None:
+        """In a late round of a bounded resync: what bounds it is durable with the agent, and on record."""
+        if not is_to_be_kept(self.resync) or self._connection.status.doubt is None:
+            return
+        run, tap, vm = self._ports.workers.run, self._tap, self._replication.vm.vm
+        try:
+            await run(keep, self._ports.files, tap.folder, tap.vm_folder, vm, self._disks, self.resync)
+        except (OSError, StorageError) as error:
+            # Then the tap keeps its map, and this round compares all of it again.
+            log.warning("what bounds a resync can't be kept", vm=self._replication.vm.name, reason=str(error))
+            return
+        self.resync = msgspec.structs.replace(self.resync, kept_round=self.resync.round)
+        await self._replication.change_resync(self.resync)
+        await self._drop_scopes(self.resync)
+
+    async def _drop_scopes(self, resync: ResyncRecord | None) -> None:
+        with contextlib.suppress(OSError):
+            await self._ports.workers.run(drop, self._ports.files, self._tap.vm_folder, resync)
 
     async def _ready(self, key: SessionKey) -> dict[int, list[Run]] | None:
         """What the replica has settled, in one or more messages; None where it wants to hear first what changed."""
@@ -227,7 +256,24 @@ class ResyncDriver:
         """The ranges that have to be compared: whole disks, or what the tap's dirty map leaves in doubt (R28)."""
         if self.resync.kind is not ResyncKind.BOUNDED:
             return {disk.index: [(0, disk.size)] for disk in self._disks}
-        return await self._doubtful()
+        if not self.resync.kept_round:
+            return await self._doubtful()
+        # What is told as not settled any more is in the map until the replica has it, and in what is kept from then on.
+        scope = await self._kept()
+        if self._connection.status.doubt is not None:
+            for disk, ranges in (await self._doubtful()).items():
+                scope[disk] = list(join_ranges(sorted([*scope[disk], *ranges])))
+        return scope
+
+    async def _kept(self) -> dict[int, list[Range]]:
+        """What bounds the resync, as it was kept. Raises Replan where it can't be read: whole disks are compared."""
+        run, folder, vm = self._ports.workers.run, self._tap.vm_folder, self._replication.vm.vm
+        try:
+            return await run(kept, self._ports.files, folder, vm, self._disks, self.resync)
+        except StorageError as error:
+            await self._replication.tell_restart(error.text)
+            await self._replication.update(resync=None)
+            raise Replan("the session is planned anew") from error
 
     async def _doubtful(self) -> dict[int, list[Range]]:
         """What the tap's dirty map names."""

@@ -68,7 +68,7 @@ def is_covered(status: TapStatus, resync: ResyncRecord, held: OpenResync) -> boo
     lost, base = bytes.fromhex(status.epoch), bytes.fromhex(doubt.base_epoch)
     if lost not in (resync.epoch, resync.former):
         return False
-    if resync.kind is ResyncKind.BOUNDED:
+    if resync.kind is ResyncKind.BOUNDED and not resync.kept_round:
         # What bounds it has to be in the same map.
         return base == resync.parent
     if base != lost:
@@ -108,9 +108,10 @@ def unsettle_messages(resync: ResyncRecord, scope: dict[int, list[Range]]) -> It
 async def forget_map(tap: TapLink, connection: Connection, resync: ResyncRecord) -> None:
     """Have the tap let go of a map whose ranges the replica has taken back, so that the next round is short.
 
-    Not of the one that bounds the resync: a cancel has to find that again. Any other is compared wholly after a cancel.
-    Raises what the tap raises.
+    Not of the one that bounds the resync: a cancel has to find that again, until a late round has kept it. Any other is
+    compared wholly after a cancel. Raises what the tap raises.
     """
-    if resync.kind is not ResyncKind.BOUNDED and connection.status.doubt is not None:
+    bounds = resync.kind is ResyncKind.BOUNDED and resync.kept_round != resync.round
+    if not bounds and connection.status.doubt is not None:
         await connection.client.forget(resync.epoch)
         await tap.refresh()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from primary_agent.tap_link import TapLink
 from protocol.hrl import Geometry
@@ -65,7 +66,13 @@ def read_scope(files: FileSystem, folder: str, vm: bytes, disks: Sequence[Geomet
 
     Raises StorageError where the map can't be read.
     """
-    path = f"{folder}/{MAP_NAME}"
+    with in_doubt(files, f"{folder}/{MAP_NAME}", vm, disks) as found:
+        return {disk.index: list(join_ranges(found.ranges(disk.index))) for disk in disks}
+
+
+@contextmanager
+def in_doubt(files: FileSystem, path: str, vm: bytes, disks: Sequence[Geometry]) -> Iterator[MapFile]:
+    """The dirty map at ``path``, to be read. Blocks. Raises StorageError where it can't be."""
     try:
         found = MapFile.open(files, path, MapKind.DIRTY, vm, DIRTY_BLOCK_BITS, disks, write=False)
     except MapDamagedError as error:
@@ -73,16 +80,17 @@ def read_scope(files: FileSystem, folder: str, vm: bytes, disks: Sequence[Geomet
     except OSError as error:
         raise StorageError(f"{path} can't be read: {error.strerror}.", "Check the volume.") from error
     try:
-        return {disk.index: list(_joined(found.ranges(disk.index))) for disk in disks}
+        yield found
     finally:
         found.close()
 
 
-def _joined(ranges: Iterator[Range]) -> Iterator[Range]:
+def join_ranges(ranges: Iterable[Range]) -> Iterator[Range]:
+    """Ranges in the order of their offsets, which may overlap, with small gaps between them filled."""
     start = end = -1
     for offset, length in ranges:
         if end >= 0 and offset - end <= JOIN_BYTES:
-            end = offset + length
+            end = max(end, offset + length)
             continue
         if end >= 0:
             yield start, end - start

@@ -100,6 +100,7 @@ class TapLink:
 
     def __init__(self, folder: str, config: TapConfig, ports: Ports) -> None:
         self.folder = folder
+        self.vm_folder = folder.rpartition("/")[0]
         self.config = config
         self.connection: Connection | None = None
         self.failure: VmreplicaError | None = None

@@ -15,12 +15,13 @@ import primary_agent.resync
 from primary_agent.comparing import Comparing
 from primary_agent.replication import Replication
 from primary_agent.resync import ResyncDriver
-from protocol.messages import RangeSettled
+from protocol.messages import RangeSettled, ResyncKind
 from protocol.position import NO_EPOCH
 from replica_agent.ranges import RangeSet
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import ReplicationState
+from shared.tap_control import Tracking
 from tests.pair.rig import MIB, WAIT_SECONDS, Pair
 from tests.pair.test_pair_maps import stop_the_host
 
@@ -135,6 +136,69 @@ async def test_as_many_rounds_as_it_takes(pair: Pair, monkeypatch: pytest.Monkey
     await finished(pair)
     assert watch.twice(1, 2) == watch.twice(1, 3) == watch.twice(2, 3) == 0
     assert [event["data"]["round"] for event in await pair.events(EventId.RESYNC_ROUND)] == [2, 3]
+
+
+async def start_bounded(pair: Pair, watch: Watch) -> None:
+    """One of 96 MiB behind what the writer writes, after its log was full while the replica was away."""
+    await pair.replicate(SIZE, log_limit_bytes=64 * MIB)
+    await pace(pair, resync_read_rate=[RATE])
+    await pair.assert_same()
+    await pair.replica.stop()
+    for at in range(WRITTEN // MIB, 7 * WRITTEN // MIB, 16):
+        await pair.write(0, *(f"write -P {at + more + 1} {at + more}M 1M" for more in range(16)))
+    await pair.until("the dirty map", lambda: pair.vm.parts.tap.require().tracking is Tracking.MAP)
+    watch.compared.clear()
+    watch.settled.clear()
+    await pair.start_replica()
+    pair.vm.parts.link.poke.notify()
+    await pair.state(_S.RESYNCHRONIZING)
+
+
+def scope_files(pair: Pair) -> list[str]:
+    return [path.name for path in Path(pair.vm.parts.tap.vm_folder).glob("scope-*")]
+
+
+@pytest.mark.slow
+async def test_late_rounds_of_a_bounded_resync_get_short_too(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R32: from the third on what bounds it is kept, so that the map names the writes of one round alone."""
+    watch = Watch(monkeypatch)
+    await start_bounded(pair, watch)
+
+    def good_part() -> bool:
+        return watch.settled[rounds - 1].bytes >= 3 * WRITTEN
+
+    for rounds in (2, 3, 4):
+        await pair.until("a good part", good_part)
+        await overrun(pair, rounds)
+    await finished(pair)
+    run = pair.vm.parts.replication.runs.newest(1)[0]
+    assert (run.kind, run.rounds, run.result) == (ResyncKind.BOUNDED.value, 4, "committed")
+    assert watch.twice(2, 3) > 0, "until it is kept, what bounds it is compared in each round"
+    assert watch.twice(3, 4) == 0
+    assert not watch.compared[4].covers(7 * WRITTEN, WRITTEN), "only what was in doubt or written is compared"
+    assert scope_files(pair) == []
+    assert (await pair.vm.parts.tap.refresh()).doubt is None
+
+
+@pytest.mark.slow
+async def test_bounded_resync_goes_on_from_what_was_kept(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R32, R35: the agent restarts in a round whose map is forgotten: what was kept is all that names the scope."""
+    watch = Watch(monkeypatch)
+    await start_bounded(pair, watch)
+    for rounds in (2, 3):
+        await overrun(pair, rounds)
+    await pair.until("the round", lambda: watch.settled[3].bytes)
+    before = pair.vm.parts.replication.record.resync
+    assert before is not None and before.kept_round == 3
+    assert (await pair.vm.parts.tap.refresh()).doubt is None, "the tap has let go of it"
+    await pair.primary.stop()
+    await pair.start_primary()
+    now = pair.vm.parts.replication.record.resync
+    assert now is not None and (now.id, now.round) == (before.id, 3)
+    assert len(scope_files(pair)) == 1
+    await finished(pair)
+    assert pair.vm.parts.replication.runs.newest(1)[0].rounds == 3
+    assert scope_files(pair) == []
 
 
 async def test_an_initial_replication_has_rounds_as_well(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,6 +176,9 @@ MUTANTS = {
         ),
         Mutant(rounds.round_reads_the_base, ("I1", "I12"), ROUNDS),
         Mutant(rounds.map_forgotten_early, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05}, first=1),
+        Mutant(
+            rounds.kept_empty, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05, "kill_primary": 1.0}, first=0
+        ),
         Mutant(points.export_not_preserved, ("I1",), {**BUSY, "exports": 0.5}),
         Mutant(points.undo_nosync, ("I6", "R25"), {**REPLICA_POWER, **KEPT}),
         Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),

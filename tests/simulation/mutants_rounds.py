@@ -14,12 +14,14 @@ from primary_agent.comparing import Comparing
 from primary_agent.record import ResyncRecord
 from primary_agent.resync import ResyncDriver
 from primary_agent.tap_link import Connection, TapLink
-from protocol.hrl import Settled
+from protocol.hrl import Geometry, Settled
 from protocol.messages import ResyncBegin, Unsettle
 from replica_agent.baseline import Baseline
 from replica_agent.differencing import DifferencingFile
 from replica_agent.resync import OpenResync
-from shared.ports import ReadableFile
+from shared.map_file import MapFile, MapKind
+from shared.ports import FileSystem, ReadableFile
+from shared.tap_config import DIRTY_BLOCK_BITS
 from shared.tap_control import TapStatus, Tracking
 from tests.simulation.mutants_kit import Patch
 
@@ -115,3 +117,18 @@ def map_forgotten_early() -> Sequence[Patch]:
         (primary_agent.rounds, "is_covered", covered),
         (Comparing, "_compare_disks", _late(0.4)),
     ]
+
+
+def kept_empty() -> Sequence[Patch]:
+    """R32: what bounds a late round is on record as kept, but the file does not say it."""
+
+    def make(_original: Any) -> Any:
+        def keep(
+            files: FileSystem, _tap_folder: str, folder: str, vm: bytes, disks: Sequence[Geometry], resync: ResyncRecord
+        ) -> None:
+            path = f"{folder}/scope-{resync.id.hex()}-{resync.round}.map"
+            MapFile.create(files, path, MapKind.DIRTY, vm, DIRTY_BLOCK_BITS, disks).close()
+
+        return keep
+
+    return [(primary_agent.resync, "keep", make), (Comparing, "_compare_disks", _late(0.4))]

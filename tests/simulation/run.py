@@ -88,7 +88,7 @@ def run(
         if verbose:
             world.journal = result.journal
         with ExitStack() as stack:
-            stack.enter_context(small_constants())
+            stack.enter_context(small_constants(options.seed))
             stack.enter_context(replaced(replica_agent.exports, "NbdServer", lambda _original: SilentNbdServer))
             stack.enter_context(observed(world))
             for patch in patches:

@@ -19,6 +19,7 @@ RESYNC = ResyncRecord(
     id=ID, kind=ResyncKind.RESYNC, epoch=NOW, parent=PARENT, parent_segment=3, started_time=1.0, round=2, former=FORMER
 )
 BOUNDED = msgspec.structs.replace(RESYNC, kind=ResyncKind.BOUNDED)
+KEPT = msgspec.structs.replace(BOUNDED, kept_round=2)
 HELD = OpenResync(ID, NOW, 4096, 2)
 BEFORE = OpenResync(ID, FORMER, 4096, 1)
 
@@ -46,9 +47,14 @@ def status(base: bytes, segment: int = 0, *, lost: bytes = NOW, tracking: Tracki
         (status(FORMER, lost=FORMER), RESYNC, BEFORE),
         (status(PARENT, 7), BOUNDED, HELD),
         (status(PARENT, 7), BOUNDED, BEFORE),
+        (status(NOW), KEPT, HELD),
+        (status(PARENT, 7), KEPT, HELD),
     ],
-    ids=["fresh", "older", "untold", "unheard", "from before all", "not begun", "bounded", "bounded, unheard"],
-)
+    ids=[
+        "fresh", "older", "untold", "unheard", "from before all", "not begun", "bounded", "bounded, unheard",
+        "bounds are kept", "kept, and not forgotten",
+    ],
+)  # fmt: skip
 def test_the_map_covers_what_was_written(found: TapStatus, resync: ResyncRecord, held: OpenResync) -> None:
     assert is_covered(found, resync, held)
 
@@ -65,11 +71,13 @@ def test_the_map_covers_what_was_written(found: TapStatus, resync: ResyncRecord,
         (status(FRESH, lost=FRESH), RESYNC, HELD),
         (status(NOW), BOUNDED, HELD),
         (status(FORMER), BOUNDED, HELD),
+        (status(NOW), KEPT, replace(HELD, unsettle=True)),
+        (status(NOW), KEPT, BEFORE),
         (msgspec.structs.replace(status(NOW), doubt=None), RESYNC, HELD),
     ],
     ids=[
         "lost", "log", "begins late", "fresh but untold", "fresh but unheard", "ahead", "another log",
-        "bounds are gone", "bounds of another", "no map",
+        "bounds are gone", "bounds of another", "kept but untold", "kept but unheard", "no map",
     ],
 )  # fmt: skip
 def test_the_map_may_lack_something(found: TapStatus, resync: ResyncRecord, held: OpenResync) -> None:
