@@ -7,12 +7,14 @@ past runs tell, or a sample of the disk.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import structlog
 
 from primary_agent.estimating import interval
+from primary_agent.kept_scope import late_scope
 from primary_agent.parts import Parts
 from primary_agent.sampling import Sampled, compare_sample, why_not
 from primary_agent.scope import BOUNDED_CAUSES, read_scope
@@ -23,6 +25,7 @@ from protocol.messages import BLOCK_SIZE, ResyncKind
 from protocol.position import NO_EPOCH
 from shared.disks.hashing import RangeHasher
 from shared.errors import VmreplicaError
+from shared.map_file import Range
 from shared.rates import size_text
 from shared.resync_runs import COMMITTED, Forecast, Run
 
@@ -230,7 +233,7 @@ async def forecast(parts: Parts, *, sample: bool = False, blocks: int | None = N
     try:
         scope = {disk.index: [(0, disk.size)] for disk in vm.disks}
         if kind is ResyncKind.BOUNDED:
-            scope = await ports.workers.run(read_scope, ports.files, parts.tap.folder, vm.vm, vm.geometry)
+            scope = await _bounded_scope(parts)
         found = await ports.workers.run(survey, ports.files, vm.disks, scope)
         if found.read_bytes and (sample or rates.compare is None):
             hasher = RangeHasher(ports.random.bytes(32), BLOCK_SIZE)
@@ -250,6 +253,17 @@ async def forecast(parts: Parts, *, sample: bool = False, blocks: int | None = N
     if told is not None and (told.kind is not kind or ports.clock.monotonic() - told.time > SAMPLE_COUNTS_SECONDS):
         told = None
     return expect(kind, found, rates, sampled, told, untold)
+
+
+async def _bounded_scope(parts: Parts) -> dict[int, list[Range]]:
+    """What bounds the resync: the tap's map, or what was kept of it and what is there of it. Raises StorageError."""
+    ports, tap, vm = parts.surroundings.ports, parts.tap, parts.replication.vm
+    resync, connection = parts.replication.record.resync, tap.connection
+    if resync is None or not resync.kept_round:
+        return await ports.workers.run(read_scope, ports.files, tap.folder, vm.vm, vm.geometry)
+    in_force = connection is not None and connection.status.doubt is not None
+    work = functools.partial(late_scope, in_force=in_force)
+    return await ports.workers.run(work, ports.files, tap.folder, tap.vm_folder, vm.vm, vm.geometry, resync)
 
 
 async def _ask(parts: Parts, kind: ResyncKind, found: Survey, blocks: int) -> str:

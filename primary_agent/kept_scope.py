@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from primary_agent.record import ResyncRecord
-from primary_agent.scope import in_doubt, join_ranges
+from primary_agent.scope import in_doubt, join_ranges, read_scope
 from protocol.hrl import Geometry
 from protocol.messages import ResyncKind
 from shared.map_file import MapFile, MapKind, Range
@@ -60,6 +60,27 @@ def kept(
         return {disk.index: [] for disk in disks}
     with in_doubt(files, _path(folder, resync.id, resync.kept_round), vm, disks) as found:
         return {disk.index: list(join_ranges(found.ranges(disk.index))) for disk in disks}
+
+
+def late_scope(
+    files: FileSystem,
+    tap_folder: str,
+    folder: str,
+    vm: bytes,
+    disks: Sequence[Geometry],
+    resync: ResyncRecord,
+    *,
+    in_force: bool,
+) -> dict[int, list[Range]]:
+    """What a resync whose scope was kept may have to compare: that, and what the tap's map names while it is in force.
+
+    What is told to the replica as not settled any more is in the map until it is told, and in the file from then on.
+    Blocks. Raises StorageError.
+    """
+    scope = kept(files, folder, vm, disks, resync)
+    for disk, ranges in read_scope(files, tap_folder, vm, disks).items() if in_force else ():
+        scope[disk] = list(join_ranges(sorted([*scope[disk], *ranges])))
+    return scope
 
 
 def drop(files: FileSystem, folder: str, resync: ResyncRecord | None) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable
 
 import msgspec
@@ -20,13 +21,13 @@ import structlog
 from primary_agent.comparing import Comparing, SessionKey
 from primary_agent.conclusions import Replan
 from primary_agent.dialing import Dialled, dial, expect, open_body
-from primary_agent.kept_scope import drop, is_to_be_kept, keep, kept
+from primary_agent.kept_scope import drop, is_to_be_kept, keep, late_scope
 from primary_agent.precedence import Precedence
 from primary_agent.progress import COMMITTING, STARTING, TRACKED_WRITES, TRACKING_BEGUN, ResyncProgress
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Replication
 from primary_agent.rounds import forget_map, unsettle_messages
-from primary_agent.scope import join_ranges, read_scope
+from primary_agent.scope import read_scope
 from primary_agent.streaming import CutLedger, LogSender
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import Connection, TapLink
@@ -258,19 +259,15 @@ class ResyncDriver:
             return {disk.index: [(0, disk.size)] for disk in self._disks}
         if not self.resync.kept_round:
             return await self._doubtful()
-        # What is told as not settled any more is in the map until the replica has it, and in what is kept from then on.
-        scope = await self._kept()
-        if self._connection.status.doubt is not None:
-            for disk, ranges in (await self._doubtful()).items():
-                scope[disk] = list(join_ranges(sorted([*scope[disk], *ranges])))
-        return scope
-
-    async def _kept(self) -> dict[int, list[Range]]:
-        """What bounds the resync, as it was kept. Raises Replan where it can't be read: whole disks are compared."""
-        run, folder, vm = self._ports.workers.run, self._tap.vm_folder, self._replication.vm.vm
+        tap, vm = self._tap, self._replication.vm.vm
+        in_force = self._connection.status.doubt is not None
+        work = functools.partial(late_scope, in_force=in_force)
         try:
-            return await run(kept, self._ports.files, folder, vm, self._disks, self.resync)
+            return await self._ports.workers.run(
+                work, self._ports.files, tap.folder, tap.vm_folder, vm, self._disks, self.resync
+            )
         except StorageError as error:
+            # Whole disks are compared, under another id.
             await self._replication.tell_restart(error.text)
             await self._replication.update(resync=None)
             raise Replan("the session is planned anew") from error

@@ -13,6 +13,7 @@ import pytest
 import primary_agent.compare
 import primary_agent.resync
 from primary_agent.comparing import Comparing
+from primary_agent.forecast import forecast
 from primary_agent.replication import Replication
 from primary_agent.resync import ResyncDriver
 from protocol.messages import RangeSettled, ResyncKind
@@ -191,6 +192,8 @@ async def test_bounded_resync_goes_on_from_what_was_kept(pair: Pair, monkeypatch
     before = pair.vm.parts.replication.record.resync
     assert before is not None and before.kept_round == 3
     assert (await pair.vm.parts.tap.refresh()).doubt is None, "the tap has let go of it"
+    planned = await forecast(pair.vm.parts)
+    assert 6 * WRITTEN <= planned.scope_bytes <= 7 * WRITTEN + 2 * MIB, "what is in doubt, and what was written"
     await pair.primary.stop()
     await pair.start_primary()
     now = pair.vm.parts.replication.record.resync
