@@ -94,6 +94,8 @@ class VmParts:
     resync: OpenResync | None = None
     """The resync that has begun and not committed."""
     order: asyncio.Lock = field(default_factory=asyncio.Lock)
+    closing: bool = False
+    """Its tasks are being ended: what is durable may be ahead of what they leave in memory. Nothing is decided then."""
     changed: Signal = field(default_factory=Signal)
     """Notified when anything that a status shows may have changed."""
 

@@ -56,6 +56,8 @@ class Promotion:
 
     def _judge(self) -> None:
         record, name = self.parts.ledger.replication, self.parts.ledger.vm.name
+        if self.parts.closing:
+            raise InvalidStateError(f"The replica agent stops: {name} is not failed over.", "Try again when it runs.")
         if record.epoch == NO_EPOCH:
             raise InvalidStateError(
                 f"{name} has no recovery point: its initial replication has not been completed.",

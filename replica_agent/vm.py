@@ -59,7 +59,6 @@ class ReplicaVm:
         self.on_failure: Callable[[ReplicaVm], None] | None = None
         self.connections = Connections(self.parts, self.baseline, self.statistics, self.judge, self.fail)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
 
     @property
     def ledger(self) -> Ledger:
@@ -100,7 +99,7 @@ class ReplicaVm:
 
     async def end(self) -> None:
         """Like :meth:`stop`, but the store stays open."""
-        self._closing = True
+        self.parts.closing = True
         await self.connections.end(Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again."))
         for task in list(self._tasks):
             task.cancel()
@@ -187,7 +186,7 @@ class ReplicaVm:
             raise fenced(self.ledger.promotion, self.name)
         if self.promotion.deciding.locked():
             raise self._failing_over()
-        if self._closing:
+        if self.parts.closing:
             raise Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again.")
         if self.ledger.replication.state is ReplicationState.SUSPENDED:
             raise Refusal(

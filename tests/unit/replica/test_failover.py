@@ -223,6 +223,21 @@ async def test_failover_before_the_first_point_is_refused(world: World) -> None:
         assert not control.channel.closed
 
 
+async def test_failover_is_not_decided_any_more_while_the_agent_stops(world: World) -> None:
+    """What is durable may be ahead of what a task that was ended left in memory; the next start knows."""
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        async with vm.parts.order:
+            deciding = asyncio.ensure_future(vm.promotion.decide())
+            await pair.control.channel._ended.wait()
+            ending = asyncio.ensure_future(vm.end())
+            await asyncio.sleep(0)
+        with pytest.raises(InvalidStateError, match="agent stops"):
+            await deciding
+        await ending
+        assert vm.ledger.promotion is None
+
+
 async def test_no_session_slips_in_while_a_failover_is_decided(world: World) -> None:
     """I8: what is acknowledged is part of the promoted cut."""
     async with replicating(world) as pair:
