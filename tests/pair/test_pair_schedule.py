@@ -223,14 +223,14 @@ def settled(pair: Pair) -> int:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compare that lasts: the ranges come one after the other."""
+    """A compare that lasts: the ranges come one after the other, far apart beside how often the clock is looked at."""
     from primary_agent.comparing import Comparing
 
     compare, one = Comparing._compare_range, asyncio.Lock()
 
     async def slowly(comparing: Comparing, *arguments: Any) -> None:
         async with one:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.6)
             await compare(comparing, *arguments)
 
     monkeypatch.setattr(Comparing, "_compare_range", slowly)
