@@ -50,6 +50,14 @@ class LinkedPair(Pair):
 
         await self.until(f"the end of the session with {reason!r}", is_down)
 
+    async def broken(self, accepted: int) -> None:
+        """Wait until the session has ended that was there when the proxy had accepted so many; the next may follow."""
+
+        def is_broken() -> bool:
+            return self.vm.parts.link.dialled is None or self.proxy.accepted > accepted
+
+        await self.until("the end of the session", is_broken)
+
     async def told(self, reason: str) -> None:
         """Wait until an outage was told with this reason; it may be over by then."""
         deadline = time.monotonic() + rig.WAIT_SECONDS

@@ -25,11 +25,11 @@ async def test_cut_in_the_middle_of_a_frame(linked: LinkedPair) -> None:
     await linked.cut()
     async with Watch() as watch:
         for number, at in enumerate((1, 20, 33, 5000, 1 << 16, rng.randrange(200_000), rng.randrange(1_500_000))):
-            before = linked.copy.point()
+            before, accepted = linked.copy.point(), linked.proxy.accepted
             linked.proxy.up.cut_after = at
             await linked.write(0, f"write -s /dev/urandom {(number % 2) * 2}M 2M")
             await linked.until("the cut", lambda: linked.proxy.up.cut_after is None)
-            await linked.down()
+            await linked.broken(accepted)
             point = linked.copy.point()
             # While cuts are applied there is none.
             assert before is None or point is None or point.segment >= before.segment
