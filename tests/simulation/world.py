@@ -370,6 +370,8 @@ class World:
                 self.boot(host)
         await self._poll(lambda: len([agent for agent in self.agents.values() if agent.vms]) == len(self.hosts))
         self.order(self.replica, lambda vm: vm.resume())
+        # A setting that was ordered before may be carried out by an agent that is being stopped, after the last one.
+        await self._poll(self._ordered)
         while self.options.windows and self.schedule.mode is not ResyncMode.AUTOMATIC:
             self.configure(resync_mode="automatic")
             await self._poll(self._ordered)
