@@ -7,7 +7,6 @@ past runs tell, or a sample of the disk.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -258,12 +257,10 @@ async def forecast(parts: Parts, *, sample: bool = False, blocks: int | None = N
 async def _bounded_scope(parts: Parts) -> dict[int, list[Range]]:
     """What bounds the resync: the tap's map, or what was kept of it and what is there of it. Raises StorageError."""
     ports, tap, vm = parts.surroundings.ports, parts.tap, parts.replication.vm
-    resync, connection = parts.replication.record.resync, tap.connection
+    resync = parts.replication.record.resync
     if resync is None or not resync.kept_round:
         return await ports.workers.run(read_scope, ports.files, tap.folder, vm.vm, vm.geometry)
-    in_force = connection is not None and connection.status.doubt is not None
-    work = functools.partial(late_scope, in_force=in_force)
-    return await ports.workers.run(work, ports.files, tap.folder, tap.vm_folder, vm.vm, vm.geometry, resync)
+    return await late_scope(ports, tap, tap.connection, vm, resync)
 
 
 async def _ask(parts: Parts, kind: ResyncKind, found: Survey, blocks: int) -> str:

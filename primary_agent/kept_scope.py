@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from primary_agent.record import ResyncRecord
-from primary_agent.scope import in_doubt, join_ranges, read_scope
+from primary_agent.record import ResyncRecord, VmRecord
+from primary_agent.scope import in_doubt, join_ranges, ranges_in_doubt, read_scope
+from primary_agent.tap_link import Connection, TapLink
 from protocol.hrl import Geometry
-from protocol.messages import ResyncKind
 from shared.map_file import MapFile, MapKind, Range
-from shared.ports import FileSystem
+from shared.ports import FileSystem, Ports
 from shared.tap_config import DIRTY_BLOCK_BITS, MAP_NAME
 
 ROUNDS = 2
@@ -28,7 +28,7 @@ PREFIX = "scope-"
 
 def is_to_be_kept(resync: ResyncRecord) -> bool:
     """Whether what bounds this round has to be kept before the tap may forget its map."""
-    return resync.kind is ResyncKind.BOUNDED and resync.round > ROUNDS and resync.kept_round != resync.round
+    return resync.bounded_by_map and resync.round > ROUNDS
 
 
 def keep(
@@ -58,29 +58,26 @@ def kept(
     """The ranges of each disk that the record's file names; none where it has no file. Blocks. Raises StorageError."""
     if not resync.kept_round:
         return {disk.index: [] for disk in disks}
-    with in_doubt(files, _path(folder, resync.id, resync.kept_round), vm, disks) as found:
-        return {disk.index: list(join_ranges(found.ranges(disk.index))) for disk in disks}
+    return ranges_in_doubt(files, _path(folder, resync.id, resync.kept_round), vm, disks)
 
 
-def late_scope(
-    files: FileSystem,
-    tap_folder: str,
-    folder: str,
-    vm: bytes,
-    disks: Sequence[Geometry],
-    resync: ResyncRecord,
-    *,
-    in_force: bool,
+async def late_scope(
+    ports: Ports, tap: TapLink, connection: Connection | None, vm: VmRecord, resync: ResyncRecord
 ) -> dict[int, list[Range]]:
     """What a resync whose scope was kept may have to compare: that, and what the tap's map names while it is in force.
 
     What is told to the replica as not settled any more is in the map until it is told, and in the file from then on.
-    Blocks. Raises StorageError.
+    Raises StorageError.
     """
-    scope = kept(files, folder, vm, disks, resync)
-    for disk, ranges in read_scope(files, tap_folder, vm, disks).items() if in_force else ():
-        scope[disk] = list(join_ranges(sorted([*scope[disk], *ranges])))
-    return scope
+    in_force = connection is not None and connection.status.doubt is not None
+
+    def read() -> dict[int, list[Range]]:
+        scope = kept(ports.files, tap.vm_folder, vm.vm, vm.geometry, resync)
+        for disk, ranges in read_scope(ports.files, tap.folder, vm.vm, vm.geometry).items() if in_force else ():
+            scope[disk] = list(join_ranges(sorted([*scope[disk], *ranges])))
+        return scope
+
+    return await ports.workers.run(read)
 
 
 def drop(files: FileSystem, folder: str, resync: ResyncRecord | None) -> None:

@@ -144,6 +144,11 @@ class ResyncRecord(Record):
     """The round for which what bounds the resync was kept (primary_agent.kept_scope); 0 while the tap's map has it."""
     end: PositionRecord | None = None
 
+    @property
+    def bounded_by_map(self) -> bool:
+        """Whether only the tap's map names what bounds this round, so that it must stay."""
+        return self.kind is ResyncKind.BOUNDED and self.kept_round != self.round
+
 
 class ReplicationRecord(Record):
     """How replication stands.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import Callable
 
 import msgspec
@@ -259,13 +258,8 @@ class ResyncDriver:
             return {disk.index: [(0, disk.size)] for disk in self._disks}
         if not self.resync.kept_round:
             return await self._doubtful()
-        tap, vm = self._tap, self._replication.vm.vm
-        in_force = self._connection.status.doubt is not None
-        work = functools.partial(late_scope, in_force=in_force)
         try:
-            return await self._ports.workers.run(
-                work, self._ports.files, tap.folder, tap.vm_folder, vm, self._disks, self.resync
-            )
+            return await late_scope(self._ports, self._tap, self._connection, self._replication.vm, self.resync)
         except StorageError as error:
             # Whole disks are compared, under another id.
             await self._replication.tell_restart(error.text)

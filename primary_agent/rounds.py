@@ -111,7 +111,6 @@ async def forget_map(tap: TapLink, connection: Connection, resync: ResyncRecord)
     Not of the one that bounds the resync: a cancel has to find that again, until a late round has kept it. Any other is
     compared wholly after a cancel. Raises what the tap raises.
     """
-    bounds = resync.kind is ResyncKind.BOUNDED and resync.kept_round != resync.round
-    if not bounds and connection.status.doubt is not None:
+    if not resync.bounded_by_map and connection.status.doubt is not None:
         await connection.client.forget(resync.epoch)
         await tap.refresh()

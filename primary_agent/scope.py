@@ -66,7 +66,12 @@ def read_scope(files: FileSystem, folder: str, vm: bytes, disks: Sequence[Geomet
 
     Raises StorageError where the map can't be read.
     """
-    with in_doubt(files, f"{folder}/{MAP_NAME}", vm, disks) as found:
+    return ranges_in_doubt(files, f"{folder}/{MAP_NAME}", vm, disks)
+
+
+def ranges_in_doubt(files: FileSystem, path: str, vm: bytes, disks: Sequence[Geometry]) -> dict[int, list[Range]]:
+    """The same of the dirty map at ``path``."""
+    with in_doubt(files, path, vm, disks) as found:
         return {disk.index: list(join_ranges(found.ranges(disk.index))) for disk in disks}
 
 

@@ -256,8 +256,7 @@ class Session:
                 precedence=self._parts.precedence,
             )
             await driver.begin_tracking()
-            kept = resync.kept_round == resync.round or self._connection.status.doubt is not None
-            if resync.kind is ResyncKind.BOUNDED and not kept:
+            if resync.bounded_by_map and self._connection.status.doubt is None:
                 # The map is gone that bounded it: whole disks, under another epoch.
                 await self._replication.update(resync=None)
                 raise Replan("the session is planned anew")

@@ -125,9 +125,9 @@ def _order(offset: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.i
     return order
 
 
-def data_ranges(changes: Changes) -> dict[int, NDArray[np.int64]]:
-    """For each disk the ranges that data entries write, merged: rows of (offset, end), in order."""
-    return table_ranges(changes.table[changes.table["kind"] == EntryKind.DATA])
+def data_ranges(table: NDArray[Any]) -> dict[int, NDArray[np.int64]]:
+    """For each disk the ranges that data entries of a table write, merged: rows of (offset, end), in order."""
+    return table_ranges(table[table["kind"] == EntryKind.DATA])
 
 
 def table_ranges(table: NDArray[Any]) -> dict[int, NDArray[np.int64]]:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from protocol.chain import Cursor
-from protocol.entries import EntryKind
 from protocol.errors import LogError
 from protocol.position import Position
-from replica_agent.changes import Changes, gather, plan_writes, table_ranges
+from replica_agent.changes import Changes, data_ranges, gather, plan_writes
 from replica_agent.disks import BaseDisks
 from replica_agent.overwritten import Overwritten
 from replica_agent.spool import SealedSegment
@@ -110,7 +109,7 @@ class Replay:
         """Disk, start and end of the ranges that data entries write."""
         for source in sources:
             for table, _ in self.tables(source):
-                for disk, ranges in table_ranges(table[table["kind"] == EntryKind.DATA]).items():
+                for disk, ranges in data_ranges(table).items():
                     for start, end in ranges.tolist():
                         yield disk, start, end
 

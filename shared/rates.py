@@ -1,4 +1,4 @@
-"""Rates and remaining times of long work, and durations and sizes in words."""
+"""Rates, rations and remaining times of long work, and durations and sizes in words."""
 
 from __future__ import annotations
 

@@ -20,6 +20,16 @@ LATEST_OPERATION = 400
 """A death is aimed at one of so many operations to come."""
 
 
+def edit_page(host: Host, path: str, page: int, content: bytes) -> None:
+    """Write a page of a file and sync it, as another program would."""
+    inode = host.volume.entries[path]
+    inode.write(page * PAGE, content)
+    inode.allocated.add(page)
+    inode.dirty.add(page)
+    inode.mtime_ns = int(host.volume.wall() * 1e9)
+    inode.sync()
+
+
 class Chaos:
     """The faults of one run."""
 
@@ -164,14 +174,9 @@ class Chaos:
         self._edit(world.replica, world.view.disk_path(self.rng.randrange(DISKS)))
 
     def _edit(self, host: Host, path: str) -> tuple[int, bytes]:
-        """Write one page of a file and sync it, as another program would."""
-        inode = host.volume.entries[path]
+        """Write one page of a file, wherever."""
         page, content = self.rng.randrange(self.options.pages), self.rng.randbytes(PAGE)
-        inode.write(page * PAGE, content)
-        inode.allocated.add(page)
-        inode.dirty.add(page)
-        inode.mtime_ns = int(host.volume.wall() * 1e9)
-        inode.sync()
+        edit_page(host, path, page, content)
         return page, content
 
     # --- disks ---

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.states import ReplicationState
-from tests.simulation.chaos import Chaos
+from tests.simulation.chaos import Chaos, edit_page
 from tests.simulation.disk import PAGE
 from tests.simulation.hooks import replaced
 from tests.simulation.hosts import Host
@@ -116,15 +116,10 @@ class Story:
         world.kill(host, "tap")
         await asyncio.sleep(0.6)
         for index in range(DISKS):
-            inode = host.volume.entries[world.disk_path(index)]
             for page in EDITED_PAGES:
                 content = world.rng.randbytes(PAGE)
-                inode.write(page * PAGE, content)
-                inode.allocated.add(page)
-                inode.dirty.add(page)
-                inode.mtime_ns = int(host.volume.wall() * 1e9)
+                edit_page(host, world.disk_path(index), page, content)
                 world.oracle.edited(index, page * PAGE, content, world.disks())
-            inode.sync()
 
 
 def _host(world: World, name: str) -> Host:

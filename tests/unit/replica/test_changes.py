@@ -124,7 +124,7 @@ def test_data_ranges_are_merged_for_each_disk() -> None:
         write(0, 4096, b"x" * 4096), write(0, 0, b"x" * 4096), write(0, 16384, b"x" * 512), zero(0, 20480, 4096),
         write(3, 512, b"x" * 512),
     )  # fmt: skip
-    ranges = data_ranges(gather(batches_of(data), memoryview(data), SIZES))
+    ranges = data_ranges(gather(batches_of(data), memoryview(data), SIZES).table)
     assert {disk: rows.tolist() for disk, rows in ranges.items()} == {0: [[0, 8192], [16384, 16896]], 3: [[512, 1024]]}
 
 
