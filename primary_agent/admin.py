@@ -33,7 +33,7 @@ from shared.admin.verbs import (
     VerifyParams,
     VmParams,
 )
-from shared.config import Rate
+from shared.config_sections import Rate
 from shared.errors import InvalidStateError, UsageError
 from shared.ports import Address
 from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory

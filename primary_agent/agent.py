@@ -23,7 +23,7 @@ from primary_agent.tap_link import TapLink
 from primary_agent.vm import PrimaryVm
 from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
-from shared.config import PrimaryConfig
+from shared.config_sections import PrimaryConfig
 from shared.errors import InvalidStateError, NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.ports import FileSystem, Ports
 from shared.status import AgentStatus, VmStatus

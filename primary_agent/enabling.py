@@ -10,7 +10,7 @@ import msgspec
 
 from primary_agent.record import DiskRecord, Record, ReplicationRecord, VmRecord, plain
 from shared.admin.verbs import DiskParams, EnableParams
-from shared.config import DEFAULT_PORT
+from shared.config_sections import DEFAULT_PORT
 from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError
 from shared.events import EventId, make_event
 from shared.ports import Clock, FileSystem, Ports, Store

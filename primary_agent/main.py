@@ -10,7 +10,8 @@ from primary_agent.agent import PrimaryAgent
 from primary_agent.surroundings import Surroundings
 from shared import service
 from shared.admin.methods import Method
-from shared.config import PrimaryConfig, load_config
+from shared.config import load_config
+from shared.config_sections import PrimaryConfig
 from shared.ports.real import RealPorts
 
 DEFAULT_CONFIG = "/etc/vmreplica/primary.toml"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from primary_agent.record import VmRecord
-from shared.config import RatesSection
+from shared.config_sections import RatesSection
 from shared.ports import Clock
 from shared.schedule import Window, is_within
 

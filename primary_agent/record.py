@@ -18,7 +18,7 @@ import msgspec
 from protocol.hrl import MAX_DISK_BYTES, MAX_DISKS, Geometry
 from protocol.messages import ResyncKind
 from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Lineage, Position
-from shared.config import Rate
+from shared.config_sections import Rate
 from shared.errors import StoreDamagedError
 from shared.ports import Store
 from shared.schedule import NEVER, PastWindow, ResyncMode

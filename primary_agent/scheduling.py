@@ -8,7 +8,7 @@ from datetime import tzinfo
 import msgspec
 
 from primary_agent.record import ReplicationRecord, StartedBy, VmRecord
-from shared.config import ResyncSection
+from shared.config_sections import ResyncSection
 from shared.errors import UsageError
 from shared.schedule import (
     PastWindow,

@@ -10,7 +10,7 @@ from primary_agent.resync_queue import ResyncQueue
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.session import Identity
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
-from shared.config import PrimaryConfig, RatesSection, ResyncSection
+from shared.config_sections import PrimaryConfig, RatesSection, ResyncSection
 from shared.ports import Ports
 from shared.schedule import Window
 

@@ -14,7 +14,7 @@ from primary_agent.scheduling import Schedule, backs_off
 from primary_agent.starting import waiting_text
 from primary_agent.tap_link import Connection, TapLink
 from protocol.position import NO_EPOCH, Position
-from shared.config import ResyncSection
+from shared.config_sections import ResyncSection
 from shared.errors import VmreplicaError
 from shared.health import assessed
 from shared.ports import Clock

@@ -25,7 +25,7 @@ from replica_agent.refusals import Refusal
 from replica_agent.sessions import Sessions
 from replica_agent.vm import ReplicaVm, settle
 from replica_agent.vm_status import damaged_status, status_of
-from shared.config import ReplicaConfig
+from shared.config_sections import ReplicaConfig
 from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.ports import Address, Ports
 from shared.status import AgentStatus

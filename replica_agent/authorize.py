@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from shared.config import ReplicaConfig
+from shared.config_sections import ReplicaConfig
 from shared.ports import Peer
 
 

@@ -10,7 +10,8 @@ from replica_agent.agent import ReplicaAgent
 from replica_agent.parts import Surroundings
 from shared import service
 from shared.admin.methods import Method
-from shared.config import ReplicaConfig, load_config
+from shared.config import load_config
+from shared.config_sections import ReplicaConfig
 from shared.ports.real import RealPorts
 
 DEFAULT_CONFIG = "/etc/vmreplica/replica.toml"

@@ -21,7 +21,7 @@ from replica_agent.resync import OpenResync
 from replica_agent.retention import Retention
 from replica_agent.spool import Spool
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
-from shared.config import ReplicaConfig
+from shared.config_sections import ReplicaConfig
 from shared.ports import Ports
 from shared.tasks import Signal
 

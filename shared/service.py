@@ -23,7 +23,8 @@ from shared.admin.access import Access
 from shared.admin.methods import Method
 from shared.admin.server import JsonRpcServer
 from shared.admin.verbs import READING
-from shared.config import AgentSection, PrimaryConfig, ReplicaConfig, load_config
+from shared.config import load_config
+from shared.config_sections import AgentSection, PrimaryConfig, ReplicaConfig
 from shared.errors import VmreplicaError
 from shared.ports import Address
 from shared.ports.kernel import keep_freed_memory

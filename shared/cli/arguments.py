@@ -6,16 +6,22 @@ A verb names its handler as ``module:function``; the module is imported only whe
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NoReturn
 
 from shared.admin.verbs import PLAN_BLOCKS, PLAN_BLOCKS_MAX
+from shared.cli.grammar import (
+    Parser,
+    Verb,
+    add_verbs,
+    json_option,
+    limit_option,
+    no_wait_option,
+    parsed,
+    vm_argument,
+    yes_option,
+)
 from shared.cli.units import (
     SETTINGS,
     parse_blocks,
-    parse_count,
     parse_disk,
     parse_duration,
     parse_interval,
@@ -23,125 +29,19 @@ from shared.cli.units import (
     parse_setting,
     parse_size,
 )
-from shared.errors import UsageError, VmreplicaError
 from shared.tap_config import BlockDevicePolicy
 
 DESCRIPTION = "Replication of virtual machine disks between two hosts."
 SHELLS = ("bash", "zsh", "fish")
-EVENTS_LIMIT = 50
 INTERVAL_SECONDS = 300.0
-
-
-class Parser(argparse.ArgumentParser):
-    """Wrong usage is a UsageError like any other, in two lines instead of a page."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(_sentence(message), f"See: {self.prog} --help")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if not isinstance(action, argparse._SubParsersAction) or value in action.choices:
-            super()._check_value(action, value)
-            return
-        near = difflib.get_close_matches(value, list(action.choices), n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise UsageError(f"There is no verb {value!r}.", f"{hint}See: {self.prog} --help")
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One verb: ``handler`` is what runs it, ``define`` adds its own options."""
-
-    name: str
-    help: str
-    handler: str
-    define: Callable[[argparse.ArgumentParser], None]
-    agents: bool = True
-    """Whether the verb speaks to agents, and so takes --socket."""
-
-
-def parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser of one value whose UsageError keeps its own words."""
-
-    def convert(text: str) -> Any:
-        try:
-            return parse(text)
-        except VmreplicaError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
 
 
 def build_parser() -> Parser:
     """The parser of the whole command."""
     parser = Parser(prog="vmreplica", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="store_true", help="print the command's version and exit")
-    _add_verbs(parser, VERBS, "verb")
+    add_verbs(parser, VERBS, "verb")
     return parser
-
-
-def verb_parsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Each verb below ``parser`` with its own parser, in the order of the help."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.items()
-
-
-def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], place: str) -> None:
-    below = parser.add_subparsers(dest=place, metavar=place.upper(), parser_class=Parser)
-    for verb in verbs:
-        own = below.add_parser(verb.name, help=verb.help, description=_sentence(verb.help), allow_abbrev=False)
-        verb.define(own)
-        if verb.agents:
-            _socket_option(own)
-        if verb.handler:
-            own.set_defaults(handler=verb.handler)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
-
-
-# --- options that several verbs share
-
-
-def _socket_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--socket",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="socket of an agent (repeatable; default: VMREPLICA_SOCKETS, else those in /run/vmreplica)",
-    )
-
-
-def _vm(parser: argparse.ArgumentParser, *, optional: bool = False, role: bool = True) -> None:
-    parser.add_argument("vm", metavar="VM", nargs="?" if optional else None, help="name or UUID of the VM")
-    if role:
-        parser.add_argument(
-            "--role", choices=("primary", "replica"), help="which agent, where both on this host have the VM"
-        )
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON with raw numbers, units in the names")
-
-
-def _yes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--yes", action="store_true", help="do it without asking")
-
-
-def _no_wait(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-wait", action="store_true", help="return at once, rather than show the progress")
-
-
-def _limit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--limit",
-        type=parsed(parse_count),
-        default=EVENTS_LIMIT,
-        metavar="N",
-        help=f"how many (default {EVENTS_LIMIT})",
-    )
 
 
 # --- the verbs
@@ -190,29 +90,29 @@ def _enable(parser: argparse.ArgumentParser) -> None:
         metavar = "SIZE" if key == "hot-region-size" else "N"
         parser.add_argument(f"--{key}", dest=name, type=parsed(parse), metavar=metavar, help=text)
     parser.add_argument("--uuid", metavar="UUID", help="identity of the VM (default: a new one)")
-    _json(parser)
+    json_option(parser)
 
 
 def _initial(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, role=False)
-    _no_wait(parser)
+    vm_argument(parser, role=False)
+    no_wait_option(parser)
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, optional=True)
+    vm_argument(parser, optional=True)
     parser.add_argument(
         "--watch", action="store_true", help="follow the work on VM to its end, or keep the view up to date"
     )
-    _json(parser)
+    json_option(parser)
 
 
 def _get(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, optional=True)
-    _json(parser)
+    vm_argument(parser, optional=True)
+    json_option(parser)
 
 
 def _set(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, role=False)
+    vm_argument(parser, role=False)
     parser.add_argument(
         "settings",
         nargs="*",
@@ -220,11 +120,15 @@ def _set(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="; ".join(f"{key}: {text}" for key, (_, _, text) in SETTINGS.items()),
     )
-    _json(parser)
+    json_option(parser)
+
+
+def _suspend(parser: argparse.ArgumentParser) -> None:
+    vm_argument(parser)
 
 
 def _resume(parser: argparse.ArgumentParser) -> None:
-    _vm(parser)
+    vm_argument(parser)
     parser.add_argument(
         "--resynchronize",
         action="store_true",
@@ -243,12 +147,12 @@ def _resume(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with a suspended compare from where it stood, and do nothing else (at the primary)",
     )
-    _no_wait(parser)
-    _yes(parser)
+    no_wait_option(parser)
+    yes_option(parser)
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, role=False)
+    vm_argument(parser, role=False)
     parser.add_argument(
         "--at",
         metavar="TIME",
@@ -258,67 +162,67 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repair", action="store_true", help="send again what differs, and compare that once more")
     parser.add_argument("--stop", action="store_true", help="end the one that runs")
-    _no_wait(parser)
-    _json(parser)
+    no_wait_option(parser)
+    json_option(parser)
 
 
 def _stop(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, role=False)
+    vm_argument(parser, role=False)
 
 
 def _remove(parser: argparse.ArgumentParser) -> None:
-    _vm(parser)
-    _yes(parser)
+    vm_argument(parser)
+    yes_option(parser)
 
 
 def _recover(parser: argparse.ArgumentParser) -> None:
-    _vm(parser)
+    vm_argument(parser)
     parser.add_argument(
         "--replica",
         default="",
         metavar="HOST[:PORT]",
         help="where the replica agent listens (at a primary whose folder does not tell it any more)",
     )
-    _yes(parser)
+    yes_option(parser)
 
 
 def _events(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, optional=True)
-    _limit(parser)
-    _json(parser)
+    vm_argument(parser, optional=True)
+    limit_option(parser)
+    json_option(parser)
 
 
 def _points(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, role=False)
-    _json(parser)
+    vm_argument(parser, role=False)
+    json_option(parser)
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, role=False)
+    vm_argument(parser, role=False)
     parser.add_argument(
         "--point", metavar="POINT", default="newest", help="which recovery point, as `points` names it (default newest)"
     )
-    _json(parser)
+    json_option(parser)
 
 
 def _unexport(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, role=False)
+    vm_argument(parser, role=False)
     parser.add_argument("id", nargs="?", metavar="ID", help="the export (default: all of the VM)")
 
 
 def _failover(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, role=False)
-    _yes(parser)
-    _json(parser)
+    vm_argument(parser, role=False)
+    yes_option(parser)
+    json_option(parser)
 
 
 def _resync(parser: argparse.ArgumentParser) -> None:
-    _add_verbs(parser, RESYNC_VERBS, "action")
+    add_verbs(parser, RESYNC_VERBS, "action")
 
 
 def _resync_vm(parser: argparse.ArgumentParser) -> None:
-    _vm(parser, role=False)
-    _json(parser)
+    vm_argument(parser, role=False)
+    json_option(parser)
 
 
 def _resync_plan(parser: argparse.ArgumentParser) -> None:
@@ -335,26 +239,26 @@ def _resync_plan(parser: argparse.ArgumentParser) -> None:
 
 def _resync_history(parser: argparse.ArgumentParser) -> None:
     _resync_vm(parser)
-    _limit(parser)
+    limit_option(parser)
 
 
 def _hrl(parser: argparse.ArgumentParser) -> None:
-    _add_verbs(parser, HRL_VERBS, "action")
+    add_verbs(parser, HRL_VERBS, "action")
 
 
 def _hrl_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a file of a log, of a spool, or a differencing file")
-    _json(parser)
+    json_option(parser)
 
 
 def _pki(parser: argparse.ArgumentParser) -> None:
-    _add_verbs(parser, PKI_VERBS, "action")
+    add_verbs(parser, PKI_VERBS, "action")
 
 
 def _pki_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="where the authority and its key will lie")
     parser.add_argument("--name", default="vmreplica CA", metavar="NAME", help="common name of the authority")
-    _json(parser)
+    json_option(parser)
 
 
 def _ca_option(parser: argparse.ArgumentParser) -> None:
@@ -370,7 +274,7 @@ def _pki_issue(parser: argparse.ArgumentParser) -> None:
         help="a host, with all DNS names and IP addresses by which the other side dials it",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="gets a folder for each host")
-    _json(parser)
+    json_option(parser)
 
 
 def _pki_show(parser: argparse.ArgumentParser) -> None:
@@ -389,13 +293,17 @@ def _test_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=parsed(parse_duration), default=60.0, metavar="TIME", help="give up after (default 60s)"
     )
-    _json(parser)
+    json_option(parser)
 
 
 def _completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "shell", choices=(*SHELLS, "vms"), help="the shell to print a script for (vms: names of the VMs, one a line)"
     )
+
+
+def _version(parser: argparse.ArgumentParser) -> None:
+    json_option(parser)
 
 
 HRL_VERBS = (
@@ -425,7 +333,12 @@ VERBS = (
     Verb("initial", "make the first copy, with live progress", f"{_REPLICATION}:initial", _initial),
     Verb("get", "print the settings of a VM or of all", f"{_READING}:get", _get),
     Verb("set", "change settings of a VM, or print them where none is given", f"{_REPLICATION}:set_settings", _set),
-    Verb("suspend", "stop sending (at the replica: taking) changes; they are kept", f"{_REPLICATION}:suspend", _vm),
+    Verb(
+        "suspend",
+        "stop sending (at the replica: taking) changes; they are kept",
+        f"{_REPLICATION}:suspend",
+        vm_argument,
+    ),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
     Verb("resync", "plan a resync, watch it, look at past ones", "", _resync, agents=False),
     Verb("resize", "replicate disks that were made larger at their new size", f"{_REPLICATION}:resize", _stop),
@@ -448,5 +361,7 @@ VERBS = (
         _test_connection,
     ),
     Verb("completion", "print a script for the shell's completion", "shared.cli.verbs.about:completion", _completion),
-    Verb("version", "print the versions of the command and of the agents", "shared.cli.verbs.about:version", _json),
+    Verb(
+        "version", "print the versions of the command and of the agents", "shared.cli.verbs.about:version", json_option
+    ),
 )

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shared.cli.arguments import build_parser, verb_parsers
+from shared.cli.arguments import build_parser
+from shared.cli.grammar import verb_parsers
 
 FILES = "files"
 VMS = "vms"

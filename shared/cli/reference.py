@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared.cli.arguments import build_parser, verb_parsers
+from shared.cli.arguments import build_parser
 from shared.cli.exit_codes import exit_codes
+from shared.cli.grammar import verb_parsers
 
 MARKERS = {
     "verbs": ("<!-- verbs: made by python -m shared.cli.reference -->", "<!-- end of verbs -->"),

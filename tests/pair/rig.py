@@ -19,7 +19,14 @@ from replica_agent.agent import ReplicaAgent
 from replica_agent.vm import ReplicaVm
 from shared import pki
 from shared.admin.verbs import EnableParams
-from shared.config import AuthorizeSection, ListenSection, PrimaryConfig, ReplicaConfig, ResyncSection, TlsSection
+from shared.config_sections import (
+    AuthorizeSection,
+    ListenSection,
+    PrimaryConfig,
+    ReplicaConfig,
+    ResyncSection,
+    TlsSection,
+)
 from shared.events import EventId
 from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity

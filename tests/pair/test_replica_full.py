@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from replica_agent.vm_status import status_of
-from shared.config import StorageSection
+from shared.config_sections import StorageSection
 from shared.states import ReplicationState
 from tests.pair.rig import MIB, Pair
 

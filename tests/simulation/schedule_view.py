@@ -12,7 +12,7 @@ import msgspec
 
 from primary_agent.record import StartedBy, VmRecord
 from primary_agent.scheduling import Schedule
-from shared.config import ResyncSection
+from shared.config_sections import ResyncSection
 from shared.ports import Clock
 from shared.schedule import PastWindow, ResyncMode, is_within
 from shared.states import ReplicationState

@@ -23,7 +23,7 @@ from protocol.position import Position
 from replica_agent.agent import ReplicaAgent
 from replica_agent.authorize import Grant
 from shared.admin.verbs import EnableParams
-from shared.config import (
+from shared.config_sections import (
     AuthorizeSection,
     ListenSection,
     PointsSection,

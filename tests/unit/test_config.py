@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared import config
-from shared.config import PrimaryConfig, ReplicaConfig, load_config
+from shared import config_sections as config
+from shared.config import load_config
+from shared.config_sections import PrimaryConfig, ReplicaConfig
 from shared.errors import UsageError
 
 DOC = Path(__file__).parents[2] / "docs" / "config.md"

@@ -36,7 +36,7 @@ from shared.admin.codec import (
     encode,
 )
 from shared.admin.methods import InvalidParamsError, Methods, NoParams, Params
-from shared.config import PrimaryConfig, ReplicaConfig
+from shared.config_sections import PrimaryConfig, ReplicaConfig
 from shared.errors import UsageError, VmreplicaError
 from shared.tap_config import ERROR_NAME, MAX_CONFIG_BYTES, TapConfig, TapDisk, decode_config, encode_config
 from shared.tap_control import (

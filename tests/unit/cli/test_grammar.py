@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared.cli.arguments import EVENTS_LIMIT, build_parser, verb_parsers
+from shared.cli.arguments import build_parser
 from shared.cli.exit_codes import exit_codes
+from shared.cli.grammar import EVENTS_LIMIT, verb_parsers
 from shared.cli.main import main
 from shared.cli.reference import current, usage
 from tests.unit.cli.conftest import ROOT, Command

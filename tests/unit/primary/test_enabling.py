@@ -21,7 +21,7 @@ from primary_agent.enabling import (
 )
 from primary_agent.record import VmRecord
 from shared.admin.verbs import DiskParams, EnableParams
-from shared.config import DEFAULT_PORT
+from shared.config_sections import DEFAULT_PORT
 from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError, VmreplicaError
 from shared.ports import Ports
 from shared.ports.files import RealFileSystem

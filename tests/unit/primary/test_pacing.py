@@ -11,7 +11,7 @@ import msgspec
 
 from primary_agent.pacing import Pacer, Rates
 from primary_agent.record import DiskRecord, VmRecord
-from shared.config import RatesSection
+from shared.config_sections import RatesSection
 from shared.schedule import Window
 from tests.simulation.loop import SimulationLoop
 

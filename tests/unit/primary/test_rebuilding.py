@@ -23,7 +23,7 @@ from primary_agent.record import PositionRecord, ReplicationRecord, ResyncRecord
 from primary_agent.replication import Replication
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH
-from shared.config import PrimaryConfig, TlsSection
+from shared.config_sections import PrimaryConfig, TlsSection
 from shared.errors import InvalidStateError, UsageError, VmreplicaError
 from shared.events import EventId
 from shared.planning import ResyncCause

@@ -10,7 +10,7 @@ import pytest
 
 from primary_agent.record import DiskRecord, ReplicationRecord, StartedBy, VmRecord
 from primary_agent.scheduling import Schedule, check_schedule, paused_until, planned_start, with_window
-from shared.config import ResyncSection
+from shared.config_sections import ResyncSection
 from shared.errors import UsageError
 from shared.schedule import PastWindow, ResyncMode, Window
 

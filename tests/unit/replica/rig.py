@@ -42,7 +42,7 @@ from replica_agent.parts import Surroundings
 from replica_agent.vm import ReplicaVm
 from shared import pki
 from shared.channel import Channel
-from shared.config import AuthorizeSection, ListenSection, ReplicaConfig, TlsSection
+from shared.config_sections import AuthorizeSection, ListenSection, ReplicaConfig, TlsSection
 from shared.disks.hashing import HASH_NAME, RangeHasher
 from shared.errors import StoreDamagedError
 from shared.ports import Address, Clock, Ports, Store
