@@ -26,7 +26,9 @@ from shared.admin.verbs import (
 )
 from shared.errors import InvalidStateError, UsageError
 from shared.events import EventId
-from shared.status import AgentStatus, ExportStatus, PointsStatus, Statistics, VmStatus
+from shared.health import measured
+from shared.measures import Statistics
+from shared.status import AgentStatus, ExportStatus, PointsStatus, VmStatus
 
 
 class AdminMethods:
@@ -41,6 +43,7 @@ class AdminMethods:
         methods.add(verbs.STATUS, AnyVmParams, self.status)
         methods.add(verbs.GET, AnyVmParams, self.status)
         methods.add(verbs.MEASURE, VmParams, self.measure)
+        methods.add(verbs.MEASURE_RESET, VmParams, self.measure_reset)
         methods.add(verbs.EVENTS, EventsParams, self.events)
         methods.add(verbs.SUSPEND, VmParams, self.suspend)
         methods.add(verbs.RESUME, ResumeParams, self.resume)
@@ -57,7 +60,12 @@ class AdminMethods:
         return self._agent.status(params.vm)
 
     async def measure(self, params: VmParams, client: Client) -> Statistics:
-        return status_of(self._agent.find(params.vm)).statistics
+        return measured(status_of(self._agent.find(params.vm)))
+
+    async def measure_reset(self, params: VmParams, client: Client) -> Statistics:
+        vm = self._agent.find(params.vm)
+        await finish(vm.reset_statistics(verbs.ordered_by(client.peer)))
+        return measured(status_of(vm))
 
     async def events(self, params: EventsParams, client: Client) -> dict[str, Any]:
         return {"events": await self._agent.events(params.vm, limit=params.limit, after=params.after)}
