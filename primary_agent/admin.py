@@ -16,7 +16,7 @@ from primary_agent.resync_report import history, plan, report
 from primary_agent.scheduling import checked_time, with_window
 from primary_agent.vm import PrimaryVm
 from shared.admin import verbs
-from shared.admin.methods import Methods
+from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
 from shared.admin.verbs import (
     AnyVmParams,
@@ -39,6 +39,7 @@ from shared.config_sections import Rate
 from shared.errors import InvalidStateError, UsageError
 from shared.health import measured
 from shared.measures import Statistics
+from shared.monitoring import metrics_text
 from shared.ports import Address
 from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory
 from shared.schedule import NEVER, PastWindow, Recurrence, ResyncMode
@@ -59,6 +60,7 @@ class AdminMethods:
         methods.add(verbs.GET, AnyVmParams, self.status)
         methods.add(verbs.MEASURE, VmParams, self.measure)
         methods.add(verbs.MEASURE_RESET, VmParams, self.measure_reset)
+        methods.add(verbs.METRICS, NoParams, self.metrics)
         methods.add(verbs.CHURN, ChurnParams, self.churn)
         methods.add(verbs.EVENTS, EventsParams, self.events)
         methods.add(verbs.ENABLE, EnableParams, self.enable)
@@ -87,6 +89,9 @@ class AdminMethods:
         vm = self._agent.find(params.vm)
         await vm.parts.replication.reset_statistics(verbs.ordered_by(client.peer))
         return measured(await vm.status())
+
+    async def metrics(self, params: NoParams, client: Client) -> dict[str, str]:
+        return {"text": (await metrics_text(self._agent.ports, self._agent.status)).decode()}
 
     async def churn(self, params: ChurnParams, client: Client) -> ChurnReport:
         return self._agent.find(params.vm).parts.churn_report(params.top)

@@ -12,6 +12,7 @@ from shared import service
 from shared.admin.methods import Method
 from shared.config import load_config
 from shared.config_sections import PrimaryConfig
+from shared.monitoring import Monitoring
 from shared.ports.real import RealPorts
 
 DEFAULT_CONFIG = "/etc/vmreplica/primary.toml"
@@ -25,11 +26,15 @@ class _Service:
         surroundings = Surroundings.of(config, real.ports, software)
         self._agent = PrimaryAgent(config, real.ports, surroundings=surroundings)
         self._agent.certificate_end = real.network.certificate_end
+        volumes = self._agent.surroundings.volumes
+        self._monitoring = Monitoring(real.ports, config.metrics, volumes, self._agent.status)
 
     async def start(self) -> None:
         await self._agent.start()
+        await self._monitoring.start()
 
     async def stop(self) -> None:
+        await self._monitoring.stop()
         await self._agent.stop()
 
     def methods(self) -> dict[str, Method]:

@@ -264,14 +264,13 @@ class History:
         logs, rules = draft.points.logs, self._rules(draft.points)
         pinned = {reading.first for reading in self.readings if not reading.reader.failed}
         kept = thinned(logs, draft.replication.applied_time or 0.0, rules, pinned)
+        limit = f"undo logs have at most {size_text(rules.limit)}."
         if cut_short(logs, draft.replication.applied_time or 0.0, rules, pinned):
-            self.lost = LostPoints(draft.now, f"The undo logs have at most {size_text(rules.limit)}.")
+            self.lost = LostPoints(draft.now, f"The {limit}")
         draft.points = msgspec.structs.replace(draft.points, logs=kept)
         lost = pinned & ({log.first for log in logs} - {log.first for log in kept})
         if lost:
-            text = (
-                f"{len(lost)} exported recovery points were deleted: undo logs have at most {size_text(rules.limit)}."
-            )
+            text = f"{len(lost)} exported recovery points were deleted: {limit}"
             draft.event(EventId.POINTS, text, cause="limit")
 
     async def give_way(self, reason: str) -> bool:

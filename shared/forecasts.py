@@ -86,10 +86,10 @@ def _age(status: VmStatus) -> Iterator[Reason]:
 def _waiting_to_be_sent(status: VmStatus) -> str:
     if status.role != "primary" or not status.pending_bytes or not status.link.connected:
         return ""
-    takes = f", which takes {duration_text(status.caught_up_seconds)} at the present rate"
-    return f"; {size_text(status.pending_bytes)} are to be sent" + (
-        takes if status.caught_up_seconds is not None else ""
-    )
+    text = f"; {size_text(status.pending_bytes)} are to be sent"
+    if status.caught_up_seconds is None:
+        return text
+    return f"{text}, which takes {duration_text(status.caught_up_seconds)} at the present rate"
 
 
 def _age_remedy(status: VmStatus) -> str:
