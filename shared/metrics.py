@@ -97,9 +97,16 @@ def _disk(name: str, text: str, field: str, *, at: str = "") -> VmMetric:
     return VmMetric(f"vmreplica_disk_{name}", text, read, ("disk",), at=at)
 
 
-def _verified(vm: VmStatus, field: str) -> Figure:
+def _verify_ended(vm: VmStatus) -> Figure:
+    return vm.verify.last.ended_time if vm.verify is not None and vm.verify.last is not None else None
+
+
+def _verify_different(vm: VmStatus) -> Figure:
+    """What is known to be wrong at the replica: nothing once it was repaired, or another baseline has begun."""
     last = vm.verify.last if vm.verify is not None else None
-    return getattr(last, field) if last is not None else None
+    if last is None:
+        return None
+    return last.different_bytes if last.outcome == "different" and last.epoch == vm.epoch else 0
 
 
 AGENT_METRICS: tuple[AgentMetric, ...] = (
@@ -272,13 +279,13 @@ VM_METRICS: tuple[VmMetric, ...] = (
     _vm(
         "verify_last_timestamp_seconds",
         "When the last verify ended.",
-        lambda vm: _verified(vm, "ended_time"),
+        _verify_ended,
         at="primary",
     ),
     _vm(
         "verify_different_bytes",
-        "What the last verify found to differ.",
-        lambda vm: _verified(vm, "different_bytes"),
+        "What the last verify found to differ, of the present baseline, and was not repaired.",
+        _verify_different,
         at="primary",
     ),
     _vm(
