@@ -16,10 +16,11 @@ from primary_agent.resync_report import history, plan, report
 from primary_agent.scheduling import checked_time, with_window
 from primary_agent.vm import PrimaryVm
 from shared.admin import verbs
-from shared.admin.methods import Methods
+from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
 from shared.admin.verbs import (
     AnyVmParams,
+    ChurnParams,
     ConnectionParams,
     ConnectionReport,
     EnableParams,
@@ -33,12 +34,16 @@ from shared.admin.verbs import (
     VerifyParams,
     VmParams,
 )
+from shared.churn import ChurnReport
 from shared.config_sections import Rate
 from shared.errors import InvalidStateError, UsageError
+from shared.health import measured
+from shared.measures import Statistics
+from shared.monitoring import metrics_text
 from shared.ports import Address
 from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory
 from shared.schedule import NEVER, PastWindow, Recurrence, ResyncMode
-from shared.status import AgentStatus, Statistics, VmStatus
+from shared.status import AgentStatus, VmStatus
 from shared.tap_config import MAX_HOT_REGION, MAX_HOT_REGIONS, MIN_HOT_REGION, MIN_LOG_LIMIT, BlockDevicePolicy
 
 
@@ -54,6 +59,9 @@ class AdminMethods:
         methods.add(verbs.STATUS, AnyVmParams, self.status)
         methods.add(verbs.GET, AnyVmParams, self.status)
         methods.add(verbs.MEASURE, VmParams, self.measure)
+        methods.add(verbs.MEASURE_RESET, VmParams, self.measure_reset)
+        methods.add(verbs.METRICS, NoParams, self.metrics)
+        methods.add(verbs.CHURN, ChurnParams, self.churn)
         methods.add(verbs.EVENTS, EventsParams, self.events)
         methods.add(verbs.ENABLE, EnableParams, self.enable)
         methods.add(verbs.INITIAL, VmParams, self.initial)
@@ -75,7 +83,18 @@ class AdminMethods:
         return await self._agent.status(params.vm)
 
     async def measure(self, params: VmParams, client: Client) -> Statistics:
-        return (await self._agent.find(params.vm).status()).statistics
+        return measured(await self._agent.find(params.vm).status())
+
+    async def measure_reset(self, params: VmParams, client: Client) -> Statistics:
+        vm = self._agent.find(params.vm)
+        await vm.parts.replication.reset_statistics(verbs.ordered_by(client.peer))
+        return measured(await vm.status())
+
+    async def metrics(self, params: NoParams, client: Client) -> dict[str, str]:
+        return {"text": (await metrics_text(self._agent.ports, self._agent.status)).decode()}
+
+    async def churn(self, params: ChurnParams, client: Client) -> ChurnReport:
+        return self._agent.find(params.vm).parts.churn_report(params.top)
 
     async def events(self, params: EventsParams, client: Client) -> dict[str, Any]:
         return {"events": await self._agent.events(params.vm, limit=params.limit, after=params.after)}

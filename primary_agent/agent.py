@@ -51,6 +51,7 @@ class PrimaryAgent:
         self.config = config
         self.ports = ports
         self.surroundings = surroundings or Surroundings.of(config, ports)
+        self.surroundings.volumes.folders = lambda: [self._vms_folder]
         self.vms: dict[bytes, PrimaryVm] = {}
         self.damaged: dict[str, DamagedVm] = {}
         self.started_time = ports.clock.wall()
@@ -97,7 +98,7 @@ class PrimaryAgent:
             await self._damaged(name, folder, error)
             return
         try:
-            replication = Replication(store, self.ports.clock)
+            replication = Replication(store, self.ports.clock, self.surroundings.monitoring)
             config = tap_config(replication.vm, folder, self._runtime_folder(name), self.surroundings.nbd_group)
             await self.ports.workers.run(_prepare_tap, self.ports.files, folder, config)
         except (VmreplicaError, OSError) as error:
@@ -246,7 +247,7 @@ class PrimaryAgent:
         try:
             await create(store, record, self.ports.clock, text)
             await self.ports.workers.run(_prepare_tap, self.ports.files, folder, config)
-            replication = Replication(store, self.ports.clock)
+            replication = Replication(store, self.ports.clock, self.surroundings.monitoring)
             replication.keeper = keeper_of(self.ports, folder)
             await replication.describe()
             vm = PrimaryVm(folder, replication, config, self.surroundings)

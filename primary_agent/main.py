@@ -12,6 +12,7 @@ from shared import service
 from shared.admin.methods import Method
 from shared.config import load_config
 from shared.config_sections import PrimaryConfig
+from shared.monitoring import Monitoring
 from shared.ports.real import RealPorts
 from shared.status import VmStatus
 
@@ -26,14 +27,18 @@ class _Service:
         surroundings = Surroundings.of(config, real.ports, software)
         self._agent = PrimaryAgent(config, real.ports, surroundings=surroundings)
         self._agent.certificate_end = real.network.certificate_end
+        volumes = self._agent.surroundings.volumes
+        self._monitoring = Monitoring(real.ports, config.metrics, volumes, self._agent.status)
 
     async def start(self) -> None:
         await self._agent.start()
+        await self._monitoring.start()
 
     async def served(self) -> None:
         await self._agent.served()
 
     async def stop(self) -> None:
+        await self._monitoring.stop()
         await self._agent.stop()
 
     async def vms(self) -> list[VmStatus]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from dataclasses import dataclass, field
 
 from primary_agent.dialing import Dialled
@@ -15,10 +16,14 @@ from primary_agent.scheduling import backs_off
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
+from shared.churn import DAY_SECONDS, ChurnCounter, ChurnReport
 from shared.ports import Address
+from shared.rates import RateMeter
 from shared.tap_control import DiskStatus
 from shared.tasks import Signal
 
+STREAMING_SECONDS = 60.0
+"""The rate at which the log is streamed is that of so many seconds."""
 PROOFS, PROOF_SECONDS = 5, 0.2
 """So often, and after such waits, an exchange is tried whose session ended in the middle of it."""
 
@@ -80,9 +85,13 @@ class Parts:
     sampled: Sampled | None = None
     """What the last plan found by asking the replica."""
     precedence: Precedence = field(init=False)
+    churn: ChurnCounter = field(init=False)
+    """What of the disks is written most."""
+    streaming: RateMeter = field(default_factory=lambda: RateMeter(STREAMING_SECONDS))
 
     def __post_init__(self) -> None:
         surroundings = self.surroundings
+        self.churn = ChurnCounter(surroundings.ports.clock.monotonic())
         self.precedence = Precedence(
             surroundings.ports.clock,
             self.tap,
@@ -123,6 +132,29 @@ class Parts:
             return log.used
         (end_file, end_offset), (file, offset) = end, acked.place
         return max(0, (end_file - file) * log.file_bytes + end_offset - offset)
+
+    def churn_report(self, top: int) -> ChurnReport:
+        """Which disks and regions are written most, and how much."""
+        clock, vm = self.surroundings.ports.clock, self.replication.vm
+        paths = {disk.index: disk.path for disk in vm.disks}
+        disks = self.churn.disks(clock.monotonic(), top)
+        for disk in disks:
+            disk.path = paths.get(disk.index, "")
+        lately = sum(disk.bytes_per_second for disk in disks)
+        monitored = self.replication.statistics.bytes_per_second(clock.wall())
+        return ChurnReport(
+            name=vm.name,
+            uuid=str(uuid.UUID(bytes=vm.vm)),
+            monitoring_bytes_per_second=monitored,
+            bytes_per_second=lately,
+            bytes_per_day=DAY_SECONDS * (lately if monitored is None else monitored),
+            counted_seconds=max(0.0, clock.monotonic() - self.churn.began),
+            disks=disks,
+        )
+
+    def caught_up_seconds(self) -> float | None:
+        """How long sending what is pending takes at the present rate; None without a session, or where unknown."""
+        return self.streaming.seconds_left(self.pending_bytes()) if self.link.dialled is not None else None
 
     def moved_on(self) -> bool:
         """Whether this side has, or may have, writes that the replica never acknowledged: unknown counts as yes."""

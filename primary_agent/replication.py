@@ -31,7 +31,7 @@ from shared.events import EventId, make_event
 from shared.planning import OpenResync, ResyncCause
 from shared.ports import Clock, Store
 from shared.states import PrimaryEvent, ReplicationState, primary_transition
-from shared.stats import ReplicationStatistics
+from shared.stats import MONITORING_SECONDS, ReplicationStatistics
 from shared.status import Cause
 from shared.tasks import Signal, uninterrupted
 
@@ -59,14 +59,16 @@ class Acked:
 class Replication:
     """What is known durably, and the transitions. Fields change only after the store has made the change durable."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, monitoring_seconds: float = MONITORING_SECONDS) -> None:
         """Raises StoreDamagedError where the records are missing, not valid or newer."""
         self.store = store
         self.vm: VmRecord = load_vm(store)
         self.record = load(store, "replication", ReplicationRecord) or ReplicationRecord()
         acked = load(store, "acked", AckedRecord)
         self.acked = Acked(acked.position.position, acked.time_ns) if acked is not None else None
-        self.statistics = ReplicationStatistics(store.get("statistics"), clock.wall())
+        self.statistics = ReplicationStatistics(
+            store.get("statistics"), clock.wall(), monitoring_seconds=monitoring_seconds
+        )
         self.runs = RunJournal(store, clock)
         self.changed = Signal()
         """Notified after every change."""
@@ -323,6 +325,13 @@ class Replication:
         """Write down what was counted of the open run, where that is due; called every second."""
         if changes := self.runs.due():
             await self.store.commit(changes)
+
+    async def reset_statistics(self, order: dict[str, Any]) -> None:
+        """Begin a new monitoring interval; ``order`` says who asked. One transaction with its event."""
+        self.statistics.reset(self._clock.wall())
+        text = f"The statistics of {self.vm.name} were reset."
+        event = self.event(EventId.ADMINISTRATOR, text, cause="statistics reset", data=order)
+        await self.store.commit({"statistics": self.statistics.plain()}, [event])
 
     async def note(self, *events: dict[str, Any]) -> None:
         """Append events that go with no change of a record."""

@@ -176,6 +176,8 @@ class Session:
             self._ports,
             began_at_cut=self._note_acknowledged,
             pacer=self._parts.surroundings.pacing.sender(lambda: self._replication.vm),
+            churn=self._parts.churn,
+            sizes=lambda: {disk.index: disk.size for disk in self._replication.vm.disks},
         )
 
     async def _stream(self, position: Position) -> None:

@@ -30,6 +30,7 @@ from shared.errors import (
 )
 from shared.events import EventId
 from shared.planning import ResyncCause
+from shared.rates import duration_text
 from shared.states import ReplicationState
 
 BACKOFF_FIRST_SECONDS = 1.0
@@ -45,7 +46,8 @@ PARKED = frozenset({ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_S
 
 _JOIN_BROKEN = {ErrorCode.GAP: ResyncCause.GAP, ErrorCode.CHAIN: ResyncCause.CHAIN}
 
-# What a peer of another version or for other VMs stays, however often it is asked.
+# What a peer of another version or for other VMs stays, however often it is asked. Of what the replica tells itself,
+# primary_agent.recoverability has the table.
 _UNFIT = frozenset({ErrorCode.VERSION, ErrorCode.UNAUTHORIZED, ErrorCode.GEOMETRY, ErrorCode.UNRELATED})
 
 log = structlog.get_logger(__name__)
@@ -175,7 +177,9 @@ class SessionLoop:
         elif failure.code != self._told:
             self._told = failure.code
             data = {"code": failure.code, "seconds": round(delay, 1)}
-            text = f"Replication of {self._replication.vm.name} is interrupted and will be retried: {failure.text}"
+            when = f"in {duration_text(delay)}" if delay else "at once"
+            name = self._replication.vm.name
+            text = f"Replication of {name} is interrupted and will be retried {when}: {failure.text}"
             event = self._replication.event(EventId.WILL_RETRY, text, cause=failure.code, data=data)
             await self._replication.note(event)
 

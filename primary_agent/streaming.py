@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from primary_agent.pacing import Pacer
 from primary_agent.tap_link import Connection, TapLink
@@ -19,12 +20,16 @@ from protocol.hrl import RecordKind, decode_seal_body
 from protocol.messages import MessageType
 from protocol.position import Position
 from shared.channel import Channel
+from shared.churn import ChurnCounter, written_by
 from shared.errors import NotFoundError
 from shared.hrl_files import Run
 from shared.hrl_follower import LogDamagedError, LogFollower, LogGoneError
 from shared.ports import Ports
 from shared.tap_control import LogPlace
 from shared.tasks import Signal, together
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 GROUP_BYTES = 4 << 20
 """Bytes of log that one piece of work in a worker reads ahead."""
@@ -99,9 +104,12 @@ class LogSender:
         *,
         began_at_cut: Callable[[SentCut], None],
         pacer: Pacer,
+        churn: ChurnCounter,
+        sizes: Callable[[], dict[int, int]],
     ) -> None:
         """``began_at_cut`` is told when the position that :meth:`seek` went to turns out to be a cut: a position alone
-        does not tell. Its time is that at which the next segment began.
+        does not tell. Its time is that at which the next segment began. ``churn`` counts what is read, on disks of
+        ``sizes`` bytes.
         """
         self.ledger = ledger
         self.bytes_sent = 0
@@ -119,6 +127,9 @@ class LogSender:
         self._workers = ports.workers
         self._began_at_cut = began_at_cut
         self._pacer = pacer
+        self._churn = churn
+        self._sizes = sizes
+        self._clock = ports.clock
         self._start: Position | None = None
         self._follower = LogFollower(ports.files, connection.status.log.folder, vm)
         self._unreadable: Exception | None = None
@@ -183,16 +194,23 @@ class LogSender:
     async def _read(self, queue: asyncio.Queue[Group]) -> None:
         while True:
             end = self._written_end()
-            group = await self._workers.run(self._read_group, *end)
+            group, written = await self._workers.run(self._read_group, *end)
             if self._follower.sequence != self._leased:
                 await self._lease(self._follower.sequence)
             if group:
+                self._count(group, written)
                 await queue.put(group)
             elif self._written_end() == end:
                 await self._tap.changed.wait()
 
-    def _read_group(self, sequence: int, offset: int) -> Group:
-        """The next runs before the written end; empty there. Blocks.
+    def _count(self, group: Group, written: NDArray[Any]) -> None:
+        """Count what the runs have written, and how much there was to read."""
+        self._churn.streamed_bytes += sum(len(run.data) for _, run in group)
+        last = group[-1][1].position
+        self._churn.note(written, self._sizes(), self._epoch, last.entry, self._clock.monotonic())
+
+    def _read_group(self, sequence: int, offset: int) -> tuple[Group, NDArray[Any]]:
+        """The next runs before the written end, and what they write that was not counted yet; empty there. Blocks.
 
         Where reading fails, the runs before that come out first.
         """
@@ -208,7 +226,8 @@ class LogSender:
             if not group:
                 raise
             self._unreadable = error
-        return group
+        after = self._churn.next_entry(self._epoch)
+        return group, written_by([record for _, run in group for record in run.records], after)
 
     def _written_end(self) -> tuple[int, int]:
         """File and offset up to which the log is written."""

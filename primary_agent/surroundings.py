@@ -13,6 +13,8 @@ from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
 from shared.config_sections import PrimaryConfig, RatesSection, ResyncSection
 from shared.ports import Ports
 from shared.schedule import Window
+from shared.stats import MONITORING_SECONDS
+from shared.volumes import VolumeWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,16 @@ class Surroundings:
     queue: ResyncQueue = field(default_factory=lambda: ResyncQueue(ResyncSection().at_once))
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a VM is verified."""
+    monitoring: float = MONITORING_SECONDS
+    """The interval of the statistics."""
 
     pacing: Rates = field(init=False)
+    volumes: VolumeWatch = field(init=False)
 
     def __post_init__(self) -> None:
         window = Window.parse(self.resync.window)
         object.__setattr__(self, "pacing", Rates(self.ports.clock, self.rates, window))
+        object.__setattr__(self, "volumes", VolumeWatch(self.ports))
 
     @classmethod
     def of(cls, config: PrimaryConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
@@ -54,6 +60,7 @@ class Surroundings:
             resync=config.resync,
             rates=config.rates,
             queue=ResyncQueue(config.resync.at_once),
+            monitoring=config.monitoring_seconds,
         )
 
     @property

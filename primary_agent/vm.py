@@ -30,13 +30,13 @@ from shared.errors import InvalidStateError, StoreDamagedError, UsageError, Vmre
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
+from shared.stats import interval_text
 from shared.status import VmStatus, to_plain
 from shared.tap_config import TapConfig, save_config
 
 TICK_SECONDS = 1.0
 TAP_STATUS_SECONDS = 5.0
 """The tap's whole status is asked for at least so often; an answer that does not come ends its connection."""
-STATISTICS_SECONDS = 3600.0
 STATUS_SECONDS, FRESH_SECONDS = 1.0, 0.5
 """A status does not wait longer for the tap, then it tells what is known; what is so fresh is not asked for."""
 RESTART_SECONDS = 5.0
@@ -144,7 +144,6 @@ class PrimaryVm:
     async def _tick(self) -> None:
         """Count cycles, tell the statistics now and then, and keep the tap's status fresh."""
         clock, replication = self._ports.clock, self._replication
-        tell_at = clock.monotonic() + STATISTICS_SECONDS
         while True:
             await asyncio.sleep(TICK_SECONDS)
             if replication.state is _S.REPLICATING:
@@ -161,8 +160,8 @@ class PrimaryVm:
             await take_larger(self)
             async with self.ordering:
                 await begin_due(self.parts)
-            if clock.monotonic() >= tell_at:
-                tell_at += STATISTICS_SECONDS
+            self.parts.streaming.add(clock.monotonic(), self.parts.churn.streamed_bytes)
+            if replication.statistics.is_due(clock.wall()):
                 await self._tell_statistics()
 
     async def _tell_observations(self) -> None:
@@ -174,15 +173,12 @@ class PrimaryVm:
                 await self._replication.note(self._replication.event(seen.event, seen.text, data=seen.data))
 
     async def _tell_statistics(self) -> None:
-        """Event 29174."""
-        figures = self._replication.statistics.report(
-            self._ports.clock.wall(), pending_bytes=self.parts.pending_bytes()
-        )
-        text = (
-            f"{self.name}: {figures.successful_replication_count} cuts replicated, "
-            f"{figures.missed_replication_count} cycles missed, {figures.replication_errors} errors."
-        )
-        await self._replication.note(self._replication.event(EventId.STATISTICS, text, data=to_plain(figures)))
+        """Event 29174, once a monitoring interval."""
+        replication, now = self._replication, self._ports.clock.wall()
+        figures = replication.statistics.report(now, pending_bytes=self.parts.pending_bytes())
+        replication.statistics.told(now)
+        event = replication.event(EventId.STATISTICS, interval_text(self.name, figures), data=to_plain(figures))
+        await replication.store.commit({"statistics": replication.statistics.plain()}, [event])
 
     async def _refresh_tap(self, older_than: float) -> None:
         connection = self.parts.tap.connection

@@ -30,7 +30,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
     record, vm, now = replication.record, replication.vm, clock.wall()
     connection = parts.tap.connection
     state = ReplicationState.ERROR if failure is not None else record.state
-    acked = replication.acked
+    acked, volume = replication.acked, parts.surroundings.volumes.of(folder)
     status = VmStatus(
         name=vm.name,
         uuid=str(uuid.UUID(bytes=vm.vm)),
@@ -62,6 +62,9 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         folder=folder,
         waiting=waiting_text(parts),
         resync_start_time=record.resync_at,
+        caught_up_seconds=parts.caught_up_seconds(),
+        store_free_bytes=volume.free,
+        store_full_seconds=volume.full_seconds(),
         settings=_settings(vm, parts.tap.config, parts.surroundings.resync),
         pending_settings=_pending_settings(parts.tap.config, connection),
     )

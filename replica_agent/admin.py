@@ -11,7 +11,7 @@ from replica_agent.points import find_point, point_settings, points_of
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
 from shared.admin import verbs
-from shared.admin.methods import Methods
+from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
 from shared.admin.verbs import (
     AnyVmParams,
@@ -26,7 +26,10 @@ from shared.admin.verbs import (
 )
 from shared.errors import InvalidStateError, UsageError
 from shared.events import EventId
-from shared.status import AgentStatus, ExportStatus, PointsStatus, Statistics, VmStatus
+from shared.health import measured
+from shared.measures import Statistics
+from shared.monitoring import metrics_text
+from shared.status import AgentStatus, ExportStatus, PointsStatus, VmStatus
 
 
 class AdminMethods:
@@ -41,6 +44,8 @@ class AdminMethods:
         methods.add(verbs.STATUS, AnyVmParams, self.status)
         methods.add(verbs.GET, AnyVmParams, self.status)
         methods.add(verbs.MEASURE, VmParams, self.measure)
+        methods.add(verbs.MEASURE_RESET, VmParams, self.measure_reset)
+        methods.add(verbs.METRICS, NoParams, self.metrics)
         methods.add(verbs.EVENTS, EventsParams, self.events)
         methods.add(verbs.SUSPEND, VmParams, self.suspend)
         methods.add(verbs.RESUME, ResumeParams, self.resume)
@@ -57,7 +62,18 @@ class AdminMethods:
         return self._agent.status(params.vm)
 
     async def measure(self, params: VmParams, client: Client) -> Statistics:
-        return status_of(self._agent.find(params.vm)).statistics
+        return measured(status_of(self._agent.find(params.vm)))
+
+    async def metrics(self, params: NoParams, client: Client) -> dict[str, str]:
+        return {"text": (await metrics_text(self._agent.ports, self._agent_status)).decode()}
+
+    async def _agent_status(self) -> AgentStatus:
+        return self._agent.status()
+
+    async def measure_reset(self, params: VmParams, client: Client) -> Statistics:
+        vm = self._agent.find(params.vm)
+        await finish(vm.reset_statistics(verbs.ordered_by(client.peer)))
+        return measured(status_of(vm))
 
     async def events(self, params: EventsParams, client: Client) -> dict[str, Any]:
         return {"events": await self._agent.events(params.vm, limit=params.limit, after=params.after)}

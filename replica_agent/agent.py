@@ -62,6 +62,7 @@ class ReplicaAgent:
         self.sessions = Sessions(
             self.surroundings, Authorization.of(config), self._storage_of, self._vm_for, lambda: len(self.vms)
         )
+        self.surroundings.volumes.folders = lambda: self.sessions.authorization.storages
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""

@@ -25,7 +25,7 @@ from replica_agent.overwritten import Overwritten
 from replica_agent.pump import STEP_BYTES, write_log
 from replica_agent.record import PointsRecord, UndoRecord
 from replica_agent.replay import Replay, Source
-from replica_agent.retention import Retention, thinned, without_oldest
+from replica_agent.retention import LostPoints, Retention, cut_short, thinned, without_oldest
 from replica_agent.saving import save
 from replica_agent.undo import Link, Sealed, UndoDamagedError, UndoLog
 from replica_agent.undo_records import open_log, record_of
@@ -70,6 +70,7 @@ class History:
     changed: Callable[[], None] = lambda: None
     chain: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while readers are given other logs than they have."""
+    lost: LostPoints | None = None
     _last: int = 0
     """The number of the newest apply with an undo log."""
     _unnamed: set[tuple[int, int]] = field(default_factory=set)
@@ -201,6 +202,7 @@ class History:
             raise
 
     async def _tell_unkept(self, reason: str) -> None:
+        self.lost = LostPoints(self.ports.clock.wall(), reason)
         if not self._told_unkept:
             self._told_unkept = True
             await self.ledger.note(EventId.POINTS, f"Only the newest recovery point is kept. {reason}", cause="unkept")
@@ -262,12 +264,13 @@ class History:
         logs, rules = draft.points.logs, self._rules(draft.points)
         pinned = {reading.first for reading in self.readings if not reading.reader.failed}
         kept = thinned(logs, draft.replication.applied_time or 0.0, rules, pinned)
+        limit = f"undo logs have at most {size_text(rules.limit)}."
+        if cut_short(logs, draft.replication.applied_time or 0.0, rules, pinned):
+            self.lost = LostPoints(draft.now, f"The {limit}")
         draft.points = msgspec.structs.replace(draft.points, logs=kept)
         lost = pinned & ({log.first for log in logs} - {log.first for log in kept})
         if lost:
-            text = (
-                f"{len(lost)} exported recovery points were deleted: undo logs have at most {size_text(rules.limit)}."
-            )
+            text = f"{len(lost)} exported recovery points were deleted: {limit}"
             draft.event(EventId.POINTS, text, cause="limit")
 
     async def give_way(self, reason: str) -> bool:
@@ -277,6 +280,7 @@ class History:
             if not logs:
                 return False
             oldest = logs[0]
+            self.lost = LostPoints(draft.now, reason)
             draft.points = msgspec.structs.replace(draft.points, logs=without_oldest(logs))
             draft.event(
                 EventId.POINTS,

@@ -12,8 +12,9 @@ from shared import service
 from shared.admin.methods import Method
 from shared.config import load_config
 from shared.config_sections import ReplicaConfig
+from shared.monitoring import Monitoring
 from shared.ports.real import RealPorts
-from shared.status import VmStatus
+from shared.status import AgentStatus, VmStatus
 
 DEFAULT_CONFIG = "/etc/vmreplica/replica.toml"
 
@@ -25,18 +26,25 @@ class _Service:
         software = f"vmreplica {metadata.version('vmreplica')}"
         self._agent = ReplicaAgent(config, real.ports, surroundings=Surroundings.of(config, real.ports, software))
         self._agent.certificate_end = real.network.certificate_end
+        volumes = self._agent.surroundings.volumes
+        self._monitoring = Monitoring(real.ports, config.metrics, volumes, self._status)
 
     async def start(self) -> None:
         await self._agent.start()
+        await self._monitoring.start()
 
     async def served(self) -> None:
         """Nothing of this host is kept waiting: it listens, and a promoted VM is started by an administrator."""
 
     async def stop(self) -> None:
+        await self._monitoring.stop()
         await self._agent.stop()
 
     async def vms(self) -> list[VmStatus]:
         return await self._agent.known()
+
+    async def _status(self) -> AgentStatus:
+        return self._agent.status()
 
     def methods(self) -> dict[str, Method]:
         return dict(AdminMethods(self._agent).table())

@@ -23,7 +23,9 @@ from replica_agent.spool import Spool
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
 from shared.config_sections import ReplicaConfig
 from shared.ports import Ports
+from shared.stats import MONITORING_SECONDS
 from shared.tasks import Signal
+from shared.volumes import VolumeWatch
 
 RESERVE_BYTES = 64 << 20
 SPOOL_LIMIT_BYTES = 4 << 30
@@ -55,6 +57,12 @@ class Surroundings:
     """The VMs that are compared just now."""
     verifying: set[bytes] = field(default_factory=set)
     """The VMs of which a view is held for a verify just now."""
+    monitoring: float = MONITORING_SECONDS
+    """The interval of the statistics, in seconds."""
+    volumes: VolumeWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "volumes", VolumeWatch(self.ports))
 
     @classmethod
     def of(cls, config: ReplicaConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
@@ -70,6 +78,7 @@ class Surroundings:
             retention=Retention(config.points.newest, config.points.hourly, config.points.limit_bytes),
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,
+            monitoring=config.monitoring_seconds,
         )
 
     @property

@@ -35,6 +35,14 @@ class Retention:
         return self.newest > 1 or self.hourly > 0
 
 
+@dataclass(frozen=True, slots=True)
+class LostPoints:
+    """When points were last deleted, or not kept, for want of room (seconds since the Unix epoch), and why."""
+
+    time: float
+    text: str
+
+
 def hourly_of(times: Sequence[float]) -> list[bool]:
     """Which of the points, the oldest first, stand for their hour: the first of each.
 
@@ -65,6 +73,14 @@ def thinned(logs: Sequence[UndoRecord], newest_time: float, rules: Retention, pi
         total -= result[0].length
         del result[0]
     return result
+
+
+def cut_short(logs: Sequence[UndoRecord], newest_time: float, rules: Retention, pinned: Set[int]) -> bool:
+    """Whether the limit costs points that :func:`thinned` would keep without it."""
+    if not 0 < rules.limit < sum(log.length for log in logs):
+        return False
+    unlimited = thinned(logs, newest_time, Retention(rules.newest, rules.hourly), pinned)
+    return len(unlimited) > len(thinned(logs, newest_time, rules, pinned))
 
 
 def _unmarked(log: UndoRecord) -> UndoRecord:

@@ -23,15 +23,14 @@ from replica_agent.refusals import Refusal
 from replica_agent.thinner import Thinner
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
+from shared.forecasts import ROOM_BYTES
 from shared.geometry import compare_geometry, is_growth
 from shared.rates import size_text
 from shared.states import ReplicaEvent, ReplicationState
-from shared.stats import ReplicationStatistics
-from shared.status import Cause, CutStatus
+from shared.stats import ReplicationStatistics, interval_text
+from shared.status import Cause, CutStatus, to_plain
 
 HOUSEKEEPING_SECONDS = 5.0
-ROOM_BYTES = 32 << 20
-"""The oldest points are deleted while the volume has less than this beside the reserve."""
 FAILOVER_WAIT_SECONDS = 20.0
 """How long ``failover`` waits for the disks to be served before it answers; it goes on by itself."""
 
@@ -52,7 +51,9 @@ class ReplicaVm:
             group=surroundings.nbd_group,
         )
         self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self.exports.stop)
-        self.statistics = ReplicationStatistics(ledger.statistics, surroundings.ports.clock.wall())
+        self.statistics = ReplicationStatistics(
+            ledger.statistics, surroundings.ports.clock.wall(), monitoring_seconds=surroundings.monitoring
+        )
         parts.applier.statistics = self.statistics
         parts.history.changed = parts.changed.notify
         self.failure: Cause | None = None
@@ -154,6 +155,34 @@ class ReplicaVm:
             await self.exports.tell_failures()
             await self._keep_room()
             await self.ledger.describe()
+            self._count_cycles()
+            if self.statistics.is_due(self.parts.ports.clock.wall()):
+                await self._tell_statistics()
+
+    def _count_cycles(self) -> None:
+        """A cycle in which nothing new was received is missed, whatever kept the primary from sending it."""
+        clock, record = self.parts.ports.clock, self.ledger.replication
+        if record.state is ReplicationState.REPLICATING and record.interval_seconds > 0:
+            self.statistics.tick(clock.wall(), clock.monotonic(), record.interval_seconds)
+        else:
+            self.statistics.pause()
+
+    async def _tell_statistics(self) -> None:
+        """Event 29174, once a monitoring interval."""
+        now = self.parts.ports.clock.wall()
+        figures = self.statistics.report(now, pending_bytes=self.parts.applier.pending_bytes)
+        self.statistics.told(now)
+        async with self.ledger.transaction() as draft:
+            draft.statistics = self.statistics.plain()
+            draft.event(EventId.STATISTICS, interval_text(self.name, figures), **to_plain(figures))
+
+    async def reset_statistics(self, order: dict[str, Any]) -> None:
+        """Begin a new monitoring interval; ``order`` says who asked. One transaction with its event."""
+        self.statistics.reset(self.parts.ports.clock.wall())
+        async with self.ledger.transaction() as draft:
+            draft.statistics = self.statistics.plain()
+            text = f"The statistics of {self.name} were reset."
+            draft.event(EventId.ADMINISTRATOR, text, cause="statistics reset", **order)
 
     async def _keep_room(self) -> None:
         """Older points make room for what arrives before it is refused for want of it."""

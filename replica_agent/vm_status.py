@@ -21,6 +21,8 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     spool, tap = parts.applier.spool, vm.promotion.tap
     received = spool.received if spool is not None else None
     pending = parts.applier.pending_bytes
+    surroundings, folder = parts.surroundings, parts.layout.folder
+    volume, lost = surroundings.volumes.of(folder), parts.history.lost
     status = VmStatus(
         name=vm.name,
         uuid=parts.uuid,
@@ -57,8 +59,14 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         older_points=sum(log.point for log in parts.ledger.points.logs),
         oldest_point_time=next((log.older_time for log in parts.ledger.points.logs if log.point), None),
         points_bytes=parts.history.bytes,
+        points_lost_time=lost.time if lost is not None else None,
+        points_lost_text=lost.text if lost is not None else "",
+        store_free_bytes=volume.free,
+        store_full_seconds=volume.full_seconds(surroundings.reserve),
+        store_reserve_bytes=surroundings.reserve,
+        spool_limit_bytes=surroundings.spool_limit,
         uris=tap.uris if tap is not None else [],
-        folder=parts.layout.folder,
+        folder=folder,
         settings={
             "interval_seconds": record.interval_seconds,
             "points_newest": parts.history.retention.newest,

@@ -132,6 +132,37 @@ class RatesSection(Section, frozen=True):
             raise ValueError(f"{error.text} {error.remedy}") from None
 
 
+class MetricsSection(Section, frozen=True):
+    """Metrics for Prometheus ([monitoring.md](monitoring.md)), over plain HTTP and for whoever reaches the address: names
+    of VMs, sizes and times, and nothing that is on the disks. Keep it on the loopback address or in a network of its
+    own. Where both agents run on one host each needs a port.
+    """
+
+    listen: Annotated[str, msgspec.Meta(max_length=300)] = ""
+    """``ADDRESS:PORT`` on which ``GET /metrics`` is answered, e.g. ``127.0.0.1:9441`` or ``[::1]:9441``; empty:
+    nowhere.
+    """
+
+    def __post_init__(self) -> None:
+        try:
+            split_listen(self.listen)
+        except UsageError as error:
+            raise ValueError(f"{error.text} {error.remedy}") from None
+
+
+def split_listen(text: str) -> tuple[str, int] | None:
+    """``127.0.0.1:9441`` or ``[::1]:9441`` as address and port, None for the empty string. Raises UsageError."""
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    if not host or (":" in host and not text.startswith("[")) or not (port.isascii() and port.isdecimal()):
+        raise UsageError(f"{text!r} is no address and port.", "Write 127.0.0.1:9441 or [::1]:9441.")
+    if not 1 <= int(port[:6]) <= 65535:
+        raise UsageError(f"{port} is no TCP port.", "Give one from 1 to 65535, e.g. 127.0.0.1:9441.")
+    return host, int(port)
+
+
 class AuthorizeSection(Section, frozen=True):
     """One entry for each primary. Without an entry that fits nobody may replicate anything (default deny), and a peer
     learns no difference between a VM that is unknown and one that is forbidden. The first entry that fits decides.
@@ -182,6 +213,11 @@ class AgentSection(Section, frozen=True):
     """A peer that is silent for so many seconds is dead; at least two heartbeats."""
     log_format: Literal["text", "json"] = "text"
     """Form of the log lines on standard error."""
+    monitoring_seconds: Annotated[float, msgspec.Meta(ge=3600, le=7 * 86400)] = 12 * 3600.0
+    """The monitoring interval, in seconds: what the statistics, and the health that follows from them, look back at
+    ([monitoring.md](monitoring.md)).
+    """
+    metrics: MetricsSection = MetricsSection()
 
 
 class PrimaryConfig(AgentSection, frozen=True):

@@ -1,22 +1,24 @@
 """Health of a VM's replication, and what to tell people: a pure function of a status and the time.
 
-The rules are Hyper-V Replica's. The summary says first whether the VM is protected, then how far behind its
-replica is; the remedy says what to do, and is empty when nothing needs to be done.
+The rules are Hyper-V Replica's, and :mod:`shared.forecasts` adds what is coming; ``docs/monitoring.md`` has both as a
+table. The summary says first whether the VM is protected, then how far behind its replica is; the remedy says what to
+do, and is empty when nothing needs to be done.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
+from shared.forecasts import forecasts, long_behind, promised_lag
+from shared.measures import Statistics
 from shared.rates import duration_text, size_text
 from shared.states import Health, ReplicationState
 from shared.status import DiskStatus, VmStatus
 
 MISSED_FRACTION = 0.2
-BEHIND_SECONDS = 3600.0
 DISCONNECTED_GRACE_SECONDS = 30.0
-PROTECTED_FLOOR_SECONDS = 60.0
-PROTECTED_INTERVALS = 3
 LOG_FRACTIONS = (0.5, 0.75, 0.9)
 """Of the log's limit: each that is passed is told."""
 
@@ -63,7 +65,9 @@ def assess(status: VmStatus, now: float) -> Assessment:
         _judge_primary(status, state, now, result)
     else:
         _judge_replica(status, state, result)
+    _judge_age(status, state, now, result)
     _judge_cycles(status, state, result)
+    result.reasons += forecasts(status, now)
     result.reasons.sort(key=lambda reason: -reason[0])
     result.protected = _is_protected(status, state)
     result.summary = _summary(status, state, result)
@@ -74,11 +78,20 @@ def assessed(status: VmStatus, now: float) -> VmStatus:
     """``status`` with its health, protection, summary, remedy and reasons filled in."""
     result = assess(status, now)
     status.health = result.health.title
+    status.promised_lag_seconds = promised_lag(status.interval_seconds) if status.interval_seconds else None
     status.protected = result.protected
     status.summary = result.summary
     status.reasons = [text for _, text, _ in result.reasons]
     status.remedy = next((remedy for _, _, remedy in result.reasons if remedy), "")
     return status
+
+
+def measured(status: VmStatus) -> Statistics:
+    """The answer of ``vm.measure``: the figures, with the VM's health and what makes it worse than Normal."""
+    figures: Statistics = msgspec.structs.replace(
+        status.statistics, replication_health=status.health, replication_health_details=status.reasons
+    )
+    return figures
 
 
 def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) -> None:
@@ -159,8 +172,6 @@ def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result
             result.critical(text, f"Check the replica's host and `vmreplica test-connection {link.peer}`.")
         else:
             result.warn(text)
-    if status.baseline and status.lag_seconds is not None and status.lag_seconds > BEHIND_SECONDS:
-        result.warn(f"Replica virtual machine '{name}' is behind the primary by more than an hour.")
     verified = status.verify.last if status.verify is not None else None
     if verified is not None and verified.outcome == "different" and verified.epoch == status.epoch:
         result.critical(f"A verify found that the replica is wrong: {verified.text}", verified.remedy)
@@ -216,11 +227,21 @@ def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment
         result.critical("Replication is suspended at the replica.", f"Run `vmreplica resume {name}`.")
     if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
         result.warn("The VM was failed over to this host and is not replicated to another one.")
-    elif status.baseline and status.lag_seconds is not None and status.lag_seconds > BEHIND_SECONDS:
-        result.warn(
-            f"Replica virtual machine '{name}' is behind the primary by more than an hour.",
-            "Look at `vmreplica status` on the primary's host.",
-        )
+
+
+def _judge_age(status: VmStatus, state: ReplicationState, now: float, result: Assessment) -> None:
+    """More than an hour since the last send or receive: by the newest cut, or where that is not known, by the figures.
+
+    A cut that was received late says nothing newer than itself, so the age of the cut counts, not when it arrived.
+    """
+    if not status.baseline or state in (ReplicationState.FAILED_OVER, ReplicationState.FAILED_OVER_WAITING_COMPLETION):
+        return
+    age, last = status.lag_seconds, status.statistics.last_replication_time
+    if age is None and last is not None:
+        age = now - last
+    if age is not None and age > long_behind(status.interval_seconds):
+        remedy = "Look at `vmreplica status` on the primary's host." if status.role == "replica" else ""
+        result.warn(f"Replica virtual machine '{status.name}' is behind the primary by more than an hour.", remedy)
 
 
 def _judge_cycles(status: VmStatus, state: ReplicationState, result: Assessment) -> None:
@@ -247,7 +268,7 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
         return False
     if status.problem is not None or status.causes:
         return False
-    return status.lag_seconds <= max(PROTECTED_INTERVALS * status.interval_seconds, PROTECTED_FLOOR_SECONDS)
+    return status.lag_seconds <= promised_lag(status.interval_seconds)
 
 
 def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> str:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from shared.measures import Statistics
+
 AgentRole = Literal["primary", "replica"]
 
 
@@ -240,27 +242,6 @@ class VerifyStatus(StatusStruct):
     last: VerifyResult | None = None
 
 
-class Statistics(StatusStruct):
-    """What Hyper-V Replica's Measure-VMReplication tells, over the monitoring interval."""
-
-    monitoring_start_time: float | None = None
-    monitoring_end_time: float | None = None
-    successful_replication_count: int = 0
-    """Cuts acknowledged by the replica as durable."""
-    missed_replication_count: int = 0
-    """Cycles in which no cut was acknowledged within the interval."""
-    replication_errors: int = 0
-    pending_replication_bytes: int = 0
-    average_replication_bytes: float | None = None
-    maximum_replication_bytes: int | None = None
-    average_replication_latency_seconds: float | None = None
-    """From seal to the replica's acknowledgement."""
-    maximum_replication_latency_seconds: float | None = None
-    initial_replication_bytes: int | None = None
-    last_replication_time: float | None = None
-    last_applied_time: float | None = None
-
-
 class PointStatus(StatusStruct):
     """A recovery point at the replica."""
 
@@ -363,6 +344,22 @@ class VmStatus(StatusStruct):
     """When the oldest recovery point was sealed at the primary."""
     points_bytes: int = 0
     """What the undo logs of the older recovery points take."""
+    points_lost_time: float | None = None
+    """When recovery points were last deleted, or not kept, for want of room, since the agent started,"""
+    points_lost_text: str = ""
+    """and why."""
+    promised_lag_seconds: float | None = None
+    """The newest recovery point is not to be older than this: three intervals, and at least a minute."""
+    caught_up_seconds: float | None = None
+    """How long sending ``pending_bytes`` takes at the link's present rate, at the primary; None where unknown."""
+    store_free_bytes: int | None = None
+    """Free space of the volume of ``folder``; None while it was not looked at."""
+    store_full_seconds: float | None = None
+    """When that volume is full at the rate of the last hour; None while it does not fill, or that is not known."""
+    store_reserve_bytes: int = 0
+    """What of it stays free for applying, at the replica."""
+    spool_limit_bytes: int | None = None
+    """At the replica: with more than this received and not applied, the primary is made to wait."""
     uris: list[str] = []
     """Where the VM's disks are served over NBD on this host (at a replica: once it was promoted)."""
     folder: str = ""

@@ -3,7 +3,8 @@
 A VM is named by its name or its UUID. Long work returns at once; it shows as ``progress`` in the VM's status.
 Results of methods not named here are a ``shared.status`` struct: an AgentStatus for ``status``, else the VmStatus
 after the change (``vm.export``: the ExportStatus; ``vm.points``: the PointsStatus; ``vm.remove``, ``vm.unexport``:
-null). Those of ``vm.resync_show``, ``_history`` and ``_plan`` are in ``shared.resync_runs``.
+null; ``vm.measure``, ``vm.measure_reset``: the Statistics; ``metrics``: {text}, in Prometheus' form; ``vm.churn``: a
+ChurnReport). Those of ``vm.resync_show``, ``_history`` and ``_plan`` are in ``shared.resync_runs``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ DISKS_MAX = 64
 """Disks of one VM."""
 PLAN_BLOCKS, PLAN_BLOCKS_MAX = 512, 4096
 """Blocks that a plan compares with the replica."""
+CHURN_TOP, CHURN_TOP_MAX = 5, 1024
+"""Regions that are told of a disk."""
 EVENTS_MAX = 10_000
 """Events in one answer."""
 
@@ -31,6 +34,8 @@ EVENTS_MAX = 10_000
 STATUS = "status"
 GET = "vm.get"
 MEASURE = "vm.measure"
+MEASURE_RESET = "vm.measure_reset"
+METRICS = "metrics"
 EVENTS = "events"
 SUSPEND = "vm.suspend"
 RESUME = "vm.resume"
@@ -47,13 +52,14 @@ RESYNC_SHOW = "vm.resync_show"
 RESYNC_HISTORY = "vm.resync_history"
 RESYNC_PLAN = "vm.resync_plan"
 VERIFY = "vm.verify"
+CHURN = "vm.churn"
 # The replica agent
 POINTS = "vm.points"
 EXPORT = "vm.export"
 UNEXPORT = "vm.unexport"
 FAILOVER = "vm.failover"
 
-READING = frozenset({STATUS, GET, MEASURE, EVENTS, POINTS, RESYNC_SHOW, RESYNC_HISTORY, RESYNC_PLAN})
+READING = frozenset({STATUS, GET, MEASURE, EVENTS, POINTS, RESYNC_SHOW, RESYNC_HISTORY, RESYNC_PLAN, METRICS, CHURN})
 """Methods that change nothing, for viewers."""
 
 
@@ -122,6 +128,12 @@ class HistoryParams(VmParams, frozen=True):
     """``vm.resync_history``: the newest runs, the newest first."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
+
+
+class ChurnParams(VmParams, frozen=True):
+    """``vm.churn``: of each disk the ``top`` regions that are written most."""
+
+    top: Annotated[int, msgspec.Meta(ge=1, le=CHURN_TOP_MAX)] = CHURN_TOP
 
 
 class PlanParams(VmParams, frozen=True):

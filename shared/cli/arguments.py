@@ -19,6 +19,7 @@ from shared.cli.grammar import (
     vm_argument,
     yes_option,
 )
+from shared.cli.measuring_verbs import MEASURING_VERBS
 from shared.cli.units import (
     SETTINGS,
     parse_blocks,
@@ -347,7 +348,7 @@ VERBS = (
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
     Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),
-    Verb("measure", "print the statistics of a VM", f"{_READING}:measure", _get),
+    *MEASURING_VERBS,
     Verb("points", "list the recovery points of a VM at the replica", f"{_REPLICA}:points", _points),
     Verb("export", "serve a recovery point of the replica read-only over NBD", f"{_REPLICA}:export", _export),
     Verb("unexport", "end such an export", f"{_REPLICA}:unexport", _unexport),

@@ -97,6 +97,8 @@ def _link(vm: VmStatus, now: float) -> str:
     parts = [f"{link_text(vm, now) or 'down'}{peer}"]
     if link.last_error:
         parts.append(link.last_error.rstrip("."))
+    if link.last_error and not link.retryable:
+        parts.append("it does not heal by itself")
     if link.next_attempt_seconds is not None:
         parts.append(f"next attempt in {duration_text(link.next_attempt_seconds)}")
     elif link.attempts:

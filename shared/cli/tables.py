@@ -1,4 +1,4 @@
-"""Settings, statistics and events as lines: pure functions."""
+"""Settings, points and events as lines: pure functions."""
 
 from __future__ import annotations
 
@@ -59,14 +59,6 @@ def _rate_text(rates: Sequence[int]) -> str:
     """A cap, of the day and perhaps another one of the night, as ``set`` takes it."""
     shown = [f"{size_text(rate)}/s" if rate else "none" for rate in rates] or ["none"]
     return " by day, ".join(shown) + (" by night" if len(shown) > 1 else "")
-
-
-def statistics_lines(vm: VmStatus, statistics: Mapping[str, Any], zone: tzinfo | None = None) -> list[str]:
-    """A VM's statistics, one figure a line; those that are not known are left out."""
-    rows = [
-        [label_text(key), quantity_text(key, value, zone)] for key, value in statistics.items() if value is not None
-    ]
-    return [f"{vm.name}  {vm.role}", *(f"  {joined(row)}" for row in columns(rows))]
 
 
 def event_lines(events: Sequence[Mapping[str, Any]], palette: Palette, zone: tzinfo | None = None) -> list[str]:

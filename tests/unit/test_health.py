@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from shared.health import assessed, log_level
+from shared.measures import Statistics
 from shared.states import ReplicationState
-from shared.status import Cause, DiskStatus, LinkStatus, ProgressStatus, Statistics, TapStatus, VmStatus
+from shared.status import Cause, DiskStatus, LinkStatus, ProgressStatus, TapStatus, VmStatus
 
 NOW = 1_700_000_000.0
 

@@ -1,4 +1,4 @@
-"""Verbs that only read: status, get, events, measure."""
+"""Verbs that only read: status, get, events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.cli.exit_codes import SUCCESS
 from shared.cli.page import page_lines
 from shared.cli.progress import is_working
 from shared.cli.render import status_lines
-from shared.cli.tables import event_lines, resync_lines, settings_lines, statistics_lines
+from shared.cli.tables import event_lines, resync_lines, settings_lines
 from shared.cli.text import printable_values
 from shared.errors import VmreplicaError
 from shared.status import AgentStatus
@@ -49,21 +49,6 @@ def get(options: argparse.Namespace, context: Context) -> int:
         starts = resync_lines(each.vm for each in found)
         context.console.print([*starts, ""] if starts else [])
         context.console.print(line for each in found for line in settings_lines(each.vm))
-    return SUCCESS
-
-
-def measure(options: argparse.Namespace, context: Context) -> int:
-    """The statistics of a VM or of all."""
-    paths, named = socket_paths(options.socket, context.environment)
-    with connect(paths, named=named) as agents:
-        found = _selected(agents, options)
-        figures = [each.call(admin.MEASURE) for each in found]
-    if options.json:
-        plain = [_labelled(each, {"statistics": raw}) for each, raw in zip(found, figures, strict=True)]
-        context.console.print_json({"vms": plain})
-    else:
-        for each, raw in zip(found, figures, strict=True):
-            context.console.print(statistics_lines(each.vm, printable_values(raw)))
     return SUCCESS
 
 

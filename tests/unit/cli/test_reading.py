@@ -14,7 +14,8 @@ from shared.admin import verbs as admin
 from shared.cli.connection import connect_error
 from shared.errors import ForbiddenError, UnreachableError
 from shared.events import EventId, make_event
-from shared.status import Statistics, to_plain
+from shared.measures import Statistics
+from shared.status import to_plain
 from tests.unit.cli.conftest import Command
 from tests.unit.cli.samples import NOW, UUID, agent, healthy, replica, resynchronizing
 

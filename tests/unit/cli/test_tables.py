@@ -10,7 +10,8 @@ import pytest
 from shared.cli.console import Palette
 from shared.cli.tables import event_lines, quantity_text, settings_lines, statistics_lines
 from shared.events import EventId, make_event
-from shared.status import Statistics, to_plain
+from shared.measures import Statistics
+from shared.status import to_plain
 from tests.unit.cli.samples import NOW, healthy
 
 PLAIN = Palette(False)
