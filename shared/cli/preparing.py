@@ -8,6 +8,7 @@ from __future__ import annotations
 import grp
 import json
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +17,18 @@ from pathlib import Path
 
 from shared.cli.configured import CONFIG_FOLDER, KINDS, default_path
 from shared.cli.findings import Finding, Level, note, of_error, ok, problem
-from shared.cli.unit_files import unit_steps
+from shared.cli.unit_files import reach_step, unit_steps, unit_user
 from shared.config import load_config
 from shared.config_sections import PrimaryConfig, ReplicaConfig
 from shared.errors import StorageError, UsageError, VmreplicaError
 
-GROUPS = ("vmreplica-admin", "vmreplica-viewer")
-"""Who may command the agents, and who may only look."""
+ACCOUNTS = {
+    "vmreplica-admin": ("group", "g vmreplica-admin -"),
+    "vmreplica-viewer": ("group", "g vmreplica-viewer -"),
+    "vmreplica": ("passwd", 'u vmreplica - "vmreplica replica agent" /var/lib/vmreplica/replica-agent'),
+}
+"""Who may command the agents, who may only look, and whom the replica's unit runs as: the file of each, and its line
+of sysusers.d(5)."""
 PKI_FOLDER = f"{CONFIG_FOLDER}/pki"
 PKI_FILES = {"ca.pem": 0o644, "certificate.pem": 0o644, "key.pem": 0o600, "crl.pem": 0o644}
 """What ``pki issue`` puts into a host's folder, and the modes here; the last one may be missing."""
@@ -86,8 +92,10 @@ def to_do(subject: str, text: str, do: Callable[[], None]) -> Step:
 def first_steps(wanted: Wanted) -> Iterator[Step]:
     """What comes before the configuration can be read: groups, its folder, certificates, the file itself."""
     yield folder_step(wanted.root + CONFIG_FOLDER, 0o755, "configuration")
-    for group in GROUPS:
-        yield group_step(group, wanted.root)
+    user = unit_user(wanted.role, wanted.root) if wanted.units else "root"
+    for name, (kind, _) in ACCOUNTS.items():
+        if kind == "group" or name == user:
+            yield account_step(name, wanted.root)
     yield from pki_steps(wanted)
     yield config_step(wanted)
     if wanted.units:
@@ -96,64 +104,89 @@ def first_steps(wanted: Wanted) -> Iterator[Step]:
 
 
 def later_steps(wanted: Wanted, config: PrimaryConfig | ReplicaConfig) -> Iterator[Step]:
-    """The folders that the configuration names."""
+    """The folders that the configuration names, whom they and the key belong to, and that the unit may write them."""
+    user = unit_user(wanted.role, wanted.root) if wanted.units else "root"
+    owner = account_number(user, wanted.root, "passwd") if user != "root" else None
     yield folder_step(wanted.root + RUNTIME_FOLDER, 0o755, "sockets")
-    yield folder_step(wanted.root + config.state_dir, 0o700, "state_dir")
+    folders = [config.state_dir]
     if isinstance(config, ReplicaConfig):
-        for storage in dict.fromkeys(entry.storage for entry in config.authorize):
-            yield folder_step(wanted.root + storage, 0o700, "storage")
+        folders += dict.fromkeys(entry.storage for entry in config.authorize)
+    for folder in folders:
+        yield folder_step(wanted.root + folder, 0o700, "state_dir" if folder == config.state_dir else "storage", owner)
+    yield from _key_owner_steps(wanted.root + config.tls.key, user, owner)
+    reach = reach_step(wanted.role, wanted.root, folders) if wanted.units else None
+    if reach is not None:
+        yield Step(*reach)
 
 
-# --- groups
+def _key_owner_steps(key: str, user: str, owner: int | None) -> Iterator[Step]:
+    """A unit that does not run as root must be able to read its key, and nobody else."""
+    if owner is not None and os.path.isfile(key) and os.stat(key).st_uid != owner:
+        yield to_do(key, f"It is given to {user}, as whom the agent runs.", lambda: os.chown(key, owner, -1))
 
 
-def group_step(name: str, root: str) -> Step:
-    """The group exists, or is made by systemd-sysusers, or by groupadd where that is missing."""
-    subject = f"group {name}"
-    if _has_group(name, root):
+# --- groups and users
+
+
+def account_step(name: str, root: str) -> Step:
+    """The group or user exists, or is made by systemd-sysusers, or by groupadd and useradd where that is missing."""
+    kind, _ = ACCOUNTS[name]
+    subject = f"{'group' if kind == 'group' else 'user'} {name}"
+    if account_number(name, root) is not None:
         return settled(ok(subject, "It exists."))
-    return to_do(subject, "It is made, without members: usermod -aG adds them.", lambda: _make_group(name, root))
+    text = "It is made, without members: usermod -aG adds them." if kind == "group" else "It is made, without a login."
+    return to_do(subject, text, lambda: _make_account(name, root))
 
 
-def _has_group(name: str, root: str) -> bool:
+def account_number(name: str, root: str, kind: str = "") -> int | None:
+    """Its number below ``root``, or of this host; None where there is none."""
+    kind = kind or (ACCOUNTS[name][0] if name in ACCOUNTS else "passwd")
     if root:
-        path = Path(f"{root}/etc/group")
-        return path.exists() and any(line.startswith(f"{name}:") for line in path.read_text().splitlines())
+        path = Path(f"{root}/etc/{kind}")
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return next((int(line.split(":")[2]) for line in lines if line.startswith(f"{name}:")), None)
     try:
-        grp.getgrnam(name)
+        return grp.getgrnam(name).gr_gid if kind == "group" else pwd.getpwnam(name).pw_uid
     except KeyError:
-        return False
-    return True
+        return None
 
 
-def _make_group(name: str, root: str) -> None:
+def _make_account(name: str, root: str) -> None:
+    kind, line = ACCOUNTS[name]
     if shutil.which("systemd-sysusers") is not None:
         where = [f"--root={os.path.abspath(root)}"] if root else []
-        words = ["systemd-sysusers", *where, "--inline", f"g {name} - -"]
+        words = ["systemd-sysusers", *where, "--inline", line]
     else:
         where = ["--root", os.path.abspath(root)] if root else []
-        words = ["groupadd", "--system", *where, name]
+        more = [] if kind == "group" else ["--no-create-home", "--user-group", "--shell", "/usr/sbin/nologin"]
+        words = ["groupadd" if kind == "group" else "useradd", "--system", *where, *more, name]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode or not _has_group(name, root):
+    if done.returncode or account_number(name, root) is None:
         said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
-        raise StorageError(f"{' '.join(words)} failed: {said}", f"Make the group {name} by hand, and run this again.")
+        raise StorageError(f"{' '.join(words)} failed: {said}", f"Make {name} by hand, and run this again.")
 
 
 # --- folders and files
 
 
-def folder_step(path: str, mode: int, what: str) -> Step:
-    """The folder exists with the mode and belongs to root, or to whoever runs this."""
+def folder_step(path: str, mode: int, what: str, owner: int | None = None) -> Step:
+    """The folder exists with the mode and belongs to ``owner``; None: to root, or to whoever runs this."""
     subject = f"folder {path}"
     try:
         state = os.lstat(path)
     except FileNotFoundError:
-        return to_do(subject, f"It is made for {what}, mode {mode:04o}.", lambda: _make_folder(path, mode))
+        return to_do(subject, f"It is made for {what}, mode {mode:04o}.", lambda: _make_folder(path, mode, owner))
     if not os.path.isdir(path) or os.path.islink(path):
         return settled(problem(subject, "Something else than a folder is there.", f"Move {path} away."))
-    if state.st_uid not in (0, os.geteuid()):
-        return settled(
-            problem(subject, f"It belongs to user {state.st_uid}, who could put anything there.", f"chown root {path}")
+    if state.st_uid not in (0, os.geteuid(), owner):
+        remedy = f"chown {owner or 0} {path}"
+        return settled(problem(subject, f"It belongs to user {state.st_uid}, who could put anything there.", remedy))
+    if owner is not None and state.st_uid != owner:
+        if os.listdir(path):
+            text = f"It belongs to user {state.st_uid}, and the agent runs as user {owner}."
+            return settled(problem(subject, text, f"With the agent stopped: chown -R {owner} {path}"))
+        return to_do(
+            subject, f"It is given to user {owner}, as whom the agent runs.", lambda: os.chown(path, owner, -1)
         )
     if state.st_mode & 0o7777 & ~mode:
         text = f"Its mode {state.st_mode & 0o7777:04o} is cut to {mode & state.st_mode:04o}."
@@ -161,17 +194,21 @@ def folder_step(path: str, mode: int, what: str) -> Step:
     return settled(ok(subject, f"It is there for {what}, mode {state.st_mode & 0o7777:04o}."))
 
 
-def _make_folder(path: str, mode: int) -> None:
+def _make_folder(path: str, mode: int, owner: int | None) -> None:
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     os.mkdir(path, 0o700)
+    if owner is not None:
+        os.chown(path, owner, -1)
     os.chmod(path, mode)
 
 
-def write_file(path: str, data: bytes, mode: int) -> None:
-    """Put a whole file in place, durably: it is there as it was, or as it is to be."""
+def write_file(path: str, data: bytes, mode: int, owner: int | None = None) -> None:
+    """Put a whole file in place, durably: it is there as it was, or as it is to be. None: it is ours."""
     unfinished = f"{path}.unfinished"
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
+        if owner is not None:
+            os.fchown(descriptor, owner, -1)
         os.fchmod(descriptor, mode)
         file.write(data)
         file.flush()
@@ -182,7 +219,7 @@ def write_file(path: str, data: bytes, mode: int) -> None:
 def pki_steps(wanted: Wanted) -> Iterator[Step]:
     """Copies of the certificate files, where a folder of them is named; their folder and modes in any case."""
     folder = wanted.root + PKI_FOLDER
-    yield folder_step(folder, 0o700, "certificates")
+    yield folder_step(folder, 0o755, "certificates")
     if wanted.pki:
         for name, mode in PKI_FILES.items():
             yield from _copy_step(Path(wanted.pki, name), Path(folder, name), mode)
@@ -217,7 +254,8 @@ def _copy_step(source: Path, target: Path, mode: int) -> Iterator[Step]:
         return
     word = "replaced by" if target.exists() else "copied from"
     text = f"It is {word} {source}, mode {mode:04o}."
-    yield to_do(subject, text, lambda: write_file(str(target), data, mode))
+    owner = target.stat().st_uid if target.exists() else None
+    yield to_do(subject, text, lambda: write_file(str(target), data, mode, owner))
 
 
 # --- the configuration

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from shared.cli.findings import Finding, Level, note, ok
+from shared.cli.findings import Finding, Level, note, ok, warning
 
 PACKAGED_FOLDERS = ("/usr/lib/systemd/system", "/lib/systemd/system")
 """Where a distribution's package has its units: these are left alone, and nothing is put over them."""
 OWN_FOLDER = "/etc/systemd/system"
 UNITS = {"primary": ("vmreplica-primary.service", "vmreplica-tap@.service"), "replica": ("vmreplica-replica.service",)}
 
-_PROGRAM = re.compile(r"^(Exec\w+=[-+!:@]*)\S*/(vmreplica(?:-\w+)?)(?=\s|$)", re.MULTILINE)
+HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108 - nothing is made there.
+"""Where a unit with ProtectHome and PrivateTmp finds no program."""
+DROP_IN = "vmreplica-setup.conf"
+
+_PROGRAM = re.compile(r"^(Exec\w+=[-+!:@]*)(?:\S*/)?(vmreplica(?:-\w+)?)(?=\s|$)", re.MULTILINE)
 
 
 def unit_steps(role: str, root: str) -> Iterator[tuple[Finding, Callable[[], None] | None]]:
@@ -23,6 +27,16 @@ def unit_steps(role: str, root: str) -> Iterator[tuple[Finding, Callable[[], Non
     source = unit_source()
     for name in unit_names(role, source):
         yield _unit_step(name, source, root)
+    programs = f"{program_folder()}/"
+    if source is not None and programs.startswith(HIDDEN_FOLDERS) and not root:
+        yield (
+            warning(
+                "programs",
+                f"They are in {programs}, which units that are locked down can't see.",
+                "Install vmreplica elsewhere: the Debian package, or PIPX_HOME=/opt/pipx pipx install.",
+            ),
+            None,
+        )
 
 
 def unit_source() -> Path | None:
@@ -30,11 +44,57 @@ def unit_source() -> Path | None:
     import shared
 
     package = Path(shared.__file__).parent
-    for folder in (package / "systemd", package / "units", package.parent / "packaging" / "systemd",
-                   package.parent / "packaging"):  # fmt: skip
+    for folder in (package / "packaged" / "systemd", package.parent / "packaging" / "systemd"):
         if any(folder.glob("vmreplica-*.service")):
             return folder
-    return None
+    checkout = package.parent / "packaging"
+    return checkout if any(checkout.glob("vmreplica-*.service")) else None
+
+
+def installed_unit(name: str, root: str) -> Path | None:
+    """The unit that systemd would read, where there is one."""
+    places = [Path(f"{root}{folder}/{name}") for folder in (OWN_FOLDER, *PACKAGED_FOLDERS)]
+    return next((path for path in places if path.exists()), None)
+
+
+def unit_user(role: str, root: str) -> str:
+    """The user that the role's unit runs as, root where it names none; so do its folders and its key belong to it."""
+    path, source = installed_unit(f"vmreplica-{role}.service", root), unit_source()
+    if path is None and source is not None:
+        path = source / f"vmreplica-{role}.service"
+    found = re.search(r"^User=(\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE) if path is not None else None
+    return found[1] if found is not None else "root"
+
+
+def reach_step(role: str, root: str, folders: Sequence[str]) -> tuple[Finding, Callable[[], None] | None] | None:
+    """A drop-in that lets the unit write where the configuration has its folders; None where it may anyway."""
+    outside = [folder for folder in folders if not f"{folder}/".startswith("/var/lib/vmreplica/")]
+    name = f"vmreplica-{role}.service"
+    target = Path(f"{root}{OWN_FOLDER}/{name}.d/{DROP_IN}")
+    text = "# Made by vmreplica setup: what the configuration has outside of /var/lib/vmreplica.\n[Service]\n"
+    text += "".join(f"ReadWritePaths=-{_quoted(folder)}\n" for folder in outside)
+    known = target.read_text(encoding="utf-8") if target.exists() else None
+    if not outside and known is None:
+        return None
+    if known == text:
+        return ok(f"{name}.d/{DROP_IN}", f"The unit may write {', '.join(outside)}."), None
+
+    def write() -> None:
+        if not outside:
+            target.unlink()
+            return
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        target.chmod(0o644)
+
+    what = f"The unit is to write {', '.join(outside)}." if outside else "It is not needed any more, and goes."
+    return Finding(f"{name}.d/{DROP_IN}", Level.TO_DO, what), write
+
+
+def _quoted(path: str) -> str:
+    """A path as a word of a unit: percent signs and spaces mean something there."""
+    escaped = path.replace("\\", "\\\\").replace("%", "%%").replace('"', '\\"')
+    return f'"{escaped}"' if escaped != path or " " in path else path
 
 
 def unit_names(role: str, source: Path | None) -> tuple[str, ...]:

@@ -180,3 +180,22 @@ def test_where_to_listen_is_read() -> None:
     assert parse_listen("beta") == ("beta", None)
     with pytest.raises(UsageError):
         parse_listen("beta:99999")
+
+
+def test_what_the_unit_runs_as_owns_folders_and_key(vmreplica: Command, tmp_path: Path, certificates: Path) -> None:
+    root = tmp_path / "root"
+    unit = root / "usr/lib/systemd/system/vmreplica-replica.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\nUser=vmreplica\nExecStart=vmreplica-replica\n")
+    ran = replica(vmreplica, root, certificates)
+    assert ran.code == 0, ran.out
+    (line,) = [line for line in (root / "etc/passwd").read_text().splitlines() if line.startswith("vmreplica:")]
+    owner = int(line.split(":")[2])
+    for path in ("var/lib/vmreplica/replica-agent", "srv/copies/alpha", "etc/vmreplica/pki/key.pem"):
+        assert (root / path).stat().st_uid == owner, path
+    drop_in = root / "etc/systemd/system/vmreplica-replica.service.d/vmreplica-setup.conf"
+    assert "ReadWritePaths=-/srv/copies/alpha\n" in drop_in.read_text()
+    assert not (root / "etc/systemd/system/vmreplica-replica.service").exists(), "the package's unit is left alone"
+    before = everything(root)
+    assert not json.loads(replica(vmreplica, root, certificates).out)["changed"]
+    assert everything(root) == before
