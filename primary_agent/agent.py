@@ -74,6 +74,11 @@ class PrimaryAgent:
         await asyncio.gather(*(vm.stop() for vm in self.vms.values()), *(vm.leave() for vm in self.damaged.values()))
         self.vms.clear()
 
+    def reload(self, config: PrimaryConfig) -> None:
+        """Take over a new configuration: what all VMs share of it is in force at once. Sessions go on."""
+        self.config = config
+        self.surroundings.adopt(config)
+
     async def _load(self, name: str) -> None:
         folder = f"{self._vms_folder}/{name}"
         try:
@@ -189,6 +194,15 @@ class PrimaryAgent:
             certificate_not_after_time=self.certificate_end(),
             vms=sorted([*statuses, *damaged], key=lambda vm: vm.name),
         )
+
+    async def known(self) -> list[VmStatus]:
+        """What is known of all VMs, without asking their taps; gives way to others between VMs."""
+        statuses = []
+        for vm in list(self.vms.values()):
+            statuses.append(await vm.status(fresh=False))
+            await asyncio.sleep(0)
+        now = self.ports.clock.wall()
+        return statuses + [damaged_status(vm, now) for vm in self.damaged.values()]
 
     async def events(self, name: str | None, *, limit: int, after: int) -> list[dict[str, Any]]:
         """Events of one VM or of all, the oldest first; those of several VMs in order of time."""

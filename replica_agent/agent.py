@@ -28,7 +28,7 @@ from replica_agent.vm_status import damaged_status, status_of
 from shared.config_sections import ReplicaConfig
 from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.ports import Address, Ports
-from shared.status import AgentStatus
+from shared.status import AgentStatus, VmStatus
 
 REVIVAL_SECONDS = 30.0
 
@@ -90,8 +90,13 @@ class ReplicaAgent:
         self.vms.clear()
 
     async def reload(self, config: ReplicaConfig) -> None:
-        """Take over the authorization of a new configuration; connections that it no longer allows are ended."""
+        """Take over a new configuration: what all VMs share of it is in force at once; connections that its
+        authorization no longer allows are ended, and the others go on.
+        """
         self.config = config
+        self.surroundings.adopt(config)
+        for vm in self.vms.values():
+            vm.adopt_surroundings()
         known = set(self.sessions.authorization.storages)
         self.sessions.reauthorize(Authorization.of(config))
         for storage in self.sessions.authorization.storages:
@@ -247,6 +252,16 @@ class ReplicaAgent:
             listening=[str(listener.address)] if listener is not None else [],
             vms=sorted(statuses, key=lambda vm: vm.name),
         )
+
+    async def known(self) -> list[VmStatus]:
+        """What is known of all VMs; gives way to others between VMs."""
+        statuses = []
+        for vm in list(self.vms.values()):
+            statuses.append(status_of(vm))
+            await asyncio.sleep(0)
+        now = self.ports.clock.wall()
+        damaged = self.damaged.values()
+        return statuses + [damaged_status(vm.name, vm.identity, vm.folder, vm.error, now) for vm in damaged]
 
     async def events(self, name: str | None, *, limit: int, after: int) -> list[dict[str, Any]]:
         """Events of one VM or of all, the oldest first; those of several VMs in order of time."""
