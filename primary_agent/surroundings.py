@@ -17,9 +17,9 @@ from shared.stats import MONITORING_SECONDS
 from shared.volumes import VolumeWatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Surroundings:
-    """Given to every VM. Times in seconds."""
+    """Given to every VM, and never replaced: ``adopt`` changes what a reload brings into force. Times in seconds."""
 
     ports: Ports
     host: str
@@ -43,9 +43,8 @@ class Surroundings:
     volumes: VolumeWatch = field(init=False)
 
     def __post_init__(self) -> None:
-        window = Window.parse(self.resync.window)
-        object.__setattr__(self, "pacing", Rates(self.ports.clock, self.rates, window))
-        object.__setattr__(self, "volumes", VolumeWatch(self.ports))
+        self.pacing = Rates(self.ports.clock, self.rates, Window.parse(self.resync.window))
+        self.volumes = VolumeWatch(self.ports)
 
     @classmethod
     def of(cls, config: PrimaryConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
@@ -62,6 +61,16 @@ class Surroundings:
             queue=ResyncQueue(config.resync.at_once),
             monitoring=config.monitoring_seconds,
         )
+
+    def adopt(self, config: PrimaryConfig) -> None:
+        """Take over a new configuration. Heartbeats and deadlines are those of sessions that open from now on."""
+        self.heartbeat = config.heartbeat_seconds
+        self.dead_after = config.dead_after_seconds
+        self.resync = config.resync
+        self.rates = self.pacing.caps = config.rates
+        self.pacing.window = Window.parse(config.resync.window)
+        self.queue.limit = config.resync.at_once
+        self.queue.reconsider()
 
     @property
     def identity(self) -> Identity:

@@ -6,7 +6,9 @@ docs/config.md and vmreplica.toml(5) are made from this.
 from __future__ import annotations
 
 import ast
+import enum
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -101,7 +103,9 @@ def _has(kind: type[Section], key: str) -> bool:
 
 
 def _annotations(kind: type[Section]) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(kind, include_extras=True)
+    # What only the class has is no key.
+    return {key: hint for key, hint in hints.items() if key in kind.__struct_fields__}
 
 
 def _section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
@@ -139,6 +143,8 @@ def _default_text(kind: type[Section], key: str) -> str:
         return f"`{default:g}`"
     if isinstance(default, str) and not default.startswith("/"):
         return f'`"{default}"`'
+    if isinstance(default, list):
+        return f"`{json.dumps(default)}`"
     return f"`{default}`"
 
 
@@ -150,9 +156,11 @@ def _type_text(annotation: Any) -> str:
     plain = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if get_origin(plain) is Literal:
         return _choices(str(choice) for choice in get_args(plain))
-    if isinstance(plain, type) and hasattr(plain, "__members__"):
+    if isinstance(plain, type) and issubclass(plain, enum.Enum):
         return _choices(str(member.value) for member in plain)
     if get_origin(plain) is list:
+        if get_origin(get_args(plain)[0]) is Literal:
+            return f"list of {_type_text(get_args(plain)[0])}"
         inner = _type_text(get_args(plain)[0]).partition(",")[0]
         most = f"up to {_number_word(meta.max_length)} " if meta is not None and meta.max_length is not None else ""
         return f"list of {most}{inner}s"
