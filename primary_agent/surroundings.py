@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from primary_agent.dialing_queue import DialingQueue
 from primary_agent.pacing import Rates
 from primary_agent.resync_queue import ResyncQueue
 from protocol.compression import CAPABILITY as ZSTD
@@ -34,6 +35,7 @@ class Surroundings:
     queue: ResyncQueue = field(default_factory=lambda: ResyncQueue(ResyncSection().at_once))
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a VM is verified."""
+    dialing: DialingQueue = field(default_factory=DialingQueue)
 
     pacing: Rates = field(init=False)
 

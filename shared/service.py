@@ -27,7 +27,7 @@ from shared.config import load_config
 from shared.config_sections import AgentSection, PrimaryConfig, ReplicaConfig
 from shared.errors import VmreplicaError
 from shared.ports import Address
-from shared.ports.kernel import keep_freed_memory
+from shared.ports.kernel import allow_descriptors, keep_freed_memory
 from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity
 
@@ -64,6 +64,7 @@ def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPort
         log.configure(config.log_format)
         os.umask(0o077)
         keep_freed_memory()
+        allow_descriptors()
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(path, config, make))
