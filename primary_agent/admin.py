@@ -34,6 +34,7 @@ from shared.admin.verbs import (
     VerifyParams,
     VmParams,
 )
+from shared.block_devices import BlockDevicePolicy
 from shared.churn import ChurnReport
 from shared.config_sections import Rate
 from shared.errors import InvalidStateError, UsageError
@@ -44,7 +45,7 @@ from shared.ports import Address
 from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory
 from shared.schedule import NEVER, PastWindow, Recurrence, ResyncMode
 from shared.status import AgentStatus, VmStatus
-from shared.tap_config import MAX_HOT_REGION, MAX_HOT_REGIONS, MIN_HOT_REGION, MIN_LOG_LIMIT, BlockDevicePolicy
+from shared.tap_config import MAX_HOT_REGION, MAX_HOT_REGIONS, MIN_HOT_REGION, MIN_LOG_LIMIT
 
 
 class AdminMethods:

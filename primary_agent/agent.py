@@ -35,6 +35,8 @@ REVIVAL_SECONDS = 30.0
 REVIVAL_ROOM = 1 << 20
 """once its volume has so many bytes free."""
 
+TAPS_ASKED_MAX = 64
+"""For a status of more VMs than this their taps are not woken: what each told last is at most some seconds old."""
 TAP_START_SECONDS = 60.0
 """How long ``enable`` waits for the tap to serve the disks."""
 
@@ -187,7 +189,8 @@ class PrimaryAgent:
         """The agent with all its VMs, or with one."""
         statuses: list[VmStatus]
         if name is None:
-            statuses = list(await asyncio.gather(*(vm.status() for vm in self.vms.values())))
+            fresh = len(self.vms) <= TAPS_ASKED_MAX
+            statuses = list(await asyncio.gather(*(vm.status(fresh=fresh) for vm in self.vms.values())))
         elif self._find_damaged(name) is not None:
             statuses = []
         else:

@@ -18,13 +18,13 @@ import msgspec
 from protocol.hrl import MAX_DISK_BYTES, MAX_DISKS, Geometry
 from protocol.messages import ResyncKind
 from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Lineage, Position
+from shared.block_devices import BlockDevicePolicy
 from shared.config_sections import Rate
 from shared.errors import StoreDamagedError
 from shared.ports import Store
 from shared.schedule import NEVER, PastWindow, ResyncMode
 from shared.states import ReplicationState
 from shared.status import Cause, VerifyResult
-from shared.tap_config import BlockDevicePolicy
 
 RECORD_VERSION = 1
 MAX_CAUSES = 32

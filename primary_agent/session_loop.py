@@ -83,8 +83,9 @@ class SessionLoop:
         """One session; always raises."""
         parts = self._parts
         connection = await parts.tap.connected()
-        await parts.tap.refresh()
-        dialled = await dial(parts.surroundings, parts.address, open_body(self._replication, connection))
+        async with parts.surroundings.dialing.turn(parts.address):
+            await parts.tap.refresh()
+            dialled = await dial(parts.surroundings, parts.address, open_body(self._replication, connection))
         channel = dialled.channel
         self._opened()
         self._link.dialled = dialled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from primary_agent.dialing_queue import DialingQueue
 from primary_agent.pacing import Rates
 from primary_agent.resync_queue import ResyncQueue
 from protocol.compression import CAPABILITY as ZSTD
@@ -38,6 +39,7 @@ class Surroundings:
     """Held while a VM is verified."""
     monitoring: float = MONITORING_SECONDS
     """The interval of the statistics."""
+    dialing: DialingQueue = field(default_factory=DialingQueue)
 
     pacing: Rates = field(init=False)
     volumes: VolumeWatch = field(init=False)

@@ -19,6 +19,7 @@ from scripts.link_cutter import LinkCutter
 PROGRAMS = Path(sys.executable).parent
 WAIT_SECONDS = 90.0
 START_SECONDS = 20.0
+CALL_SECONDS = 120.0
 STOP_SECONDS = 15.0
 ROLES = ("primary", "replica")
 
@@ -175,6 +176,23 @@ def signal_process(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process that may have ended already."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def call(path: Path, method: str, params: dict[str, Any]) -> Any:
+    """One call of the JSON-RPC socket ``path``. Raises PairError."""
+    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(CALL_SECONDS)
+        try:
+            line.connect(str(path))
+            line.sendall(json.dumps(request).encode() + b"\n")
+            with line.makefile("rb") as answers:
+                answer = json.loads(answers.readline() or b"null")
+        except OSError as error:
+            raise PairError(f"{method}: {path} does not answer: {error}") from error
+    if answer is None or "error" in answer:
+        raise PairError(f"{method}: {answer and answer['error']}")
+    return answer["result"]
 
 
 def fio(uri: str, name: str, *options: str) -> None:

@@ -32,7 +32,7 @@ from shared.operations import Operations
 from shared.ports import Address
 from shared.ports.alarm_ways import RealAlarmWays
 from shared.ports.journal import system_journal
-from shared.ports.kernel import keep_freed_memory
+from shared.ports.kernel import allow_descriptors, keep_freed_memory
 from shared.ports.real import RealPorts
 from shared.ports.systemd import ServiceManager
 from shared.status import VmStatus
@@ -87,6 +87,7 @@ def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPort
         log.configure(config.log_format)
         os.umask(0o077)
         keep_freed_memory()
+        allow_descriptors()
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(path, config, make, manager))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import uuid
-from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
 from protocol.hrl import FILE_HEADER_BYTES, MAX_DISK_BYTES, MAX_DISKS, MAX_RECORD, Geometry
+from shared.block_devices import BlockDevicePolicy
 from shared.errors import NotFoundError, StorageError, UsageError
 from shared.ports import FileSystem
 from shared.replacing import replace_file
@@ -49,17 +49,6 @@ DEFAULT_INTERVAL = 300.0
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z", max_length=4096)]
 # A name travels in URIs and in NBD's options; what is safe in both is enough.
 ExportName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,255}\Z")]
-
-
-class BlockDevicePolicy(StrEnum):
-    """What a start may conclude about block devices, whose times prove nothing (R27). The values are stable."""
-
-    COMPARE = "compare"
-    """After an unclean stop all is compared; an orderly stop is vouched for by samples."""
-    TRUST = "trust"
-    """Also after an unclean stop: that nobody else wrote is trusted, and hot regions alone are compared."""
-    STRICT = "strict"
-    """Whenever the tap was stopped all is compared."""
 
 
 class ConfigStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -17,9 +17,10 @@ from primary_agent.tap.disks import Disk, Range
 from primary_agent.tap.recovery import TrackingLost
 from primary_agent.tap.state import Status, TapState
 from protocol.hrl import MAX_DISKS
+from shared.block_devices import BlockDevicePolicy
 from shared.ports import FileIdentity, FileSystem, Random
 from shared.replacing import replace_file
-from shared.tap_config import SAMPLES_NAME, BlockDevicePolicy
+from shared.tap_config import SAMPLES_NAME
 from shared.tap_control import DiskChange, DiskPart, LostReason
 
 HEAD_BYTES = 4 << 20

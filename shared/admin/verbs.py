@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import msgspec
 
 from shared.admin.methods import Params
+from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
 from shared.ports import Peer
-from shared.tap_config import BlockDevicePolicy
 
 VmName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from shared.admin.verbs import PLAN_BLOCKS, PLAN_BLOCKS_MAX
+from shared.block_devices import BlockDevicePolicy
 from shared.cli.grammar import (
     Parser,
     Verb,
@@ -31,7 +32,6 @@ from shared.cli.units import (
     parse_setting,
     parse_size,
 )
-from shared.tap_config import BlockDevicePolicy
 
 DESCRIPTION = "Replication of virtual machine disks between two hosts."
 SHELLS = ("bash", "zsh", "fish")

@@ -16,18 +16,18 @@ _HARMLESS = str.maketrans(_CONTROLS | _SPACES | _BIDIRECTIONAL)
 
 def printable(text: str) -> str:
     """``text`` on one line, without characters that a terminal would obey."""
-    return text.translate(_HARMLESS)
+    # Nothing that is printable by Unicode is harmful; the table is for what is not, and most of that stays as it is.
+    return text if text.isprintable() else text.translate(_HARMLESS)
 
 
 def printable_values(value: Any) -> Any:
-    """A JSON value with every text in it made printable."""
-    match value:
-        case str():
-            return printable(value)
-        case list():
-            return [printable_values(item) for item in value]
-        case dict():
-            return {printable(key): printable_values(item) for key, item in value.items()}
+    """A JSON value with every text in it made printable. A status of hundreds of VMs has many small values."""
+    if isinstance(value, str):
+        return value if value.isprintable() else printable(value)
+    if isinstance(value, dict):
+        return {printable(key): printable_values(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [printable_values(item) for item in value]
     return value
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from shared.admin.verbs import PLAN_BLOCKS_MAX
+from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
 from shared.schedule import NEVER, PastWindow, Recurrence, ResyncMode, Window, parse_time, time_text
-from shared.tap_config import BlockDevicePolicy
 
 INTERVAL_SECONDS_MIN = 1.0
 DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import threading
 from pathlib import Path
 
@@ -89,6 +90,18 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(M_MMAP_THRESHOLD, LARGEST_ON_HEAP)
+
+
+def allow_descriptors() -> int:
+    """Take as many descriptors as the system allows this process at most; how many that are.
+
+    An agent has half a dozen for each VM, and a shell's usual limit of 1024 would end at some two hundred VMs.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def is_full_in_memory(descriptor: int, end: int) -> bool:

@@ -6,14 +6,13 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.agent_pair import PROGRAMS, ROLES, AgentPair, PairError, signal_process
+from scripts.agent_pair import PROGRAMS, ROLES, AgentPair, PairError, call, signal_process
 
 MIB = 1 << 20
 VM = "demo"
@@ -39,11 +38,11 @@ class Hosts(AgentPair):
 
     def call(self, role: str, method: str, **params: Any) -> Any:
         """One call of an agent's administration, without starting a process for it. Raises PairError."""
-        return _call(self.sockets[role], method, params)
+        return call(self.sockets[role], method, params)
 
     def tap(self, method: str, **params: Any) -> Any:
         """One call of the tap's control. Raises PairError."""
-        return _call(self.tap_folder / "control.sock", method, params)
+        return call(self.tap_folder / "control.sock", method, params)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``vmreplica`` whatever its exit code."""
@@ -265,19 +264,3 @@ def compare(ours: Path, theirs: Path) -> None:
     """Both files are the same byte for byte."""
     result = subprocess.run(["cmp", str(ours), str(theirs)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{result.stdout}{result.stderr}"
-
-
-def _call(path: Path, method: str, params: dict[str, Any]) -> Any:
-    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-    with socket.socket(socket.AF_UNIX) as line:
-        line.settimeout(WAIT_SECONDS)
-        try:
-            line.connect(str(path))
-            line.sendall(json.dumps(request).encode() + b"\n")
-            with line.makefile("rb") as answers:
-                answer = json.loads(answers.readline() or b"null")
-        except OSError as error:
-            raise PairError(f"{method}: {path} does not answer: {error}") from error
-    if answer is None or "error" in answer:
-        raise PairError(f"{method}: {answer and answer['error']}")
-    return answer["result"]

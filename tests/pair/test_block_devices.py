@@ -16,9 +16,10 @@ from primary_agent.tap import devices
 from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.hot_regions import HotNote
 from shared.admin.verbs import EnableParams
+from shared.block_devices import BlockDevicePolicy
 from shared.ports.clock import RealClock
 from shared.states import ReplicationState
-from shared.tap_config import SAMPLES_NAME, BlockDevicePolicy, TapDisk
+from shared.tap_config import SAMPLES_NAME, TapDisk
 from shared.tap_control import LostReason, Tracking
 from tests.pair.loop_device import LoopDevice, loop_device, mounted
 from tests.pair.rig import Pair

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from primary_agent.admin import with_settings
+from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
 from shared.events import EventId
 from shared.states import ReplicationState
-from shared.tap_config import BlockDevicePolicy
 from tests.pair.rig import MIB, Pair
 
 

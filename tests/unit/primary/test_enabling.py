@@ -21,13 +21,13 @@ from primary_agent.enabling import (
 )
 from primary_agent.record import VmRecord
 from shared.admin.verbs import DiskParams, EnableParams
+from shared.block_devices import BlockDevicePolicy
 from shared.config_sections import DEFAULT_PORT
 from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError, VmreplicaError
 from shared.ports import Ports
 from shared.ports.files import RealFileSystem
 from shared.ports.real import RealPorts
 from shared.schedule import ResyncMode
-from shared.tap_config import BlockDevicePolicy
 
 PORTS: Ports = RealPorts(None, threads=1).ports
 UUID = "11111111-2222-4333-8444-555555555555"
