@@ -22,6 +22,7 @@ from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.vm import PrimaryVm
 from primary_agent.vm_status import damaged_status
+from protocol.messages import ErrorCode
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
 from shared.errors import InvalidStateError, NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
@@ -73,6 +74,22 @@ class PrimaryAgent:
         await asyncio.gather(*self._revivals, return_exceptions=True)
         await asyncio.gather(*(vm.stop() for vm in self.vms.values()), *(vm.leave() for vm in self.damaged.values()))
         self.vms.clear()
+
+    def reexamine(self) -> None:
+        """End the sessions with replicas whose certificates would not be accepted any more, and tell them why."""
+        for vm in self.vms.values():
+            dialled = vm.parts.link.dialled
+            if dialled is None or dialled.channel.closed:
+                continue
+            objection = self.ports.network.trust.objection(dialled.channel.peer)
+            if objection is not None:
+                dialled.channel.refuse(ErrorCode.UNAUTHORIZED, objection.text, objection.remedy)
+
+    def try_again(self) -> None:
+        """Dial the replicas that there is no session with at once."""
+        for vm in self.vms.values():
+            if vm.parts.link.dialled is None:
+                vm.parts.link.poke.notify()
 
     async def _load(self, name: str) -> None:
         folder = f"{self._vms_folder}/{name}"

@@ -35,9 +35,16 @@ class _Service:
     def methods(self) -> dict[str, Method]:
         return dict(AdminMethods(self._agent).table())
 
+    def reexamine(self) -> None:
+        self._agent.reexamine()
+
     async def reload(self, path: str) -> None:
-        """Nothing of this configuration but the certificates changes while running; mistakes in it are told."""
+        """Nothing of this configuration but the certificates changes while running; mistakes in it are told.
+
+        With other certificates what was refused is tried again at once.
+        """
         load_config(path, PrimaryConfig)
+        self._agent.try_again()
 
 
 def main() -> int:

@@ -98,6 +98,10 @@ class ReplicaAgent:
             if storage not in known:
                 await self._find(storage)
 
+    def reexamine(self) -> None:
+        """End the connections of peers whose certificates would not be accepted any more, and tell them why."""
+        self.sessions.reexamine()
+
     async def _find(self, storage: str) -> None:
         """Start the VMs of one storage location."""
         await finish(self.ports.workers.run(self.ports.files.make_folder, storage))

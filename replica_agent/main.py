@@ -34,6 +34,9 @@ class _Service:
     def methods(self) -> dict[str, Method]:
         return dict(AdminMethods(self._agent).table())
 
+    def reexamine(self) -> None:
+        self._agent.reexamine()
+
     async def reload(self, path: str) -> None:
         """Take over the authorization entries: connections that they no longer allow are ended."""
         await self._agent.reload(load_config(path, ReplicaConfig))

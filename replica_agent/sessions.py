@@ -60,6 +60,7 @@ class Sessions:
         self._half_open = 0
         self._of_peer: Counter[str] = Counter()
         self._open: dict[Channel, bytes] = {}
+        self._served: set[Channel] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -83,6 +84,13 @@ class Sessions:
         for channel, vm in list(self._open.items()):
             if authorization.find(channel.peer, vm, self._locate(vm)) is None:
                 channel.refuse(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
+
+    def reexamine(self) -> None:
+        """End connections of peers whose certificates would not be accepted any more."""
+        for channel in list(self._served):
+            objection = self._surroundings.ports.network.trust.objection(channel.peer)
+            if objection is not None:
+                channel.refuse(ErrorCode.UNAUTHORIZED, objection.text, objection.remedy)
 
     def connected(self) -> int:
         return len(self._tasks)
@@ -115,6 +123,7 @@ class Sessions:
     async def _serve(self, channel: Channel) -> None:
         """One connection from its link to its end. Only the death of this process gets out of here."""
         who: dict[str, Any] = {"peer": channel.peer.address, "fingerprint": channel.peer.fingerprint}
+        self._served.add(channel)
         try:
             try:
                 body = await self._greet(channel)
@@ -140,6 +149,7 @@ class Sessions:
                 raise
         finally:
             self._open.pop(channel, None)
+            self._served.discard(channel)
             self._of_peer[channel.peer.fingerprint] -= 1
             self._of_peer += Counter()
             if not channel.closed:
@@ -187,7 +197,11 @@ class Sessions:
                 await vm.connections.serve_verify(channel, body)
             else:
                 await vm.connections.serve_bulk(channel, body)
-        except ChannelClosed:
+        except ChannelClosed as error:
+            if error.code == ErrorCode.UNAUTHORIZED and error.problem is None:
+                # We withdrew what we had allowed: a certificate, or an entry.
+                vm.connections.note_trouble(Refusal(ErrorCode.UNAUTHORIZED, error.text, error.remedy))
+                log.warning("session ended", vm=vm.name, reason=error.text, peer=channel.peer.address)
             raise
         except (VmreplicaError, OSError, ProtocolError) as error:
             told = refusal(error, vm.name)

@@ -30,6 +30,7 @@ from shared.ports import Address
 from shared.ports.kernel import keep_freed_memory
 from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity
+from shared.trust_watch import keep_trust
 
 STOP_SECONDS = 20.0
 """An orderly stop that takes longer is cut short: what is durable does not depend on it."""
@@ -51,6 +52,9 @@ class Service(Protocol):
 
     async def reload(self, path: str) -> None:
         """Take over what can change of the configuration file while running."""
+
+    def reexamine(self) -> None:
+        """End the sessions whose peers' certificates would not be accepted any more."""
 
 
 def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPorts], Service]) -> int:
@@ -93,12 +97,14 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service]) 
     try:
         await admin.start()
         reloading = asyncio.create_task(_reload_on(hangup, path, real, service))
+        watching = asyncio.create_task(keep_trust(real.network, service.reexamine))
         _notify("READY=1")
         try:
             await stop.wait()
         finally:
             _notify("STOPPING=1")
             reloading.cancel()
+            watching.cancel()
             await admin.close()
     finally:
         await _within(STOP_SECONDS, service.stop())
@@ -112,6 +118,7 @@ async def _reload_on(hangup: asyncio.Event, path: str, real: RealPorts, service:
         hangup.clear()
         try:
             real.network.reload_tls()
+            service.reexamine()
             await service.reload(path)
         except VmreplicaError as error:
             _log.error("not reloaded", reason=str(error))
