@@ -26,6 +26,7 @@ from protocol.messages import ErrorCode
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
 from shared.errors import InvalidStateError, NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
+from shared.expiry import agent_problems, certificates_of
 from shared.ports import FileSystem, Ports
 from shared.status import AgentStatus, VmStatus
 from shared.tap_config import CONFIG_NAME, TapConfig, load_config, save_config
@@ -204,6 +205,8 @@ class PrimaryAgent:
             started_time=self.started_time,
             time=now,
             certificate_not_after_time=self.certificate_end(),
+            certificates=certificates_of(self.ports.network.trust),
+            problems=agent_problems(self.ports.network.trust, now),
             vms=sorted([*statuses, *damaged], key=lambda vm: vm.name),
         )
 

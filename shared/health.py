@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shared import expiry
 from shared.rates import duration_text, size_text
 from shared.states import Health, ReplicationState
 from shared.status import DiskStatus, VmStatus
@@ -64,6 +65,7 @@ def assess(status: VmStatus, now: float) -> Assessment:
     else:
         _judge_replica(status, state, result)
     _judge_cycles(status, state, result)
+    result.reasons += expiry.judge(status.link.certificates, now)
     result.reasons.sort(key=lambda reason: -reason[0])
     result.protected = _is_protected(status, state)
     result.summary = _summary(status, state, result)

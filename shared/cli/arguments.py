@@ -277,6 +277,26 @@ def _pki_issue(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def _pki_renew(parser: argparse.ArgumentParser) -> None:
+    _ca_option(parser)
+    parser.add_argument(
+        "certificates",
+        nargs="+",
+        metavar="CERTIFICATE",
+        help="file of the certificate, of this authority or of the one before it; or serial number or host name",
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="gets a folder for each host")
+    json_option(parser)
+
+
+def _pki_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ca", required=True, action="append", metavar="FOLDER", help="folder of an authority (repeatable)"
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="gets ca.pem and crl.pem, replacing such files")
+    json_option(parser)
+
+
 def _pki_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a PEM file of certificates or a revocation list")
 
@@ -313,6 +333,14 @@ HRL_VERBS = (
 PKI_VERBS = (
     Verb("init", "make a certificate authority", "shared.cli.verbs.pki:init", _pki_init, agents=False),
     Verb("issue", "make key and certificate for hosts", "shared.cli.verbs.pki:issue", _pki_issue, agents=False),
+    Verb("renew", "issue anew, with the same names and key", "shared.cli.verbs.pki:renew", _pki_renew, agents=False),
+    Verb(
+        "bundle",
+        "join several authorities while one is replaced",
+        "shared.cli.verbs.pki:bundle",
+        _pki_bundle,
+        agents=False,
+    ),
     Verb("show", "print what is in a certificate", "shared.cli.verbs.pki:show", _pki_show, agents=False),
     Verb("revoke", "put it on the revocation list", "shared.cli.verbs.pki:revoke", _pki_revoke, agents=False),
 )

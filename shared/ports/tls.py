@@ -21,7 +21,7 @@ from shared import certificates
 from shared.certificates import day, moment
 from shared.errors import ForbiddenError, UsageError
 from shared.ports import Peer
-from shared.ports.tls_trust import TlsTrust, split_lists
+from shared.ports.tls_trust import TlsTrust
 
 ALPN = "vmreplica/1"
 CA_CERTIFICATES_MAX = 16
@@ -133,7 +133,7 @@ def _load_certificates(path: str) -> list[x509.Certificate]:
 
 def _load_lists(path: str) -> list[x509.CertificateRevocationList]:
     try:
-        return list(split_lists(Path(path).read_bytes()))
+        return list(certificates.split_lists(Path(path).read_bytes()))
     except (OSError, ValueError) as error:
         raise _unreadable("revocation list", path, error) from error
 

@@ -7,7 +7,7 @@ still trusted, that the certificate was not revoked, and that nothing of the cha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
@@ -25,8 +25,6 @@ from shared.ports.trust import Credential, Trust
 
 JUDGED_MAX = 1024
 """So many chains are remembered with what was found of them; signatures are checked once for each."""
-
-_CRL_BEGIN, _CRL_END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +132,11 @@ class TlsTrust(Trust):
         found: list[tuple[str, str]] = []
         if self._anchored(self._own_chain) is None:
             issuer = certificates.common_name(self._own_chain[0].issuer)
-            found.append(
-                (
-                    f"Our certificate {self._own_path} is from a CA, {issuer}, that "
-                    f"{self._ca_path} does not hold: hosts with the same CA file refuse it.",
-                    "Renew it with a CA that all hosts hold: vmreplica pki renew.",
-                )
+            text = (
+                f"Our certificate {self._own_path} is from a CA, {issuer}, that {self._ca_path} does not hold: "
+                "hosts with the same CA file refuse it."
             )
+            found.append((text, "Renew it with a CA that all hosts hold: vmreplica pki renew."))
         if self._lists is not None:
             for authority in self._authorities:
                 if not any(_is_signed_by(each, authority) for each in self._lists):
@@ -154,13 +150,6 @@ class TlsTrust(Trust):
     @property
     def _copy_list(self) -> str:
         return f"Copy a current list of that CA to {self._crl_path}; vmreplica pki bundle joins those of several."
-
-
-def split_lists(data: bytes) -> Iterator[x509.CertificateRevocationList]:
-    """The revocation lists in the bytes of a PEM file. Raises ValueError for one that is not well made."""
-    for piece in data.split(_CRL_BEGIN)[1:]:
-        body, end, _ = piece.partition(_CRL_END)
-        yield x509.load_pem_x509_crl(_CRL_BEGIN + body + end + b"\n")
 
 
 def _credential(what: str, certificate: x509.Certificate, path: str) -> Credential:
