@@ -77,14 +77,17 @@ class PrimaryAgent:
         self.vms.clear()
 
     def reexamine(self) -> None:
-        """End the sessions with replicas whose certificates would not be accepted any more, and tell them why."""
+        """End the sessions with replicas whose certificates would not be accepted any more, and tell them why.
+
+        They are dialled again at once: a replica that has another certificate by now goes on, others are refused.
+        """
         for vm in self.vms.values():
             dialled = vm.parts.link.dialled
             if dialled is None or dialled.channel.closed:
                 continue
             objection = self.ports.network.trust.objection(dialled.channel.peer)
             if objection is not None:
-                dialled.channel.refuse(ErrorCode.UNAUTHORIZED, objection.text, objection.remedy)
+                dialled.channel.refuse(ErrorCode.BUSY, objection.text, objection.remedy)
 
     def try_again(self) -> None:
         """Dial the replicas that there is no session with at once."""

@@ -34,7 +34,7 @@ class CertificateStatus(msgspec.Struct, kw_only=True):
     subject: str
     """The common name, of a peer all names, of a list its CA's."""
     issuer: str = ""
-    """Of a peer's certificate: the CA that it is from."""
+    """The CA that it is from."""
     path: str = ""
     """The file on this host; empty for a peer's."""
     not_before_time: float
@@ -66,6 +66,7 @@ def _status(found: Credential) -> CertificateStatus:
     return CertificateStatus(
         what=found.what,
         subject=found.subject,
+        issuer=found.issuer,
         path=found.path,
         not_before_time=found.not_before,
         not_after_time=found.not_after,
@@ -109,7 +110,7 @@ def _words(certificate: CertificateStatus) -> tuple[str, str, str]:
             return (
                 f"The certificate of this host ({subject})",
                 ": no session will be possible then",
-                f"Run `vmreplica pki renew --ca FOLDER --out FOLDER {path}` and install it as docs/certificates.md tells.",
+                f"Renew {path} with `vmreplica pki renew`, and reload the agent, as docs/certificates.md tells.",
             )
         case "peer":
             return (

@@ -125,7 +125,7 @@ class TlsTrust(Trust):
             if each.next_update_utc is not None:
                 name = certificates.common_name(each.issuer)
                 start, end = each.last_update_utc.timestamp(), each.next_update_utc.timestamp()
-                found.append(Credential("crl", name, start, end, self._crl_path))
+                found.append(Credential("crl", name, name, start, end, self._crl_path))
         return tuple(found)
 
     def complaints(self) -> tuple[tuple[str, str], ...]:
@@ -154,7 +154,8 @@ class TlsTrust(Trust):
 
 def _credential(what: str, certificate: x509.Certificate, path: str) -> Credential:
     start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-    return Credential(what, certificates.common_name(certificate.subject), start, end, path)
+    subject, issuer = certificates.common_name(certificate.subject), certificates.common_name(certificate.issuer)
+    return Credential(what, subject, issuer, start, end, path)
 
 
 def _der(certificate: x509.Certificate) -> bytes:

@@ -22,6 +22,7 @@ class Credential:
 
     what: str
     subject: str
+    issuer: str
     not_before: float
     not_after: float
     path: str = ""

@@ -119,7 +119,10 @@ def revoke(options: argparse.Namespace, context: Context) -> int:
     except OSError as error:
         raise _failed(error, folder) from error
     context.console.print(
-        [f"{serial} is revoked.", f"Copy {folder / pki.CRL} to all hosts; until then they go on taking it."]
+        [
+            f"{serial} is revoked.",
+            f"Copy {folder / pki.CRL} to all hosts: agents load it by themselves.",
+        ]
     )
     return SUCCESS
 
