@@ -22,9 +22,11 @@ from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.vm import PrimaryVm
 from primary_agent.vm_status import damaged_status
+from protocol.messages import ErrorCode
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
 from shared.errors import InvalidStateError, NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
+from shared.expiry import agent_problems, certificates_of
 from shared.ports import FileSystem, Ports
 from shared.status import AgentStatus, VmStatus
 from shared.tap_config import CONFIG_NAME, TapConfig, load_config, save_config
@@ -90,6 +92,25 @@ class PrimaryAgent:
         """Take over a new configuration: what all VMs share of it is in force at once. Sessions go on."""
         self.config = config
         self.surroundings.adopt(config)
+
+    def reexamine(self) -> None:
+        """End the sessions with replicas whose certificates would not be accepted any more, and tell them why.
+
+        They are dialled again at once: a replica that has another certificate by now goes on, others are refused.
+        """
+        for vm in self.vms.values():
+            dialled = vm.parts.link.dialled
+            if dialled is None or dialled.channel.closed:
+                continue
+            objection = self.ports.network.trust.objection(dialled.channel.peer)
+            if objection is not None:
+                dialled.channel.refuse(ErrorCode.BUSY, objection.text, objection.remedy)
+
+    def try_again(self) -> None:
+        """Dial the replicas that there is no session with at once."""
+        for vm in self.vms.values():
+            if vm.parts.link.dialled is None:
+                vm.parts.link.poke.notify()
 
     async def _load(self, name: str) -> None:
         folder = f"{self._vms_folder}/{name}"
@@ -205,6 +226,8 @@ class PrimaryAgent:
             started_time=self.started_time,
             time=now,
             certificate_not_after_time=self.certificate_end(),
+            certificates=certificates_of(self.ports.network.trust),
+            problems=agent_problems(self.ports.network.trust, now),
             vms=sorted([*statuses, *damaged], key=lambda vm: vm.name),
         )
 

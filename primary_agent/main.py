@@ -46,9 +46,16 @@ class _Service:
     def methods(self) -> dict[str, Method]:
         return dict(AdminMethods(self._agent).table())
 
+    def reexamine(self) -> None:
+        self._agent.reexamine()
+
     async def reload(self, config: PrimaryConfig) -> None:
-        """Take over what all VMs share: the rules of resyncs, caps on rates, deadlines."""
+        """Take over what all VMs share: the rules of resyncs, caps on rates, deadlines.
+
+        With other certificates what was refused is tried again at once.
+        """
         self._agent.reload(config)
+        self._agent.try_again()
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import uuid
 from primary_agent.damaged import DamagedVm
 from primary_agent.observing import TapObserver
 from primary_agent.pacing import RATES
-from primary_agent.parts import LinkState, Parts
+from primary_agent.parts import Parts
 from primary_agent.record import VmRecord
 from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
 from primary_agent.scheduling import Schedule, backs_off
@@ -16,8 +16,8 @@ from primary_agent.tap_link import Connection, TapLink
 from protocol.position import NO_EPOCH, Position
 from shared.config_sections import ResyncSection
 from shared.errors import VmreplicaError
+from shared.expiry import certificates_of_link
 from shared.health import assessed
-from shared.ports import Clock
 from shared.states import ReplicationState
 from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, TapStatus, VerifyStatus, VmStatus
 from shared.tap_config import TapConfig
@@ -51,7 +51,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         epoch=record.epoch.hex() if record.epoch != NO_EPOCH else "",
         peer_host=record.peer_host or vm.replica_host,
         fenced=_fenced(parts) if state is ReplicationState.FAILED_OVER else "",
-        link=_link(parts.link, vm, clock),
+        link=_link(parts, vm, now),
         tap=_tap(parts.tap, parts.observer),
         progress=parts.progress.status() if parts.progress is not None else None,
         verify=verify,
@@ -134,7 +134,8 @@ def _newest_cut(connection: Connection | None) -> CutStatus | None:
     return _cut(known.position(), None) if known is not None else None
 
 
-def _link(link: LinkState, vm: VmRecord, clock: Clock) -> LinkStatus:
+def _link(parts: Parts, vm: VmRecord, now: float) -> LinkStatus:
+    link, ports = parts.link, parts.surroundings.ports
     channel = link.dialled.channel if link.dialled is not None else None
     return LinkStatus(
         connected=channel is not None,
@@ -146,11 +147,12 @@ def _link(link: LinkState, vm: VmRecord, clock: Clock) -> LinkStatus:
         retryable=link.retryable,
         attempts=link.attempts,
         next_attempt_seconds=(
-            max(0.0, link.next_attempt - clock.monotonic())
+            max(0.0, link.next_attempt - ports.clock.monotonic())
             if link.next_attempt is not None and channel is None
             else None
         ),
         damaged=link.damaged,
+        certificates=certificates_of_link(ports.network.trust, channel.peer if channel is not None else None, now),
         rtt_ms=channel.rtt * 1000 if channel is not None and channel.rtt is not None else None,
         bytes_sent=channel.bytes_sent if channel is not None else 0,
         bytes_received=channel.bytes_received if channel is not None else 0,

@@ -27,6 +27,7 @@ from replica_agent.vm import ReplicaVm, settle
 from replica_agent.vm_status import damaged_status, status_of
 from shared.config_sections import ReplicaConfig
 from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
+from shared.expiry import agent_problems, certificates_of
 from shared.ports import Address, Ports
 from shared.status import AgentStatus, VmStatus
 
@@ -103,6 +104,10 @@ class ReplicaAgent:
         for storage in self.sessions.authorization.storages:
             if storage not in known:
                 await self._find(storage)
+
+    def reexamine(self) -> None:
+        """End the connections of peers whose certificates would not be accepted any more, and tell them why."""
+        self.sessions.reexamine()
 
     async def _find(self, storage: str) -> None:
         """Start the VMs of one storage location."""
@@ -250,6 +255,8 @@ class ReplicaAgent:
             started_time=self.started_time,
             time=now,
             certificate_not_after_time=self.certificate_end(),
+            certificates=certificates_of(self.ports.network.trust),
+            problems=agent_problems(self.ports.network.trust, now),
             listening=[str(listener.address)] if listener is not None else [],
             vms=sorted(statuses, key=lambda vm: vm.name),
         )

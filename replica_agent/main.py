@@ -48,6 +48,9 @@ class _Service:
     def methods(self) -> dict[str, Method]:
         return dict(AdminMethods(self._agent).table())
 
+    def reexamine(self) -> None:
+        self._agent.reexamine()
+
     async def reload(self, config: ReplicaConfig) -> None:
         """Take over the authorization entries, which end connections that they no longer allow, and what VMs share."""
         await self._agent.reload(config)

@@ -60,6 +60,9 @@ class Sessions:
         self._half_open = 0
         self._of_peer: Counter[str] = Counter()
         self._open: dict[Channel, bytes] = {}
+        self._served: set[Channel] = set()
+        self._withdrawn: dict[Channel, Refusal] = {}
+        """Why those are being ended that were allowed once."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -82,7 +85,19 @@ class Sessions:
         self.authorization = authorization
         for channel, vm in list(self._open.items()):
             if authorization.find(channel.peer, vm, self._locate(vm)) is None:
+                self._withdrawn[channel] = Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
                 channel.refuse(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
+
+    def reexamine(self) -> None:
+        """End connections of peers whose certificates would not be accepted any more.
+
+        They may try again at once: whoever has another certificate by now goes on, and others are refused for good.
+        """
+        for channel in self._served:
+            objection = self._surroundings.ports.network.trust.objection(channel.peer)
+            if objection is not None and not channel.closed:
+                self._withdrawn[channel] = Refusal(ErrorCode.UNAUTHORIZED, objection.text, objection.remedy)
+                channel.refuse(ErrorCode.BUSY, objection.text, objection.remedy)
 
     def connected(self) -> int:
         return len(self._tasks)
@@ -115,6 +130,7 @@ class Sessions:
     async def _serve(self, channel: Channel) -> None:
         """One connection from its link to its end. Only the death of this process gets out of here."""
         who: dict[str, Any] = {"peer": channel.peer.address, "fingerprint": channel.peer.fingerprint}
+        self._served.add(channel)
         try:
             try:
                 body = await self._greet(channel)
@@ -122,7 +138,8 @@ class Sessions:
                 self._half_open -= 1
             await together(self._dispatch(channel, body), self._expire(channel))
         except ChannelClosed as error:
-            log.info("connection ended", reason=error.text, **who)
+            tell = log.warning if channel in self._withdrawn else log.info
+            tell("connection ended", reason=error.text, **who)
         except ProtocolError as error:
             # Errors that the channel found it has told already; others are told here.
             channel.refuse(error.code, error.text)
@@ -140,6 +157,8 @@ class Sessions:
                 raise
         finally:
             self._open.pop(channel, None)
+            self._served.discard(channel)
+            self._withdrawn.pop(channel, None)
             self._of_peer[channel.peer.fingerprint] -= 1
             self._of_peer += Counter()
             if not channel.closed:
@@ -188,6 +207,8 @@ class Sessions:
             else:
                 await vm.connections.serve_bulk(channel, body)
         except ChannelClosed:
+            if channel in self._withdrawn:
+                vm.connections.note_trouble(self._withdrawn[channel])
             raise
         except (VmreplicaError, OSError, ProtocolError) as error:
             told = refusal(error, vm.name)

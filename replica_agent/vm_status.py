@@ -7,6 +7,7 @@ from replica_agent.exports import export_name
 from replica_agent.parts import VmParts
 from replica_agent.vm import ReplicaVm
 from shared.errors import VmreplicaError
+from shared.expiry import certificates_of_link
 from shared.health import assessed
 from shared.states import ReplicationState
 from shared.status import Cause, CutStatus, DiskProgress, DiskStatus, LinkStatus, ProgressStatus, VmStatus
@@ -41,7 +42,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         applied_cut=_cut(vm, record.applied.position if record.applied is not None else None),
         epoch=record.epoch.hex() if record.epoch != NO_EPOCH else "",
         peer_host=record.peer_host,
-        link=_link(vm),
+        link=_link(vm, now),
         tap=tap.view() if tap is not None else None,
         progress=_progress(parts),
         statistics=vm.statistics.report(now, pending_bytes=pending),
@@ -95,7 +96,8 @@ def _cut(vm: ReplicaVm, position: Position | None) -> CutStatus | None:
     return vm.describe(position) if position is not None and position.segment > 0 else None
 
 
-def _link(vm: ReplicaVm) -> LinkStatus:
+def _link(vm: ReplicaVm, now: float) -> LinkStatus:
+    trust = vm.parts.ports.network.trust
     channel = vm.connections.control.channel if vm.connections.control is not None else None
     if channel is None:
         trouble = vm.connections.trouble
@@ -103,12 +105,14 @@ def _link(vm: ReplicaVm) -> LinkStatus:
             since_time=vm.connections.left_time,
             last_error=trouble.text if trouble is not None else vm.connections.left_reason,
             last_error_code=trouble.code if trouble else "",
+            certificates=certificates_of_link(trust, None, now),
         )
     return LinkStatus(
         connected=not channel.closed,
         healthy=channel.healthy(),
         peer=channel.peer.address,
         since_time=vm.connections.opened_time,
+        certificates=certificates_of_link(trust, channel.peer, now),
         rtt_ms=channel.rtt * 1000 if channel.rtt is not None else None,
         bytes_sent=channel.bytes_sent,
         bytes_received=channel.bytes_received,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -15,6 +16,8 @@ REQUIRED_USAGES = {
     ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
 }
 """Extended key usages that every certificate of a host has, since roles swap at a failover."""
+
+_CRL_BEGIN, _CRL_END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
@@ -79,6 +82,13 @@ def is_ca(certificate: x509.Certificate) -> bool:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return False
+
+
+def split_lists(data: bytes) -> Iterator[x509.CertificateRevocationList]:
+    """The revocation lists in the bytes of a PEM file. Raises ValueError for one that is not well made."""
+    for piece in data.split(_CRL_BEGIN)[1:]:
+        body, end, _ = piece.partition(_CRL_END)
+        yield x509.load_pem_x509_crl(_CRL_BEGIN + body + end + b"\n")
 
 
 def _validity(certificate: x509.Certificate, now: datetime) -> str:

@@ -15,7 +15,7 @@ from protocol.bulk import Bulk
 from protocol.errors import ProtocolError
 from protocol.messages import Body, Close, ErrorCode, Heartbeat, Hello, MessageType, Problem, Welcome
 from protocol.session import Message, PrimarySession, ReplicaSession, Session, SessionState
-from shared.errors import DAMAGED_LINK, VmreplicaError
+from shared.errors import DAMAGED_LINK, ForbiddenError, VmreplicaError
 from shared.ports import Buffer, Clock, Link, Peer
 from shared.rates import Ration
 from shared.refusing import TEXT_LIMIT, describe
@@ -241,9 +241,10 @@ class Channel:
 
     def lost(self, error: Exception | None) -> None:
         if isinstance(error, VmreplicaError):
-            # It names the peer itself.
-            code = DAMAGED_LINK if error.code == DAMAGED_LINK else ChannelClosed.code
-            self._end(ChannelClosed(error.text, error.remedy, code=code))
+            # It names the peer itself. A certificate may be refused after the handshake, too: that does not heal.
+            code = error.code if error.code in (DAMAGED_LINK, ForbiddenError.code) else ChannelClosed.code
+            heals = not isinstance(error, ForbiddenError)
+            self._end(ChannelClosed(error.text, error.remedy, code=code, retryable=heals))
         else:
             detail = f": {error}" if error is not None else " without a closing message"
             self._end(ChannelClosed(f"The link to {self.peer.address or 'the peer'} was lost{detail}."))

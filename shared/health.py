@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from shared import expiry
 from shared.forecasts import forecasts, long_behind, promised_lag
 from shared.measures import Statistics
 from shared.rates import duration_text, size_text
@@ -68,6 +69,7 @@ def assess(status: VmStatus, now: float) -> Assessment:
     _judge_age(status, state, now, result)
     _judge_cycles(status, state, result)
     result.reasons += forecasts(status, now)
+    result.reasons += expiry.judge(status.link.certificates, now)
     result.reasons.sort(key=lambda reason: -reason[0])
     result.protected = _is_protected(status, state)
     result.summary = _summary(status, state, result)

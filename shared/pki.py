@@ -95,35 +95,71 @@ def issue(folder: Path, host_names: Sequence[str], out: Path, *, now: datetime |
         raise UsageError("A certificate needs at least one name.", "Name the host as the others dial it.")
     _refuse_existing(out, (CA, CERTIFICATE, KEY, CRL))
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host_names[0][:COMMON_NAME_MAX])])
-    certificate = (
-        x509.CertificateBuilder(authority.subject, subject, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - BACKDATED)
-        .not_valid_after(min(now + LEAF_LIFETIME, authority.not_valid_after_utc))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(ca=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(list(certificates.REQUIRED_USAGES)), critical=False)
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    serial = f"{certificate.serial_number:x}"
-    pem = certificate.public_bytes(Encoding.PEM)
+    certificate = _sign_leaf(authority, authority_key, key.public_key(), host_names[0], alternatives, now)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     # The copy comes first: a certificate that exists can always be revoked.
-    _write(folder / ISSUED / f"{serial}.pem", pem, 0o644)
+    pem = _keep_copy(folder, certificate)
     _write(out / KEY, _key_pem(key), 0o600)
     _write(out / CA, (folder / CA).read_bytes(), 0o644)
     _write(out / CRL, (folder / CRL).read_bytes(), 0o644)
     _write(out / CERTIFICATE, pem, 0o644)
-    return Issued(
-        out,
-        certificates.names(certificate),
-        certificates.fingerprint(certificate),
-        serial,
-        certificate.not_valid_after_utc,
-    )
+    return _issued(out, certificate)
+
+
+def renew(folder: Path, which: Sequence[str], out: Path, *, now: datetime | None = None) -> list[Issued]:
+    """Issue certificates of the authority in ``folder`` that take the place of others: same names, same key.
+
+    Each of ``which`` is the file of a certificate, of this authority or of the one before it, or a serial number or
+    host name of this one. What is made lies in ``out/<first name>/certificate.pem``: the key stays on its host, and
+    with it the fingerprint that others have authorized. Raises as :func:`issue`.
+    """
+    now = _whole_second(now)
+    authority, authority_key = _authority(folder)
+    former = [_named(folder, each) for each in which]
+    hosts = [certificates.names(each) for each in former]
+    for certificate, names in zip(former, hosts, strict=True):
+        if not names or certificates.is_ca(certificate):
+            raise UsageError(
+                f"The certificate of {certificates.common_name(certificate.subject)} is not that of a host.",
+                "A CA is replaced by another one: vmreplica pki init.",
+            )
+        _refuse_existing(out / names[0], (CERTIFICATE,))
+    if len({names[0] for names in hosts}) != len(hosts):
+        raise UsageError("Two of the certificates are for the same host.", "Name each host once.")
+    made = []
+    for certificate, names in zip(former, hosts, strict=True):
+        key = certificate.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise UsageError(
+                f"The key of {names[0]} is not one of this kind of CA.", "Issue a new pair: vmreplica pki issue."
+            )
+        alternatives = [_general_name(name) for name in names]
+        fresh = _sign_leaf(
+            authority, authority_key, key, certificates.common_name(certificate.subject), alternatives, now
+        )
+        place = out / names[0]
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(place / CERTIFICATE, _keep_copy(folder, fresh), 0o644)
+        made.append(_issued(place, fresh))
+    return made
+
+
+def bundle(folders: Sequence[Path], out: Path) -> list[str]:
+    """Join the CAs of these authorities, and their revocation lists, into ``out/ca.pem`` and ``out/crl.pem``.
+
+    Files of an earlier bundle there are replaced, each at once. The CAs' names. Raises NotFoundError and UsageError.
+    """
+    authorities: dict[bytes, x509.Certificate] = {}
+    lists: dict[bytes, None] = {}
+    for folder in folders:
+        for certificate in _load_all(folder / CA, _read(folder / CA)):
+            authorities[certificate.public_bytes(Encoding.PEM)] = certificate
+        for each in _load_lists(folder / CRL):
+            lists[each.public_bytes(Encoding.PEM)] = None
+    out.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _replace(out / CRL, b"".join(lists))
+    _replace(out / CA, b"".join(authorities))
+    return [certificates.common_name(each.subject) for each in authorities.values()]
 
 
 def issue_hosts(
@@ -162,14 +198,8 @@ def show(path: Path, *, now: datetime | None = None) -> str:
     Raises NotFoundError for a missing file and UsageError for one that holds neither.
     """
     data = _read(path)
-    with contextlib.suppress(ValueError):
-        crl = x509.load_pem_x509_crl(data)
-        lines = [
-            f"revocation list of {certificates.common_name(crl.issuer)}",
-            f"made {certificates.day(crl.last_update_utc)}",
-            *(f"revoked {entry.serial_number:x}" for entry in crl),
-        ]
-        return "\n".join(lines)
+    if lists := _load_lists(path):
+        return "\n\n".join(_describe_list(each) for each in lists)
     now = _whole_second(now)
     return "\n\n".join(certificates.describe(certificate, now) for certificate in _load_all(path, data))
 
@@ -180,6 +210,64 @@ def fingerprint(pem: bytes) -> str:
 
 
 # --- parts ---
+
+
+def _sign_leaf(
+    authority: x509.Certificate,
+    authority_key: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePublicKey,
+    name: str,
+    alternatives: Sequence[x509.GeneralName],
+    now: datetime,
+) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:COMMON_NAME_MAX])])
+    return (
+        x509.CertificateBuilder(authority.subject, subject, key, x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(min(now + LEAF_LIFETIME, authority.not_valid_after_utc))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(list(certificates.REQUIRED_USAGES)), critical=False)
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+
+
+def _keep_copy(folder: Path, certificate: x509.Certificate) -> bytes:
+    """Put a copy beside the authority; the certificate as PEM."""
+    pem = certificate.public_bytes(Encoding.PEM)
+    _write(folder / ISSUED / f"{certificate.serial_number:x}.pem", pem, 0o644)
+    return pem
+
+
+def _issued(place: Path, certificate: x509.Certificate) -> Issued:
+    names, serial = certificates.names(certificate), f"{certificate.serial_number:x}"
+    return Issued(place, names, certificates.fingerprint(certificate), serial, certificate.not_valid_after_utc)
+
+
+def _load_lists(path: Path) -> list[x509.CertificateRevocationList]:
+    try:
+        return list(certificates.split_lists(_read(path)))
+    except ValueError as error:
+        raise UsageError(f"{path} holds a revocation list that can't be read: {error}.") from error
+
+
+def _describe_list(crl: x509.CertificateRevocationList) -> str:
+    lines = [
+        f"revocation list of {certificates.common_name(crl.issuer)}",
+        f"made {certificates.day(crl.last_update_utc)}",
+        *(f"revoked {entry.serial_number:x}" for entry in crl),
+    ]
+    return "\n".join(lines)
+
+
+def _named(folder: Path, which: str) -> x509.Certificate:
+    """A certificate by its file, whoever issued it, or by what the authority knows it by."""
+    if Path(which).is_file():
+        return _load_all(Path(which), _read(Path(which)))[0]
+    return _find_issued(folder, which)
 
 
 def _whole_second(now: datetime | None) -> datetime:

@@ -38,6 +38,7 @@ from shared.ports.systemd import ServiceManager
 from shared.status import VmStatus
 from shared.status_line import line_of
 from shared.tasks import first_of
+from shared.trust_watch import keep_trust
 
 STOP_SECONDS = 20.0
 """An orderly stop that takes longer is cut short, and so is closing what it leaves: nothing durable depends on either.
@@ -71,6 +72,9 @@ class Service(Protocol):
 
     async def vms(self) -> list[VmStatus]:
         """What is known of all VMs, without asking anybody; gives way to others between VMs."""
+
+    def reexamine(self) -> None:
+        """End the sessions whose peers' certificates would not be accepted any more."""
 
 
 def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPorts], Service]) -> int:
@@ -129,6 +133,7 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], 
         state = _State(service, manager)
         telling = asyncio.create_task(manager.keep_status(state.line))
         reloading = asyncio.create_task(_reload_on(hangup, path, real, service, operations, state))
+        watching = asyncio.create_task(keep_trust(real.network, service.reexamine))
         await operations.started(metadata.version("vmreplica"), service.vms, real.network.certificate_end)
         manager.ready(await state.line())
         try:
@@ -137,6 +142,7 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], 
             manager.stopping(2 * STOP_SECONDS)
             telling.cancel()
             reloading.cancel()
+            watching.cancel()
             await admin.close()
     finally:
         await _within(STOP_SECONDS, service.stop())
@@ -182,6 +188,7 @@ async def _reload_on(
 async def _take_over(real: RealPorts, service: Service, config: Any) -> None:
     """Put a new configuration in force, with the certificate files as they are now. Raises VmreplicaError."""
     real.network.reload_tls()
+    service.reexamine()
     await service.reload(config)
     log.set_format(config.log_format)
 

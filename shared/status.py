@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from shared.expiry import CertificateStatus
 from shared.measures import Statistics
 
 AgentRole = Literal["primary", "replica"]
@@ -50,6 +51,8 @@ class LinkStatus(StatusStruct):
     """None while there is a session, or an attempt is under way."""
     damaged: int = 0
     """How many sessions ended because TLS found data damaged on its way, since the agent started."""
+    certificates: list[CertificateStatus] = []
+    """The peer's, while there is a session, and what of this host's own is soon to run out."""
     rtt_ms: float | None = None
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -380,6 +383,8 @@ class AgentStatus(StatusStruct):
     """When the status was taken."""
     listening: list[str] = []
     certificate_not_after_time: float | None = None
+    certificates: list[CertificateStatus] = []
+    """This host's own, its CAs and revocation lists."""
     vms: list[VmStatus] = []
     problems: list[str] = []
     """What concerns the agent as a whole, e.g. a folder of a VM that could not be read."""

@@ -22,6 +22,7 @@ from shared.cli.grammar import (
 )
 from shared.cli.host_verbs import HOST_VERBS
 from shared.cli.measuring_verbs import MEASURING_VERBS
+from shared.cli.pki_verbs import PKI_VERBS
 from shared.cli.units import (
     SETTINGS,
     parse_blocks,
@@ -257,39 +258,6 @@ def _pki(parser: argparse.ArgumentParser) -> None:
     add_verbs(parser, PKI_VERBS, "action")
 
 
-def _pki_init(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="where the authority and its key will lie")
-    parser.add_argument("--name", default="vmreplica CA", metavar="NAME", help="common name of the authority")
-    json_option(parser)
-
-
-def _ca_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ca", required=True, metavar="FOLDER", help="folder of the authority")
-
-
-def _pki_issue(parser: argparse.ArgumentParser) -> None:
-    _ca_option(parser)
-    parser.add_argument(
-        "hosts",
-        nargs="+",
-        metavar="HOST[,NAME...]",
-        help="a host, with all DNS names and IP addresses by which the other side dials it",
-    )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="gets a folder for each host")
-    json_option(parser)
-
-
-def _pki_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a PEM file of certificates or a revocation list")
-
-
-def _pki_revoke(parser: argparse.ArgumentParser) -> None:
-    _ca_option(parser)
-    parser.add_argument(
-        "certificate", metavar="CERTIFICATE", help="serial number, host name (its newest), or file of the certificate"
-    )
-
-
 def _test_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("replica", metavar="HOST[:PORT]", help="where the replica agent listens")
     parser.add_argument(
@@ -311,12 +279,6 @@ def _version(parser: argparse.ArgumentParser) -> None:
 HRL_VERBS = (
     Verb("dump", "print the records of a log file", "shared.cli.verbs.hrl:dump", _hrl_file, agents=False),
     Verb("check", "verify a log file and tell how it ends", "shared.cli.verbs.hrl:check", _hrl_file, agents=False),
-)
-PKI_VERBS = (
-    Verb("init", "make a certificate authority", "shared.cli.verbs.pki:init", _pki_init, agents=False),
-    Verb("issue", "make key and certificate for hosts", "shared.cli.verbs.pki:issue", _pki_issue, agents=False),
-    Verb("show", "print what is in a certificate", "shared.cli.verbs.pki:show", _pki_show, agents=False),
-    Verb("revoke", "put it on the revocation list", "shared.cli.verbs.pki:revoke", _pki_revoke, agents=False),
 )
 _RESYNC = "shared.cli.verbs.resync"
 RESYNC_VERBS = (

@@ -51,7 +51,8 @@ def is_fine(vm: VmStatus) -> bool:
 def agent_notes(agent: AgentStatus, width: int | None, palette: Palette) -> list[str]:
     """What concerns an agent as a whole."""
     texts = list(agent.problems)
-    if agent.certificate_not_after_time is not None:
+    # An agent that tells all its certificates judges them as well.
+    if agent.certificate_not_after_time is not None and not agent.certificates:
         left = agent.certificate_not_after_time - agent.time
         advice = "Issue another with `vmreplica pki issue`."
         if left <= 0:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from typing import Any, Protocol, TypeVar
 
+from shared.ports.trust import Trust
+
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
@@ -240,14 +242,18 @@ class Peer:
     """Who is at the other end.
 
     ``fingerprint`` is the SHA-256 of the certificate's SubjectPublicKeyInfo in lower hex, ``names`` are its
-    DNS names and IP addresses, ``not_after`` is its last second as seconds since the epoch. User, group and
-    process are those of the connecting process of a unix socket.
+    DNS names and IP addresses, ``not_before`` and ``not_after`` its first and last second as seconds since the epoch,
+    ``issuer`` names its CA. ``certificates`` is its chain as it was verified, each as DER. User, group and process are
+    those of the connecting process of a unix socket.
     """
 
     address: str = ""
     fingerprint: str = ""
     names: tuple[str, ...] = ()
+    not_before: float = 0.0
     not_after: float = 0.0
+    issuer: str = ""
+    certificates: tuple[bytes, ...] = field(default=(), repr=False)
     uid: int | None = None
     gid: int | None = None
     pid: int | None = None
@@ -303,7 +309,10 @@ class Listener(Protocol):
 
 
 class Network(Protocol):
-    """Streams to peers."""
+    """Streams to peers. ``trust`` judges those that were accepted, again and again."""
+
+    @property
+    def trust(self) -> Trust: ...
 
     async def connect(self, address: Address, *, timeout: float) -> Link:
         """Raises shared.errors.UnreachableError (can heal) or ForbiddenError (certificates)."""

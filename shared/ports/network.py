@@ -17,6 +17,7 @@ import structlog
 from shared.errors import ForbiddenError, InvalidStateError, UnreachableError, UsageError
 from shared.ports import Address, Link, Peer
 from shared.ports.links import StreamLink
+from shared.ports.trust import Trust
 from shared.ports.unix_sockets import bind_unix, connect_unix, credentials, same_file
 
 if TYPE_CHECKING:
@@ -75,10 +76,12 @@ class RealNetwork:
         self._half_open: dict[StreamLink, str] = {}
         self._reported = float("-inf")
         self._unreported = 0
+        self._crl_stamp: tuple[int, ...] = ()
         self.reload_tls()
 
     def reload_tls(self) -> None:
-        """Read the identity's files again; new connections use them, established ones go on untouched.
+        """Read the identity's files again; new connections use them, established ones go on untouched: whoever serves
+        them asks ``trust`` whether they may.
 
         Raises UsageError where they can't be used; then everything stays as it was.
         """
@@ -86,7 +89,33 @@ class RealNetwork:
             # Who needs no TLS, such as the tap, need not load all that belongs to it.
             from shared.ports.tls import load_contexts  # noqa: PLC0415
 
+            # Before it is read: a change in the middle is noticed by the next look.
+            stamp = self._look_at_crl()
             self._contexts = load_contexts(self._identity)
+            self._crl_stamp = stamp
+
+    def refresh_crl(self) -> bool:
+        """Load everything anew where the revocation list's file is another one than was loaded; whether it was.
+
+        Raises as ``reload_tls``. Blocks for a look at the file.
+        """
+        if self._look_at_crl() == self._crl_stamp:
+            return False
+        self.reload_tls()
+        return True
+
+    def _look_at_crl(self) -> tuple[int, ...]:
+        if self._identity is None or not self._identity.crl:
+            return ()
+        try:
+            state = os.stat(self._identity.crl)
+        except OSError as error:
+            return (error.errno or 0,)
+        return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+    @property
+    def trust(self) -> Trust:
+        return self._contexts.trust if self._contexts is not None else Trust()
 
     def certificate_end(self) -> float | None:
         """When this host's own certificate ends, in seconds since the Unix epoch; None without one."""
@@ -137,7 +166,14 @@ class RealNetwork:
             ) from error
         if contexts is not None:
             await self._secure(link, f"{address}")
+            self._judge_again(link, contexts)
         return link
+
+    def _judge_again(self, link: StreamLink, contexts: TlsContexts) -> None:
+        """Certificates may have been loaded anew in the middle of a handshake. Raises ForbiddenError."""
+        if contexts is not self._contexts and (objection := self.trust.objection(link.peer)) is not None:
+            link.abort()
+            raise objection
 
     def _make_link(self, address: Address, contexts: TlsContexts | None) -> StreamLink:
         if contexts is None:
@@ -198,6 +234,7 @@ class RealNetwork:
         await loop.connect_accepted_socket(lambda: link, connection)
         try:
             await self._secure(link, link.peer.address)
+            self._judge_again(link, contexts)
         except (ForbiddenError, UnreachableError) as error:
             self._refused(link.peer.address, error)
             raise

@@ -16,7 +16,8 @@ from typing import cast
 from shared.errors import UnreachableError, VmreplicaError
 from shared.ports import Buffer, Peer
 from shared.ports.links import READ_HINT, StreamLink
-from shared.ports.tls import TlsContexts, check_peer, explain
+from shared.ports.tls import TlsContexts, check_peer
+from shared.ports.tls_refusals import explain
 
 RECORD_BYTES = 16 << 10
 """The most that a TLS record holds; small buffers written together are joined up to this size."""

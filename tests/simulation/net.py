@@ -11,6 +11,7 @@ from typing import Any
 
 from shared.errors import UnreachableError
 from shared.ports import Address, Buffer, Link, Peer, Receiver
+from shared.ports.trust import Trust
 from tests.simulation.loop import Process, SimulationLoop, fingerprint
 
 WINDOW = 256 << 10
@@ -262,6 +263,8 @@ class SimulatedListener:
 
 class SimulatedNetwork:
     """The network as one process sees it (shared.ports.Network)."""
+
+    trust = Trust()
 
     def __init__(self, wire: Wire, process: Process, host: str, identity: Peer) -> None:
         self.wire = wire

@@ -38,6 +38,42 @@ def issue(options: argparse.Namespace, context: Context) -> int:
         made = pki.issue_hosts(Path(options.ca), hosts, Path(options.out))
     except OSError as error:
         raise _failed(error, Path(options.out)) from error
+    _tell(made, options, context, "Copy each folder to its host, readable by root only.")
+    return SUCCESS
+
+
+def renew(options: argparse.Namespace, context: Context) -> int:
+    """Make certificates in the place of others, with the same names and keys."""
+    try:
+        made = pki.renew(Path(options.ca), options.certificates, Path(options.out))
+    except OSError as error:
+        raise _failed(error, Path(options.out)) from error
+    advice = f"Copy each {pki.CERTIFICATE} to its host in the place of the former one, and reload the agent there."
+    _tell(made, options, context, advice)
+    return SUCCESS
+
+
+def bundle(options: argparse.Namespace, context: Context) -> int:
+    """Join the CAs and revocation lists of several authorities."""
+    out = Path(options.out)
+    try:
+        names = pki.bundle([Path(folder) for folder in options.ca], out)
+    except OSError as error:
+        raise _failed(error, out) from error
+    if options.json:
+        context.console.print_json({"ca": str(out / pki.CA), "crl": str(out / pki.CRL), "authorities": names})
+        return SUCCESS
+    context.console.print(
+        [
+            f"{out / pki.CA} and {out / pki.CRL} hold {', '.join(printable(name) for name in names)}.",
+            "Copy both files to all hosts, and reload the agents there.",
+        ]
+    )
+    return SUCCESS
+
+
+def _tell(made: list[pki.Issued], options: argparse.Namespace, context: Context, advice: str) -> None:
+    """What was made, and what to do with it."""
     if options.json:
         context.console.print_json(
             {
@@ -53,7 +89,7 @@ def issue(options: argparse.Namespace, context: Context) -> int:
                 ]
             }
         )
-        return SUCCESS
+        return
     for each in made:
         context.console.print(
             [
@@ -61,8 +97,7 @@ def issue(options: argparse.Namespace, context: Context) -> int:
                 f"  fingerprint {each.fingerprint}",
             ]
         )
-    context.console.print("Copy each folder to its host, readable by root only.")
-    return SUCCESS
+    context.console.print(advice)
 
 
 def show(options: argparse.Namespace, context: Context) -> int:
@@ -84,7 +119,10 @@ def revoke(options: argparse.Namespace, context: Context) -> int:
     except OSError as error:
         raise _failed(error, folder) from error
     context.console.print(
-        [f"{serial} is revoked.", f"Copy {folder / pki.CRL} to all hosts; until then they go on taking it."]
+        [
+            f"{serial} is revoked.",
+            f"Copy {folder / pki.CRL} to all hosts: agents load it by themselves.",
+        ]
     )
     return SUCCESS
 

@@ -99,13 +99,19 @@ class Authority:
         key_path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return TlsIdentity(str(ca or self.path), str(path), str(key_path), str(crl or ""))
 
-    def revoke(self, *identities: TlsIdentity, ends: timedelta = DAY, file_name: str = "crl.pem") -> Path:
+    def revoke(
+        self,
+        *identities: TlsIdentity,
+        made: timedelta = -2 * DAY,
+        ends: timedelta = DAY,
+        file_name: str = "crl.pem",
+    ) -> Path:
         """A revocation list with the identities' certificates."""
         now = datetime.now(UTC)
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.subject)
-            .last_update(now - 2 * DAY)
+            .last_update(now + made)
             .next_update(now + ends)
             .add_extension(x509.CRLNumber(1), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
@@ -115,7 +121,7 @@ class Authority:
             builder = builder.add_revoked_certificate(
                 x509.RevokedCertificateBuilder()
                 .serial_number(certificate.serial_number)
-                .revocation_date(now - DAY)
+                .revocation_date(now - 3 * DAY)
                 .build()
             )
         path = self.folder / file_name

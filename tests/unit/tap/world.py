@@ -10,6 +10,7 @@ from typing import Any
 from primary_agent.tap.ports import OwnPorts
 from shared.errors import UnreachableError
 from shared.ports import Address, Link, Listener
+from shared.ports.trust import Trust
 from shared.tap_config import TapConfig
 from tests.simulation.disk import SimulatedFileSystem, Volume
 from tests.simulation.loop import Process, SimulationLoop
@@ -18,6 +19,8 @@ from tests.simulation.services import EPOCH_OF_WORLD, SimulatedClock, SimulatedR
 
 class NoNetwork:
     """An engine alone needs no network."""
+
+    trust = Trust()
 
     async def connect(self, address: Address, *, timeout: float) -> Link:
         raise UnreachableError(f"nobody is at {address}")

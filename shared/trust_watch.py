@@ -1,0 +1,39 @@
+"""Watches that what was accepted may go on: a changed revocation list is loaded, and live sessions are judged again.
+
+A reload does both at once. Here they happen by themselves, so that a certificate that is revoked, or has run out,
+ends its sessions within seconds of the list's arrival, or of its last second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from shared.errors import VmreplicaError
+from shared.ports.network import RealNetwork
+
+LOOK_SECONDS = 2.0
+"""Between two looks: revocation and expiry end a session within so long."""
+
+_log = structlog.get_logger(__name__)
+
+
+async def keep_trust(network: RealNetwork, reexamine: Callable[[], None]) -> None:
+    """Look every LOOK_SECONDS, until cancelled. ``reexamine`` ends the sessions that are objected to by now.
+
+    A list that can't be used leaves everything as it was, and is tried again; it is told once.
+    """
+    told = ""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            if network.refresh_crl():
+                _log.info("the revocation list was loaded anew")
+            told = ""
+        except VmreplicaError as error:
+            if str(error) != told:
+                told = str(error)
+                _log.error("the revocation list has changed and can't be loaded", reason=told)
+        reexamine()
