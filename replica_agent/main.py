@@ -24,6 +24,7 @@ class _Service:
         software = f"vmreplica {metadata.version('vmreplica')}"
         self._agent = ReplicaAgent(config, real.ports, surroundings=Surroundings.of(config, real.ports, software))
         self._agent.certificate_end = real.network.certificate_end
+        self._agent.arrivals = real.network.arrivals
 
     async def start(self) -> None:
         await self._agent.start()

@@ -67,6 +67,25 @@ class PointsSection(Section, frozen=True):
     """Bytes that all undo logs of a VM may have; past them the oldest points go. 0: the size of its disks."""
 
 
+class LimitsSection(Section, frozen=True):
+    """What strangers and peers may take of a replica, together and each."""
+
+    half_open: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 64
+    """Connections that have not finished their TLS handshake; one more ends the oldest of the busiest address. As many
+    more may have shown their certificate and not named a VM yet."""
+    handshake_seconds: Seconds = 5.0
+    """A TLS handshake may take so long."""
+    failures_per_minute: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 300
+    """Connections of one address in a minute that come to nothing; ten that are let in count as one. Further ones are
+    ended unheard. 0: no such limit."""
+    sessions: Annotated[int, msgspec.Meta(ge=8, le=100_000)] = 4096
+    """Connections of all peers together."""
+    extra_sessions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
+    """Connections of one peer beside three for each VM of it that is kept here."""
+    memory_bytes: Annotated[int, msgspec.Meta(ge=16 * MIB, lt=1 << 40)] = 256 * MIB
+    """What all connections together may have received that is not stored yet; above it less is read."""
+
+
 class ResyncSection(Section, frozen=True):
     """How required resyncs of a primary's VMs start that have no rules of their own (``vmreplica set``)."""
 
@@ -176,4 +195,5 @@ class ReplicaConfig(AgentSection, frozen=True):
     listen: ListenSection = ListenSection()
     storage: StorageSection = StorageSection()
     points: PointsSection = PointsSection()
+    limits: LimitsSection = LimitsSection()
     authorize: list[AuthorizeSection] = []

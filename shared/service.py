@@ -77,7 +77,8 @@ def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPort
 
 async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service]) -> None:
     tls = TlsIdentity(config.tls.ca, config.tls.certificate, config.tls.key, config.tls.crl)
-    real = RealPorts(tls, threads=config.worker_threads, tap_command=config.tap_command)
+    limits = config.limits if isinstance(config, ReplicaConfig) else None
+    real = RealPorts(tls, threads=config.worker_threads, tap_command=config.tap_command, limits=limits)
     service = make(config, real)
     stop, hangup = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from shared.limits import LimitsStatus
+
 AgentRole = Literal["primary", "replica"]
 
 
@@ -383,6 +385,8 @@ class AgentStatus(StatusStruct):
     """When the status was taken."""
     listening: list[str] = []
     certificate_not_after_time: float | None = None
+    limits: LimitsStatus | None = None
+    """At a replica."""
     vms: list[VmStatus] = []
     problems: list[str] = []
     """What concerns the agent as a whole, e.g. a folder of a VM that could not be read."""

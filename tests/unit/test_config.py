@@ -168,6 +168,7 @@ def test_page_has_every_key_with_its_default() -> None:
         "points": (config.PointsSection,),
         "resync": (config.ResyncSection,),
         "rates": (config.RatesSection,),
+        "limits": (config.LimitsSection,),
         "authorize": (config.AuthorizeSection,),
     }
     tables = tables_of_the_page()
