@@ -156,6 +156,10 @@ class AgentSection(Section, frozen=True):
     """This host's name as shown to peers and administrators; empty: the system's host name."""
     admin_group: str = "vmreplica-admin"
     """Members of this group may command the agent, beside root; a group that does not exist admits nobody."""
+    viewer_group: str = "vmreplica-viewer"
+    """Members of this group may ask the agent for whatever changes nothing; one that does not exist admits nobody."""
+    audit_bytes: Annotated[int, msgspec.Meta(ge=8 * MIB, lt=1 << 40)] = 64 * MIB
+    """What the records of orders may take in ``state_dir``; above it the oldest go."""
     nbd_group: str = ""
     """Members of this group may connect to the NBD sockets of VMs: the one that QEMU runs as, if not as root."""
     worker_threads: Threads = 8

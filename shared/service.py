@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import grp
 import os
 import signal
 import socket
@@ -20,6 +19,8 @@ import uvloop
 
 from shared import log
 from shared.admin.access import Access
+from shared.admin.audit import Auditor
+from shared.admin.audit_log import AuditLog
 from shared.admin.methods import Method
 from shared.admin.server import JsonRpcServer
 from shared.admin.verbs import READING
@@ -30,9 +31,13 @@ from shared.ports import Address
 from shared.ports.kernel import keep_freed_memory
 from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity
+from shared.ports.users import group_id, user_name
 
 STOP_SECONDS = 20.0
 """An orderly stop that takes longer is cut short: what is durable does not depend on it."""
+
+USER_CLIENTS_MAX = 32
+"""Clients of one user other than root at the admin socket; half of all that are served."""
 
 _log = structlog.get_logger(__name__)
 
@@ -85,7 +90,15 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service]) 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    admin = JsonRpcServer(real.network, _admin_address(config), service.methods(), authorize=_access(config))
+    auditor = _auditor(config, real)
+    admin = JsonRpcServer(
+        real.network,
+        _admin_address(config),
+        auditor.around(service.methods()),
+        authorize=_access(config),
+        refused=auditor.note_refusal,
+        max_user_clients=USER_CLIENTS_MAX,
+    )
     await real.ports.workers.run(real.ports.files.make_folder, config.runtime_dir)
     if config.nbd_group:
         # Who may connect to a VM's socket must be able to reach it; the sockets' own modes decide.
@@ -93,7 +106,8 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service]) 
     await service.start()
     try:
         await admin.start()
-        reloading = asyncio.create_task(_reload_on(hangup, path, real, service))
+        await auditor.note("agent.start", version=metadata.version("vmreplica"), config=path)
+        reloading = asyncio.create_task(_reload_on(hangup, path, real, service, auditor))
         _notify("READY=1")
         try:
             await stop.wait()
@@ -101,12 +115,13 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service]) 
             _notify("STOPPING=1")
             reloading.cancel()
             await admin.close()
+            await auditor.note("agent.stop")
     finally:
         await _within(STOP_SECONDS, service.stop())
         await _within(STOP_SECONDS, real.close())
 
 
-async def _reload_on(hangup: asyncio.Event, path: str, real: RealPorts, service: Service) -> None:
+async def _reload_on(hangup: asyncio.Event, path: str, real: RealPorts, service: Service, auditor: Auditor) -> None:
     """At each SIGHUP load certificates and configuration anew; where that fails, what was loaded stays in force."""
     while True:
         await hangup.wait()
@@ -116,8 +131,10 @@ async def _reload_on(hangup: asyncio.Event, path: str, real: RealPorts, service:
             await service.reload(path)
         except VmreplicaError as error:
             _log.error("not reloaded", reason=str(error))
+            await auditor.note("agent.reload", config=path, refused=error.text)
         else:
             _log.info("reloaded", path=path)
+            await auditor.note("agent.reload", config=path)
 
 
 async def _within(seconds: float, work: Awaitable[None]) -> None:
@@ -128,22 +145,29 @@ async def _within(seconds: float, work: Awaitable[None]) -> None:
         _log.warning("the orderly end took too long and was cut short", seconds=seconds)
 
 
-def _admin_address(config: AgentSection) -> Address:
+def _auditor(config: AgentSection, real: RealPorts) -> Auditor:
     assert isinstance(config, PrimaryConfig | ReplicaConfig)
-    group = config.admin_group if _group_id(config) is not None else ""
-    return Address(unix_path=config.admin_socket, mode=0o660, group=group)
+    ports = real.ports
+    audit = AuditLog(ports.files, ports.workers, ports.clock, config.state_dir, limit=config.audit_bytes)
+    role = "primary" if isinstance(config, PrimaryConfig) else "replica"
+    return Auditor(audit, role, ports.workers, ports.clock, user_name)
+
+
+def _admin_address(config: AgentSection) -> Address:
+    """Administrators and viewers may connect; what each of them may ask for is decided with every request."""
+    assert isinstance(config, PrimaryConfig | ReplicaConfig)
+    group = config.admin_group if group_id(config.admin_group) is not None else ""
+    viewers = (config.viewer_group,) if group_id(config.viewer_group) is not None else ()
+    return Address(unix_path=config.admin_socket, mode=0o660, group=group, other_groups=viewers)
 
 
 def _access(config: AgentSection) -> Access:
-    return Access(os.getuid(), admin_gid=_group_id(config), viewer_methods=READING)
-
-
-def _group_id(config: AgentSection) -> int | None:
-    """The admin group's number, or None where there is no such group."""
-    try:
-        return grp.getgrnam(config.admin_group).gr_gid
-    except KeyError:
-        return None
+    return Access(
+        os.getuid(),
+        admin_gid=group_id(config.admin_group),
+        viewer_gid=group_id(config.viewer_group),
+        viewer_methods=READING,
+    )
 
 
 def _notify(state: str) -> None:

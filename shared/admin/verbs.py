@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from shared.admin.audit_lines import AuditEntry, AuditReport
 from shared.admin.methods import Params
 from shared.errors import UsageError
 from shared.ports import Peer
@@ -36,6 +37,7 @@ SUSPEND = "vm.suspend"
 RESUME = "vm.resume"
 REMOVE = "vm.remove"
 RECOVER = "vm.recover"
+AUDIT = "audit"
 # The primary agent
 ENABLE = "vm.enable"
 STOP = "vm.stop"
@@ -55,6 +57,8 @@ FAILOVER = "vm.failover"
 
 READING = frozenset({STATUS, GET, MEASURE, EVENTS, POINTS, RESYNC_SHOW, RESYNC_HISTORY, RESYNC_PLAN})
 """Methods that change nothing, for viewers."""
+UNRECORDED = frozenset({TEST_CONNECTION, AUDIT})
+"""Methods that change nothing either, but are for administrators."""
 
 
 class VmParams(Params, frozen=True):
@@ -171,6 +175,26 @@ class EventsParams(AnyVmParams, frozen=True):
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
     after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+
+
+class AuditParams(Params, frozen=True):
+    """``audit``: the newest ``limit`` entries from ``since`` on, which is in seconds since the Unix epoch.
+
+    Of one VM by name or UUID, or of all; with ``check`` whether the whole log is as it was written, in their place.
+    """
+
+    vm: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    since: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
+    check: bool = False
+
+
+class AuditAnswer(msgspec.Struct, kw_only=True):
+    """The result of ``audit``; ``folder`` is where the log is."""
+
+    folder: str
+    entries: list[AuditEntry] = []
+    report: AuditReport | None = None
 
 
 class ExportParams(VmParams, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from shared.admin.verbs import PLAN_BLOCKS, PLAN_BLOCKS_MAX
+from shared.cli.audit_verbs import AUDIT_VERBS
 from shared.cli.grammar import (
     Parser,
     Verb,
@@ -347,6 +348,7 @@ VERBS = (
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
     Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),
+    *AUDIT_VERBS,
     Verb("measure", "print the statistics of a VM", f"{_READING}:measure", _get),
     Verb("points", "list the recovery points of a VM at the replica", f"{_REPLICA}:points", _points),
     Verb("export", "serve a recovery point of the replica read-only over NBD", f"{_REPLICA}:export", _export),

@@ -48,12 +48,13 @@ def test_shared_budget_holds_all_up_and_each_may_go_on_one_piece_at_a_time() -> 
     assert other.full
     other.take()
     assert other.low
+    budget.take(40 * KIB)
     while len(one):
         assert not one.low
         one.take()
     assert one.low
-    assert budget.used == 0
-    assert budget.highest == 6 * 8 * KIB + 6 * MESSAGE_COST
+    assert budget.used == 40 * KIB
+    assert budget.highest == 40 * KIB + 5 * (8 * KIB + MESSAGE_COST)
 
 
 def test_what_a_lost_connection_left_counts_no_longer() -> None:
