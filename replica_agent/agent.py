@@ -28,6 +28,7 @@ from replica_agent.vm_status import damaged_status, status_of
 from shared.config_sections import ReplicaConfig
 from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.expiry import agent_problems, certificates_of
+from shared.limits import LimitsStatus
 from shared.ports import Address, Ports
 from shared.status import AgentStatus, VmStatus
 
@@ -61,12 +62,14 @@ class ReplicaAgent:
         self.vms: dict[bytes, ReplicaVm] = {}
         self.damaged: dict[bytes, DamagedVm] = {}
         self.sessions = Sessions(
-            self.surroundings, Authorization.of(config), self._storage_of, self._vm_for, lambda: len(self.vms)
+            self.surroundings, Authorization.of(config), self._storage_of, self._vm_for, self.vms.keys
         )
         self.surroundings.volumes.folders = lambda: self.sessions.authorization.storages
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
+        self.arrivals: Callable[[], LimitsStatus] = LimitsStatus
+        """What is known of connections before their handshake is over."""
         self.exposed: list[Callable[[ReplicaVm, Position], None]] = []
         """Called synchronously whenever the disks of a VM are exactly at a new point, and at its start."""
         self._changing = asyncio.Lock()
@@ -258,6 +261,7 @@ class ReplicaAgent:
             certificates=certificates_of(self.ports.network.trust),
             problems=agent_problems(self.ports.network.trust, now),
             listening=[str(listener.address)] if listener is not None else [],
+            limits=self.sessions.add_to(self.arrivals()),
             vms=sorted(statuses, key=lambda vm: vm.name),
         )
 

@@ -38,7 +38,7 @@ class BulkConnection:
         self._parts = parts
         self._baseline = baseline
         self._control = control
-        self._blocks: Intake[Bulk | RangeDone] = Intake()
+        self._blocks: Intake[Bulk | RangeDone] = Intake(budget=parts.surroundings.memory)
         self._requests: asyncio.Queue[Question] = asyncio.Queue(MAX_PENDING_RANGES)
 
     async def run(self) -> None:
@@ -46,7 +46,10 @@ class BulkConnection:
         if self._parts.resync is not None:
             # What an earlier connection asked for and did not finish is asked for again.
             self._parts.resync.pending.clear()
-        await together(self._receive(), self._store(), *(self._answer() for _ in range(HASHERS)))
+        try:
+            await together(self._receive(), self._store(), *(self._answer() for _ in range(HASHERS)))
+        finally:
+            self._blocks.close()
 
     def belongs_to(self, control: Control) -> bool:
         return self._control is control

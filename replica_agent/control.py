@@ -65,7 +65,7 @@ class Control:
         self._parts = parts
         self._baseline = baseline
         self._statistics = statistics
-        self._intake: Intake[Bulk] = Intake()
+        self._intake: Intake[Bulk] = Intake(budget=parts.surroundings.memory)
 
     @property
     def token(self) -> int:
@@ -77,6 +77,7 @@ class Control:
         try:
             await together(self._receive(), self._store())
         finally:
+            self._intake.close()
             self._parts.applier.exposed.remove(self._tell_applied)
             self._leave_place()
             if self._parts.resync is not None and self.resyncing:

@@ -20,8 +20,9 @@ from replica_agent.pool import SpoolPool
 from replica_agent.resync import OpenResync
 from replica_agent.retention import Retention
 from replica_agent.spool import Spool
+from shared.budget import Budget
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
-from shared.config_sections import ReplicaConfig
+from shared.config_sections import LimitsSection, ReplicaConfig
 from shared.ports import Ports
 from shared.stats import MONITORING_SECONDS
 from shared.tasks import Signal
@@ -30,6 +31,7 @@ from shared.volumes import VolumeWatch
 RESERVE_BYTES = 64 << 20
 SPOOL_LIMIT_BYTES = 4 << 30
 RETENTION = Retention()
+LIMITS = LimitsSection()
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +56,9 @@ class Surroundings:
     dead_after: float = DEAD_AFTER_SECONDS
     compress: bool = True
     resyncs_at_once: int = 3
+    limits: LimitsSection = LIMITS
+    memory: Budget = field(default_factory=Budget)
+    """What all connections received and is not stored yet."""
     resyncing: set[bytes] = field(default_factory=set)
     """The VMs that are compared just now."""
     verifying: set[bytes] = field(default_factory=set)
@@ -80,6 +85,8 @@ class Surroundings:
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,
             monitoring=config.monitoring_seconds,
+            limits=config.limits,
+            memory=Budget(config.limits.memory_bytes),
         )
 
     def adopt(self, config: ReplicaConfig) -> None:

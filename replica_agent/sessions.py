@@ -1,13 +1,14 @@
 """Accepts links from primaries: handshake, authorization before anything else is touched, and the way to the VM.
 
-Every refusal is told once and logged with who asked. The caps hold before any work is done for a peer (I13, I19).
+Every refusal is told once, counted, and logged with who asked, of one peer at most some a minute. The caps hold before
+any work is done for a peer (I13, I19).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import structlog
@@ -22,14 +23,17 @@ from replica_agent.refusals import Refusal, refusal
 from replica_agent.vm import ReplicaVm, settle
 from shared.channel import Channel, ChannelClosed
 from shared.errors import VmreplicaError
-from shared.ports import Address, Link, Listener
+from shared.limits import LimitsStatus
+from shared.ports import Address, Link, Listener, Peer
+from shared.rates import Ration
 from shared.states import ReplicationState
 from shared.tasks import together
 
-HALF_OPEN_MAX = 64
-"""Links, of all peers together, that have not come to an OPEN."""
-EXTRA_PER_PEER = 4
-"""Links of one peer beside three for each of its VMs here."""
+PER_VM = 3
+"""Links of a VM: control, bulk and verify."""
+LOGGED_AT_ONCE, LOGGED_PER_SECOND = 20, 0.2
+"""Lines in the log about refusals of one peer."""
+PEERS_RATIONED_MAX = 1000
 SESSION_SECONDS = 86400.0
 """A connection lives no longer, so that a certificate that was revoked or has expired does not outlive it for long."""
 
@@ -49,15 +53,20 @@ class Sessions:
         authorization: Authorization,
         locate: Callable[[bytes], str | None],
         find_vm: Callable[[Grant, Open, str], Awaitable[ReplicaVm]],
-        count_vms: Callable[[], int],
+        known_vms: Callable[[], Collection[bytes]],
     ) -> None:
         self.authorization = authorization
         self.listener: Listener | None = None
         self._surroundings = surroundings
         self._locate = locate
         self._find_vm = find_vm
-        self._count_vms = count_vms
-        self._half_open = 0
+        self._known_vms = known_vms
+        self._limits = surroundings.limits
+        self._unopened: dict[Channel, str] = {}
+        """Links that have not come to an OPEN, the oldest first, with the peer's fingerprint."""
+        self._counts = Counter[str]()
+        self._rations: dict[str, Ration] = {}
+        self._left_out = 0
         self._of_peer: Counter[str] = Counter()
         self._open: dict[Channel, bytes] = {}
         self._served: set[Channel] = set()
@@ -102,17 +111,33 @@ class Sessions:
     def connected(self) -> int:
         return len(self._tasks)
 
+    def add_to(self, status: LimitsStatus) -> LimitsStatus:
+        """Put in what is known here of the limits, and who was kept out."""
+        memory = self._surroundings.memory
+        status.unopened, status.sessions = len(self._unopened), len(self._tasks)
+        status.half_open_limit, status.sessions_limit = self._limits.half_open, self._limits.sessions
+        status.memory_bytes, status.memory_highest_bytes = memory.used, memory.highest
+        status.memory_limit_bytes = memory.limit or 0
+        status.displaced += self._counts["displaced"]
+        status.refused_sessions = self._counts["sessions"]
+        status.refused_unauthorized = self._counts["unauthorized"]
+        status.refused_protocol = self._counts["protocol"]
+        return status
+
     # --- accepting -------------------------------------------------------------------------------------------------
 
     def _accept(self, link: Link) -> None:
         peer = link.peer
-        limit = EXTRA_PER_PEER + 3 * max(1, self._count_vms())
-        if self._closing or self._half_open >= HALF_OPEN_MAX or self._of_peer[peer.fingerprint] >= limit:
-            log.warning("link refused: too many", peer=peer.address, fingerprint=peer.fingerprint)
+        if self._closing:
             link.abort()
             return
+        if len(self._tasks) >= self._limits.sessions or self._of_peer[peer.fingerprint] >= self._limit_of(peer):
+            self._note_refusal(peer, "sessions", "link refused: too many", at_peer=self._of_peer[peer.fingerprint])
+            link.abort()
+            return
+        if len(self._unopened) >= self._limits.half_open:
+            self._make_room()
         self._of_peer[peer.fingerprint] += 1
-        self._half_open += 1
         token = 1 + int.from_bytes(self._surroundings.ports.random.bytes(8), "little") % ((1 << 63) - 1)
         session = ReplicaSession(self._surroundings.identity, token)
         surroundings = self._surroundings
@@ -122,10 +147,46 @@ class Sessions:
             surroundings.ports.clock,
             heartbeat=surroundings.heartbeat,
             dead_after=surroundings.dead_after,
+            budget=surroundings.memory,
         )
+        self._unopened[channel] = peer.fingerprint
         task = asyncio.get_running_loop().create_task(self._serve(channel))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _limit_of(self, peer: Peer) -> int:
+        """How many links the peer may have: for its VMs that are named, or kept here by an entry for all, and more."""
+        vms: set[bytes] = set()
+        for grant in self.authorization.grants:
+            if grant.fits(peer):
+                vms.update(
+                    (vm for vm in self._known_vms() if self._locate(vm) == grant.storage)
+                    if grant.vms is None
+                    else grant.vms
+                )
+        return self._limits.extra_sessions + PER_VM * max(1, len(vms))
+
+    def _make_room(self) -> None:
+        """End the oldest link without an OPEN of the peer that has most of them, so that a flood hits itself."""
+        busiest, _ = Counter(self._unopened.values()).most_common(1)[0]
+        oldest = next(channel for channel, fingerprint in self._unopened.items() if fingerprint == busiest)
+        del self._unopened[oldest]
+        self._note_refusal(oldest.peer, "displaced", "link ended: it named no VM, and others wait")
+        oldest.abort("it named no VM, and others wait")
+
+    def _note_refusal(self, peer: Peer, kind: str, text: str, **fields: Any) -> None:
+        """Count a refusal, and log it unless the peer has had many lately."""
+        self._counts[kind] += 1
+        now = self._surroundings.ports.clock.monotonic()
+        ration = self._rations.pop(peer.fingerprint, None) or Ration(LOGGED_AT_ONCE, LOGGED_PER_SECOND, now)
+        self._rations[peer.fingerprint] = ration
+        if len(self._rations) > PEERS_RATIONED_MAX:
+            del self._rations[next(iter(self._rations))]
+        if not ration.take(now):
+            self._left_out += 1
+            return
+        left_out, self._left_out = self._left_out, 0
+        log.warning(text, peer=peer.address, fingerprint=peer.fingerprint, left_out=left_out, **fields)
 
     async def _serve(self, channel: Channel) -> None:
         """One connection from its link to its end. Only the death of this process gets out of here."""
@@ -135,7 +196,7 @@ class Sessions:
             try:
                 body = await self._greet(channel)
             finally:
-                self._half_open -= 1
+                self._unopened.pop(channel, None)
             await together(self._dispatch(channel, body), self._expire(channel))
         except ChannelClosed as error:
             tell = log.warning if channel in self._withdrawn else log.info
@@ -143,11 +204,13 @@ class Sessions:
         except ProtocolError as error:
             # Errors that the channel found it has told already; others are told here.
             channel.refuse(error.code, error.text)
-            log.warning("connection ended by a protocol error", reason=error.text, code=error.code, **who)
+            text = "connection ended by a protocol error"
+            self._note_refusal(channel.peer, "protocol", text, reason=error.text, code=error.code)
         except (VmreplicaError, OSError) as error:
             told = refusal(error, "")
             channel.refuse(told.code, told.text, told.remedy)
-            log.warning("connection refused", reason=told.text, code=told.code, **who)
+            kind = "unauthorized" if told.code == ErrorCode.UNAUTHORIZED else "refused"
+            self._note_refusal(channel.peer, kind, "connection refused", reason=told.text, code=told.code)
         except Exception:
             channel.refuse(ErrorCode.BUSY, "The replica failed unexpectedly.", "See its log.")
             log.exception("serving a connection failed", **who)

@@ -11,11 +11,12 @@ import contextlib
 from collections import deque
 from collections.abc import Sequence
 
-from protocol.bulk import Bulk
 from protocol.errors import ProtocolError
 from protocol.messages import Body, Close, ErrorCode, Heartbeat, Hello, MessageType, Problem, Welcome
 from protocol.session import Message, PrimarySession, ReplicaSession, Session, SessionState
+from shared.budget import Budget
 from shared.errors import DAMAGED_LINK, ForbiddenError, VmreplicaError
+from shared.inbox import Inbox
 from shared.ports import Buffer, Clock, Link, Peer
 from shared.rates import Ration
 from shared.refusing import TEXT_LIMIT, describe
@@ -32,8 +33,6 @@ PROGRESS_SECONDS = 10.0
 UNREAD_SECONDS = 120.0
 # How long an orderly close may take before the link is cut.
 CLOSING_SECONDS = 5.0
-# A message in the queue costs at least this much of it, so that many small ones are bounded, too.
-MESSAGE_COST = 512
 # A sender lets the rest of the loop run at least once in so many bytes.
 YIELD_BYTES = 256 << 10
 
@@ -60,8 +59,9 @@ class ChannelClosed(VmreplicaError):
 class Channel:
     """A link and a session in use. Create it right after connect or accept; it attaches itself to the link.
 
-    ``heartbeat`` and ``dead_after`` are in seconds; ``queue_bytes`` bounds received messages that nobody took yet:
-    above it the link is paused. Payloads of received bulk messages belong to whoever receives them.
+    ``heartbeat`` and ``dead_after`` are in seconds; ``queue_bytes`` bounds received messages that nobody took yet, and
+    so does the ``budget`` that it shares with others: above it the link is paused. Payloads of received bulk messages
+    belong to whoever receives them.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Channel:
         heartbeat: float = HEARTBEAT_SECONDS,
         dead_after: float = DEAD_AFTER_SECONDS,
         queue_bytes: int = QUEUE_BYTES,
+        budget: Budget | None = None,
     ) -> None:
         self.session = session
         self.bytes_sent = 0
@@ -84,10 +85,8 @@ class Channel:
         self._clock = clock
         self._heartbeat = heartbeat
         self._dead_after = dead_after
-        self._queue_bytes = queue_bytes
         self._loop = asyncio.get_running_loop()
-        self._messages: deque[tuple[Message, int]] = deque()
-        self._queued = 0
+        self._inbox = Inbox(queue_bytes, budget)
         self._paused = False
         self._arrival = asyncio.Event()
         self._ended = asyncio.Event()
@@ -169,13 +168,12 @@ class Channel:
         Raises ChannelClosed once the channel has ended, with the peer's ERROR where one came, and ProtocolError after
         the peer broke the protocol (it was told); messages that came before are returned first.
         """
-        while not self._messages:
+        while not self._inbox:
             self._check_open()
             self._arrival.clear()
             await self._arrival.wait()
-        message, cost = self._messages.popleft()
-        self._queued -= cost
-        if self._paused and self._queued <= self._queue_bytes // 2 and self._failure is None:
+        message = self._inbox.take()
+        if self._paused and self._inbox.low and self._failure is None:
             self._paused = False
             self._forgive()
             self._link.resume()
@@ -249,6 +247,7 @@ class Channel:
             detail = f": {error}" if error is not None else " without a closing message"
             self._end(ChannelClosed(f"The link to {self.peer.address or 'the peer'} was lost{detail}."))
         self._timer.cancel()
+        self._inbox.close()
         self._ended.set()
 
     # --- receiving -------------------------------------------------------------------------------------------------
@@ -290,11 +289,9 @@ class Channel:
             case Close():
                 self._end(ChannelClosed(f"{self.peer.address or 'The peer'} closed the channel: {message.text}"))
             case _:
-                cost = MESSAGE_COST + (len(message.payload) if isinstance(message, Bulk) else 0)
-                self._messages.append((message, cost))
-                self._queued += cost
+                self._inbox.put(message)
                 self._arrival.set()
-                if self._queued > self._queue_bytes and not self._paused:
+                if self._inbox.full and not self._paused:
                     self._paused = True
                     self._link.pause()
 

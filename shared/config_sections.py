@@ -82,6 +82,32 @@ class PointsSection(Section, frozen=True):
     """
 
 
+class LimitsSection(Section, frozen=True):
+    """What strangers and peers may take of this host; [security.md](security.md) says which limits are fixed.
+    ``vmreplica status --json`` tells how near each of them is, and whom it kept out.
+    """
+
+    half_open: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 64
+    """Connections that have not finished their TLS handshake: one more ends the oldest of the address that has most. As
+    many more may have shown their certificate and not named a VM yet.
+    """
+    handshake_seconds: Seconds = 5.0
+    """A TLS handshake may take so long, in seconds."""
+    failures_per_minute: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 300
+    """Connections of one address (of IPv6: of one /64) in a minute that come to nothing; ten that are let in count as
+    one. Further ones are ended unheard. 0: no such limit. Peers behind one translated address share it with everybody
+    else there.
+    """
+    sessions: Annotated[int, msgspec.Meta(ge=8, le=100_000)] = 4096
+    """Connections of all peers together."""
+    extra_sessions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
+    """Connections of one peer beside three for each VM of it that is kept here."""
+    memory_bytes: Annotated[int, msgspec.Meta(ge=16 * MIB, lt=1 << 40)] = 256 * MIB
+    """Bytes that all connections together may have received and that are not stored yet; above it less is read from
+    each.
+    """
+
+
 class ResyncSection(Section, frozen=True):
     """How required resyncs start of VMs that have no settings of their own (``vmreplica set VM resync-mode=...
     resync-window=... resync-past-window=... resync-back-off=...``). Resyncs that are bounded to what is in doubt start
@@ -231,8 +257,15 @@ class AgentSection(Section, frozen=True):
     host: str = ""
     """This host's name as shown to peers and administrators."""
     admin_group: str = "vmreplica-admin"
-    """Members of this group may command the agent, beside root and the agent's own user; a group that does not exist
-    admits nobody.
+    """Members of this group may command the agent, beside root and the agent's own user ([security.md](security.md) has
+    the roles); a group that does not exist admits nobody.
+    """
+    viewer_group: str = "vmreplica-viewer"
+    """Members of this group may ask the agent for whatever changes nothing; a group that does not exist admits nobody.
+    """
+    audit_bytes: Annotated[int, msgspec.Meta(ge=8 * MIB, lt=1 << 40)] = 64 * MIB
+    """What the records of orders ([audit-format.md](audit-format.md)) may take in ``state_dir``, in bytes; above it the
+    oldest go.
     """
     nbd_group: str = ""
     """Members of this group may connect to the NBD sockets of the VMs, beside root: the group that QEMU runs as, e.g.
@@ -290,4 +323,5 @@ class ReplicaConfig(AgentSection, frozen=True):
     listen: ListenSection = ListenSection()
     storage: StorageSection = StorageSection()
     points: PointsSection = PointsSection()
+    limits: LimitsSection = LimitsSection()
     authorize: list[AuthorizeSection] = []

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
-import grp
 import os
 import shlex
 import signal
@@ -21,6 +20,8 @@ import uvloop
 
 from shared import log
 from shared.admin.access import Access
+from shared.admin.audit import Auditor
+from shared.admin.audit_log import AuditLog
 from shared.admin.methods import Method, Methods
 from shared.admin.server import JsonRpcServer
 from shared.admin.verbs import READING
@@ -35,6 +36,7 @@ from shared.ports.journal import system_journal
 from shared.ports.kernel import allow_descriptors, keep_freed_memory
 from shared.ports.real import RealPorts
 from shared.ports.systemd import ServiceManager
+from shared.ports.users import group_id, user_name
 from shared.status import VmStatus
 from shared.status_line import line_of
 from shared.tasks import first_of
@@ -47,6 +49,9 @@ Both together are well within TimeoutStopSec= of the units.
 
 TAP_COMMAND_VARIABLE = "VMREPLICA_TAP_COMMAND"
 """What starts a tap where the configuration does not say: set by the unit, which keeps taps in units of their own."""
+
+USER_CLIENTS_MAX = 32
+"""Clients of one user other than root at the admin socket; half of all that are served."""
 
 _log = structlog.get_logger(__name__)
 
@@ -108,7 +113,8 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], 
     beating = asyncio.create_task(manager.keep_alive())
     tls = identity_of(config.tls, os.environ.get(FOLDER_VARIABLE, ""))
     tap_command = config.tap_command or shlex.split(os.environ.get(TAP_COMMAND_VARIABLE, ""))
-    real = RealPorts(tls, threads=config.worker_threads, tap_command=tap_command)
+    limits = config.limits if isinstance(config, ReplicaConfig) else None
+    real = RealPorts(tls, threads=config.worker_threads, tap_command=tap_command, limits=limits)
     operations = Operations(
         config.role, path, config, real.ports, journal=system_journal(os.environ), ways=RealAlarmWays()
     )
@@ -121,7 +127,15 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], 
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
     methods = Methods(service.methods())
     operations.add_methods(methods)
-    admin = JsonRpcServer(real.network, _admin_address(config), methods, authorize=_access(config))
+    auditor = _auditor(config, real)
+    admin = JsonRpcServer(
+        real.network,
+        _admin_address(config),
+        auditor.around(methods),
+        authorize=_access(config),
+        refused=auditor.note_refusal,
+        max_user_clients=USER_CLIENTS_MAX,
+    )
     await real.ports.workers.run(real.ports.files.make_folder, config.runtime_dir)
     _open_to_passers(config.runtime_dir)
     await operations.open()
@@ -132,7 +146,8 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], 
         await first_of(service.served(), stop.wait())
         state = _State(service, manager)
         telling = asyncio.create_task(manager.keep_status(state.line))
-        reloading = asyncio.create_task(_reload_on(hangup, path, real, service, operations, state))
+        await auditor.note("agent.start", version=metadata.version("vmreplica"), config=path)
+        reloading = asyncio.create_task(_reload_on(hangup, path, real, service, operations, state, auditor))
         watching = asyncio.create_task(keep_trust(real.network, service.reexamine))
         await operations.started(metadata.version("vmreplica"), service.vms, real.network.certificate_end)
         manager.ready(await state.line())
@@ -144,6 +159,7 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], 
             reloading.cancel()
             watching.cancel()
             await admin.close()
+            await auditor.note("agent.stop")
     finally:
         await _within(STOP_SECONDS, service.stop())
         await _within(STOP_SECONDS, operations.close())
@@ -166,7 +182,13 @@ class _State:
 
 
 async def _reload_on(
-    hangup: asyncio.Event, path: str, real: RealPorts, service: Service, operations: Operations, state: _State
+    hangup: asyncio.Event,
+    path: str,
+    real: RealPorts,
+    service: Service,
+    operations: Operations,
+    state: _State,
+    auditor: Auditor,
 ) -> None:
     """At each SIGHUP load certificates and configuration anew; where that fails, what was loaded stays in force."""
     while True:
@@ -178,9 +200,11 @@ async def _reload_on(
         except VmreplicaError as error:
             state.refused = str(error)
             _log.error("not reloaded", reason=str(error))
+            await auditor.note("agent.reload", config=path, refused=error.text)
         else:
             state.refused = ""
             _log.info("reloaded", path=path)
+            await auditor.note("agent.reload", config=path)
         finally:
             state.manager.ready(await state.line())
 
@@ -208,19 +232,26 @@ def _open_to_passers(folder: str) -> None:
         os.chmod(folder, 0o711)  # noqa: S103
 
 
-def _admin_address(config: AgentSection) -> Address:
+def _auditor(config: AgentSection, real: RealPorts) -> Auditor:
     assert isinstance(config, PrimaryConfig | ReplicaConfig)
-    group = config.admin_group if _group_id(config) is not None else ""
-    return Address(unix_path=config.admin_socket, mode=0o660, group=group)
+    ports = real.ports
+    audit = AuditLog(ports.files, ports.workers, ports.clock, config.state_dir, limit=config.audit_bytes)
+    role = "primary" if isinstance(config, PrimaryConfig) else "replica"
+    return Auditor(audit, role, ports.workers, ports.clock, user_name)
+
+
+def _admin_address(config: AgentSection) -> Address:
+    """Administrators and viewers may connect; what each of them may ask for is decided with every request."""
+    assert isinstance(config, PrimaryConfig | ReplicaConfig)
+    group = config.admin_group if group_id(config.admin_group) is not None else ""
+    viewers = (config.viewer_group,) if group_id(config.viewer_group) is not None else ()
+    return Address(unix_path=config.admin_socket, mode=0o660, group=group, other_groups=viewers)
 
 
 def _access(config: AgentSection) -> Access:
-    return Access(os.getuid(), admin_gid=_group_id(config), viewer_methods=READING)
-
-
-def _group_id(config: AgentSection) -> int | None:
-    """The admin group's number, or None where there is no such group."""
-    try:
-        return grp.getgrnam(config.admin_group).gr_gid
-    except KeyError:
-        return None
+    return Access(
+        os.getuid(),
+        admin_gid=group_id(config.admin_group),
+        viewer_gid=group_id(config.viewer_group),
+        viewer_methods=READING,
+    )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from shared.expiry import CertificateStatus
+from shared.limits import LimitsStatus
 from shared.measures import Statistics
 
 AgentRole = Literal["primary", "replica"]
@@ -385,6 +386,8 @@ class AgentStatus(StatusStruct):
     certificate_not_after_time: float | None = None
     certificates: list[CertificateStatus] = []
     """This host's own, its CAs and revocation lists."""
+    limits: LimitsStatus | None = None
+    """At a replica."""
     vms: list[VmStatus] = []
     problems: list[str] = []
     """What concerns the agent as a whole, e.g. a folder of a VM that could not be read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from shared.admin.codec import (
 )
 from shared.admin.failures import failure_of, rpc_failure
 from shared.admin.methods import Method
-from shared.errors import VmreplicaError
+from shared.errors import ForbiddenError, VmreplicaError
 from shared.ports import Address, Link, Listener, Network, Peer
 
 REQUESTS_AT_ONCE_MAX = 16
@@ -37,6 +37,8 @@ NOTIFICATIONS_QUEUED_MAX = 1000
 """Unsent notifications of one client; one more ends the client, so that it never misses one unknowingly."""
 STALLED_SECONDS = 30.0
 """A client that takes no byte of its output for so long is ended."""
+
+Refused = Callable[[Request, Peer, ForbiddenError], Awaitable[None]]
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +62,11 @@ class Client:
         self._outbox_bytes = 0
         self._notifications = 0
         self._output = asyncio.Event()
+
+    @property
+    def ending(self) -> bool:
+        """Nothing more is read of it."""
+        return self._ending
 
     # --- what methods use
 
@@ -217,9 +224,10 @@ def internal_failure(identity: int | str | None) -> Failure:
 class JsonRpcServer:
     """Serves ``methods`` at ``address``.
 
-    Each request is first put to ``authorize(peer, method)``, which raises ForbiddenError to refuse it; an
-    unknown method is looked up only afterwards. Requests of one client begin in the order they came and run
-    beside each other. They run to their end even if the client goes away.
+    Each request is first put to ``authorize(peer, method)``, which raises ForbiddenError to refuse it, of which
+    ``refused`` is told; an unknown method is looked up only afterwards. Requests of one client begin in the order they
+    came and run beside each other. One user other than root has at most ``max_user_clients``, so that nobody can keep
+    the others out. Requests run to their end even if the client goes away.
     """
 
     def __init__(
@@ -229,13 +237,17 @@ class JsonRpcServer:
         methods: Mapping[str, Method],
         *,
         authorize: Authorize,
+        refused: Refused | None = None,
         max_clients: int = 64,
+        max_user_clients: int | None = None,
     ) -> None:
         self.address = address
         self._network = network
         self._methods = methods
         self._authorize = authorize
+        self._refused = refused
         self._max_clients = max_clients
+        self._max_user_clients = max_user_clients or max_clients
         self._listener: Listener | None = None
         # In the order of their coming, so that what is done for all of them has one order.
         self._clients: dict[Client, None] = {}
@@ -287,11 +299,14 @@ class JsonRpcServer:
     def _accept(self, link: Link) -> None:
         client = Client(self, link)
         link.attach(client)
-        if len(self._clients) >= 2 * self._max_clients:
+        limit = self._max_clients if client.peer.uid == 0 else self._max_user_clients
+        same = [each for each in self._clients if each.peer.uid == client.peer.uid]
+        # Who was told that there is no place may linger for a while.
+        if len(self._clients) >= 2 * self._max_clients or len(same) >= 2 * limit:
             client.abort()
             return
-        if len(self._clients) >= self._max_clients:
-            text = f"{self.address} already serves {self._max_clients} clients."
+        if _serving(self._clients) >= self._max_clients or _serving(same) >= limit:
+            text = f"{self.address} already serves {self._max_clients} clients, or {limit} of this user."
             busy = VmreplicaError(text, "Close one of them and try again.", code="busy")
             client.answer(failure_of(None, busy))
             client.end()
@@ -302,7 +317,12 @@ class JsonRpcServer:
     async def perform(self, request: Request, client: Client) -> Result | Failure:
         """Authorize and run one request; every outcome is an answer."""
         try:
-            self._authorize(client.peer, request.method)
+            try:
+                self._authorize(client.peer, request.method)
+            except ForbiddenError as error:
+                if self._refused is not None:
+                    await self._refused(request, client.peer, error)
+                raise
             method = self._methods.get(request.method)
             if method is None:
                 text = f"The agent at {self.address} has no method {request.method}."
@@ -313,3 +333,8 @@ class JsonRpcServer:
         except Exception:
             log.exception("an admin request failed", method=request.method, peer=client.peer.pid)
             return internal_failure(request.id)
+
+
+def _serving(clients: Iterable[Client]) -> int:
+    """Those that may still ask something."""
+    return sum(not client.ending for client in clients)

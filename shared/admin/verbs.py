@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from shared.admin.audit_lines import AuditEntry, AuditReport
 from shared.admin.methods import Params
 from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
@@ -45,6 +46,7 @@ CONFIG = "config"
 AGENT_EVENTS = "agent.events"
 ALARMS = "alarms"
 ALARM_TEST = "alarms.test"
+AUDIT = "audit"
 # The primary agent
 ENABLE = "vm.enable"
 STOP = "vm.stop"
@@ -81,6 +83,8 @@ READING = frozenset(
     }
 )
 """Methods that change nothing, for viewers."""
+UNRECORDED = frozenset({TEST_CONNECTION, AUDIT})
+"""Methods that change nothing either, but are for administrators."""
 
 
 class VmParams(Params, frozen=True):
@@ -219,6 +223,26 @@ class AlarmTestParams(Params, frozen=True):
     """``alarms.test``: one entry by its name, or all; {alarms: [...]} as ``alarms``."""
 
     name: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+
+class AuditParams(Params, frozen=True):
+    """``audit``: the newest ``limit`` entries from ``since`` on, which is in seconds since the Unix epoch.
+
+    Of one VM by name or UUID, or of all; with ``check`` whether the whole log is as it was written, in their place.
+    """
+
+    vm: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    since: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
+    check: bool = False
+
+
+class AuditAnswer(msgspec.Struct, kw_only=True):
+    """The result of ``audit``; ``folder`` is where the log is."""
+
+    folder: str
+    entries: list[AuditEntry] = []
+    report: AuditReport | None = None
 
 
 class ExportParams(VmParams, frozen=True):

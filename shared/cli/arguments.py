@@ -9,6 +9,7 @@ import argparse
 
 from shared.admin.verbs import PLAN_BLOCKS, PLAN_BLOCKS_MAX
 from shared.block_devices import BlockDevicePolicy
+from shared.cli.audit_verbs import AUDIT_VERBS
 from shared.cli.grammar import (
     Parser,
     Verb,
@@ -312,6 +313,7 @@ VERBS = (
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
     Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),
     *MEASURING_VERBS,
+    *AUDIT_VERBS,
     Verb("points", "list the recovery points of a VM at the replica", f"{_REPLICA}:points", _points),
     Verb("export", "serve a recovery point of the replica read-only over NBD", f"{_REPLICA}:export", _export),
     Verb("unexport", "end such an export", f"{_REPLICA}:unexport", _unexport),

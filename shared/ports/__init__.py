@@ -222,7 +222,7 @@ class Address:
     """Where to connect or listen: TCP (``host``, ``port``, ``tls``) or a unix path.
 
     ``tls`` asks for mutual TLS 1.3, as client when connecting and as server when listening. ``mode`` and
-    ``group`` (a name, empty for our own) are those of a listening unix socket's file.
+    ``group`` (a name, empty for our own) are those of a listening unix socket's file; ``other_groups`` may use it, too.
     """
 
     host: str = ""
@@ -231,6 +231,7 @@ class Address:
     tls: bool = False
     mode: int = 0o600
     group: str = ""
+    other_groups: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import socket
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from shared.errors import ForbiddenError, InvalidStateError, UnreachableError, UsageError
+from shared.limits import LimitsStatus
 from shared.ports import Address, Link, Peer
+from shared.ports.admission import FAILURES_PER_MINUTE, HALF_OPEN_MAX, Admission
 from shared.ports.links import StreamLink
 from shared.ports.trust import Trust
 from shared.ports.unix_sockets import bind_unix, connect_unix, credentials, same_file
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from shared.ports.tls import TlsContexts, TlsIdentity
 
 HANDSHAKE_SECONDS = 5.0
-HALF_OPEN_MAX = 64
-"""Connections of all listeners that have not finished their TLS handshake, or still hear why it failed."""
 BACKLOG = 256
 ACCEPTED_AT_ONCE = 32
 ACCEPT_PAUSE_SECONDS = 0.5
@@ -56,7 +55,8 @@ class RealNetwork:
     """Streams of this host (shared.ports.Network).
 
     ``refused`` is called with the peer's address and the reason for every connection that failed its TLS
-    handshake; without it such refusals are logged.
+    handshake, or was not even heard; without it such refusals are logged. The limits are those of connections with
+    TLS that arrive; :mod:`shared.ports.admission` says what they mean.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class RealNetwork:
         *,
         half_open_max: int = HALF_OPEN_MAX,
         handshake_seconds: float = HANDSHAKE_SECONDS,
+        failures_per_minute: int = FAILURES_PER_MINUTE,
         refused: Callable[[str, Exception], None] | None = None,
     ) -> None:
         """Raises UsageError where the identity's files can't be used."""
         self._identity = tls
         self._contexts: TlsContexts | None = None
-        self._half_open_max = half_open_max
+        self.admission: Admission[StreamLink] = Admission(half_open_max, failures_per_minute)
         self.handshake_seconds = handshake_seconds
         self._refused = refused or self._log_refusal
-        self._half_open: dict[StreamLink, str] = {}
         self._reported = float("-inf")
         self._unreported = 0
         self._crl_stamp: tuple[int, ...] = ()
@@ -120,6 +120,18 @@ class RealNetwork:
     def certificate_end(self) -> float | None:
         """When this host's own certificate ends, in seconds since the Unix epoch; None without one."""
         return self._contexts.own.not_valid_after_utc.timestamp() if self._contexts is not None else None
+
+    def arrivals(self) -> LimitsStatus:
+        """What became of the connections with TLS that arrived, and how many are in their handshake."""
+        counts = self.admission.counts
+        return LimitsStatus(
+            half_open=self.admission.half_open,
+            arrived=counts.accepted,
+            secured=counts.secured,
+            refused_handshakes=counts.refused,
+            refused_rate=counts.over_rate,
+            displaced=counts.displaced,
+        )
 
     def contexts(self, address: Address) -> TlsContexts | None:
         """What a connection with ``address`` needs for TLS, or None where it is to have none."""
@@ -228,29 +240,29 @@ class RealNetwork:
             return link
         from shared.ports.tls_links import TlsLink  # noqa: PLC0415
 
-        link = TlsLink(peer, contexts, gone=self._forget)
-        self._make_room()
-        self._half_open[link] = host
+        link = TlsLink(peer, contexts, gone=self.admission.end)
+        oldest = self.admission.begin(link, host)
+        if oldest is not None:
+            assert isinstance(oldest, TlsLink)
+            oldest.displace()
         await loop.connect_accepted_socket(lambda: link, connection)
         try:
             await self._secure(link, link.peer.address)
             self._judge_again(link, contexts)
         except (ForbiddenError, UnreachableError) as error:
+            self.admission.counts.refused += not link.displaced
             self._refused(link.peer.address, error)
             raise
-        self._forget(link)
+        self.admission.let_in(link, loop.time())
         return link
 
-    def _make_room(self) -> None:
-        """End the oldest half-open connection of the host that has most, so that a flood hits itself."""
-        if len(self._half_open) >= self._half_open_max:
-            busiest, _ = Counter(self._half_open.values()).most_common(1)[0]
-            oldest = next(link for link, host in self._half_open.items() if host == busiest)
-            self._forget(oldest)
-            oldest.abort()
-
-    def _forget(self, link: StreamLink) -> None:
-        self._half_open.pop(link, None)
+    def turns_away(self, host: str, port: int) -> bool:
+        """Whether a connection with TLS that arrived is ended unheard, since its host fails too often."""
+        if self.admission.may_try(host, asyncio.get_running_loop().time()):
+            return False
+        text = "Too many connections of its address came to nothing lately; it was not heard."
+        self._refused(str(Address(host, port)), UnreachableError(text))
+        return True
 
     def _log_refusal(self, address: str, error: Exception) -> None:
         now = asyncio.get_running_loop().time()
@@ -306,13 +318,16 @@ class RealListener:
     def _accept_waiting(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
             try:
-                connection, _ = listening.accept()
+                connection, where = listening.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno not in _DEAD_ON_ARRIVAL:
                     self._pause(listening, error)
                     return
+                continue
+            if self.address.tls and self._network.turns_away(where[0], where[1]):
+                connection.close()
                 continue
             connection.setblocking(False)
             task = self._loop.create_task(self._admit(connection))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shared.config_sections import LimitsSection
 from shared.ports import Ports
 from shared.ports.clock import RealClock
 from shared.ports.files import RealFileSystem
@@ -18,9 +19,25 @@ from shared.ports.workers import ThreadWorkers
 class RealPorts:
     """Makes an agent's ports and closes what has to be closed. ``network`` reloads certificates when asked."""
 
-    def __init__(self, tls: TlsIdentity | None, *, threads: int, tap_command: Sequence[str] = ()) -> None:
-        """Raises UsageError where the identity's files can't be used."""
-        self.network = RealNetwork(tls)
+    def __init__(
+        self,
+        tls: TlsIdentity | None,
+        *,
+        threads: int,
+        tap_command: Sequence[str] = (),
+        limits: LimitsSection | None = None,
+    ) -> None:
+        """``limits`` are those of connections that arrive.
+
+        Raises UsageError where the identity's files can't be used.
+        """
+        limits = limits or LimitsSection()
+        self.network = RealNetwork(
+            tls,
+            half_open_max=limits.half_open,
+            handshake_seconds=limits.handshake_seconds,
+            failures_per_minute=limits.failures_per_minute,
+        )
         self._workers = ThreadWorkers(threads)
         self._background = ThreadWorkers(threads, background=True)
         clock = RealClock()

@@ -62,10 +62,18 @@ class TlsLink(StreamLink):
         self._shaking = True
         self._notified = False
         self._secured: asyncio.Future[None] = self._loop.create_future()
+        self.displaced = False
+        """It was ended in the middle of its handshake to make room for another."""
 
     async def secured(self) -> None:
         """Wait for the end of the handshake; raises ForbiddenError or UnreachableError with what went wrong."""
         await self._secured
+
+    def displace(self) -> None:
+        """End it in the middle of its handshake, to make room for another one."""
+        self.displaced = True
+        self._settle(UnreachableError(f"{self.peer.address} gave way: too many connections were half open."))
+        self.abort()
 
     # --- shared.ports.Link ---
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import grp
 import os
@@ -14,6 +15,8 @@ import socket
 import stat
 import struct
 from collections.abc import AsyncIterator
+
+import structlog
 
 from shared.errors import ForbiddenError, InvalidStateError, UnreachableError, UsageError
 from shared.ports import Address, Peer
@@ -24,6 +27,16 @@ RETRY_SECONDS = 0.02
 FOLDER_LOCK_TRIES = 250
 GROUPS_MAX = 256
 """Supplementary groups read of a peer; a process with more counts as having none."""
+
+# Access lists as acl(5) and Linux' posix_acl_xattr.h have them: tag, permissions, number of the user or group.
+_ACL_ATTRIBUTE = "system.posix_acl_access"
+_ACL_VERSION = 2
+_ACL_ENTRY = struct.Struct("<HHI")
+_ACL_USER_OBJ, _ACL_GROUP_OBJ, _ACL_GROUP, _ACL_MASK, _ACL_OTHER = 0x01, 0x04, 0x08, 0x10, 0x20
+_ACL_NOBODY = 0xFFFFFFFF
+_ACL_READ_WRITE = 6
+
+_log = structlog.get_logger(__name__)
 
 _SO_PEERGROUPS = 59
 _UCRED = struct.Struct("iII")
@@ -105,6 +118,8 @@ def _bind(address: Address) -> socket.socket:
         if address.group:
             _give(path, address.group)
         os.chmod(path, address.mode)
+        if address.other_groups:
+            _admit_groups(path, address.mode, [_group(name) for name in address.other_groups])
         # Nobody can connect before this.
         listening.listen(BACKLOG)
     except BaseException:
@@ -125,6 +140,23 @@ def _give(path: str, group: str) -> None:
             f"We may not give the socket {path} to the group {group}.",
             f"Run the service with it: `systemctl edit` its unit, and set Group={group} in [Service].",
         ) from error
+
+
+def _admit_groups(path: str, mode: int, groups: list[int]) -> None:
+    """Let further groups connect, by an access list: a file has one group alone.
+
+    A file system without access lists leaves them out, which is told; that is safe, and rare below /run.
+    """
+    entries = [(_ACL_USER_OBJ, mode >> 6 & 7, _ACL_NOBODY), (_ACL_GROUP_OBJ, mode >> 3 & 7, _ACL_NOBODY)]
+    entries += [(_ACL_GROUP, _ACL_READ_WRITE, group) for group in sorted(set(groups))]
+    entries += [(_ACL_MASK, _ACL_READ_WRITE, _ACL_NOBODY), (_ACL_OTHER, mode & 7, _ACL_NOBODY)]
+    value = struct.pack("<I", _ACL_VERSION) + b"".join(_ACL_ENTRY.pack(*entry) for entry in entries)
+    try:
+        os.setxattr(path, _ACL_ATTRIBUTE, value, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        _log.warning("only one group can use the socket: its file system has no access lists", path=path)
 
 
 def _group(name: str) -> int:

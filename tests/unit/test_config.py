@@ -169,6 +169,7 @@ def test_page_has_every_key_with_its_default() -> None:
         "resync": (config.ResyncSection,),
         "rates": (config.RatesSection,),
         "metrics": (config.MetricsSection,),
+        "limits": (config.LimitsSection,),
         "authorize": (config.AuthorizeSection,),
     }
     tables = tables_of_the_page()

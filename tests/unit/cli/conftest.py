@@ -36,6 +36,7 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.GET: admin.AnyVmParams,
     admin.MEASURE: admin.VmParams,
     admin.EVENTS: admin.EventsParams,
+    admin.AUDIT: admin.AuditParams,
     admin.SUSPEND: admin.VmParams,
     admin.RESUME: admin.ResumeParams,
     admin.STOP: admin.VmParams,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from primary_agent.dialing_queue import AT_ONCE, DialingQueue
-from replica_agent.sessions import HALF_OPEN_MAX
 from shared.ports import Address
+from shared.ports.admission import HALF_OPEN_MAX
 
 HERE, THERE = Address(host="beta", port=8443, tls=True), Address(host="gamma", port=8443, tls=True)
 

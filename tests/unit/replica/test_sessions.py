@@ -32,9 +32,12 @@ from protocol.messages import (
     WirePosition,
 )
 from protocol.position import NO_EPOCH
+from replica_agent import sessions as sessions_module
 from replica_agent.agent import ReplicaAgent
 from replica_agent.authorize import Authorization
+from shared.budget import Budget
 from shared.channel import ChannelClosed
+from shared.config_sections import LimitsSection
 from tests.unit.replica.logs import EPOCH, VM, Tap, write
 from tests.unit.replica.rig import (
     DISKS,
@@ -200,6 +203,71 @@ async def test_links_of_one_peer_are_capped(world: World) -> None:
         other.abort()
         for channel in channels:
             channel.abort()
+
+
+async def test_links_that_name_no_vm_displace_the_oldest_of_their_own_peer(world: World) -> None:
+    """I13: a peer with a valid certificate that opens and opens can't keep another one out."""
+    world.options["limits"] = LimitsSection(half_open=8, extra_sessions=100)
+    async with world.agent() as agent:
+        other = await dialler_of(world, agent, "other").greet()
+        dialler = dialler_of(world, agent)
+        flood = [await dialler.greet() for _ in range(7)]
+        more = await dialler.greet()
+        await until(lambda: flood[0].closed)
+        assert not other.closed
+        assert not any(channel.closed for channel in flood[1:])
+        limits = agent.status().limits
+        assert limits is not None
+        assert (limits.unopened, limits.displaced, limits.sessions) == (8, 1, 8)
+        for channel in (*flood, more, other):
+            channel.abort()
+
+
+async def test_links_of_all_peers_are_capped_and_told(world: World) -> None:
+    world.options["limits"] = LimitsSection(sessions=8, extra_sessions=6)
+    async with world.agent() as agent:
+        dialler = dialler_of(world, agent)
+        channels = [await dialler.greet() for _ in range(8)]
+        for _ in range(3):
+            with pytest.raises(ChannelClosed):
+                await dialler_of(world, agent, "other").greet()
+        limits = agent.status().limits
+        assert limits is not None
+        assert (limits.sessions, limits.sessions_limit, limits.refused_sessions) == (8, 8, 3)
+        for channel in channels:
+            channel.abort()
+        await until(lambda: not agent.sessions.connected())
+        (await dialler_of(world, agent, "other").greet()).abort()
+
+
+async def test_refusals_are_counted_and_not_all_of_them_logged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    monkeypatch.setattr(sessions_module, "LOGGED_AT_ONCE", 3)
+    monkeypatch.setattr(sessions_module.log, "warning", lambda text, **fields: lines.append((text, fields)))
+    async with world.agent() as agent:
+        for _ in range(5):
+            assert (await refused_open(dialler_of(world, agent, "other"))).code == "unauthorized"
+        limits = agent.status().limits
+        assert limits is not None
+        assert limits.refused_unauthorized == 5
+    assert len(lines) == 3
+    assert {fields["code"] for _, fields in lines} == {"unauthorized"}
+
+
+async def test_memory_of_all_links_is_counted_and_given_back(world: World) -> None:
+    world.options["memory"] = Budget(1 << 20)
+    async with replicating(world) as pair:
+        for _ in range(4):
+            await pair.control.send_segment(pair.tap, pair.rng)
+        await pair.control.until_applied(pair.tap.position)
+        limits = pair.agent.status().limits
+        assert limits is not None
+        assert limits.memory_limit_bytes == 1 << 20
+        assert limits.memory_highest_bytes > 0
+        await pair.check_unharmed()
+        pair.control.channel.abort()
+        await until(lambda: not pair.agent.sessions.connected())
+        assert pair.agent.surroundings.memory.used == 0
 
 
 # --- geometry -------------------------------------------------------------------------------------------------------
