@@ -61,6 +61,8 @@ class PrimaryAgent:
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
+        self.unseen_processes = 0
+        """Processes whose open files could not be seen by the last look who uses the disks."""
         self._changing = asyncio.Lock()
         self._revivals: set[asyncio.Task[None]] = set()
 
@@ -228,6 +230,7 @@ class PrimaryAgent:
             certificate_not_after_time=self.certificate_end(),
             certificates=certificates_of(self.ports.network.trust),
             problems=agent_problems(self.ports.network.trust, now),
+            unseen_processes=self.unseen_processes,
             vms=sorted([*statuses, *damaged], key=lambda vm: vm.name),
         )
 

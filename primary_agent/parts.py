@@ -19,6 +19,7 @@ from protocol.position import Position
 from shared.churn import DAY_SECONDS, ChurnCounter, ChurnReport
 from shared.ports import Address
 from shared.rates import RateMeter
+from shared.status import Cause
 from shared.tap_control import DiskStatus
 from shared.tasks import Signal
 
@@ -82,6 +83,8 @@ class Parts:
     applied: Position | None = None
     applied_time: float | None = None
     """When the applied cut was sealed."""
+    bypasses: list[Cause] = field(default_factory=list)
+    """The ways past the tap that the last look found; it is told by the status."""
     sampled: Sampled | None = None
     """What the last plan found by asking the replica."""
     precedence: Precedence = field(init=False)

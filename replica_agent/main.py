@@ -12,6 +12,7 @@ from shared import service
 from shared.admin.methods import Method
 from shared.config_sections import ReplicaConfig
 from shared.monitoring import Monitoring
+from shared.operations import Operations
 from shared.ports.real import RealPorts
 from shared.status import AgentStatus, VmStatus
 
@@ -21,13 +22,14 @@ DEFAULT_CONFIG = "/etc/vmreplica/replica.toml"
 class _Service:
     """The replica agent under shared.service."""
 
-    def __init__(self, config: ReplicaConfig, real: RealPorts) -> None:
+    def __init__(self, config: ReplicaConfig, real: RealPorts, operations: Operations) -> None:
         software = f"vmreplica {metadata.version('vmreplica')}"
         self._agent = ReplicaAgent(config, real.ports, surroundings=Surroundings.of(config, real.ports, software))
         self._agent.certificate_end = real.network.certificate_end
         volumes = self._agent.surroundings.volumes
         self._monitoring = Monitoring(real.ports, config.metrics, volumes, self._status)
         self._agent.arrivals = real.network.arrivals
+        self._agent.sessions.on_refused = operations.refused
 
     async def start(self) -> None:
         await self._agent.start()

@@ -57,6 +57,8 @@ class Sessions:
     ) -> None:
         self.authorization = authorization
         self.listener: Listener | None = None
+        self.on_refused: Callable[[str, str], None] = lambda _peer, _reason: None
+        """Told the peer's address and the reason whenever a connection is refused."""
         self._surroundings = surroundings
         self._locate = locate
         self._find_vm = find_vm
@@ -211,6 +213,8 @@ class Sessions:
             channel.refuse(told.code, told.text, told.remedy)
             kind = "unauthorized" if told.code == ErrorCode.UNAUTHORIZED else "refused"
             self._note_refusal(channel.peer, kind, "connection refused", reason=told.text, code=told.code)
+            if told.code is ErrorCode.UNAUTHORIZED:
+                self.on_refused(channel.peer.address, told.text)
         except Exception:
             channel.refuse(ErrorCode.BUSY, "The replica failed unexpectedly.", "See its log.")
             log.exception("serving a connection failed", **who)

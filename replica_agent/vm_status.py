@@ -113,6 +113,7 @@ def _link(vm: ReplicaVm, now: float) -> LinkStatus:
         peer=channel.peer.address,
         since_time=vm.connections.opened_time,
         certificates=certificates_of_link(trust, channel.peer, now),
+        clock_difference_seconds=channel.clock_difference,
         rtt_ms=channel.rtt * 1000 if channel.rtt is not None else None,
         bytes_sent=channel.bytes_sent,
         bytes_received=channel.bytes_received,

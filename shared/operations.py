@@ -31,7 +31,7 @@ from shared.ports.alarm_ways import AlarmWays
 from shared.ports.journal import Journal
 from shared.rates import duration_text
 from shared.states import Health
-from shared.status import VmStatus
+from shared.status import Cause, VmStatus
 from shared.tasks import Signal
 from shared.telling import TellingStores, Told
 
@@ -145,9 +145,16 @@ class Operations:
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
 
-    async def bypassed(self, vm: str, uuid: str, text: str, data: dict[str, Any]) -> None:
+    async def bypassed(self, vm: str, uuid: str, cause: Cause) -> None:
         """A VM's disk is written past its tap."""
-        await self.events.note(EventId.BYPASSED, text, data={"vm": vm, "uuid": uuid, **data})
+        data = {
+            "vm": vm,
+            "uuid": uuid,
+            "remedy": cause.remedy,
+            **cause.evidence,
+            "vm_disk": cause.evidence.get("path", ""),
+        }
+        await self.events.note(EventId.BYPASSED, cause.text, cause=cause.code, data=data)
 
     # --- the admin socket
 

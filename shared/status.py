@@ -55,6 +55,8 @@ class LinkStatus(StatusStruct):
     certificates: list[CertificateStatus] = []
     """The peer's, while there is a session, and what of this host's own is soon to run out."""
     rtt_ms: float | None = None
+    clock_difference_seconds: float | None = None
+    """How much the peer's clock is ahead of ours, by its last heartbeat; None without a session."""
     bytes_sent: int = 0
     bytes_received: int = 0
 
@@ -331,6 +333,8 @@ class VmStatus(StatusStruct):
     link: LinkStatus = msgspec.field(default_factory=LinkStatus)
     tap: TapStatus | None = None
     progress: ProgressStatus | None = None
+    bypasses: list[Cause] = []
+    """At the primary: ways by which the VM, or somebody, writes past its tap. Nothing of that is replicated."""
     waiting: str = ""
     """For what a resync waits that is required or scheduled, in a sentence; empty where it waits for nothing."""
     resync_start_time: float | None = None
@@ -389,6 +393,8 @@ class AgentStatus(StatusStruct):
     limits: LimitsStatus | None = None
     """At a replica."""
     vms: list[VmStatus] = []
+    unseen_processes: int = 0
+    """At the primary: processes whose open files the agent could not see when it last looked who uses the disks."""
     problems: list[str] = []
     """What concerns the agent as a whole, e.g. a folder of a VM that could not be read."""
 
