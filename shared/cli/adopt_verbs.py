@@ -22,7 +22,6 @@ def _live(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument(
         "--copy-to",
         type=parsed(parse_path),
-        default="",
         metavar="FOLDER",
         help="with --live: where the new images are made (default: beside the disks)",
     )

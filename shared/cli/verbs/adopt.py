@@ -33,7 +33,7 @@ def adopt(options: argparse.Namespace, context: Context) -> int:
     enabling: dict[str, Any] = {"interval_seconds": options.interval}
     enabling |= {"replica": options.replica} if options.replica else {}
     enabling |= {"log_limit_bytes": options.log_limit} if options.log_limit is not None else {}
-    wanted = Wanted(tuple(options.disk), tuple(options.exclude), enabling, options.start, options.copy_to)
+    wanted = Wanted(tuple(options.disk), tuple(options.exclude), enabling, options.start, options.copy_to or "")
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         agent = agents.of_role("primary")
@@ -57,7 +57,7 @@ def release(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         if options.live:
-            done = release_running(agents, virsh, options.domain, console, options.yes, options.copy_to)
+            done = release_running(agents, virsh, options.domain, console, options.yes, options.copy_to or "")
         else:
             done = release_stopped(agents, virsh, options.domain, console, options.yes)
     if options.json:
