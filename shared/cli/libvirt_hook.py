@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared.errors import StorageError
@@ -49,9 +50,9 @@ exit 0
 """
 
 
-def hook_script(program: str) -> str:
-    """The script; ``program`` is the path of the command `vmreplica`."""
-    return _SCRIPT.format(program=shlex.quote(program), hook=HOOK)
+def hook_script(program: Sequence[str]) -> str:
+    """The script; ``program`` is how the command `vmreplica` is run, by an absolute path."""
+    return _SCRIPT.format(program=shlex.join(program), hook=HOOK)
 
 
 def hook_installed() -> bool:
@@ -59,7 +60,7 @@ def hook_installed() -> bool:
     return os.access(HOOK, os.X_OK)
 
 
-def install_hook(program: str, path: str = HOOK) -> bool:
+def install_hook(program: Sequence[str], path: str = HOOK) -> bool:
     """Put the script there; whether that changed anything. Raises StorageError."""
     target, text = Path(path), hook_script(program)
     try:

@@ -13,7 +13,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tests.guest.initramfs import host_program
+from scripts.agent_pair import PROGRAMS
+from shared.cli.libvirt_hook import install_hook
+from tests.guest.initramfs import ROOT, host_program
 
 START_SECONDS = 30.0
 FOLDERS = {
@@ -21,8 +23,9 @@ FOLDERS = {
     "run": "/run/libvirt",
     "lib": "/var/lib/libvirt",
     "log": "/var/log/libvirt",
-    "cache": "/var/cache/libvirt",
 }
+CACHE = ROOT / "build" / "libvirt-cache"
+"""What libvirt learns of QEMU, which takes it seconds; it asks anew when QEMU is another."""
 QEMU_CONF = """
 user = "root"
 group = "root"
@@ -41,8 +44,11 @@ for pair in $3; do
     mkdir -p "${pair#*:}"
     mount --bind "$folder/${pair%%:*}" "${pair#*:}"
 done
+mkdir -p /var/cache/libvirt
+mount --bind "$4" /var/cache/libvirt
 mount --bind "$folder/passwd" /etc/passwd
 mount --bind "$folder/group" /etc/group
+[ -z "$5" ] || mount -t tmpfs none "$5"
 exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$folder/libvirtd.pid"
 """
 """Debian's libvirt looks for the user libvirt-qemu even where its configuration names another."""
@@ -51,21 +57,26 @@ exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$folder/libvirtd.p
 def missing() -> list[str]:
     """What a test with libvirt needs and is not there."""
     absent = [name for name in ("libvirtd", "virsh", "qemu-system-x86_64", "qemu-img") if host_program(name) is None]
-    if not absent and subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True, check=False).returncode:
+    if (
+        not absent
+        and subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True, check=False).returncode
+    ):
         absent.append("the right to make a mount namespace (root)")
     return absent
 
 
 class Libvirt:
-    """``start`` it first; ``stop`` ends its domains, too."""
+    """``start`` it first; ``stop`` ends its domains, too. What is in the folder ``hidden`` it does not see."""
 
-    def __init__(self, folder: Path, host: str = "alpha") -> None:
+    def __init__(self, folder: Path, host: str = "alpha", hidden: Path | None = None) -> None:
         self.folder = folder
         self.host = host
+        self.hidden = hidden
         self.uri = f"qemu+unix:///system?socket={folder}/run/libvirt-sock"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        CACHE.mkdir(parents=True, exist_ok=True)
         for name in FOLDERS:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         (self.folder / "etc" / "qemu.conf").write_text(QEMU_CONF)
@@ -81,12 +92,13 @@ class Libvirt:
         pairs = " ".join(f"{name}:{place}" for name, place in FOLDERS.items())
         with (self.folder / "libvirtd.log").open("ab") as log:
             self.process = subprocess.Popen(
-                ["unshare", "--mount", "--uts", "sh", "-c", ENTER, "enter", self.host, str(self.folder), pairs],
+                ["unshare", "--mount", "--uts", "sh", "-c", ENTER, "enter", self.host, str(self.folder), pairs,
+                 str(CACHE), str(self.hidden or "")],
                 env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
-        while subprocess.run(self._virsh("version"), capture_output=True, check=False).returncode:
+        while subprocess.run(self._virsh("uri"), capture_output=True, check=False).returncode:
             assert self.process.poll() is None and time.monotonic() < deadline, self.log()
             time.sleep(0.1)
 
@@ -94,6 +106,12 @@ class Libvirt:
         """Domains run on meanwhile."""
         self._end()
         self._start()
+
+    def install_hook(self) -> None:
+        """What `vmreplica libvirt-hook --install` does on a host of its own; a restart has libvirtd see it."""
+        program = ["/usr/bin/env", f"PYTHONPATH={ROOT}", str(PROGRAMS / "vmreplica")]
+        install_hook(program, str(self.folder / "etc/hooks/qemu.d/vmreplica"))
+        self.restart()
 
     def virsh(self, *arguments: str) -> str:
         done = subprocess.run(self._virsh(*arguments), capture_output=True, text=True, check=False)
@@ -148,12 +166,10 @@ class Libvirt:
         return [program, "--quiet", "--connect", self.uri, *arguments]
 
 
-def disk_xml(path: Path | str, target: str = "vda", *, bus: str = "virtio", format: str = "raw", more: str = "") -> str:  # noqa: A002
+def disk_xml(path: Path | str, target: str = "vda", *, bus: str = "virtio", format: str = "raw", more: str = "") -> str:
     """A disk of a domain."""
     driver = f"<driver name='qemu' type='{format}' discard='unmap'/>"
-    return (
-        f"<disk type='file' device='disk'>{driver}<source file='{path}'/><target dev='{target}' bus='{bus}'/>{more}</disk>"
-    )
+    return f"<disk type='file' device='disk'>{driver}<source file='{path}'/><target dev='{target}' bus='{bus}'/>{more}</disk>"
 
 
 def domain_xml(name: str, disks: str, *, boot: str = "", devices: str = "") -> str:

@@ -30,9 +30,7 @@ def test_guest_works_on_from_adoption_to_release(hosts: Hosts, libvirt: Libvirt,
         file.truncate(DISK)
     with DomainGuest(libvirt, VM, boot_image, disk_xml(image)) as guest:
         guest.boot("format:formatted", "mount:mounted", "go:going").write_more(NOTES)
-        told = json.loads(
-            hosts.run("adopt", VM, "--live", "--replica", hosts.address, "--interval", "1s", "--json")
-        )
+        told = json.loads(hosts.run("adopt", VM, "--live", "--replica", hosts.address, "--interval", "1s", "--json"))
         tap_image = hosts.folder / "web.vmr.raw"
         assert told["former_images"] == {"vda": str(image)}
         assert [disk["path"] for disk in told["disks"]] == [str(tap_image)]

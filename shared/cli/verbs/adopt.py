@@ -74,11 +74,11 @@ def release(options: argparse.Namespace, context: Context) -> int:
 
 def libvirt_hook(options: argparse.Namespace, context: Context) -> int:
     """Print or install the hook for libvirt."""
-    program = shutil.which(sys.argv[0]) or shutil.which("vmreplica") or sys.argv[0]
+    program = [os.path.abspath(shutil.which(sys.argv[0]) or sys.argv[0])]
     if not options.install:
-        context.console.write([hook_script(os.path.abspath(program)).rstrip("\n")])
+        context.console.write([hook_script(program).rstrip("\n")])
         return SUCCESS
-    changed = install_hook(os.path.abspath(program))
+    changed = install_hook(program)
     context.console.print(
         f"{HOOK} is installed. Restart libvirtd once, so that it sees it (systemctl restart libvirtd); guests run on."
         if changed
