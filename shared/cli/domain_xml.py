@@ -6,6 +6,7 @@ what it had parsed, and is trusted that far (S314).
 
 from __future__ import annotations
 
+import copy
 import io
 import posixpath
 import xml.etree.ElementTree as ET
@@ -255,11 +256,10 @@ def put_back(text: str, paths: Mapping[str, tuple[str, str]], before: Domain | N
     for target, (kind, path) in paths.items():
         disk = domain.disk(target)
         former = next((each for each in before.disks if each.target == target), None) if before is not None else None
-        attribute = "file" if kind == "file" else "dev"
-        _replace_source(disk.element, kind, ET.Element("source", {attribute: path}))
+        _put_source(disk.element, kind, path, former)
         driver = _driver(disk.element)
         known = former.element.find("driver") if former is not None else None
-        for name in (*_ERROR_ATTRIBUTES, *(("io", "cache") if known is not None else ())):
+        for name in _ERROR_ATTRIBUTES if former is None else (*_ERROR_ATTRIBUTES, "io", "cache"):
             driver.attrib.pop(name, None)
             if known is not None and (value := known.get(name)):
                 driver.set(name, value)
@@ -293,6 +293,18 @@ def _nbd_source(place: Place) -> ET.Element:
     ET.SubElement(source, "host", {"transport": "unix", "socket": place.socket})
     ET.SubElement(source, "reconnect", {"delay": str(RECONNECT_SECONDS)})
     return source
+
+
+def _put_source(element: ET.Element, kind: str, path: str, former: DomainDisk | None) -> None:
+    """Put an image or device in the place of the disk's source: as it was, if it is the one that was there."""
+    source = former.element.find("source") if former is not None and former.path == path else None
+    if former is None or source is None:
+        _replace_source(element, kind, ET.Element("source", {"file" if kind == "file" else "dev": path}))
+        return
+    source = copy.deepcopy(source)
+    _replace_source(element, former.kind, source)
+    if (backing := former.element.find("backingStore")) is not None:
+        element.insert(list(element).index(source) + 1, copy.deepcopy(backing))
 
 
 def _replace_source(element: ET.Element, kind: str, source: ET.Element) -> None:

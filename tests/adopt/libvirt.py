@@ -169,7 +169,8 @@ class Libvirt:
 def disk_xml(path: Path | str, target: str = "vda", *, bus: str = "virtio", format: str = "raw", more: str = "") -> str:
     """A disk of a domain."""
     driver = f"<driver name='qemu' type='{format}' discard='unmap'/>"
-    return f"<disk type='file' device='disk'>{driver}<source file='{path}'/><target dev='{target}' bus='{bus}'/>{more}</disk>"
+    place = f"<source file='{path}'/><target dev='{target}' bus='{bus}'/>"
+    return f"<disk type='file' device='disk'>{driver}{place}{more}</disk>"
 
 
 def domain_xml(name: str, disks: str, *, boot: str = "", devices: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Standard input and output as the other end of a serial line at a unix socket: what a guest under libvirt is told by."""
+"""Standard input and output as the end of a serial line at a unix socket: how a guest under libvirt is spoken to."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -76,5 +78,50 @@ def test_adopted_started_and_released(hosts: Hosts, libvirt: Libvirt) -> None:
     assert canonical(libvirt.virsh("dumpxml", "--inactive", VM)) == canonical(before)
     assert hosts.call("primary", "status")["vms"] == []
     # The images are QEMU's again.
+    libvirt.virsh("start", VM)
+    assert libvirt.state(VM) == "running"
+
+
+def qcow2(folder: Path, name: str, *more: str) -> Path:
+    path = folder / name
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *more, str(path), "4M"], check=True)
+    return path
+
+
+def test_what_is_refused_changes_nothing(hosts: Hosts, libvirt: Libvirt) -> None:
+    """Every refusal, and a start that fails after everything else was done: domain and agent are as before."""
+    prepared(hosts, 4 * MIB)
+    (raw,) = hosts.disks
+    good, other = disk_xml(raw), disk_xml(qcow2(hosts.folder, "data.qcow2"), "vdb", format="qcow2")
+
+    def refused(code: int, text: str, *more: str) -> None:
+        before = libvirt.virsh("dumpxml", "--inactive", VM)
+        ran = hosts.command("adopt", VM, "--replica", hosts.address, *more)
+        assert (ran.returncode, ran.stdout) == (code, "")
+        assert text in ran.stderr
+        assert libvirt.virsh("dumpxml", "--inactive", VM) == before
+        assert hosts.call("primary", "status")["vms"] == []
+
+    sound = libvirt.define(domain_xml(VM, good + other))
+    refused(4, f"qemu-img convert -O raw {hosts.folder}/data.qcow2 NEW.raw")
+    refused(3, "has no disk vdc", "--disk", "vdc")
+    refused(4, "does not run", "--live")
+    libvirt.virsh("start", VM)
+    refused(4, "is not off (running)", "--exclude", "vdb")
+    overlays = [f"--diskspec={target},file={hosts.folder}/{target}.overlay" for target in ("vda", "vdb")]
+    libvirt.virsh("snapshot-create-as", VM, "s1", "--disk-only", *overlays)
+    refused(4, "has the snapshot s1", "--live")
+    libvirt.virsh("destroy", VM)
+    libvirt.virsh("snapshot-delete", VM, "s1", "--metadata")
+    refused(4, "vda of demo has the format qcow2", "--exclude", "vdb")
+    libvirt.define(sound)
+    libvirt.virsh("start", VM)
+    libvirt.virsh("managedsave", VM)
+    refused(4, "has a saved state", "--exclude", "vdb")
+    libvirt.virsh("managedsave-remove", VM)
+    # The last step fails: all others are taken back.
+    libvirt.define(sound.replace("</os>", "<kernel>/nowhere/kernel</kernel></os>"))
+    refused(4, "/nowhere/kernel", "--exclude", "vdb", "--start")
+    libvirt.define(sound)
     libvirt.virsh("start", VM)
     assert libvirt.state(VM) == "running"
