@@ -9,6 +9,7 @@ import argparse
 
 from shared.admin.verbs import PLAN_BLOCKS, PLAN_BLOCKS_MAX
 from shared.block_devices import BlockDevicePolicy
+from shared.cli.adopt_verbs import ADOPT_VERBS
 from shared.cli.audit_verbs import AUDIT_VERBS
 from shared.cli.grammar import (
     Parser,
@@ -295,6 +296,7 @@ _READING = "shared.cli.verbs.reading"
 VERBS = (
     Verb("status", "tell whether the VMs are protected, how far behind, and what to do", f"{_READING}:status", _status),
     Verb("enable", "put a VM's disks under replication; prints how to attach them", f"{_REPLICATION}:enable", _enable),
+    *ADOPT_VERBS,
     Verb("initial", "make the first copy, with live progress", f"{_REPLICATION}:initial", _initial),
     Verb("get", "print the settings of a VM or of all", f"{_READING}:get", _get),
     Verb("set", "change settings of a VM, or print them where none is given", f"{_REPLICATION}:set_settings", _set),
