@@ -1,21 +1,22 @@
 #!/bin/sh
 # Boots one host: systemd as PID 1 in namespaces of its own, on an overlay of this machine's root.
 #
-# usage: boot.sh FOLDER NAME        (its network namespace is the one it is started in)
+# usage: boot.sh FOLDER GROUP NAME        (its network namespace is the one it is started in)
 #
-# FOLDER has: upper, work (the overlay's), disk (what is a file system of its own at the host: /srv, /var/lib), boot-id.
+# FOLDER has: upper, work (the overlay's), root (where it is mounted), disk (what is no overlay at the host: /srv and
+# /var/lib/vmreplica), cgroup (empty), boot-id, shared (links to folders here; beside each a file that says where it is
+# there). GROUP: the name of its cgroup.
 # Runs itself once more inside the namespaces. Nothing here writes outside of FOLDER.
 set -eu
-folder=$1 name=$2 stage=${3:-outside}
+folder=$1 group=$2 name=$3 stage=${4:-outside}
 
 if [ "$stage" = outside ]; then
     # Stage 1, in a mount namespace: a cgroup of the host's own, which its cgroup namespace will see as the root.
     mount --make-rprivate /
     mount -t cgroup2 cgroup2 "$folder/cgroup"
-    group=$folder/cgroup/vmreplica-test-$(basename "$folder")
-    mkdir -p "$group"
-    echo $$ >"$group/cgroup.procs"
-    exec unshare --pid --fork --kill-child --mount --uts --ipc --cgroup "$0" "$folder" "$name" inside
+    mkdir -p "$folder/cgroup/$group"
+    echo $$ >"$folder/cgroup/$group/cgroup.procs"
+    exec unshare --pid --fork --kill-child --mount --uts --ipc --cgroup "$0" "$folder" "$group" "$name" inside
 fi
 
 # Stage 2, PID 1 of the namespaces.
@@ -55,12 +56,11 @@ mount --bind "$folder/boot-id" "$root/proc/sys/kernel/random/boot_id"
 mount -o remount,bind,ro "$root/proc/sys/kernel/random/boot_id"
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
-# Only what is another file system: the tests' interpreter and the project, read-only, to drive the host with.
-for shared in "$folder"/shared/*; do
-    [ -e "$shared" ] || continue
-    target=$root$(cat "$shared")
+for there in "$folder"/shared/*.there; do
+    [ -e "$there" ] || continue
+    target=$root$(cat "$there")
     mkdir -p "$target"
-    mount --bind "$(cat "$shared")" "$target"
+    mount --bind "$(readlink -f "${there%.there}")" "$target"
     mount -o remount,bind,ro "$target"
 done
 

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,12 @@ class Network:
 class Host:
     """One host; ``boot`` starts it, ``close`` ends it and takes away all that it left."""
 
-    def __init__(self, folder: Path, name: str, network: Network, *, shared: Sequence[Path] = ()) -> None:
-        """``shared``: folders of this machine that the host sees, read-only, at the same path."""
+    def __init__(
+        self, folder: Path, group: str, name: str, network: Network, *, shared: Mapping[str, Path] | None = None
+    ) -> None:
+        """``group``: a name for its cgroup that no other has. ``shared``: path there to folder here, read-only."""
         self.folder = folder
+        self.group = group
         self.name = name
         self.network = network
         self.process: subprocess.Popen[bytes] | None = None
@@ -116,8 +119,9 @@ class Host:
         self.boots = 0
         for part in ("upper", "work", "root", "disk", "cgroup", "shared"):
             (folder / part).mkdir(parents=True)
-        for number, path in enumerate(shared):
-            (folder / "shared" / str(number)).write_text(str(path))
+        for number, (there, here) in enumerate((shared or {}).items()):
+            (folder / "shared" / f"{number}").symlink_to(here)
+            (folder / "shared" / f"{number}.there").write_text(there)
         self._furnish()
 
     def _furnish(self) -> None:
@@ -153,7 +157,7 @@ class Host:
         (self.folder / "boot-id").write_text(f"{uuid.uuid4()}\n")
         with (self.folder / f"boot-{self.boots}.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [*TIED, *self.network.enter(self.name), "unshare", "--mount", str(BOOT), str(self.folder), self.name],
+                [*TIED, *self.network.enter(self.name), "unshare", "--mount", str(BOOT), str(self.folder), self.group, self.name],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + BOOT_SECONDS
@@ -207,7 +211,7 @@ class Host:
                 'mount -t cgroup2 cgroup2 "$1/cgroup" || exit; g=$1/cgroup/$2; test -d "$g" || exit 0; '
                 'n=0; while ! find "$g" -depth -type d -exec rmdir {} + 2>/dev/null && [ $n -lt 200 ]; '
                 'do n=$((n+1)); echo 1 >"$g/cgroup.kill"; sleep 0.02; done',
-                "sh", str(self.folder), f"vmreplica-test-{self.folder.name}",
+                "sh", str(self.folder), self.group,
             ],
             check=True,
         )  # fmt: skip
@@ -217,8 +221,8 @@ class Host:
 
     def command(self, *arguments: str) -> list[str]:
         """The command as it is started on this machine to run there, as root at a login shell would."""
-        inside = ["env", "-i", f"PATH={PATH}", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", *arguments]
-        return [*TIED, "nsenter", "-t", str(self.pid), "--all", "--wd=/root", *inside]
+        inside = ["env", "-i", "--chdir=/root", f"PATH={PATH}", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", *arguments]
+        return [*TIED, "nsenter", "-t", str(self.pid), "--all", "--wd", *inside]
 
     def run(self, *arguments: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command there; raises HostError with its output when it fails."""
