@@ -245,6 +245,10 @@ class Host:
         """Run systemctl there; what it printed."""
         return self.run("systemctl", *arguments, check=check).stdout
 
+    def restart(self, unit: str) -> None:
+        """Restart a service; it is ready when this returns."""
+        self.systemctl("restart", unit)
+
     def show(self, unit: str, name: str) -> str:
         """One property of a unit."""
         return self.systemctl("show", "--value", "--property", name, unit).strip()

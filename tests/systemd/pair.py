@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shlex
 import socket
 import subprocess
 import tempfile
@@ -107,89 +106,71 @@ class Pair:
 
     def call(self, name: str, method: str, *, role: str = "", **params: Any) -> Any:
         """One call of the administration of the host's agent, without starting a process for it. Raises PairError."""
-        path = self.hosts[name].path(f"/run/vmreplica/{role or ROLES[name]}.sock")
-        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(WAIT_SECONDS)
-            try:
-                line.connect(str(path))
-                line.sendall(json.dumps(request).encode() + b"\n")
-                with line.makefile("rb") as answers:
-                    answer = json.loads(answers.readline() or b"null")
-            except OSError as error:
-                raise PairError(f"{method}: {path} does not answer: {error}") from error
-        if answer is None or "error" in answer:
-            raise PairError(f"{method}: {answer and answer['error']}")
-        return answer["result"]
+        return call(self.hosts[name].path(f"/run/vmreplica/{role or ROLES[name]}.sock"), method, params)
 
-    def status(self, name: str, vm: str = "web", *, role: str = "") -> Status:
+    def status(self, name: str, vm: str, *, role: str = "") -> Status:
+        """What one side tells of the VM. Raises PairError."""
         for status in self.call(name, "status", role=role)["vms"]:
             if status["name"] == vm:
                 return dict(status)
         raise PairError(f"{name} does not know the VM {vm}")
 
-    def wait(self, what: str, name: str, until: Callable[[Status], object], *, role: str = "") -> Status:
+    def wait(self, what: str, name: str, until: Callable[[Status], object], *, vm: str, role: str = "") -> Status:
         """Wait until what one side tells of the VM satisfies ``until``."""
         deadline = time.monotonic() + WAIT_SECONDS
         last: object = None
         while time.monotonic() < deadline:
-            with contextlib.suppress(PairError, FileNotFoundError):
-                last = status = self.status(name, role=role)
+            with contextlib.suppress(PairError):
+                last = status = self.status(name, vm, role=role)
                 if until(status):
                     return status
             time.sleep(0.05)
         raise PairError(f"{name}: waited {WAIT_SECONDS:.0f} s for {what}: {json.dumps(last, indent=1)}")
 
-    def wait_state(self, name: str, *states: str) -> Status:
-        return self.wait(f"the state {' or '.join(states)}", name, lambda vm: vm["state"] in states)
-
-    def connected(self) -> Status:
-        """Wait for a session, which the agents make by themselves."""
-        return self.wait("a session", "alpha", lambda vm: vm["link"]["connected"])
-
-    def caught_up(self) -> None:
+    def caught_up(self, vm: str) -> None:
         """Take a cut, and wait until the replica's disks are at it."""
-        cut = self.tap("cut", reason="test")
+        cut = self.tap(vm, "cut", reason="test")
 
-        def applied(vm: Status) -> bool:
-            point = vm["applied_cut"]
+        def applied(now: Status) -> bool:
+            point = now["applied_cut"]
             return point is not None and point["epoch"] == cut["epoch"] and point["segment"] >= cut["segment"]
 
-        self.wait(f"cut {cut['segment']}", "beta", applied)
+        self.wait(f"cut {cut['segment']}", "beta", applied, vm=vm)
 
-    def tap(self, method: str, **params: Any) -> Any:
-        """One call of the control of alpha's only tap."""
-        (folder,) = self.alpha.path("/run/vmreplica/primary").glob("*/control.sock")
-        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        with socket.socket(socket.AF_UNIX) as line:
-            line.connect(str(folder))
+    def tap(self, vm: str, method: str, **params: Any) -> Any:
+        """One call of the control of a VM's tap at alpha. Raises PairError."""
+        uuid = self.status("alpha", vm)["uuid"]
+        return call(self.alpha.path(f"/run/vmreplica/primary/{uuid}/control.sock"), method, params)
+
+    def assert_same(self, vm: str, disk: str) -> None:
+        """With nothing in flight: alpha's disk and the copy at beta are the same byte for byte."""
+        self.caught_up(vm)
+        (copy,) = self.status("beta", vm)["disks"]
+        compare(self.alpha.path(disk), self.beta.path(copy["path"]))
+
+    def wire(self, state: str) -> None:
+        """Pull the wire out at beta (``down``), or put it in again (``up``)."""
+        self.network.ip("beta", "link", "set", "eth0", state)
+
+
+def call(path: Path, method: str, params: dict[str, Any]) -> Any:
+    """One JSON-RPC call at the socket. Raises PairError."""
+    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(WAIT_SECONDS)
+        try:
+            line.connect(str(path))
             line.sendall(json.dumps(request).encode() + b"\n")
             with line.makefile("rb") as answers:
-                return json.loads(answers.readline())["result"]
-
-    # --- a guest -----------------------------------------------------------------------------------------------------
-
-    def write(self, host: Host, uri: str, commands: str) -> None:
-        """Have qemu-io do this at a disk that is served there."""
-        host.run("qemu-io", "-f", "raw", *(word for c in commands.split(";") for word in ("-c", c.strip())), uri)
-
-    def assert_same(self, disk: str, copy: Path) -> None:
-        """With nothing in flight: alpha's disk and the copy are the same byte for byte."""
-        self.caught_up()
-        compare(self.alpha.path(disk), copy)
-
-    def copy(self, index: int = 0) -> Path:
-        """A disk of the copy at beta, as a path of this machine."""
-        (path,) = self.beta.path("/srv/vmreplica").glob(f"**/disk-{index}.raw")
-        return path
+                answer = json.loads(answers.readline() or b"null")
+        except OSError as error:
+            raise PairError(f"{method}: {path} does not answer: {error}") from error
+    if answer is None or "error" in answer:
+        raise PairError(f"{method}: {answer and answer['error']}")
+    return answer["result"]
 
 
 def compare(ours: Path, theirs: Path) -> None:
     """Both files are the same byte for byte."""
     done = subprocess.run(["cmp", str(ours), str(theirs)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
-
-
-def quoted(*arguments: str) -> str:
-    """As a shell takes it for these arguments."""
-    return shlex.join(arguments)
