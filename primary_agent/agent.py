@@ -38,6 +38,9 @@ REVIVAL_ROOM = 1 << 20
 TAP_START_SECONDS = 60.0
 """How long ``enable`` waits for the tap to serve the disks."""
 
+SERVED_SECONDS = 60.0
+"""How long the host's start may wait for all taps: libvirt starts its VMs after that."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -73,6 +76,12 @@ class PrimaryAgent:
         await asyncio.gather(*self._revivals, return_exceptions=True)
         await asyncio.gather(*(vm.stop() for vm in self.vms.values()), *(vm.leave() for vm in self.damaged.values()))
         self.vms.clear()
+
+    async def served(self) -> None:
+        """Wait until each VM's tap serves its disks or was found not to; SERVED_SECONDS at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SERVED_SECONDS):
+                await asyncio.gather(*(vm.parts.tap.settled() for vm in self.vms.values()))
 
     async def _load(self, name: str) -> None:
         folder = f"{self._vms_folder}/{name}"
@@ -189,6 +198,15 @@ class PrimaryAgent:
             certificate_not_after_time=self.certificate_end(),
             vms=sorted([*statuses, *damaged], key=lambda vm: vm.name),
         )
+
+    async def known(self) -> list[VmStatus]:
+        """What is known of all VMs, without asking their taps; gives way to others between VMs."""
+        statuses = []
+        for vm in list(self.vms.values()):
+            statuses.append(await vm.status(fresh=False))
+            await asyncio.sleep(0)
+        now = self.ports.clock.wall()
+        return statuses + [damaged_status(vm, now) for vm in self.damaged.values()]
 
     async def events(self, name: str | None, *, limit: int, after: int) -> list[dict[str, Any]]:
         """Events of one VM or of all, the oldest first; those of several VMs in order of time."""

@@ -13,6 +13,7 @@ from shared.admin.methods import Method
 from shared.config import load_config
 from shared.config_sections import PrimaryConfig
 from shared.ports.real import RealPorts
+from shared.status import VmStatus
 
 DEFAULT_CONFIG = "/etc/vmreplica/primary.toml"
 
@@ -29,8 +30,14 @@ class _Service:
     async def start(self) -> None:
         await self._agent.start()
 
+    async def served(self) -> None:
+        await self._agent.served()
+
     async def stop(self) -> None:
         await self._agent.stop()
+
+    async def vms(self) -> list[VmStatus]:
+        return await self._agent.known()
 
     def methods(self) -> dict[str, Method]:
         return dict(AdminMethods(self._agent).table())

@@ -182,6 +182,11 @@ class TapLink:
             await self.changed.wait()
         return self.connection
 
+    async def settled(self) -> None:
+        """Wait for a connection, or for the first failure to get one."""
+        while self.connection is None and self.failure is None:
+            await self.changed.wait()
+
     async def refresh(self, *, older_than: float = 0.0) -> TapStatus:
         """The tap's status, asked for anew if the known one is older than so many seconds."""
         connection = self.require()

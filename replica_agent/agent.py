@@ -28,7 +28,7 @@ from replica_agent.vm_status import damaged_status, status_of
 from shared.config_sections import ReplicaConfig
 from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.ports import Address, Ports
-from shared.status import AgentStatus
+from shared.status import AgentStatus, VmStatus
 
 REVIVAL_SECONDS = 30.0
 
@@ -247,6 +247,16 @@ class ReplicaAgent:
             listening=[str(listener.address)] if listener is not None else [],
             vms=sorted(statuses, key=lambda vm: vm.name),
         )
+
+    async def known(self) -> list[VmStatus]:
+        """What is known of all VMs; gives way to others between VMs."""
+        statuses = []
+        for vm in list(self.vms.values()):
+            statuses.append(status_of(vm))
+            await asyncio.sleep(0)
+        now = self.ports.clock.wall()
+        damaged = self.damaged.values()
+        return statuses + [damaged_status(vm.name, vm.identity, vm.folder, vm.error, now) for vm in damaged]
 
     async def events(self, name: str | None, *, limit: int, after: int) -> list[dict[str, Any]]:
         """Events of one VM or of all, the oldest first; those of several VMs in order of time."""

@@ -13,6 +13,7 @@ from shared.admin.methods import Method
 from shared.config import load_config
 from shared.config_sections import ReplicaConfig
 from shared.ports.real import RealPorts
+from shared.status import VmStatus
 
 DEFAULT_CONFIG = "/etc/vmreplica/replica.toml"
 
@@ -28,8 +29,14 @@ class _Service:
     async def start(self) -> None:
         await self._agent.start()
 
+    async def served(self) -> None:
+        """Nothing of this host is kept waiting: it listens, and a promoted VM is started by an administrator."""
+
     async def stop(self) -> None:
         await self._agent.stop()
+
+    async def vms(self) -> list[VmStatus]:
+        return await self._agent.known()
 
     def methods(self) -> dict[str, Method]:
         return dict(AdminMethods(self._agent).table())

@@ -17,6 +17,8 @@ from shared.config_sections import (
     AbsolutePath,
     AgentSection,
     AuthorizeSection,
+    IdentityPath,
+    OptionalIdentityPath,
     OptionalPath,
     PrimaryConfig,
     ReplicaConfig,
@@ -151,6 +153,9 @@ def _wrong_value(source: _Source, complaint: str) -> UsageError:
     return UsageError(f"{source.at(key)}: {found['complaint']}.", remedy)
 
 
+_PATHS = (AbsolutePath, OptionalPath, SocketPath, IdentityPath, OptionalIdentityPath)
+
+
 def _check_paths(source: _Source, section: Section, place: Place) -> None:
     """Raises UsageError for a path that would mean another one once it is resolved."""
     for field in msgspec.structs.fields(section):
@@ -161,7 +166,7 @@ def _check_paths(source: _Source, section: Section, place: Place) -> None:
         elif field.name == "authorize":
             for number, entry in enumerate(value):
                 _check_paths(source, entry, (*here, number))
-        elif field.type in (AbsolutePath, OptionalPath, SocketPath) and value:
+        elif field.type in _PATHS and value.startswith("/"):
             if os.path.normpath(value) != value or "\0" in value:
                 raise UsageError(
                     f"{source.at(here)}: {value!r} is not a plain path.", "Leave out '..', '//', a last '/' and zeroes."

@@ -15,6 +15,10 @@ MIB = 1 << 20
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/")]
 OptionalPath = Annotated[str, msgspec.Meta(pattern=r"^(/|\Z)")]
+CREDENTIAL = "credential:"
+"""Before the name of a file that systemd hands over (LoadCredential=) instead of its path."""
+IdentityPath = Annotated[str, msgspec.Meta(pattern=r"^(/|credential:[A-Za-z0-9_.-]+\Z)")]
+OptionalIdentityPath = Annotated[str, msgspec.Meta(pattern=r"^(/|credential:[A-Za-z0-9_.-]+\Z|\Z)")]
 SocketPath = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=107)]
 Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
@@ -28,13 +32,13 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class TlsSection(Section, frozen=True):
     """The host's certificate, PEM files."""
 
-    ca: AbsolutePath
+    ca: IdentityPath
     """The private CA that issued all hosts' certificates."""
-    certificate: AbsolutePath
+    certificate: IdentityPath
     """This host's certificate, with its chain."""
-    key: AbsolutePath
+    key: IdentityPath
     """Its private key; refused if group or others may read it."""
-    crl: OptionalPath = ""
+    crl: OptionalIdentityPath = ""
     """The CA's revocation list; empty for none. Once set, a missing or outdated list refuses everybody."""
 
 
@@ -158,7 +162,7 @@ class PrimaryConfig(AgentSection, frozen=True):
     """State, and the logs of the VMs."""
     runtime_dir: AbsolutePath = "/run/vmreplica/primary"
     """Sockets of the taps."""
-    admin_socket: SocketPath = "/run/vmreplica/primary.sock"
+    admin_socket: SocketPath = "/run/vmreplica/primary/admin.sock"
     """The socket of the command."""
     resync: ResyncSection = ResyncSection()
     rates: RatesSection = RatesSection()
@@ -171,7 +175,7 @@ class ReplicaConfig(AgentSection, frozen=True):
     """The agent's own folder."""
     runtime_dir: AbsolutePath = "/run/vmreplica/replica"
     """Sockets of exports and promoted VMs."""
-    admin_socket: SocketPath = "/run/vmreplica/replica.sock"
+    admin_socket: SocketPath = "/run/vmreplica/replica/admin.sock"
     """The socket of the command."""
     listen: ListenSection = ListenSection()
     storage: StorageSection = StorageSection()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import grp
 import os
+import shlex
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from importlib import metadata
@@ -25,14 +26,23 @@ from shared.admin.server import JsonRpcServer
 from shared.admin.verbs import READING
 from shared.config import load_config
 from shared.config_sections import AgentSection, PrimaryConfig, ReplicaConfig
+from shared.credentials import FOLDER_VARIABLE, identity_of
 from shared.errors import VmreplicaError
 from shared.ports import Address
 from shared.ports.kernel import keep_freed_memory
 from shared.ports.real import RealPorts
-from shared.ports.tls import TlsIdentity
+from shared.ports.systemd import ServiceManager
+from shared.status import VmStatus
+from shared.status_line import line_of
+from shared.tasks import first_of
 
 STOP_SECONDS = 20.0
-"""An orderly stop that takes longer is cut short: what is durable does not depend on it."""
+"""An orderly stop that takes longer is cut short, and so is closing what it leaves: nothing durable depends on either.
+Both together are well within TimeoutStopSec= of the units.
+"""
+
+TAP_COMMAND_VARIABLE = "VMREPLICA_TAP_COMMAND"
+"""What starts a tap where the configuration does not say: set by the unit, which keeps taps in units of their own."""
 
 _log = structlog.get_logger(__name__)
 
@@ -42,7 +52,11 @@ C = TypeVar("C", PrimaryConfig, ReplicaConfig)
 class Service(Protocol):
     """An agent, as this module runs it."""
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Load all VMs, and listen."""
+
+    async def served(self) -> None:
+        """Wait until what guests need of this host is there, or can't be: the service is ready then."""
 
     async def stop(self) -> None: ...
 
@@ -52,6 +66,9 @@ class Service(Protocol):
     async def reload(self, path: str) -> None:
         """Take over what can change of the configuration file while running."""
 
+    async def vms(self) -> list[VmStatus]:
+        """What is known of all VMs, without asking anybody; gives way to others between VMs."""
+
 
 def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPorts], Service]) -> int:
     """Run an agent until SIGTERM or SIGINT; the exit code is that of the error (shared.errors)."""
@@ -59,6 +76,9 @@ def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPort
     parser.add_argument("--config", default=default_path, metavar="FILE", help=f"default: {default_path}")
     parser.add_argument("--version", action="version", version=f"{name} {metadata.version('vmreplica')}")
     path = parser.parse_args().config
+    # A watchdog's SIGABRT leaves the stacks of all threads in the journal.
+    faulthandler.enable()
+    manager = ServiceManager.of_this_process()
     try:
         config = load_config(path, kind)
         log.configure(config.log_format)
@@ -66,18 +86,21 @@ def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPort
         keep_freed_memory()
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(path, config, make))
+            runner.run(_serve(path, config, make, manager))
     except VmreplicaError as error:
         print(f"{name}: {error.text}", file=sys.stderr)
         if error.remedy:
             print(f"  {error.remedy}", file=sys.stderr)
+        manager.failed(str(error))
         return error.exit_code
     return 0
 
 
-async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service]) -> None:
-    tls = TlsIdentity(config.tls.ca, config.tls.certificate, config.tls.key, config.tls.crl)
-    real = RealPorts(tls, threads=config.worker_threads, tap_command=config.tap_command)
+async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], manager: ServiceManager) -> None:
+    beating = asyncio.create_task(manager.keep_alive())
+    tls = identity_of(config.tls, os.environ.get(FOLDER_VARIABLE, ""))
+    tap_command = config.tap_command or shlex.split(os.environ.get(TAP_COMMAND_VARIABLE, ""))
+    real = RealPorts(tls, threads=config.worker_threads, tap_command=tap_command)
     service = make(config, real)
     stop, hangup = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -86,37 +109,60 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service]) 
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
     admin = JsonRpcServer(real.network, _admin_address(config), service.methods(), authorize=_access(config))
     await real.ports.workers.run(real.ports.files.make_folder, config.runtime_dir)
-    if config.nbd_group:
-        # Who may connect to a VM's socket must be able to reach it; the sockets' own modes decide.
-        os.chmod(config.runtime_dir, 0o711)  # noqa: S103
+    _open_to_passers(config.runtime_dir)
     await service.start()
     try:
         await admin.start()
-        reloading = asyncio.create_task(_reload_on(hangup, path, real, service))
-        _notify("READY=1")
+        # An order to stop is not kept waiting by what serves slowly.
+        await first_of(service.served(), stop.wait())
+        state = _State(service, manager)
+        telling = asyncio.create_task(manager.keep_status(state.line))
+        reloading = asyncio.create_task(_reload_on(hangup, path, real, service, state))
+        manager.ready(await state.line())
         try:
             await stop.wait()
         finally:
-            _notify("STOPPING=1")
+            manager.stopping(2 * STOP_SECONDS)
+            telling.cancel()
             reloading.cancel()
             await admin.close()
     finally:
         await _within(STOP_SECONDS, service.stop())
         await _within(STOP_SECONDS, real.close())
+        beating.cancel()
 
 
-async def _reload_on(hangup: asyncio.Event, path: str, real: RealPorts, service: Service) -> None:
+class _State:
+    """The service in one line, for the service manager."""
+
+    def __init__(self, service: Service, manager: ServiceManager) -> None:
+        self.manager = manager
+        self.refused = ""
+        """Why the last reload was refused; empty where it was not."""
+        self._service = service
+
+    async def line(self) -> str:
+        line = line_of(await self._service.vms())
+        return f"Not reloaded: {self.refused} {line}" if self.refused else line
+
+
+async def _reload_on(hangup: asyncio.Event, path: str, real: RealPorts, service: Service, state: _State) -> None:
     """At each SIGHUP load certificates and configuration anew; where that fails, what was loaded stays in force."""
     while True:
         await hangup.wait()
         hangup.clear()
+        state.manager.reloading()
         try:
             real.network.reload_tls()
             await service.reload(path)
         except VmreplicaError as error:
+            state.refused = str(error)
             _log.error("not reloaded", reason=str(error))
         else:
+            state.refused = ""
             _log.info("reloaded", path=path)
+        finally:
+            state.manager.ready(await state.line())
 
 
 async def _within(seconds: float, work: Awaitable[None]) -> None:
@@ -125,6 +171,13 @@ async def _within(seconds: float, work: Awaitable[None]) -> None:
             await work
     except TimeoutError:
         _log.warning("the orderly end took too long and was cut short", seconds=seconds)
+
+
+def _open_to_passers(folder: str) -> None:
+    """Who may connect to a socket must be able to reach it; the sockets' own modes decide who that is."""
+    with contextlib.suppress(PermissionError):
+        # Not ours where it was made for us, with the mode it should have.
+        os.chmod(folder, 0o711)  # noqa: S103
 
 
 def _admin_address(config: AgentSection) -> Address:
@@ -143,13 +196,3 @@ def _group_id(config: AgentSection) -> int | None:
         return grp.getgrnam(config.admin_group).gr_gid
     except KeyError:
         return None
-
-
-def _notify(state: str) -> None:
-    """Tell systemd, where it asked to be told (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end:
-        end.connect("\0" + path[1:] if path.startswith("@") else path)
-        end.sendall(state.encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import gc
 import os
 import signal
@@ -14,7 +15,7 @@ import structlog
 import uvloop
 
 from primary_agent.tap.ports import OwnPorts
-from primary_agent.tap.process import Identity, TapFailedError, TapProcess
+from primary_agent.tap.process import STOP_SECONDS, Identity, TapFailedError, TapProcess
 from shared.admin.access import Access
 from shared.errors import VmreplicaError
 from shared.ports.clock import RealClock
@@ -22,6 +23,7 @@ from shared.ports.files import RealFileSystem
 from shared.ports.kernel import starved_seconds
 from shared.ports.network import RealNetwork
 from shared.ports.rng import SystemRandom
+from shared.ports.systemd import ServiceManager
 from shared.ports.workers import ThreadWorkers
 
 WORKERS = 8
@@ -47,22 +49,36 @@ def main() -> int:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    # A watchdog's SIGABRT leaves the stacks of all threads in the journal.
+    faulthandler.enable()
+    manager = ServiceManager.of_this_process()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 20, 100)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(folder))
+            runner.run(_run(folder, manager))
     except VmreplicaError as error:
         print(f"vmreplica-tap: {error}", file=sys.stderr)
+        manager.failed(str(error))
         return error.exit_code
     return 0
 
 
-async def _run(folder: str) -> None:
+async def _run(folder: str, manager: ServiceManager) -> None:
+    tasks = [asyncio.create_task(manager.keep_alive())]
     workers = ThreadWorkers(WORKERS)
     ports = OwnPorts(RealClock(), SystemRandom(), workers, RealFileSystem(), RealNetwork())
     identity = Identity(os.getpid(), metadata.version("vmreplica"), starved_seconds)
-    process = TapProcess(folder, ports, identity, authorize=Access(os.getuid()))
+
+    def told(serving: bool) -> None:
+        if serving:
+            manager.tell("READY=1")
+            tasks.append(asyncio.create_task(manager.keep_status(process.line)))
+        else:
+            tasks.pop().cancel()
+            manager.stopping(STOP_SECONDS)
+
+    process = TapProcess(folder, ports, identity, authorize=Access(os.getuid()), told=told)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stop.set)
@@ -70,10 +86,13 @@ async def _run(folder: str) -> None:
         await process.run()
     except TapFailedError as error:
         print(f"vmreplica-tap: {error}", file=sys.stderr, flush=True)
+        manager.failed(str(error))
         # A worker may be stuck in a system call, and must not keep the process, and so the disks' locks, alive.
         os._exit(error.exit_code)
     finally:
         await workers.close()
+        for task in tasks:
+            task.cancel()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from shared.nbd.server import NbdServer
 from shared.ports import FileSystem
 from shared.tap_config import ERROR_NAME, TapConfig, load_config
 from shared.tap_control import GuestLatency
+from shared.tasks import first_of
 
 STOP_SECONDS = 30.0
 """How long an orderly stop may take before the tap ends as if it were killed; the next start recovers."""
@@ -50,7 +51,16 @@ class Identity:
 class TapProcess:
     """Runs the tap of one folder. ``stop`` may be set at any time; the control socket sets it, too."""
 
-    def __init__(self, folder: str, ports: TapPorts, identity: Identity, *, authorize: Authorize) -> None:
+    def __init__(
+        self,
+        folder: str,
+        ports: TapPorts,
+        identity: Identity,
+        *,
+        authorize: Authorize,
+        told: Callable[[bool], None] = lambda _serving: None,
+    ) -> None:
+        """``told`` is called with True when the tap serves, and with False when it begins to end in order."""
         self.stop = asyncio.Event()
         self.engine: TapEngine | None = None
         """Once it is started."""
@@ -58,6 +68,19 @@ class TapProcess:
         self._ports = ports
         self._identity = identity
         self._authorize = authorize
+        self._told = told
+        self._name = ""
+        self._server: NbdServer | None = None
+
+    async def line(self) -> str:
+        """What it does, in one line."""
+        if self.engine is None or self._server is None:
+            return "Starting: what is in doubt after the last end is read."
+        clients, disks = len(self._server.connections), len(self.engine.disks)
+        return (
+            f"{self._name}: {disks} disk{'s' if disks != 1 else ''}, {clients} client{'s' if clients != 1 else ''}, "
+            f"tracking {self.engine.tracker.tracking.value}."
+        )
 
     async def run(self, *, serve_nbd: bool = True) -> None:
         """Serve until stopped. Raises VmreplicaError where the tap has to refuse its work or can't end in order.
@@ -83,8 +106,11 @@ class TapProcess:
             await self._ports.workers.run(_note, self._ports.files, self._folder, error)
             raise
         await self._ports.workers.run(_note, self._ports.files, self._folder, None)
+        self._name, self._server = config.name, server
+        self._told(True)
         log.info("tap serves", vm=config.name, tracking=engine.tracker.tracking.value, folder=self._folder)
         await self._until_stopped(engine, control)
+        self._told(False)
         await self._end(engine, server, control)
 
     def _surroundings(self, server: NbdServer) -> Surroundings:
@@ -140,17 +166,6 @@ class TapProcess:
         if failure is not None:
             raise failure
         log.info("tap stopped in order", folder=self._folder)
-
-
-async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Return when one of the waits does; the others are given up."""
-    tasks = [asyncio.get_running_loop().create_task(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _done(future: asyncio.Future[Any]) -> None:

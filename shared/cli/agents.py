@@ -16,7 +16,7 @@ from shared.cli.text import printable_values
 from shared.errors import ForbiddenError, NotFoundError, UnreachableError, UsageError, VmreplicaError
 from shared.status import AgentStatus, VmStatus
 
-DEFAULT_SOCKETS = ("/run/vmreplica/primary.sock", "/run/vmreplica/replica.sock")
+DEFAULT_SOCKETS = ("/run/vmreplica/primary/admin.sock", "/run/vmreplica/replica/admin.sock")
 SOCKETS_VARIABLE = "VMREPLICA_SOCKETS"
 """Environment variable with the paths of the agents' sockets, separated by colons."""
 

@@ -103,7 +103,7 @@ def _bind(address: Address) -> socket.socket:
         finally:
             os.umask(before)
         if address.group:
-            os.chown(path, -1, _group(address.group), follow_symlinks=False)
+            _give(path, address.group)
         os.chmod(path, address.mode)
         # Nobody can connect before this.
         listening.listen(BACKLOG)
@@ -111,6 +111,20 @@ def _bind(address: Address) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def _give(path: str, group: str) -> None:
+    """Make it the group's. A service that runs with that group needs no right for it, nor the system call."""
+    number = _group(group)
+    if os.lstat(path).st_gid == number:
+        return
+    try:
+        os.chown(path, -1, number, follow_symlinks=False)
+    except PermissionError as error:
+        raise UsageError(
+            f"We may not give the socket {path} to the group {group}.",
+            f"Run the service with it: `systemctl edit` its unit, and set Group={group} in [Service].",
+        ) from error
 
 
 def _group(name: str) -> int:

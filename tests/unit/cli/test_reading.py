@@ -86,7 +86,7 @@ def test_no_agent_names_the_sockets_and_how_to_start(vmreplica: Command) -> None
 
 def test_without_anything_else_the_sockets_of_the_packages_are_tried(vmreplica: Command) -> None:
     ran = vmreplica("status", VMREPLICA_SOCKETS="")
-    assert "/run/vmreplica/primary.sock or /run/vmreplica/replica.sock" in ran.err
+    assert "/run/vmreplica/primary/admin.sock or /run/vmreplica/replica/admin.sock" in ran.err
 
 
 def test_socket_that_was_named_has_to_be_there(vmreplica: Command) -> None:
