@@ -37,16 +37,25 @@ C = TypeVar("C", PrimaryConfig, ReplicaConfig)
 
 def load_config(path: str, kind: type[C]) -> C:
     """Read and check a configuration file. Raises UsageError naming file, line, key and remedy."""
+    text, plain = _read(path)
+    return _checked(_Source(path, text), plain, kind)
+
+
+def _read(path: str) -> tuple[str, dict[str, Any]]:
+    """The file as text and as TOML. Raises UsageError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        plain = tomllib.loads(text)
+        return text, tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"The configuration {path} can't be read: {error.strerror}.", "See docs/config.md.") from error
     except (ValueError, RecursionError) as error:
         # Beside its own error the library lets those through that numbers of thousands of digits, or values nested
         # as deep, bring about.
         raise UsageError(f"{path} is not valid TOML: {error}.", "Mend that place.") from error
-    source = _Source(path, text)
+
+
+def _checked(source: _Source, plain: dict[str, Any], kind: type[C]) -> C:
+    """The configuration that the file's content makes. Raises UsageError for the first mistake."""
     _refuse_unknown(source, plain, kind, ())
     try:
         config = msgspec.convert(plain, kind, strict=True)
@@ -66,16 +75,90 @@ def load_config(path: str, kind: type[C]) -> C:
 Place = tuple[str | int, ...]
 """Where in a configuration: keys, and the numbers of entries from 0."""
 
+MISTAKES_MAX = 50
+"""So many mistakes of a file are told; who made more of them mends these first."""
+
+
+def find_mistakes(path: str, kind: type[PrimaryConfig] | type[ReplicaConfig]) -> list[UsageError]:
+    """All mistakes of a file, in the order in which the agent would meet them; none where it would start with it.
+
+    Whatever a mistake is found in is taken out before the next look, so that one can't hide another.
+    """
+    try:
+        text, plain = _read(path)
+    except UsageError as error:
+        return [error]
+    source, found = _Source(path, text), list[UsageError]()
+    while len(found) < MISTAKES_MAX:
+        try:
+            _checked(source, plain, kind)
+            break
+        except UsageError as error:
+            found.append(error)
+            if not _taken_out(plain, source.told):
+                break
+    # An unknown key may be found before one that stands above it.
+    return sorted(found, key=source.line_in)
+
+
+def _taken_out(plain: dict[str, Any], place: Place) -> bool:
+    """Take the value at ``place`` out; one that is required and missing gets a plausible one. False: not possible."""
+    *parents, last = place or ("",)
+    parent: Any = plain
+    for part in parents:
+        try:
+            parent = parent[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    if isinstance(parent, list):
+        if not isinstance(last, int) or last >= len(parent):
+            return False
+        if not isinstance(parent[last], dict):
+            # A value of a plain list: the whole list goes.
+            return _taken_out(plain, tuple(parents))
+        # The entries behind keep their numbers, by which their lines are found.
+        parent[last] = {"name": "x", "vms": ["*"], "storage": f"/mistaken/{last}"}
+        return True
+    if not isinstance(parent, dict):
+        return False
+    missing = last not in parent
+    parent.pop(last, None)
+    if missing or last in _REQUIRED:
+        if last not in _REQUIRED or (missing and "mistaken" in repr(parent.get(last))):
+            return False
+        number = next((part for part in parents if isinstance(part, int)), 0)
+        parent[last] = _REQUIRED[last](number)
+    return True
+
+
+_REQUIRED: dict[str | int, Any] = {
+    "tls": lambda _: {"ca": "/mistaken", "certificate": "/mistaken", "key": "/mistaken"},
+    "ca": lambda _: "/mistaken",
+    "certificate": lambda _: "/mistaken",
+    "key": lambda _: "/mistaken",
+    "vms": lambda _: ["*"],
+    "storage": lambda number: f"/mistaken/{number}",
+}
+"""What stands in for a required key while other mistakes are looked for."""
+
 
 class _Source:
     """A file's text, to say on which line a key stands."""
 
     def __init__(self, path: str, text: str) -> None:
         self.path = path
+        self.told: Place = ()
+        """The place that was named last: that of a mistake, right after it was raised."""
         self._lines = text.splitlines()
+
+    def line_in(self, mistake: UsageError) -> int:
+        """The line that a mistake names; those that name none come last."""
+        found = re.match(re.escape(self.path) + r":(\d+): ", mistake.text)
+        return int(found[1]) if found is not None else len(self._lines) + 1
 
     def at(self, place: Place) -> str:
         """File, line as far as it can be told, and key."""
+        self.told = place
         line = self._line(place)
         return f"{self.path}:{line}: {_shown(place)}" if line else f"{self.path}: {_shown(place)}"
 

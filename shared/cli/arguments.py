@@ -19,6 +19,7 @@ from shared.cli.grammar import (
     vm_argument,
     yes_option,
 )
+from shared.cli.host_verbs import HOST_VERBS
 from shared.cli.units import (
     SETTINGS,
     parse_blocks,
@@ -360,6 +361,7 @@ VERBS = (
         f"{_REPLICATION}:try_connection",
         _test_connection,
     ),
+    *HOST_VERBS,
     Verb("completion", "print a script for the shell's completion", "shared.cli.verbs.about:completion", _completion),
     Verb(
         "version", "print the versions of the command and of the agents", "shared.cli.verbs.about:version", json_option

@@ -1,0 +1,156 @@
+"""The units of systemd, where the package's installer did not bring them: an installation by pipx, or a checkout."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from shared.cli.findings import Finding, Level, note, ok, warning
+
+PACKAGED_FOLDERS = ("/usr/lib/systemd/system", "/lib/systemd/system")
+"""Where a distribution's package has its units: these are left alone, and nothing is put over them."""
+OWN_FOLDER = "/etc/systemd/system"
+UNITS = {"primary": ("vmreplica-primary.service", "vmreplica-tap@.service"), "replica": ("vmreplica-replica.service",)}
+
+HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108 - nothing is made there.
+"""Where a unit with ProtectHome and PrivateTmp finds no program."""
+DROP_IN = "vmreplica-setup.conf"
+
+_PROGRAM = re.compile(r"^(Exec\w+=[-+!:@]*)(?:\S*/)?(vmreplica(?:-\w+)?)(?=\s|$)", re.MULTILINE)
+
+
+def unit_steps(role: str, root: str) -> Iterator[tuple[Finding, Callable[[], None] | None]]:
+    """Each unit of the role: what was found, and what puts it in place, where that is to be done."""
+    source = unit_source()
+    for name in unit_names(role, source):
+        yield _unit_step(name, source, root)
+    programs = f"{program_folder()}/"
+    if source is not None and programs.startswith(HIDDEN_FOLDERS) and not root:
+        yield (
+            warning(
+                "programs",
+                f"They are in {programs}, which units that are locked down can't see.",
+                "Install vmreplica elsewhere: the Debian package, or PIPX_HOME=/opt/pipx pipx install.",
+            ),
+            None,
+        )
+
+
+def unit_source() -> Path | None:
+    """The folder with the units that came with this program; None where it has none."""
+    import shared
+
+    package = Path(shared.__file__).parent
+    for folder in (package / "packaged" / "systemd", package.parent / "packaging" / "systemd"):
+        if any(folder.glob("vmreplica-*.service")):
+            return folder
+    checkout = package.parent / "packaging"
+    return checkout if any(checkout.glob("vmreplica-*.service")) else None
+
+
+def installed_unit(name: str, root: str) -> Path | None:
+    """The unit that systemd would read, where there is one."""
+    places = [Path(f"{root}{folder}/{name}") for folder in (OWN_FOLDER, *PACKAGED_FOLDERS)]
+    return next((path for path in places if path.exists()), None)
+
+
+def unit_user(role: str, root: str) -> str:
+    """The user that the role's unit runs as, root where it names none; so do its folders and its key belong to it."""
+    path, source = installed_unit(f"vmreplica-{role}.service", root), unit_source()
+    if path is None and source is not None:
+        path = source / f"vmreplica-{role}.service"
+    found = re.search(r"^User=(\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE) if path is not None else None
+    return found[1] if found is not None else "root"
+
+
+def reach_step(role: str, root: str, folders: Sequence[str]) -> tuple[Finding, Callable[[], None] | None] | None:
+    """A drop-in that lets the unit write where the configuration has its folders; None where it may anyway."""
+    outside = [folder for folder in folders if not f"{folder}/".startswith("/var/lib/vmreplica/")]
+    name = f"vmreplica-{role}.service"
+    target = Path(f"{root}{OWN_FOLDER}/{name}.d/{DROP_IN}")
+    text = "# Made by vmreplica setup: what the configuration has outside of /var/lib/vmreplica.\n[Service]\n"
+    text += "".join(f"ReadWritePaths=-{_quoted(folder)}\n" for folder in outside)
+    known = target.read_text(encoding="utf-8") if target.exists() else None
+    if not outside and known is None:
+        return None
+    if known == text:
+        return ok(f"{name}.d/{DROP_IN}", f"The unit may write {', '.join(outside)}."), None
+
+    def write() -> None:
+        if not outside:
+            target.unlink()
+            return
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        target.chmod(0o644)
+
+    what = f"The unit is to write {', '.join(outside)}." if outside else "It is not needed any more, and goes."
+    return Finding(f"{name}.d/{DROP_IN}", Level.TO_DO, what), write
+
+
+def _quoted(path: str) -> str:
+    """A path as a word of a unit: percent signs and spaces mean something there."""
+    escaped = path.replace("\\", "\\\\").replace("%", "%%").replace('"', '\\"')
+    return f'"{escaped}"' if escaped != path or " " in path else path
+
+
+def unit_names(role: str, source: Path | None) -> tuple[str, ...]:
+    """The units of a role; the replica's host has the tap's as well where it comes with the program."""
+    names = UNITS[role]
+    if role == "replica" and source is not None and (source / "vmreplica-tap@.service").exists():
+        # A promoted VM is served by a tap, too.
+        names = (*names, "vmreplica-tap@.service")
+    return names
+
+
+def unit_text(source: Path, name: str) -> str:
+    """The unit with the programs where they are installed here."""
+    programs = program_folder()
+    text = (source / name).read_text(encoding="utf-8")
+    return _PROGRAM.sub(lambda match: f"{match[1]}{programs}/{match[2]}", text)
+
+
+def program_folder() -> str:
+    """Where the commands of this installation are."""
+    beside = Path(sys.argv[0]).resolve().parent
+    if (beside / "vmreplica-primary").exists():
+        return str(beside)
+    return os.path.join(sys.prefix, "bin")
+
+
+def _unit_step(name: str, source: Path | None, root: str) -> tuple[Finding, Callable[[], None] | None]:
+    packaged = [f"{root}{folder}/{name}" for folder in PACKAGED_FOLDERS]
+    for path in packaged:
+        if os.path.exists(path):
+            return ok(name, f"The package brought it: {path}."), None
+    target = Path(f"{root}{OWN_FOLDER}/{name}")
+    if source is None:
+        if target.exists():
+            return ok(name, f"{target} is there."), None
+        return note(
+            name, "This installation has no units with it.", "Take them from the package or the checkout."
+        ), None
+    text = unit_text(source, name)
+    if target.exists():
+        if target.read_text(encoding="utf-8", errors="replace") == text:
+            return ok(name, f"{target} is what this version brings."), None
+        return (
+            note(
+                name,
+                f"{target} differs from what this version brings, and stays as it is.",
+                f"Compare it with {source / name}; put your own settings into {target}.d/*.conf and remove the file, "
+                "then this writes it anew.",
+            ),
+            None,
+        )
+    found = Finding(name, Level.TO_DO, f"It is put into {target.parent}, with the programs of {program_folder()}.")
+
+    def write() -> None:
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        target.chmod(0o644)
+
+    return found, write
