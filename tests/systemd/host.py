@@ -261,6 +261,10 @@ class Host:
         """The path on this machine of a file there, while it runs."""
         return Path(f"/proc/{self.pid}/root") / path.lstrip("/")
 
+    def put(self, here: Path, there: str) -> None:
+        """Copy a file of this machine to the host."""
+        shutil.copyfile(here, self.path(there))
+
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file there."""
         there = self.path(path)

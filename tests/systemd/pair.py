@@ -93,12 +93,12 @@ class Pair:
                 assert all(copies) and len(copies) == len(typed.lines.splitlines())
                 for copy in copies:
                     assert copy is not None
-                    self._copy(host, copy["source"], self.hosts[copy["host"]], copy["target"])
+                    self.copy_over(host, copy["source"], self.hosts[copy["host"]], copy["target"])
             else:
                 printed += host.shell(typed.lines).stdout
         return printed
 
-    def _copy(self, source: Host, path: str, target: Host, to: str) -> None:
+    def copy_over(self, source: Host, path: str, target: Host, to: str) -> None:
         """As ``scp -r`` does between two hosts."""
         subprocess.run(["cp", "-r", "-p", str(source.path(path)), str(target.path(to))], check=True)
 
@@ -106,7 +106,7 @@ class Pair:
 
     def call(self, name: str, method: str, *, role: str = "", **params: Any) -> Any:
         """One call of the administration of the host's agent, without starting a process for it. Raises PairError."""
-        return call(self.hosts[name].path(f"/run/vmreplica/{role or ROLES[name]}.sock"), method, params)
+        return call(self.hosts[name].path(f"/run/vmreplica/{role or ROLES[name]}/admin.sock"), method, params)
 
     def status(self, name: str, vm: str, *, role: str = "") -> Status:
         """What one side tells of the VM. Raises PairError."""

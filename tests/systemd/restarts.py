@@ -116,44 +116,30 @@ def catches_up(vm: Vm) -> None:
     vm.assert_same()
 
 
-def is_in(state: str) -> Callable[[Vm], None]:
-    """In the state, with a session, while its guest writes."""
+def is_in(state: str, *, connected: bool = True) -> Callable[[Vm], None]:
+    """In the state, with or without a session, while its guest writes."""
 
     def holds(vm: Vm) -> None:
         vm.wait_state(state)
         vm.write()
-        vm.connected()
-        vm.wait_state(state)
+        vm.wait("its link", lambda now: now["state"] == state and now["link"]["connected"] == connected)
 
     return holds
 
 
-def cut_off(vm: Vm) -> None:
-    vm.initial()
-    vm.pair.wire("down")
-
-
 def is_cut_off(vm: Vm) -> None:
+    """The guest writes on, and the log keeps it."""
     vm.wait("no session", lambda now: now["state"] == "Replicating" and not now["link"]["connected"])
     vm.write()
 
 
-def wire_again(vm: Vm) -> None:
-    vm.pair.wire("up")
-    catches_up(vm)
-
-
-def fill_log(vm: Vm) -> None:
-    cut_off(vm)
-    vm.guest(f"write -P 77 4M {LOG_LIMIT_BYTES + MIB}", "flush")
-
-
 def on_the_map(vm: Vm) -> None:
+    """More was written than the log holds; the dirty map goes on in its place."""
+    vm.guest(f"write -P 77 4M {LOG_LIMIT_BYTES + MIB}", "flush")
     vm.wait(
         "the dirty map",
         lambda now: now["state"] == "WaitingForStartResynchronize" and now["tap"] and now["tap"]["tracking"] == "map",
     )
-    vm.write()
 
 
 def compare_slowly(vm: Vm) -> None:
@@ -254,14 +240,19 @@ def is_promoted(vm: Vm) -> None:
 
 STATES = {
     "replicating": State(lambda vm: vm.initial(), catches_up, catches_up),
-    "link down": State(cut_off, is_cut_off, wire_again),
-    "log full": State(fill_log, on_the_map, wire_again),
     "resynchronizing": State(compare_slowly, is_comparing, compare_fast),
-    "resync suspended": State(suspend_compare, is_in("ResynchronizeSuspended"), resume),
+    "resync suspended": State(suspend_compare, is_in("ResynchronizeSuspended", connected=False), resume),
     "resync waits for its window": State(edit_behind, is_in("WaitingForStartResynchronize"), open_window),
-    "suspended": State(suspend, is_in("Suspended"), resume),
+    "suspended": State(suspend, is_in("Suspended", connected=False), resume),
     "suspended at the replica": State(suspend_replica, is_suspended_there, resume_replica),
     "ready for initial": State(lambda vm: None, is_in("ReadyForInitialReplication"), lambda vm: vm.initial()),
     "initial under way": State(copy_slowly, is_copying, compare_fast),
     "failed over": State(fail_over, is_promoted, is_promoted),
 }
+"""While the wire is whole."""
+
+CUT_OFF = {
+    "link down": State(lambda vm: vm.initial(), is_cut_off, catches_up),
+    "log full": State(lambda vm: vm.initial(), on_the_map, catches_up),
+}
+"""While the wire is out: between ``enter`` and ``holds`` it is pulled, and put in again before ``leave``."""
