@@ -30,23 +30,26 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class TlsSection(Section, frozen=True):
-    """The host's certificate, PEM files."""
+    """All files are PEM. ``vmreplica pki issue`` makes all four in one folder for each host; [security.md](security.md)
+    says what is checked. ``credential:NAME`` stands for the file that systemd hands over with
+    ``LoadCredential=NAME:PATH`` ([install.md](install.md)).
+    """
 
     ca: IdentityPath
-    """The private CA that issued all hosts' certificates."""
+    """The private CA that issued all hosts' certificates; a bundle of public CAs is refused."""
     certificate: IdentityPath
-    """This host's certificate, with its chain."""
+    """This host's certificate, followed by intermediate ones if there are any."""
     key: IdentityPath
-    """Its private key; refused if group or others may read it."""
+    """Its private key without passphrase; refused if group or others may read it."""
     crl: OptionalIdentityPath = ""
-    """The CA's revocation list; empty for none. Once set, a missing or outdated list refuses everybody."""
+    """The CA's revocation list. Once it is set, a missing or outdated list refuses everybody."""
 
 
 class ListenSection(Section, frozen=True):
     """Where the replica agent listens."""
 
     host: str = "0.0.0.0"  # noqa: S104 - a replica is there to be reached; who may speak to it is up to TLS.
-    """Address to bind."""
+    """Address or host name to listen on."""
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = DEFAULT_PORT
     """TCP port."""
 
@@ -55,33 +58,43 @@ class StorageSection(Section, frozen=True):
     """What holds for all storage locations of a replica."""
 
     reserve_bytes: Bytes = 64 * MIB
-    """Free space of each volume, in bytes, that received data never uses: applying needs it."""
+    """Free space of each volume, in bytes, that received data never uses, since applying needs it."""
     resyncs_at_once: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
-    """So many compares run at the same time, of all primaries together; the others are told to wait."""
+    """So many compares run at the same time, of all primaries together; the others are told to wait, those that are
+    bounded to what is in doubt are not.
+    """
 
 
 class PointsSection(Section, frozen=True):
-    """Which recovery points a replica keeps of a VM that has no rules of its own (``vmreplica set``)."""
+    """Which recovery points are kept of a VM that has no rules of its own (``vmreplica set VM points-newest=...
+    points-hourly=...``). With ``newest = 1`` and ``hourly = 0`` nothing but the newest point is kept, and applying
+    writes no undo logs.
+    """
 
     newest: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
     """The newest cuts, with the newest of all."""
     hourly: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 24
-    """Points that stand for an hour each: the first cut of it."""
+    """Points that stand for an hour each: its first cut."""
     limit_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
-    """Bytes that all undo logs of a VM may have; past them the oldest points go. 0: the size of its disks."""
+    """Bytes that all undo logs of a VM may have; past them the oldest points go. 0: the size of its disks, at least
+    64 MiB.
+    """
 
 
 class ResyncSection(Section, frozen=True):
-    """How required resyncs of a primary's VMs start that have no rules of their own (``vmreplica set``)."""
+    """How required resyncs start of VMs that have no settings of their own (``vmreplica set VM resync-mode=...
+    resync-window=... resync-past-window=... resync-back-off=...``). Resyncs that are bounded to what is in doubt start
+    at once in every mode.
+    """
 
     mode: ResyncMode = ResyncMode.WINDOW
-    """``manual``: an administrator starts them; ``automatic``: at once; ``window``: within the daily window."""
+    """A required resync starts when an administrator orders it, at once, or within the daily window."""
     window: str = "18:30-06:00"
-    """The daily window, in this host's local time."""
+    """The daily window, in this host's local time; it lasts over midnight where its end comes first in the day."""
     past_window: PastWindow = PastWindow.PAUSE
-    """At the window's end a resync that it started waits for the next one (``pause``), or goes on (``finish``)."""
+    """At the window's end a resync that it started is paused until it opens again, or goes on."""
     back_off: bool = True
-    """Reading a VM's disks slows down when its guest's latency rises."""
+    """Reading a VM's disks slows down when its guest's latency rises ([resync-schedule.md](resync-schedule.md))."""
     at_once: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
     """So many compares run at the same time, initial replications among them; the others wait in a queue."""
 
@@ -93,8 +106,9 @@ class ResyncSection(Section, frozen=True):
 
 
 class RatesSection(Section, frozen=True):
-    """Caps of a primary on all its VMs together, in bytes per second: ``[]`` for none, ``[day]``, or ``[day, night]``,
-    in either of which 0 stands for none.
+    """Caps of all VMs of this host together, in bytes per second: ``[]`` for none, ``[DAY]``, or ``[DAY, NIGHT]``, in
+    either of which 0 stands for none. A VM has caps of its own beside (``vmreplica set VM
+    resync-read-rate=50MiB/200MiB``), which can be changed while it runs.
     """
 
     resync_read_rate: Rate = []
@@ -108,7 +122,7 @@ class RatesSection(Section, frozen=True):
     replication_send_rate: Rate = []
     """Sending the log."""
     night: str = ""
-    """The daily window of the night's rates, in this host's local time; empty: that of resyncs."""
+    """The daily window of the night's rates, in this host's local time; empty: ``window`` of ``[resync]``."""
 
     def __post_init__(self) -> None:
         try:
@@ -119,38 +133,53 @@ class RatesSection(Section, frozen=True):
 
 
 class AuthorizeSection(Section, frozen=True):
-    """One entry: which certificate may replicate which VMs to where. Without an entry nobody may."""
+    """One entry for each primary. Without an entry that fits nobody may replicate anything (default deny), and a peer
+    learns no difference between a VM that is unknown and one that is forbidden. The first entry that fits decides.
+
+    At least one of ``fingerprint`` and ``name`` has to be given; where both are, both must fit. A fingerprint stays
+    valid when a certificate is renewed with its key; a name stays valid when the key changes too.
+    """
 
     storage: AbsolutePath
-    """Folder for the copies."""
+    """Folder for the copies; it must not overlap another entry's, ``state_dir`` or ``runtime_dir``."""
     vms: Annotated[list[str], msgspec.Meta(min_length=1)]
-    """UUIDs of the VMs, or ``["*"]`` for all."""
+    """UUIDs of the VMs, or ``["*"]`` for all that this peer brings."""
     fingerprint: str = ""
-    """SHA-256 of the certificate's public key (SubjectPublicKeyInfo), hex; with ``name`` too, both must fit."""
+    """SHA-256 of the certificate's public key (its SubjectPublicKeyInfo) as 64 hex digits; ``vmreplica pki issue`` and
+    ``pki show`` print it.
+    """
     name: str = ""
-    """A DNS name or address in the certificate's subjectAltName."""
+    """A DNS name or IP address among the certificate's subject alternative names."""
     trust_group: str = ""
-    """Entries of the same trust group may have the same storage; without it each has a storage of its own."""
+    """Entries of the same trust group may share one storage, for primaries that move VMs among each other."""
 
 
 class AgentSection(Section, frozen=True):
-    """What both agents have. Times are in seconds."""
+    """What both agents have, outside of any table: it comes first in the file."""
 
     tls: TlsSection
     host: str = ""
-    """This host's name as shown to peers and administrators; empty: the system's host name."""
+    """This host's name as shown to peers and administrators."""
     admin_group: str = "vmreplica-admin"
-    """Members of this group may command the agent, beside root; a group that does not exist admits nobody."""
+    """Members of this group may command the agent, beside root and the agent's own user; a group that does not exist
+    admits nobody.
+    """
     nbd_group: str = ""
-    """Members of this group may connect to the NBD sockets of VMs: the one that QEMU runs as, if not as root."""
+    """Members of this group may connect to the NBD sockets of the VMs, beside root: the group that QEMU runs as, e.g.
+    ``kvm`` under libvirt. Empty: nobody else. The group must exist.
+    """
     worker_threads: Threads = 8
-    """Threads for reading, hashing, writing and syncing files."""
+    """Threads for reading, hashing, writing and syncing files; as many more with lower precedence read and hash for
+    compares.
+    """
     tap_command: list[str] = []
-    """Command that starts a tap, ``%i`` for its escaped folder; empty: a detached process of its own."""
+    """Command that starts a tap; ``%i`` in it stands for the tap's folder, escaped as ``systemd-escape --path`` does.
+    Empty: what the agent's unit says (``VMREPLICA_TAP_COMMAND``), and without one the agent starts a detached process.
+    """
     heartbeat_seconds: Seconds = 5.0
-    """Interval of heartbeats on a session."""
+    """Interval of the heartbeats on a session, in seconds."""
     dead_after_seconds: Seconds = 15.0
-    """A peer that is silent for so long is dead."""
+    """A peer that is silent for so many seconds is dead; at least two heartbeats."""
     log_format: Literal["text", "json"] = "text"
     """Form of the log lines on standard error."""
 
@@ -159,11 +188,11 @@ class PrimaryConfig(AgentSection, frozen=True):
     """The primary agent's configuration, /etc/vmreplica/primary.toml."""
 
     state_dir: AbsolutePath = "/var/lib/vmreplica/primary"
-    """State, and the logs of the VMs."""
+    """States and logs of the VMs."""
     runtime_dir: AbsolutePath = "/run/vmreplica/primary"
     """Sockets of the taps."""
     admin_socket: SocketPath = "/run/vmreplica/primary/admin.sock"
-    """The socket of the command."""
+    """The socket of the ``vmreplica`` command."""
     resync: ResyncSection = ResyncSection()
     rates: RatesSection = RatesSection()
 
@@ -176,7 +205,7 @@ class ReplicaConfig(AgentSection, frozen=True):
     runtime_dir: AbsolutePath = "/run/vmreplica/replica"
     """Sockets of exports and promoted VMs."""
     admin_socket: SocketPath = "/run/vmreplica/replica/admin.sock"
-    """The socket of the command."""
+    """The socket of the ``vmreplica`` command."""
     listen: ListenSection = ListenSection()
     storage: StorageSection = StorageSection()
     points: PointsSection = PointsSection()

@@ -1,36 +1,64 @@
-"""The reference of all verbs and exit codes as Markdown, made from the grammar and the error classes.
+"""References as Markdown, made from the code: verbs and exit codes for docs/cli.md, settings for docs/config.md.
 
-``python -m shared.cli.reference docs/cli.md`` writes it between the page's markers; a test checks that it is current.
+``python -m shared.cli.reference docs/cli.md docs/config.md`` writes them between the pages' markers; a test checks that
+they are current.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from shared.cli.arguments import build_parser
 from shared.cli.exit_codes import exit_codes
 from shared.cli.grammar import verb_parsers
+from shared.cli.settings import tables
 
 MARKERS = {
+    "settings": ("<!-- settings: made by python -m shared.cli.reference -->", "<!-- end of settings -->"),
     "verbs": ("<!-- verbs: made by python -m shared.cli.reference -->", "<!-- end of verbs -->"),
     "exit codes": ("<!-- exit codes: made by python -m shared.cli.reference -->", "<!-- end of exit codes -->"),
 }
 
 
+BOTH = "## Both agents"
+PAGE_WIDTH = 120
+
+
 def current(page: str) -> str:
-    """The page with what stands between its markers made anew. Raises ValueError where a marker is missing."""
-    for name, lines in (("verbs", verb_lines()), ("exit codes", exit_code_lines())):
+    """The page with what stands between its markers made anew. Raises ValueError where there are none, or not both."""
+    sources = {"settings": setting_lines, "verbs": verb_lines, "exit codes": exit_code_lines}
+    found = [name for name, (start, _) in MARKERS.items() if start in page]
+    if not found:
+        raise ValueError("the page has no markers")
+    for name in found:
         start, end = MARKERS[name]
-        before, found, rest = page.partition(start)
+        before, _, rest = page.partition(start)
         _, ended, after = rest.partition(end)
-        if not found or not ended:
-            raise ValueError(f"the page has no markers of the {name}")
-        made = "\n".join(lines).strip()
+        if not ended:
+            raise ValueError(f"the page has no end of the {name}")
+        made = "\n".join(sources[name]()).strip()
         page = f"{before}{start}\n\n{made}\n\n{end}{after}"
     return page
+
+
+def setting_lines() -> Iterator[str]:
+    """Every table of the configuration: what it is for, and its keys with type, default and meaning."""
+    for table in tables():
+        holder = f" ({table.holder})" if table.holder else ""
+        yield f"## `{table.written}`{holder}" if table.name else BOTH
+        yield ""
+        for paragraph in table.text:
+            yield from textwrap.wrap(paragraph, PAGE_WIDTH, break_long_words=False, break_on_hyphens=False)
+            yield ""
+        yield "| key | type | default | meaning |"
+        yield "|---|---|---|---|"
+        for each in table.settings:
+            yield f"| `{each.key}` | {_cell(each.type)} | {_cell(each.default)} | {_cell(each.meaning)} |"
+        yield ""
 
 
 def verb_lines() -> Iterator[str]:
@@ -49,7 +77,7 @@ def verb_lines() -> Iterator[str]:
         for action in parser._actions:
             # What all verbs share is told once, on the page itself.
             if not isinstance(action, argparse._HelpAction) and action.dest != "socket":
-                yield f"| `{_cell(_written(action))}` | {_cell(action.help or '')} |"
+                yield f"| `{_cell(written(action))}` | {_cell(action.help or '')} |"
         yield ""
 
 
@@ -59,9 +87,9 @@ def usage(parser: argparse.ArgumentParser) -> str:
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction):
             continue
-        written = _written(action)
+        text = written(action)
         optional = not action.required or action.nargs == "*"
-        parts.append(f"[{written}]" if optional else written)
+        parts.append(f"[{text}]" if optional else text)
     return " ".join(parts)
 
 
@@ -83,7 +111,7 @@ def _leaves(
         yield from _leaves(own, (*path, name))
 
 
-def _written(action: argparse.Action) -> str:
+def written(action: argparse.Action) -> str:
     """An option or argument as it is written, dots where it may be repeated."""
     value = str(action.metavar or "")
     if action.choices is not None:
@@ -100,9 +128,9 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    """Bring the page that is named up to date."""
-    page = Path(sys.argv[1])
-    page.write_text(current(page.read_text(encoding="utf-8")), encoding="utf-8")
+    """Bring the pages that are named up to date."""
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(current(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
