@@ -83,6 +83,11 @@ class PrimaryAgent:
             async with asyncio.timeout(SERVED_SECONDS):
                 await asyncio.gather(*(vm.parts.tap.settled() for vm in self.vms.values()))
 
+    def reload(self, config: PrimaryConfig) -> None:
+        """Take over a new configuration: what all VMs share of it is in force at once. Sessions go on."""
+        self.config = config
+        self.surroundings.adopt(config)
+
     async def _load(self, name: str) -> None:
         folder = f"{self._vms_folder}/{name}"
         try:

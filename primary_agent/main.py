@@ -10,7 +10,6 @@ from primary_agent.agent import PrimaryAgent
 from primary_agent.surroundings import Surroundings
 from shared import service
 from shared.admin.methods import Method
-from shared.config import load_config
 from shared.config_sections import PrimaryConfig
 from shared.ports.real import RealPorts
 from shared.status import VmStatus
@@ -42,9 +41,9 @@ class _Service:
     def methods(self) -> dict[str, Method]:
         return dict(AdminMethods(self._agent).table())
 
-    async def reload(self, path: str) -> None:
-        """Nothing of this configuration but the certificates changes while running; mistakes in it are told."""
-        load_config(path, PrimaryConfig)
+    async def reload(self, config: PrimaryConfig) -> None:
+        """Take over what all VMs share: the rules of resyncs, caps on rates, deadlines."""
+        self._agent.reload(config)
 
 
 def main() -> int:

@@ -15,9 +15,9 @@ from shared.ports import Ports
 from shared.schedule import Window
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Surroundings:
-    """Given to every VM. Times in seconds."""
+    """Given to every VM, and never replaced: ``adopt`` changes what a reload brings into force. Times in seconds."""
 
     ports: Ports
     host: str
@@ -38,8 +38,7 @@ class Surroundings:
     pacing: Rates = field(init=False)
 
     def __post_init__(self) -> None:
-        window = Window.parse(self.resync.window)
-        object.__setattr__(self, "pacing", Rates(self.ports.clock, self.rates, window))
+        self.pacing = Rates(self.ports.clock, self.rates, Window.parse(self.resync.window))
 
     @classmethod
     def of(cls, config: PrimaryConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
@@ -55,6 +54,16 @@ class Surroundings:
             rates=config.rates,
             queue=ResyncQueue(config.resync.at_once),
         )
+
+    def adopt(self, config: PrimaryConfig) -> None:
+        """Take over a new configuration. Heartbeats and deadlines are those of sessions that open from now on."""
+        self.heartbeat = config.heartbeat_seconds
+        self.dead_after = config.dead_after_seconds
+        self.resync = config.resync
+        self.rates = self.pacing.caps = config.rates
+        self.pacing.window = Window.parse(config.resync.window)
+        self.queue.limit = config.resync.at_once
+        self.queue.reconsider()
 
     @property
     def identity(self) -> Identity:

@@ -90,8 +90,13 @@ class ReplicaAgent:
         self.vms.clear()
 
     async def reload(self, config: ReplicaConfig) -> None:
-        """Take over the authorization of a new configuration; connections that it no longer allows are ended."""
+        """Take over a new configuration: what all VMs share of it is in force at once; connections that its
+        authorization no longer allows are ended, and the others go on.
+        """
         self.config = config
+        self.surroundings.adopt(config)
+        for vm in self.vms.values():
+            vm.adopt_surroundings()
         known = set(self.sessions.authorization.storages)
         self.sessions.reauthorize(Authorization.of(config))
         for storage in self.sessions.authorization.storages:

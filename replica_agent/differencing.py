@@ -61,7 +61,7 @@ class DifferencingFile:
         self._clock = clock
         self._vm = vm
         self._sizes = sizes
-        self._reserve = reserve
+        self.reserve = reserve
         self._start = start_of_differences(vm, identity)
         self._cursor = self._start.copy()
         self._offset = FILE_HEADER_BYTES
@@ -208,14 +208,14 @@ class DifferencingFile:
 
     def require_room(self, needed: int) -> int:
         """The bytes that may be used on the volume, at least ``needed``. Raises NoSpaceError."""
-        return require_room(self._files, self.folder, needed, self._reserve)
+        return require_room(self._files, self.folder, needed, self.reserve)
 
     def _append(self, pieces: Sequence[Buffer], *, at: int | None = None) -> None:
         assert self._file is not None
         offset = self._offset if at is None else at
         end = offset + sum(map(len, pieces))
         if end > self._space:
-            self._space = grow(self._files, self.folder, self._file, self._space, end, self._reserve)
+            self._space = grow(self._files, self.folder, self._file, self._space, end, self.reserve)
         try:
             self._file.write_many(offset, pieces)
         except OSError as error:

@@ -10,7 +10,6 @@ from replica_agent.agent import ReplicaAgent
 from replica_agent.parts import Surroundings
 from shared import service
 from shared.admin.methods import Method
-from shared.config import load_config
 from shared.config_sections import ReplicaConfig
 from shared.ports.real import RealPorts
 from shared.status import VmStatus
@@ -41,9 +40,9 @@ class _Service:
     def methods(self) -> dict[str, Method]:
         return dict(AdminMethods(self._agent).table())
 
-    async def reload(self, path: str) -> None:
-        """Take over the authorization entries: connections that they no longer allow are ended."""
-        await self._agent.reload(load_config(path, ReplicaConfig))
+    async def reload(self, config: ReplicaConfig) -> None:
+        """Take over the authorization entries, which end connections that they no longer allow, and what VMs share."""
+        await self._agent.reload(config)
 
 
 def main() -> int:

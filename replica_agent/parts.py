@@ -30,9 +30,10 @@ SPOOL_LIMIT_BYTES = 4 << 30
 RETENTION = Retention()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Surroundings:
-    """What all VMs of a replica agent share. Sizes in bytes, times in seconds.
+    """What all VMs of a replica agent share. Sizes in bytes, times in seconds. It is never replaced: ``adopt`` changes
+    what a reload brings into force.
 
     ``reserve`` is kept free on every volume, so that what was acknowledged can always be applied. A VM's spool above
     ``spool_limit`` makes its primary wait. ``retention`` says which recovery points are kept where a VM has no rules
@@ -71,6 +72,14 @@ class Surroundings:
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,
         )
+
+    def adopt(self, config: ReplicaConfig) -> None:
+        """Take over a new configuration. Heartbeats and deadlines are those of sessions that open from now on."""
+        self.reserve = config.storage.reserve_bytes
+        self.resyncs_at_once = config.storage.resyncs_at_once
+        self.retention = Retention(config.points.newest, config.points.hourly, config.points.limit_bytes)
+        self.heartbeat = config.heartbeat_seconds
+        self.dead_after = config.dead_after_seconds
 
     @property
     def identity(self) -> Identity:

@@ -97,7 +97,7 @@ class Spool:
         self._cursor = Cursor.at(start, inside=False)
         self._received = start
         self._pool = pool
-        self._reserve = reserve
+        self.reserve = reserve
         self._open: _Open | None = None
 
     @property
@@ -285,9 +285,9 @@ class Spool:
         if end <= opened.space:
             return
         folder = self._layout.folder
-        if self._files.free_space(folder) - self._reserve < PLENTY * (end - opened.space):
+        if self._files.free_space(folder) - self.reserve < PLENTY * (end - opened.space):
             self._pool.empty()
-        opened.space = grow(self._files, folder, opened.file, opened.space, end, self._reserve)
+        opened.space = grow(self._files, folder, opened.file, opened.space, end, self.reserve)
 
     def _seal(self, opened: _Open, record: LogRecord) -> None:
         path = opened.file.path

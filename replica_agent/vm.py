@@ -116,6 +116,16 @@ class ReplicaVm:
             parts.resync.close()
         parts.disks.close()
 
+    def adopt_surroundings(self) -> None:
+        """What the surroundings say has changed: the rules of points, and the room that is left alone."""
+        parts, surroundings = self.parts, self.parts.surroundings
+        parts.history.rules = surroundings.retention
+        parts.history.reserve = parts.applier.reserve = surroundings.reserve
+        if parts.applier.spool is not None:
+            parts.applier.spool.reserve = surroundings.reserve
+        if parts.resync is not None:
+            parts.resync.differences.reserve = parts.resync.tracked.reserve = surroundings.reserve
+
     async def fail(self, error: Exception) -> None:
         """This VM can't go on before it was started anew; the others do."""
         text = error.text if isinstance(error, VmreplicaError) else f"{type(error).__name__}: {error}"

@@ -32,7 +32,7 @@ _AT = re.compile(r"(?P<complaint>.*?)(?: - at `(?P<place>.*)`)?", re.DOTALL)
 _TABLE = re.compile(r"\s*\[\[?\s*(?P<name>[^\]]+?)\s*\]")
 
 
-C = TypeVar("C", PrimaryConfig, ReplicaConfig)
+C = TypeVar("C", bound=PrimaryConfig | ReplicaConfig)
 
 
 def load_config(path: str, kind: type[C]) -> C:
@@ -246,7 +246,7 @@ def _check_paths(source: _Source, section: Section, place: Place) -> None:
         here = (*place, field.name)
         if isinstance(value, Section):
             _check_paths(source, value, here)
-        elif field.name == "authorize":
+        elif field.name in ("authorize", "alarms"):
             for number, entry in enumerate(value):
                 _check_paths(source, entry, (*here, number))
         elif field.type in _PATHS and value.startswith("/"):
@@ -263,6 +263,13 @@ def _check_common(source: _Source, config: AgentSection) -> None:
             f"{config.heartbeat_seconds:g} s.",
             "Give at least three heartbeats.",
         )
+    names = [alarm.name for alarm in config.alarms]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise UsageError(
+                f"{source.at(('alarms', number, 'name'))}: {name!r} is another alarm's name too.",
+                "Name each by its own.",
+            )
     if config.tap_command and not any("%i" in word for word in config.tap_command):
         raise UsageError(
             f"{source.at(('tap_command',))} does not say which tap: it has no %i.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -154,6 +155,44 @@ class AuthorizeSection(Section, frozen=True):
     """Entries of the same trust group may share one storage, for primaries that move VMs among each other."""
 
 
+class AlarmSection(Section, frozen=True):
+    """One alarm: of what somebody is told, and by which way. Without an entry nobody is. Times are in seconds."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    """Its name, in messages and for ``vmreplica alarms test``."""
+    health: list[Literal["Normal", "Warning", "Critical"]] = msgspec.field(
+        default_factory=lambda: ["Normal", "Warning", "Critical"]
+    )
+    """Changes of a VM's health to these; ``[]`` for none."""
+    levels: list[Literal["info", "warning", "error"]] = []
+    """All events of these levels, beside changes of health."""
+    events: list[Annotated[int, msgspec.Meta(gt=0)]] = []
+    """Events of these numbers."""
+    vms: list[str] = []
+    """Only of these VMs, by name or UUID; empty: of all, and of the agent itself."""
+    command: list[str] = []
+    """Program and arguments; it gets the alarm as JSON on its standard input, and in its environment."""
+    webhook: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^/\s]+|\Z)")] = ""
+    """Address that the alarm is posted to as JSON. ``http`` only to this host itself."""
+    webhook_ca: OptionalPath = ""
+    """Authorities that the webhook's certificate is checked by, PEM; empty: the system's."""
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=300)] = 15.0
+    """How long one attempt may take; a command is killed then."""
+    hold_seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
+    """An alarm waits so long: what is over by then is not told, and what comes again meanwhile is told once."""
+    per_hour: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60
+    """So many are sent in an hour at most; more wait, and those of the same VM and event become one."""
+
+    def __post_init__(self) -> None:
+        if bool(self.command) == bool(self.webhook):
+            raise ValueError("either command or webhook has to be given, and not both")
+        if self.command and not self.command[0].startswith("/"):
+            raise ValueError(f"the command {self.command[0]!r} is no absolute path")
+        host = (urlsplit(self.webhook).hostname or "") if self.webhook else ""
+        if self.webhook.startswith("http:") and host not in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError(f"{host} is another host: an alarm goes there by https only")
+
+
 class AgentSection(Section, frozen=True):
     """What both agents have, outside of any table: it comes first in the file."""
 
@@ -182,10 +221,14 @@ class AgentSection(Section, frozen=True):
     """A peer that is silent for so many seconds is dead; at least two heartbeats."""
     log_format: Literal["text", "json"] = "text"
     """Form of the log lines on standard error."""
+    alarms: list[AlarmSection] = []
+    """Who is told of what happens, and how."""
 
 
 class PrimaryConfig(AgentSection, frozen=True):
     """The primary agent's configuration, /etc/vmreplica/primary.toml."""
+
+    role: ClassVar[str] = "primary"
 
     state_dir: AbsolutePath = "/var/lib/vmreplica/primary"
     """States and logs of the VMs."""
@@ -199,6 +242,8 @@ class PrimaryConfig(AgentSection, frozen=True):
 
 class ReplicaConfig(AgentSection, frozen=True):
     """The replica agent's configuration, /etc/vmreplica/replica.toml."""
+
+    role: ClassVar[str] = "replica"
 
     state_dir: AbsolutePath = "/var/lib/vmreplica/replica-agent"
     """The agent's own folder."""

@@ -44,6 +44,16 @@ class EventId(IntEnum):
     VERIFY_ENDED = 60072
     VERIFY_DIFFERENT = 60073
     VERIFY_SCHEDULED = 60074
+    AGENT_STARTED = 60201
+    AGENT_STOPPED = 60202
+    RELOADED = 60203
+    NOT_RELOADED = 60204
+    HEALTH_CHANGED = 60205
+    ALARM_FAILED = 60206
+    PEER_REFUSED = 60207
+    CERTIFICATE_ENDS = 60208
+    ALARM_TEST = 60209
+    BYPASSED = 60210
 
 
 _ERRORS = frozenset(
@@ -56,11 +66,24 @@ _ERRORS = frozenset(
         EventId.DAMAGED,
         EventId.DISK_RESIZED,
         EventId.VERIFY_DIFFERENT,
+        EventId.NOT_RELOADED,
+        EventId.BYPASSED,
     }
 )
 _WARNINGS = frozenset(
-    {EventId.WILL_RETRY, EventId.INVALID_STATE, EventId.PROMOTED, EventId.RECOVERED, EventId.LOG_FILLING}
+    {
+        EventId.WILL_RETRY,
+        EventId.INVALID_STATE,
+        EventId.PROMOTED,
+        EventId.RECOVERED,
+        EventId.LOG_FILLING,
+        EventId.ALARM_FAILED,
+        EventId.PEER_REFUSED,
+        EventId.CERTIFICATE_ENDS,
+    }
 )
+LEVELS = ("info", "warning", "error")
+"""From the least to the worst."""
 
 
 def level_of(number: EventId) -> str:
@@ -79,15 +102,16 @@ def make_event(
     before: str = "",
     after: str = "",
     data: dict[str, Any] | None = None,
+    level: str = "",
 ) -> dict[str, Any]:
     """One event as a plain record: ``time`` in seconds since the Unix epoch; ``before`` and ``after`` name
-    states.
+    states. ``level`` is for one whose number does not tell how bad it is.
     """
     return {
         "time": time,
         "event": int(number),
         "name": number.name.lower(),
-        "level": level_of(number),
+        "level": level or level_of(number),
         "text": text,
         "cause": cause,
         "before": before,

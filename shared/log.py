@@ -32,6 +32,7 @@ def configure(log_format: str = "text", stream: TextIO | None = None, *, journal
 
     ``journal`` says whether the stream is systemd's journal; None finds out.
     """
+    set_format(log_format)
     target = stream or sys.stderr
     to_journal = _is_journal(target) if journal is None else journal
     structlog.configure(
@@ -41,7 +42,7 @@ def configure(log_format: str = "text", stream: TextIO | None = None, *, journal
             *([] if to_journal else [structlog.processors.TimeStamper(fmt="iso", utc=True)]),
             structlog.processors.format_exc_info,
             blot_secrets,
-            _renderer(log_format),
+            _render,
             *([cast(Any, _put_priority_in_front)] if to_journal else []),
         ],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
@@ -75,10 +76,20 @@ def _without_secrets(name: str, value: Any) -> Any:
     return value
 
 
-def _renderer(log_format: str) -> Any:
-    if log_format == "json":
-        return structlog.processors.JSONRenderer(default=str)
-    return structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], drop_missing=True)
+def set_format(log_format: str) -> None:
+    """Write lines in that form from now on, also those of loggers that exist."""
+    _present[0] = _RENDERERS[log_format]
+
+
+_RENDERERS: dict[str, Any] = {
+    "json": structlog.processors.JSONRenderer(default=str),
+    "text": structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], drop_missing=True),
+}
+_present = [_RENDERERS["text"]]
+
+
+def _render(logger: Any, method: str, event: Event) -> Any:
+    return _present[0](logger, method, event)
 
 
 def _put_priority_in_front(_logger: Any, method: str, line: str) -> str:

@@ -14,21 +14,24 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from importlib import metadata
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 import uvloop
 
 from shared import log
 from shared.admin.access import Access
-from shared.admin.methods import Method
+from shared.admin.methods import Method, Methods
 from shared.admin.server import JsonRpcServer
 from shared.admin.verbs import READING
 from shared.config import load_config
 from shared.config_sections import AgentSection, PrimaryConfig, ReplicaConfig
 from shared.credentials import FOLDER_VARIABLE, identity_of
 from shared.errors import VmreplicaError
+from shared.operations import Operations
 from shared.ports import Address
+from shared.ports.alarm_ways import RealAlarmWays
+from shared.ports.journal import system_journal
 from shared.ports.kernel import keep_freed_memory
 from shared.ports.real import RealPorts
 from shared.ports.systemd import ServiceManager
@@ -63,8 +66,8 @@ class Service(Protocol):
     def methods(self) -> dict[str, Method]:
         """What the admin socket serves."""
 
-    async def reload(self, path: str) -> None:
-        """Take over what can change of the configuration file while running."""
+    async def reload(self, config: Any) -> None:
+        """Take over what can change of a configuration while running."""
 
     async def vms(self) -> list[VmStatus]:
         """What is known of all VMs, without asking anybody; gives way to others between VMs."""
@@ -101,15 +104,22 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], 
     tls = identity_of(config.tls, os.environ.get(FOLDER_VARIABLE, ""))
     tap_command = config.tap_command or shlex.split(os.environ.get(TAP_COMMAND_VARIABLE, ""))
     real = RealPorts(tls, threads=config.worker_threads, tap_command=tap_command)
+    operations = Operations(
+        config.role, path, config, real.ports, journal=system_journal(os.environ), ways=RealAlarmWays()
+    )
+    real.ports = operations.ports
     service = make(config, real)
     stop, hangup = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    admin = JsonRpcServer(real.network, _admin_address(config), service.methods(), authorize=_access(config))
+    methods = Methods(service.methods())
+    operations.add_methods(methods)
+    admin = JsonRpcServer(real.network, _admin_address(config), methods, authorize=_access(config))
     await real.ports.workers.run(real.ports.files.make_folder, config.runtime_dir)
     _open_to_passers(config.runtime_dir)
+    await operations.open()
     await service.start()
     try:
         await admin.start()
@@ -117,7 +127,8 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], 
         await first_of(service.served(), stop.wait())
         state = _State(service, manager)
         telling = asyncio.create_task(manager.keep_status(state.line))
-        reloading = asyncio.create_task(_reload_on(hangup, path, real, service, state))
+        reloading = asyncio.create_task(_reload_on(hangup, path, real, service, operations, state))
+        await operations.started(metadata.version("vmreplica"), service.vms, real.network.certificate_end)
         manager.ready(await state.line())
         try:
             await stop.wait()
@@ -128,6 +139,7 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], 
             await admin.close()
     finally:
         await _within(STOP_SECONDS, service.stop())
+        await _within(STOP_SECONDS, operations.close())
         await _within(STOP_SECONDS, real.close())
         beating.cancel()
 
@@ -146,15 +158,16 @@ class _State:
         return f"Not reloaded: {self.refused} {line}" if self.refused else line
 
 
-async def _reload_on(hangup: asyncio.Event, path: str, real: RealPorts, service: Service, state: _State) -> None:
+async def _reload_on(
+    hangup: asyncio.Event, path: str, real: RealPorts, service: Service, operations: Operations, state: _State
+) -> None:
     """At each SIGHUP load certificates and configuration anew; where that fails, what was loaded stays in force."""
     while True:
         await hangup.wait()
         hangup.clear()
         state.manager.reloading()
         try:
-            real.network.reload_tls()
-            await service.reload(path)
+            await operations.reload(lambda config: _take_over(real, service, config))
         except VmreplicaError as error:
             state.refused = str(error)
             _log.error("not reloaded", reason=str(error))
@@ -163,6 +176,13 @@ async def _reload_on(hangup: asyncio.Event, path: str, real: RealPorts, service:
             _log.info("reloaded", path=path)
         finally:
             state.manager.ready(await state.line())
+
+
+async def _take_over(real: RealPorts, service: Service, config: Any) -> None:
+    """Put a new configuration in force, with the certificate files as they are now. Raises VmreplicaError."""
+    real.network.reload_tls()
+    await service.reload(config)
+    log.set_format(config.log_format)
 
 
 async def _within(seconds: float, work: Awaitable[None]) -> None:

@@ -36,8 +36,9 @@ class InvalidParamsError(UsageError):
 class Methods(Mapping[str, Method]):
     """Names to methods. Handlers get their parameters validated; a mismatch never reaches them."""
 
-    def __init__(self) -> None:
-        self._methods: dict[str, Method] = {}
+    def __init__(self, known: Mapping[str, Method] | None = None) -> None:
+        """``known`` are offered as well."""
+        self._methods: dict[str, Method] = dict(known or {})
 
     def add(self, name: str, params: type[P], handler: Callable[[P, Client], Awaitable[Any]]) -> None:
         """Offer ``handler`` as ``name``; a name that is taken is a mistake in the program."""

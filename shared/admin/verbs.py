@@ -36,6 +36,10 @@ SUSPEND = "vm.suspend"
 RESUME = "vm.resume"
 REMOVE = "vm.remove"
 RECOVER = "vm.recover"
+CONFIG = "config"
+AGENT_EVENTS = "agent.events"
+ALARMS = "alarms"
+ALARM_TEST = "alarms.test"
 # The primary agent
 ENABLE = "vm.enable"
 STOP = "vm.stop"
@@ -53,7 +57,21 @@ EXPORT = "vm.export"
 UNEXPORT = "vm.unexport"
 FAILOVER = "vm.failover"
 
-READING = frozenset({STATUS, GET, MEASURE, EVENTS, POINTS, RESYNC_SHOW, RESYNC_HISTORY, RESYNC_PLAN})
+READING = frozenset(
+    {
+        STATUS,
+        GET,
+        MEASURE,
+        EVENTS,
+        CONFIG,
+        AGENT_EVENTS,
+        ALARMS,
+        POINTS,
+        RESYNC_SHOW,
+        RESYNC_HISTORY,
+        RESYNC_PLAN,
+    }
+)
 """Methods that change nothing, for viewers."""
 
 
@@ -171,6 +189,22 @@ class EventsParams(AnyVmParams, frozen=True):
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
     after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+
+
+class AgentEventsParams(Params, frozen=True):
+    """``agent.events``: the agent's own, as ``events`` has those of VMs, with ids of a series of their own.
+
+    ``vm`` and ``uuid`` are empty, or of the VM that one is about.
+    """
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
+    after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+
+
+class AlarmTestParams(Params, frozen=True):
+    """``alarms.test``: one entry by its name, or all; {alarms: [...]} as ``alarms``."""
+
+    name: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class ExportParams(VmParams, frozen=True):

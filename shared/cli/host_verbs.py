@@ -45,8 +45,52 @@ def _setup_replica(parser: argparse.ArgumentParser) -> None:
     _setup_role(parser)
 
 
+def _role_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--role", choices=("primary", "replica"), help="only that agent's")
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    add_verbs(parser, CONFIG_VERBS, "action")
+
+
+def _config_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", nargs="?", default="", metavar="FILE", help="the configuration (default: those in /etc/vmreplica)"
+    )
+    parser.add_argument("--role", choices=("primary", "replica"), help="whose it is, where its name does not tell")
+    json_option(parser)
+
+
+def _config_show(parser: argparse.ArgumentParser) -> None:
+    _role_option(parser)
+    json_option(parser)
+
+
+def _alarms(parser: argparse.ArgumentParser) -> None:
+    add_verbs(parser, ALARM_VERBS, "action")
+
+
+def _alarms_test(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="the alarm (default: all)")
+    _config_show(parser)
+
+
 SETUP_VERBS = (
     Verb("primary", "make this host ready to replicate its VMs", "shared.cli.verbs.setup:setup", _setup_role, False),
     Verb("replica", "make this host ready to keep copies", "shared.cli.verbs.setup:setup", _setup_replica, False),
 )
-HOST_VERBS = (Verb("setup", "make this host ready for an agent; safe to run again", "", _setup, agents=False),)
+_CONFIG = "shared.cli.verbs.config"
+CONFIG_VERBS = (
+    Verb("check", "find every mistake in a configuration file", f"{_CONFIG}:check", _config_check, agents=False),
+    Verb("show", "print what is in force, and what in the file waits", f"{_CONFIG}:show", _config_show),
+)
+_ALARMS = "shared.cli.verbs.alarms"
+ALARM_VERBS = (
+    Verb("show", "tell how each alarm does", f"{_ALARMS}:show", _config_show),
+    Verb("test", "send a test by an alarm, or by all", f"{_ALARMS}:test", _alarms_test),
+)
+HOST_VERBS = (
+    Verb("config", "check configuration files, and show what is in force", "", _config, agents=False),
+    Verb("alarms", "look at the alarms of this host's agents, and test them", "", _alarms, agents=False),
+    Verb("setup", "make this host ready for an agent; safe to run again", "", _setup, agents=False),
+)

@@ -54,8 +54,8 @@ def set_up(pair: Pair, *, head: str = "") -> None:
     alpha, beta = pair.alpha, pair.beta
     alpha.shell("vmreplica pki init /root/ca && vmreplica pki issue --ca /root/ca --out /root/pki alpha beta")
     pair.copy_over(alpha, "/root/pki/beta", beta, "/root/pki")
-    alpha.run("vmreplica", "setup", "primary", "--yes", "--pki", "/root/pki/alpha")
-    beta.run("vmreplica", "setup", "replica", "--yes", "--pki", "/root/pki", "--authorize", "alpha=/srv/vmreplica/alpha")
+    alpha.shell("vmreplica setup primary --yes --pki /root/pki/alpha")
+    beta.shell("vmreplica setup replica --yes --pki /root/pki --authorize alpha=/srv/vmreplica/alpha")
     for host, role in ((alpha, "primary"), (beta, "replica")):
         config = host.path(f"/etc/vmreplica/{role}.toml")
         config.write_text(head + config.read_text())

@@ -41,6 +41,16 @@ MASKED = """
     systemd-remount-fs.service ldconfig.service
 """.split()
 
+LEAVE_NO_CGROUP = """
+mount -t cgroup2 cgroup2 "$1/cgroup" && cd "$1/cgroup" || exit
+tries=0
+while [ -d "$2" ] && ! find "$2" -depth -type d -exec rmdir {} + 2>/dev/null && [ $tries -lt 200 ]; do
+    tries=$((tries + 1))
+    echo 1 >"$2/cgroup.kill"
+    sleep 0.02
+done
+"""
+
 
 class HostError(AssertionError):
     """A host did not do what it was told to."""
@@ -157,7 +167,10 @@ class Host:
         (self.folder / "boot-id").write_text(f"{uuid.uuid4()}\n")
         with (self.folder / f"boot-{self.boots}.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [*TIED, *self.network.enter(self.name), "unshare", "--mount", str(BOOT), str(self.folder), self.group, self.name],
+                [
+                    *TIED, *self.network.enter(self.name), "unshare", "--mount",
+                    str(BOOT), str(self.folder), self.group, self.name,
+                ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + BOOT_SECONDS
@@ -205,16 +218,7 @@ class Host:
             self.process.kill()
             self.process.wait()
             self.process = None
-        subprocess.run(
-            [
-                "unshare", "--mount", "sh", "-c",
-                'mount -t cgroup2 cgroup2 "$1/cgroup" || exit; g=$1/cgroup/$2; test -d "$g" || exit 0; '
-                'n=0; while ! find "$g" -depth -type d -exec rmdir {} + 2>/dev/null && [ $n -lt 200 ]; '
-                'do n=$((n+1)); echo 1 >"$g/cgroup.kill"; sleep 0.02; done',
-                "sh", str(self.folder), self.group,
-            ],
-            check=True,
-        )  # fmt: skip
+        subprocess.run(["unshare", "--mount", "sh", "-c", LEAVE_NO_CGROUP, "sh", self.folder, self.group], check=True)
         shutil.rmtree(self.folder)
 
     # --- what is done there

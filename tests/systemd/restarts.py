@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -208,16 +208,16 @@ def is_copying(vm: Vm) -> None:
 def edit_behind(vm: Vm) -> None:
     """Somebody else writes the image: whole disks have to be compared, which waits for its window."""
     vm.initial()
-    in_hours = datetime.datetime.now() + datetime.timedelta(hours=3)  # noqa: DTZ005  # the hosts' local time is ours
-    vm.command("set", f"resync-window={in_hours:%H:%M}-{in_hours + datetime.timedelta(hours=1):%H:%M}")
+    in_hours = dt.datetime.now() + dt.timedelta(hours=3)  # noqa: DTZ005  # the hosts' local time is ours
+    vm.command("set", f"resync-window={in_hours:%H:%M}-{in_hours + dt.timedelta(hours=1):%H:%M}")
     vm.pair.alpha.shell(f"printf vandal | dd of={vm.disk} bs=1 seek={40 * MIB} conv=notrunc status=none")
     vm.write()
 
 
 def open_window(vm: Vm) -> None:
     """The window opens: nobody has to do anything."""
-    now = datetime.datetime.now()  # noqa: DTZ005
-    earlier, later = now - datetime.timedelta(minutes=5), now + datetime.timedelta(hours=1)
+    now = dt.datetime.now()  # noqa: DTZ005
+    earlier, later = now - dt.timedelta(minutes=5), now + dt.timedelta(hours=1)
     vm.command("set", f"resync-window={earlier:%H:%M}-{later:%H:%M}")
     catches_up(vm)
 

@@ -1,0 +1,90 @@
+"""What happened to an agent rather than to one of its VMs: a small store of its own, with the health told last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from shared.errors import StoreDamagedError, VmreplicaError
+from shared.events import EventId, make_event
+from shared.ports import Ports, Store
+
+FOLDER = "agent"
+"""Below the agent's state_dir."""
+HEALTH = "health"
+"""The record with the health of each VM as it was told last, by UUID."""
+
+log = structlog.get_logger(__name__)
+
+
+class AgentEvents:
+    """Opened at the agent's start. A store that fails costs the agent's own events, never its work."""
+
+    def __init__(self, ports: Ports, state_dir: str) -> None:
+        self._ports = ports
+        self._folder = f"{state_dir}/{FOLDER}"
+        self._store: Store | None = None
+        self.error = ""
+        """Why nothing is recorded, where that is so."""
+
+    async def open(self) -> None:
+        """Open the store, or make it; a damaged one is kept aside."""
+        run, files = self._ports.workers.run, self._ports.files
+        try:
+            names = await run(files.list, self._folder)
+            await run(files.make_folder, self._folder)
+            if not names:
+                self._store = await self._ports.stores.open(self._folder, create=True)
+                return
+            try:
+                self._store = await self._ports.stores.open(self._folder)
+            except StoreDamagedError as error:
+                kept = await self._ports.stores.rebuild(self._folder, {})
+                log.warning("the agent's own events begin anew", reason=error.text, kept=kept)
+                self._store = await self._ports.stores.open(self._folder)
+        except (VmreplicaError, OSError) as error:
+            self._failed(error)
+
+    async def note(
+        self,
+        number: EventId,
+        text: str,
+        *,
+        cause: str = "",
+        before: str = "",
+        after: str = "",
+        data: dict[str, Any] | None = None,
+        level: str = "",
+        changes: dict[str, Any] | None = None,
+    ) -> None:
+        """Record an event, and with it changes of records. An event of a VM has ``vm`` and ``uuid`` in its data."""
+        if self._store is None:
+            return
+        now = self._ports.clock.wall()
+        event = make_event(number, text, time=now, cause=cause, before=before, after=after, data=data, level=level)
+        try:
+            await self._store.commit(changes or {}, [event])
+        except (VmreplicaError, OSError) as error:
+            self._failed(error)
+
+    def health(self) -> dict[str, str]:
+        """The health of each VM as it was told last, by UUID."""
+        known = self._store.get(HEALTH) if self._store is not None else None
+        return dict(known) if isinstance(known, dict) else {}
+
+    async def events(self, *, limit: int, after: int) -> list[dict[str, Any]]:
+        """The newest events with an id above ``after``, oldest first, with ``vm`` and ``uuid`` as VMs' events have."""
+        if self._store is None:
+            return []
+        found = await self._store.events(limit=limit, after=after)
+        return [{**event, "vm": event["data"].get("vm", ""), "uuid": event["data"].get("uuid", "")} for event in found]
+
+    async def close(self) -> None:
+        if self._store is not None:
+            await self._store.close()
+            self._store = None
+
+    def _failed(self, error: Exception) -> None:
+        self.error = str(error)
+        log.error("the agent's own events can't be recorded", reason=self.error)
