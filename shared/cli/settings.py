@@ -101,7 +101,9 @@ def _has(kind: type[Section], key: str) -> bool:
 
 
 def _annotations(kind: type[Section]) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(kind, include_extras=True)
+    # Fields only: a constant of the class is no key.
+    return {name: hints[name] for name in kind.__struct_fields__}
 
 
 def _section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
