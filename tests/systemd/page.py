@@ -1,0 +1,47 @@
+"""The commands of a page of the documentation: what its ``console`` blocks tell to type, on which host.
+
+A line ``alpha# command`` is typed at the host alpha; a line without a prompt goes on with the one before (a text for
+``cat``, or a command that ends in a backslash). Consecutive lines of one host in one block are one shell, so that
+variables last as long as a reader would expect.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2] / "docs"
+PROMPT = re.compile(r"(?P<host>[a-z]+)# (?P<line>.*)")
+
+
+@dataclass
+class Typed:
+    """What is typed at one host."""
+
+    host: str
+    lines: str
+
+
+def sections(name: str) -> dict[str, list[Typed]]:
+    """Heading to what is typed below it, in the page's order."""
+    found: dict[str, list[Typed]] = {}
+    heading, inside, typed = "", False, None
+    for line in (DOCS / name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            inside, typed = line == "```console", None
+        elif inside:
+            if match := PROMPT.fullmatch(line):
+                host, text = match["host"], match["line"]
+                if typed is None or typed.host != host:
+                    typed = Typed(host, "")
+                    found[heading].append(typed)
+            elif typed is not None:
+                text = line
+            else:
+                raise AssertionError(f"{name}: no prompt before {line!r}")
+            typed.lines += text + "\n"
+        elif line.startswith("## "):
+            heading = line.removeprefix("## ")
+            found[heading] = []
+    return found
