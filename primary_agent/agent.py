@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import posixpath
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -14,22 +13,22 @@ import structlog
 
 from primary_agent.damaged import DamagedVm
 from primary_agent.description import keeper_of
-from primary_agent.enabling import check_log_room, check_sockets, create, plan_vm, tap_config
-from primary_agent.rebuilding import RECOVERABLE, plan, read_remains, rebuild
+from primary_agent.enabling import check_log_room, check_sockets, create, plan_vm, prepare_tap, tap_config
+from primary_agent.rebuilding import RECOVERABLE, check_unused, plan, read_remains, rebuild
 from primary_agent.record import VmRecord
 from primary_agent.replication import Replication
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
+from primary_agent.trusting import end_distrusted
 from primary_agent.vm import PrimaryVm
 from primary_agent.vm_status import damaged_status
-from protocol.messages import ErrorCode
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
 from shared.errors import InvalidStateError, NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.expiry import agent_problems, certificates_of
 from shared.ports import FileSystem, Ports
 from shared.status import AgentStatus, VmStatus
-from shared.tap_config import CONFIG_NAME, TapConfig, load_config, save_config
+from shared.tap_config import TapConfig, load_config
 from shared.tasks import uninterrupted
 
 REVIVAL_SECONDS = 30.0
@@ -96,17 +95,8 @@ class PrimaryAgent:
         self.surroundings.adopt(config)
 
     def reexamine(self) -> None:
-        """End the sessions with replicas whose certificates would not be accepted any more, and tell them why.
-
-        They are dialled again at once: a replica that has another certificate by now goes on, others are refused.
-        """
-        for vm in self.vms.values():
-            dialled = vm.parts.link.dialled
-            if dialled is None or dialled.channel.closed:
-                continue
-            objection = self.ports.network.trust.objection(dialled.channel.peer)
-            if objection is not None:
-                dialled.channel.refuse(ErrorCode.BUSY, objection.text, objection.remedy)
+        """End the sessions with replicas whose certificates would not be accepted any more, and tell them why."""
+        end_distrusted(self.vms.values(), self.ports.network.trust)
 
     def try_again(self) -> None:
         """Dial the replicas that there is no session with at once."""
@@ -130,7 +120,7 @@ class PrimaryAgent:
         try:
             replication = Replication(store, self.ports.clock, self.surroundings.monitoring)
             config = tap_config(replication.vm, folder, self._runtime_folder(name), self.surroundings.nbd_group)
-            await self.ports.workers.run(_prepare_tap, self.ports.files, folder, config)
+            await self.ports.workers.run(prepare_tap, self.ports.files, folder, config)
         except (VmreplicaError, OSError) as error:
             await store.close()
             await self._damaged(name, folder, error)
@@ -280,7 +270,7 @@ class PrimaryAgent:
         text = f"Replication of {record.name} to {record.replica} was enabled, with {len(record.disks)} disk(s)."
         try:
             await create(store, record, self.ports.clock, text)
-            await self.ports.workers.run(_prepare_tap, self.ports.files, folder, config)
+            await self.ports.workers.run(prepare_tap, self.ports.files, folder, config)
             replication = Replication(store, self.ports.clock, self.surroundings.monitoring)
             replication.keeper = keeper_of(self.ports, folder)
             await replication.describe()
@@ -343,7 +333,7 @@ class PrimaryAgent:
             vm = uuid.UUID(identity).bytes
             remains = await self.ports.workers.run(read_remains, self.ports.files, folder, vm)
             record = plan(remains, vm, replica, self.ports.clock.wall())
-            self._check_unused(record)
+            check_unused(record, [vm.record for vm in self.vms.values()])
             await rebuild(self.ports, folder, remains, record, again.error.text, order)
             await self._load_again(again)
         if (found := self.damaged.get(identity)) is not None:
@@ -354,17 +344,6 @@ class PrimaryAgent:
         del self.damaged[damaged.identity]
         await damaged.leave()
         await self._load(damaged.identity)
-
-    def _check_unused(self, record: VmRecord) -> None:
-        """Nobody took name or disks meanwhile. Raises InvalidStateError."""
-        for other in (vm.record for vm in self.vms.values()):
-            paths = {disk.path for disk in other.disks}
-            taken = next((disk.path for disk in record.disks if disk.path in paths), None)
-            if other.name == record.name or taken is not None:
-                raise InvalidStateError(
-                    f"The VM {other.name} has taken {taken or 'the name'} meanwhile.",
-                    f"Remove one of them: `vmreplica remove {uuid.UUID(bytes=record.vm)}` forgets the damaged one.",
-                )
 
     async def _stop_tap_of(self, folder: str) -> None:
         """Stop the tap of a VM whose own state is damaged, where its configuration can still be read."""
@@ -408,19 +387,3 @@ def _is_vm_folder(name: str) -> bool:
 
 def _is_empty(files: FileSystem, folder: str) -> bool:
     return not files.list(folder)
-
-
-def _prepare_tap(files: FileSystem, folder: str, config: TapConfig) -> None:
-    """The tap's folders and its configuration. Blocks.
-
-    The configuration follows from the VM's record, which may have changed after the file was last written; folders of
-    sockets are gone after a boot.
-    """
-    files.make_folder(posixpath.dirname(config.control_socket))
-    tap_folder = f"{folder}/tap"
-    try:
-        if files.exists(f"{tap_folder}/{CONFIG_NAME}") and load_config(files, tap_folder) == config:
-            return
-    except VmreplicaError:
-        log.warning("the tap's configuration is not readable and is written anew", folder=tap_folder)
-    save_config(files, tap_folder, config)

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import uuid
 from collections.abc import Sequence
 
 import msgspec
+import structlog
 
 from primary_agent.record import DiskRecord, Record, ReplicationRecord, VmRecord, plain
 from shared.admin.verbs import DiskParams, EnableParams
 from shared.config_sections import DEFAULT_PORT
-from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError
+from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError, VmreplicaError
 from shared.events import EventId, make_event
 from shared.ports import Clock, FileSystem, Ports, Store
 from shared.ports.unix_sockets import PATH_MAX
 from shared.rates import size_text
 from shared.states import PrimaryEvent, ReplicationState, primary_transition
-from shared.tap_config import DEFAULT_HOT_REGION, DEFAULT_HOT_REGIONS, SECTOR, TapConfig, TapDisk
+from shared.tap_config import (
+    CONFIG_NAME,
+    DEFAULT_HOT_REGION,
+    DEFAULT_HOT_REGIONS,
+    SECTOR,
+    TapConfig,
+    TapDisk,
+    load_config,
+    save_config,
+)
 
 MAX_NAME = 128
+
+log = structlog.get_logger(__name__)
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -172,6 +185,22 @@ def with_settings_of(config: TapConfig, vm: VmRecord) -> TapConfig:
         hot_regions=vm.hot_regions or DEFAULT_HOT_REGIONS,
         block_device_policy=vm.block_device_policy,
     )
+
+
+def prepare_tap(files: FileSystem, folder: str, config: TapConfig) -> None:
+    """The tap's folders and its configuration. Blocks.
+
+    The configuration follows from the VM's record, which may have changed after the file was last written; folders of
+    sockets are gone after a boot.
+    """
+    files.make_folder(posixpath.dirname(config.control_socket))
+    tap_folder = f"{folder}/tap"
+    try:
+        if files.exists(f"{tap_folder}/{CONFIG_NAME}") and load_config(files, tap_folder) == config:
+            return
+    except VmreplicaError:
+        log.warning("the tap's configuration is not readable and is written anew", folder=tap_folder)
+    save_config(files, tap_folder, config)
 
 
 async def create(store: Store, vm: VmRecord, clock: Clock, text: str) -> None:

@@ -7,6 +7,8 @@ record, and whatever can't be proven ends in a compare of everything (R33, R34; 
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,3 +213,15 @@ def _state_after(known: ReplicationRecord, record: ReplicationRecord, *, propose
     if known.state is _S.REPLICATING and not record.causes:
         return _S.REPLICATING
     return _S.WAITING_FOR_START_RESYNCHRONIZE
+
+
+def check_unused(record: VmRecord, others: Iterable[VmRecord]) -> None:
+    """Nobody took name or disks meanwhile. Raises InvalidStateError."""
+    for other in others:
+        paths = {disk.path for disk in other.disks}
+        taken = next((disk.path for disk in record.disks if disk.path in paths), None)
+        if other.name == record.name or taken is not None:
+            raise InvalidStateError(
+                f"The VM {other.name} has taken {taken or 'the name'} meanwhile.",
+                f"Remove one of them: `vmreplica remove {uuid.UUID(bytes=record.vm)}` forgets the damaged one.",
+            )
