@@ -11,7 +11,7 @@ from primary_agent.pacing import Bucket
 from primary_agent.tap_link import TapLink
 from shared.errors import UnreachableError, VmreplicaError
 from shared.ports import Clock
-from shared.status import HeldBack
+from shared.progress_status import HeldBack
 from shared.tap_control import TapStatus
 from shared.tasks import Signal
 

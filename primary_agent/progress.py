@@ -11,9 +11,9 @@ from protocol.messages import ResyncKind
 from shared.channel import Channel
 from shared.map_file import Range
 from shared.ports import Clock
+from shared.progress_status import DiskProgress, HeldBack, ProgressStatus
 from shared.rates import RateMeter
 from shared.resync_runs import RunDisk
-from shared.status import DiskProgress, HeldBack, ProgressStatus
 
 STARTING = "starting"
 WAITING = "waiting"

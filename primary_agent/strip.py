@@ -13,7 +13,7 @@ import numpy as np
 
 from protocol.messages import BLOCK_SIZE
 from shared.map_file import Range
-from shared.status import StripStatus
+from shared.progress_status import StripStatus
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,8 @@ from primary_agent.verify_files import VerifyFiles
 from primary_agent.verify_reading import LiveReader
 from protocol.messages import BLOCK_SIZE
 from protocol.position import Position
+from shared.progress_status import HeldBack
 from shared.states import ReplicationState
-from shared.status import HeldBack
 from shared.tap_control import Sealed, TapClient
 from shared.tasks import together, uninterrupted
 

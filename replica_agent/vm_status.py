@@ -9,8 +9,9 @@ from replica_agent.vm import ReplicaVm
 from shared.errors import VmreplicaError
 from shared.expiry import certificates_of_link
 from shared.health import assessed
+from shared.progress_status import DiskProgress, ProgressStatus
 from shared.states import ReplicationState
-from shared.status import Cause, CutStatus, DiskProgress, DiskStatus, LinkStatus, ProgressStatus, VmStatus
+from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, VmStatus
 
 
 def status_of(vm: ReplicaVm) -> VmStatus:

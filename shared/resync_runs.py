@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from shared.status import Cause, ProgressStatus
+from shared.progress_status import ProgressStatus
+from shared.status import Cause
 
 COMMITTED = "committed"
 CANCELLED = "cancelled"

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from shared.cli.console import Palette
 from shared.cli.strip import LEGEND, strip_text
 from shared.cli.text import shortened
+from shared.progress_status import ProgressStatus
 from shared.rates import duration_text, size_text
 from shared.states import ReplicationState
-from shared.status import ProgressStatus, VmStatus
+from shared.status import VmStatus
 
 KINDS = {
     "initial": "initial replication",

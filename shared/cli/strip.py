@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from shared.cli.console import Palette
-from shared.status import StripStatus
+from shared.progress_status import StripStatus
 
 NOT_YET, EQUAL, DIFFERENT, SENT, SETTLED, OUTSIDE = "·", "━", "◆", "▲", "■", " "
 LEGEND = f"{EQUAL} equal  {DIFFERENT} different  {SENT} sent  {SETTLED} durable there  {NOT_YET} not yet"

@@ -14,8 +14,8 @@ import pytest
 from primary_agent import backing_off
 from primary_agent.admin import with_settings
 from shared.cli.progress import progress_line
+from shared.progress_status import HeldBack
 from shared.states import ReplicationState
-from shared.status import HeldBack
 from tests.faults.shim import Action, Operation, Shim
 from tests.pair.rig import MIB, Pair
 

@@ -8,8 +8,9 @@ import pytest
 
 from shared.health import assessed, log_level
 from shared.measures import Statistics
+from shared.progress_status import ProgressStatus
 from shared.states import ReplicationState
-from shared.status import Cause, DiskStatus, LinkStatus, ProgressStatus, TapStatus, VmStatus
+from shared.status import Cause, DiskStatus, LinkStatus, TapStatus, VmStatus
 
 NOW = 1_700_000_000.0
 

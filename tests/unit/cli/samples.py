@@ -6,16 +6,15 @@ from typing import Any
 
 import msgspec
 
+from shared.progress_status import DiskProgress, ProgressStatus
 from shared.status import (
     AgentRole,
     AgentStatus,
     Cause,
     CutStatus,
-    DiskProgress,
     DiskStatus,
     ExportStatus,
     LinkStatus,
-    ProgressStatus,
     TapStatus,
     VmStatus,
 )

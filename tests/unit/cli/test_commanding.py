@@ -11,7 +11,8 @@ import pytest
 
 from shared.admin import verbs as admin
 from shared.errors import InvalidStateError, NoSpaceError
-from shared.status import Cause, LinkStatus, PointsStatus, PointStatus, ProgressStatus, VmStatus, to_plain
+from shared.progress_status import ProgressStatus
+from shared.status import Cause, LinkStatus, PointsStatus, PointStatus, VmStatus, to_plain
 from tests.unit.cli.conftest import WAIT, CannedAgent, Command
 from tests.unit.cli.samples import NOW, URI, UUID, agent, cut, healthy, replica
 

@@ -13,7 +13,8 @@ from shared.cli.progress import (
     progress_lines,
     short_progress,
 )
-from shared.status import Cause, HeldBack, LinkStatus, ProgressStatus, VmStatus
+from shared.progress_status import HeldBack, ProgressStatus
+from shared.status import Cause, LinkStatus, VmStatus
 from tests.unit.cli.samples import NOW, healthy, replica, resynchronizing, two_disks
 
 GIB = 1 << 30

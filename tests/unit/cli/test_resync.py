@@ -12,6 +12,7 @@ from shared.cli.console import Palette
 from shared.cli.progress import progress_lines
 from shared.cli.resync_text import history_lines, plan_lines, report_lines
 from shared.cli.strip import strip_text
+from shared.progress_status import DiskProgress, ProgressStatus, StripStatus
 from shared.resync_runs import (
     COMMITTED,
     Forecast,
@@ -23,7 +24,7 @@ from shared.resync_runs import (
     RunHistory,
     RunStep,
 )
-from shared.status import Cause, DiskProgress, ProgressStatus, StripStatus, to_plain
+from shared.status import Cause, to_plain
 from tests.unit.cli.conftest import Command
 from tests.unit.cli.samples import NOW, OTHER_UUID, healthy, resynchronizing
 

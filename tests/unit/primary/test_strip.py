@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from primary_agent.strip import CELLS_IN_ALL, DiskStrip
 from protocol.messages import BLOCK_SIZE
-from shared.status import StripStatus
+from shared.progress_status import StripStatus
 
 MIB = 1 << 20
 GIB = 1 << 30
