@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "packaging" / "prometheus"
 DASHBOARD = ROOT / "packaging" / "grafana" / "vmreplica.json"
 PAGE = ROOT / "docs" / "monitoring.md"
-NAMES = {metric.name for metric in (*AGENT_METRICS, *VM_METRICS)}
+NAMES = {metric.name for metric in AGENT_METRICS} | {metric.name for metric in VM_METRICS}
 BASE = {"vm": "web", "uuid": UUID, "role": "primary"}
 
 
