@@ -54,6 +54,8 @@ class PrimaryAgent:
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
+        self.problems: Callable[[], list[str]] = list
+        """What concerns the agent as a whole."""
         self._changing = asyncio.Lock()
         self._revivals: set[asyncio.Task[None]] = set()
 
@@ -189,6 +191,7 @@ class PrimaryAgent:
             time=now,
             certificate_not_after_time=self.certificate_end(),
             vms=sorted([*statuses, *damaged], key=lambda vm: vm.name),
+            problems=self.problems(),
         )
 
     async def events(self, name: str | None, *, limit: int, after: int) -> list[dict[str, Any]]:

@@ -66,6 +66,8 @@ class ReplicaAgent:
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
+        self.problems: Callable[[], list[str]] = list
+        """What concerns the agent as a whole."""
         self.exposed: list[Callable[[ReplicaVm, Position], None]] = []
         """Called synchronously whenever the disks of a VM are exactly at a new point, and at its start."""
         self._changing = asyncio.Lock()
@@ -247,6 +249,7 @@ class ReplicaAgent:
             certificate_not_after_time=self.certificate_end(),
             listening=[str(listener.address)] if listener is not None else [],
             vms=sorted(statuses, key=lambda vm: vm.name),
+            problems=self.problems(),
         )
 
     async def events(self, name: str | None, *, limit: int, after: int) -> list[dict[str, Any]]:

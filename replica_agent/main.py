@@ -28,6 +28,7 @@ class _Service:
         self._agent.certificate_end = real.network.certificate_end
         volumes = self._agent.surroundings.volumes
         self._monitoring = Monitoring(real.ports, config.metrics, volumes, self._status)
+        self._agent.problems = self._monitoring.problems
 
     async def start(self) -> None:
         await self._agent.start()
