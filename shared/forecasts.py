@@ -120,8 +120,14 @@ def _log(status: VmStatus) -> Iterator[Reason]:
         f"({size_text(tap.log_used_bytes)} of {size_text(tap.log_limit_bytes)} are used). Past the limit the dirty map "
         "takes over: the VM is not affected, and what changed since is compared."
     )
-    remedy = f"Restore the link before that, or raise the limit: `vmreplica set {status.name} log-limit=SIZE`."
-    yield Health.WARNING, text, remedy
+    raised = f"raise the limit: `vmreplica set {status.name} log-limit=SIZE`."
+    yield (
+        Health.WARNING,
+        text,
+        f"Restore the link before that, or {raised}"
+        if not status.link.connected
+        else (f"Cuts are not acknowledged as fast as the VM writes; if that lasts, {raised}"),
+    )
 
 
 def _state_volume(status: VmStatus) -> Iterator[Reason]:

@@ -20,6 +20,7 @@ from shared.forecasts import (
 from shared.health import assessed, measured
 from shared.measures import Statistics
 from shared.states import ReplicationState
+from shared.stats import ReplicationStatistics
 from shared.status import Cause, CutStatus, LinkStatus, TapStatus, VmStatus
 
 NOW = 1_700_000_000.0
@@ -239,3 +240,16 @@ def test_nothing_is_forecast_for_what_was_failed_over() -> None:
 def test_what_an_interval_promises(interval: float, promised: float) -> None:
     assert promised_lag(interval) == promised
     assert vm("primary", interval_seconds=interval).promised_lag_seconds == promised
+
+
+def test_a_reset_of_the_figures_clears_the_warnings_that_rest_on_them() -> None:
+    counted = ReplicationStatistics(None, NOW - 7200)
+    counted.tick(NOW - 7200, 0.0, 30.0)
+    counted.tick(NOW - 100, 7000.0, 30.0)
+    counted.acknowledged(NOW - 50, latency=31.0, size=1)
+    before = vm("primary", statistics=counted.report(NOW))
+    assert (before.health, len(before.reasons)) == ("Warning", 2)
+    counted.reset(NOW)
+    assert vm("primary", statistics=counted.report(NOW)).health == "Normal"
+    # What is still so is still told.
+    assert vm("primary", statistics=counted.report(NOW), lag_seconds=4000.0).health == "Warning"
