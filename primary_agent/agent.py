@@ -62,6 +62,8 @@ class PrimaryAgent:
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
         self.unseen_processes = 0
         """Processes whose open files could not be seen by the last look who uses the disks."""
+        self.problems: Callable[[], list[str]] = list
+        """What concerns the agent as a whole."""
         self._changing = asyncio.Lock()
         self._revivals: set[asyncio.Task[None]] = set()
 
@@ -219,9 +221,9 @@ class PrimaryAgent:
             time=now,
             certificate_not_after_time=self.certificate_end(),
             certificates=certificates_of(self.ports.network.trust),
-            problems=agent_problems(self.ports.network.trust, now),
             unseen_processes=self.unseen_processes,
             vms=sorted([*statuses, *damaged], key=lambda vm: vm.name),
+            problems=[*agent_problems(self.ports.network.trust, now), *self.problems()],
         )
 
     async def known(self) -> list[VmStatus]:

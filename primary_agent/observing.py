@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.events import EventId
-from shared.health import LOG_FRACTIONS, log_level, log_text
+from shared.forecasts import LOG_FRACTIONS
+from shared.health import log_level, log_text
 from shared.rates import RateMeter
 from shared.tap_control import LogUsage, TapStatus
 

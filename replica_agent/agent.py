@@ -70,6 +70,8 @@ class ReplicaAgent:
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
         self.arrivals: Callable[[], LimitsStatus] = LimitsStatus
         """What is known of connections before their handshake is over."""
+        self.problems: Callable[[], list[str]] = list
+        """What concerns the agent as a whole."""
         self.exposed: list[Callable[[ReplicaVm, Position], None]] = []
         """Called synchronously whenever the disks of a VM are exactly at a new point, and at its start."""
         self._changing = asyncio.Lock()
@@ -259,10 +261,10 @@ class ReplicaAgent:
             time=now,
             certificate_not_after_time=self.certificate_end(),
             certificates=certificates_of(self.ports.network.trust),
-            problems=agent_problems(self.ports.network.trust, now),
             listening=[str(listener.address)] if listener is not None else [],
             limits=self.sessions.add_to(self.arrivals()),
             vms=sorted(statuses, key=lambda vm: vm.name),
+            problems=[*agent_problems(self.ports.network.trust, now), *self.problems()],
         )
 
     async def known(self) -> list[VmStatus]:

@@ -174,7 +174,7 @@ class MetricsSection(Section, frozen=True):
         try:
             split_listen(self.listen)
         except UsageError as error:
-            raise ValueError(f"{error.text} {error.remedy}") from None
+            raise ValueError(f"{error.text} {error.remedy}".removesuffix(".")) from None
 
 
 def split_listen(text: str) -> tuple[str, int] | None:

@@ -18,6 +18,8 @@ PROMISED_INTERVALS = 3
 """The newest recovery point is not to be older than so many intervals, and not than the floor."""
 EARLY_FRACTION = 2 / 3
 """Of the promised age: from there on it is told that it will be missed."""
+LOG_FRACTIONS = (0.5, 0.75, 0.9)
+"""Of the log's limit: each that is passed is told, whatever the rate."""
 LOG_SOON_SECONDS = 4 * 3600.0
 VOLUME_SOON_SECONDS = 24 * 3600.0
 STATE_ROOM_BYTES = 64 << 20
@@ -113,15 +115,19 @@ def _log(status: VmStatus) -> Iterator[Reason]:
         return
     behind = status.lag_seconds is None or status.lag_seconds > 2 * status.interval_seconds
     replicating = status.state_code == ReplicationState.REPLICATING
-    if status.link.connected and replicating and not behind:
+    told_by_level = tap.log_used_bytes >= LOG_FRACTIONS[0] * tap.log_limit_bytes
+    if told_by_level or (status.link.connected and replicating and not behind):
         return
     text = (
         f"The replication log is full in {duration_text(tap.log_full_seconds)} at the present rate "
         f"({size_text(tap.log_used_bytes)} of {size_text(tap.log_limit_bytes)} are used). Past the limit the dirty map "
         "takes over: the VM is not affected, and what changed since is compared."
     )
-    remedy = f"Restore the link before that, or raise the limit: `vmreplica set {status.name} log-limit=SIZE`."
-    yield Health.WARNING, text, remedy
+    raised = f"raise the limit: `vmreplica set {status.name} log-limit=SIZE`."
+    if status.link.connected:
+        yield Health.WARNING, text, f"Cuts are not acknowledged as fast as the VM writes; if that lasts, {raised}"
+    else:
+        yield Health.WARNING, text, f"Restore the link before that, or {raised}"
 
 
 def _state_volume(status: VmStatus) -> Iterator[Reason]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from shared import expiry
-from shared.forecasts import forecasts, long_behind, promised_lag
+from shared.forecasts import LOG_FRACTIONS, forecasts, long_behind, promised_lag
 from shared.measures import Statistics
 from shared.rates import duration_text, size_text
 from shared.states import Health, ReplicationState
@@ -20,8 +20,6 @@ from shared.status import DiskStatus, VmStatus
 
 MISSED_FRACTION = 0.2
 DISCONNECTED_GRACE_SECONDS = 30.0
-LOG_FRACTIONS = (0.5, 0.75, 0.9)
-"""Of the log's limit: each that is passed is told."""
 
 _INITIAL = (
     ReplicationState.READY_FOR_INITIAL_REPLICATION,

@@ -6,13 +6,21 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import structlog
+
 from shared.config_sections import MetricsSection, split_listen
+from shared.errors import VmreplicaError
 from shared.ports import Address, Ports
 from shared.status import AgentStatus
 from shared.volumes import VolumeWatch
 
 if TYPE_CHECKING:
     from shared.metrics_server import MetricsServer
+
+LISTEN_AGAIN_SECONDS = 30.0
+"""An address that could not be listened on is tried again after so long."""
+
+log = structlog.get_logger(__name__)
 
 Ask = Callable[[], Awaitable[AgentStatus]]
 """Asks the agent for its whole status."""
@@ -27,34 +35,57 @@ async def metrics_text(ports: Ports, ask: Ask) -> bytes:
 
 
 class Monitoring:
-    """Runs beside one agent, from its start to its end."""
+    """Runs beside one agent, from start to end. An address that is taken never keeps the agent from its work."""
 
     def __init__(self, ports: Ports, section: MetricsSection, volumes: VolumeWatch, ask: Ask) -> None:
         self._ports = ports
         self._listen = split_listen(section.listen)
         self._volumes = volumes
         self._ask = ask
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._server: MetricsServer | None = None
+        self._problem = ""
+
+    def problems(self) -> list[str]:
+        """What does not work, for the agent's status."""
+        return [self._problem] if self._problem else []
 
     async def start(self) -> None:
-        """Look at the volumes from now on, and listen where that is configured. Raises what listening raises."""
-        if self._listen is not None:
-            from shared.metrics import CONTENT_TYPE  # noqa: PLC0415
-            from shared.metrics_server import MetricsServer  # noqa: PLC0415
-
-            address = Address(host=self._listen[0], port=self._listen[1])
-            self._server = MetricsServer(self._ports.network, address, self._text, CONTENT_TYPE)
-            await self._server.start()
-        self._watch = asyncio.get_running_loop().create_task(self._volumes.run())
+        """Look at the volumes from now on, and listen where that is configured."""
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._volumes.run()))
+        if self._listen is not None and not await self._serve(*self._listen):
+            self._tasks.append(loop.create_task(self._serve_later(*self._listen)))
 
     async def stop(self) -> None:
         """End both."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._server is not None:
             await self._server.close()
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+
+    async def _serve(self, host: str, port: int) -> bool:
+        """Listen; where that fails it is told once, and shown until it works."""
+        from shared.metrics import CONTENT_TYPE  # noqa: PLC0415
+        from shared.metrics_server import MetricsServer  # noqa: PLC0415
+
+        server = MetricsServer(self._ports.network, Address(host=host, port=port), self._text, CONTENT_TYPE)
+        try:
+            await server.start()
+        except VmreplicaError as error:
+            if not self._problem:
+                log.error("metrics are not offered", reason=str(error))
+            self._problem = f"Metrics are not offered: {error}"
+            return False
+        self._server, self._problem = server, ""
+        return True
+
+    async def _serve_later(self, host: str, port: int) -> None:
+        while True:
+            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
+            if await self._serve(host, port):
+                return
 
     async def _text(self) -> bytes:
         return await metrics_text(self._ports, self._ask)

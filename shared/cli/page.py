@@ -68,6 +68,10 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
     yield "uuid", vm.uuid
     if vm.folder:
         yield "folder", vm.folder
+    if vm.store_free_bytes is not None:
+        full = vm.store_full_seconds
+        soon = "" if full is None else f", full in {duration_text(full)} at the rate of the last hour"
+        yield "volume", f"{size_text(vm.store_free_bytes)} free{soon}"
 
 
 def _numbered(label: str, texts: list[str]) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -110,10 +111,34 @@ def test_prometheus_reads_both_agents(hosts: Hosts) -> None:
         assert len(group["rules"]) == len(re.findall(r"- alert:", RULES.read_text()))
         for expression in expressions():
             assert watching.ask("query", query=expression) is not None, expression
-        hosts.kill("replica")
+        measures_and_resets(hosts)
+        hosts.kill("primary")
         for _ in patience("an alert on the agent that is gone", told):
             if watching.values('ALERTS{alertname="VmreplicaAgentDown"}') == [1]:
                 break
+        # The replica counts the cycles in which it receives nothing, whatever the primary has come to.
+        hosts.wait("a missed cycle", "replica", lambda vm: vm["statistics"]["missed_replication_count"])
+
+
+def measures_and_resets(hosts: Hosts) -> None:
+    """Figures and churn of what was just written, and a reset of the figures at both sides, each with its event."""
+    writes = [word for block in range(8) for word in ("-c", f"write -P {block + 1} {block * 64}k 64k")]
+    subprocess.run(["qemu-io", "-f", "raw", *writes, "-c", "flush", *hosts.uris], check=True, stdout=subprocess.DEVNULL)
+    hosts.caught_up()
+    churn = hosts.call("primary", "vm.churn", vm=VM)
+    ((disk,), path) = (churn["disks"], str(hosts.disks[0]))
+    assert (disk["path"], disk["regions"][0]["offset"], disk["written_regions"]) == (path, 0, 1)
+    assert churn["bytes_per_second"] * max(churn["counted_seconds"], 1) >= 500_000
+    for role in ("primary", "replica"):
+        before = hosts.call(role, "vm.measure", vm=VM)
+        assert before["successful_replication_count"] > 0
+        assert (before["replication_health"], before["replication_health_details"]) == ("Normal", [])
+        after = hosts.call(role, "vm.measure_reset", vm=VM)
+        assert after["successful_replication_count"] <= 1 < before["replications_since_start"]
+        assert after["monitoring_start_time"] > before["monitoring_start_time"]
+        assert after["replications_since_start"] >= before["replications_since_start"]
+        (event,) = [each for each in hosts.events(role) if each["cause"] == "statistics reset"]
+        assert event["data"]["uid"] == os.getuid()
 
 
 def expressions() -> Iterator[str]:

@@ -59,6 +59,15 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
     assert (second.name, second.vms, second.storage) == ("b.example", ["*"], "/x")
 
 
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("", None), ("127.0.0.1:9441", ("127.0.0.1", 9441)), ("[::1]:1", ("::1", 1)), ("beta:65535", ("beta", 65535))],
+)
+def test_where_metrics_are_offered(tmp_path: Path, text: str, address: tuple[str, int] | None) -> None:
+    loaded = load(tmp_path, f'monitoring_seconds = 3600\n{TLS}[metrics]\nlisten = "{text}"\n', PrimaryConfig)
+    assert (config.split_listen(loaded.metrics.listen), loaded.monitoring_seconds) == (address, 3600)
+
+
 MISTAKES = {
     "unknown key": ("hots = 'x'\n" + TLS, ":1: hots is no known key", "Did you mean host?"),
     "unknown key in a table": (TLS + "crll = '/x'\n", ":5: tls.crll is no known key", "Did you mean crl?"),
@@ -77,6 +86,22 @@ MISTAKES = {
     "time of zero": ("heartbeat_seconds = 0\n" + TLS, ":1: heartbeat_seconds", "docs/config.md"),
     "wrong word": ("log_format = 'xml'\n" + TLS, ":1: log_format: Invalid enum value 'xml'", "docs/config.md"),
     "relative path": ("state_dir = 'var'\n" + TLS, ":1: state_dir", "docs/config.md"),
+    "monitoring interval too short": (
+        "monitoring_seconds = 60\n" + TLS,
+        ":1: monitoring_seconds: Expected `float` >= 3600",
+        "docs/config.md",
+    ),
+    "no port for metrics": (
+        TLS + "[metrics]\nlisten = '127.0.0.1'\n",
+        "'127.0.0.1' is no address and port",
+        "docs/config.md",
+    ),
+    "port out of range": (TLS + "[metrics]\nlisten = '[::1]:65536'\n", "65536 is no TCP port", "docs/config.md"),
+    "IPv6 without brackets": (
+        TLS + "[metrics]\nlisten = '::1:9441'\n",
+        "Write 127.0.0.1:9441 or [::1]:9441.",
+        "docs/config.md",
+    ),
     "relative path of the list": (TLS + "crl = 'x'\n", ":5: tls.crl", "docs/config.md"),
     "path that is not plain": ("state_dir = '/a/../b'\n" + TLS, ":1: state_dir: '/a/../b' is not", "Leave out"),
     "long socket": (f"admin_socket = '/{'x' * 107}'\n" + TLS, ":1: admin_socket", "docs/config.md"),

@@ -97,3 +97,53 @@ def test_durations_in_words(seconds: float, words: str) -> None:
 )
 def test_sizes_in_words(count: int, words: str) -> None:
     assert size_text(count) == words
+
+
+def test_a_reset_forgets_what_was_counted_and_keeps_when_it_happened() -> None:
+    statistics = ReplicationStatistics(None, 0.0)
+    statistics.initial(1234)
+    statistics.acknowledged(10.0, latency=2.0, size=100)
+    statistics.failed(11.0)
+    statistics.tick(0.0, 0.0, 30.0)
+    statistics.tick(200.0, 200.0, 30.0)
+    statistics.reset(300.0)
+    report = statistics.report(310.0)
+    assert (report.successful_replication_count, report.missed_replication_count, report.replication_errors) == (
+        0,
+        0,
+        0,
+    )
+    assert report.average_replication_latency_seconds is None
+    assert (report.monitoring_start_time, report.monitoring_end_time) == (300.0, 310.0)
+    assert (report.initial_replication_bytes, report.last_replication_time) == (1234, 10.0)
+    # Counters that never go back go on.
+    assert (report.replications_since_start, report.errors_since_start, report.missed_since_start) == (1, 1, 6)
+
+
+@pytest.mark.parametrize("monitoring", [3600.0, 7 * 86400.0])
+def test_the_monitoring_interval_is_what_it_is_set_to(monitoring: float) -> None:
+    statistics = ReplicationStatistics(None, 0.0, monitoring_seconds=monitoring)
+    step = monitoring / 24
+    for number in range(48):
+        statistics.acknowledged(number * step, latency=1.0, size=1)
+    report = statistics.report(47 * step)
+    assert 22 <= report.successful_replication_count <= 24
+    assert report.monitoring_interval_seconds == monitoring
+    assert statistics.bytes_per_second(47 * step) == pytest.approx(1 / step, rel=0.1)
+
+
+def test_figures_are_due_once_an_interval_also_over_restarts_and_clocks_set_back() -> None:
+    statistics = ReplicationStatistics(None, 100.0)
+    assert not statistics.is_due(100.0 + MONITORING_SECONDS - 1)
+    again = ReplicationStatistics(statistics.plain(), 5000.0)
+    assert again.is_due(100.0 + MONITORING_SECONDS)
+    again.told(100.0 + MONITORING_SECONDS)
+    assert not again.is_due(100.0 + 2 * MONITORING_SECONDS - 1)
+    assert again.is_due(100.0 + 2 * MONITORING_SECONDS)
+    assert not again.is_due(50.0)
+    assert again.is_due(50.0 + MONITORING_SECONDS)
+
+
+def test_a_record_of_an_older_version_is_read() -> None:
+    old = {"start": 5.0, "buckets": [{"start": 6.0, "successful": 3, "bytes_total": 30, "bytes_max": 10}]}
+    assert ReplicationStatistics(old, 10.0).report(10.0).successful_replication_count == 3

@@ -19,7 +19,7 @@ import pytest
 
 from shared.admin import verbs as admin
 from shared.admin.access import Access
-from shared.admin.methods import Methods, Params
+from shared.admin.methods import Methods, NoParams, Params
 from shared.admin.server import Client, JsonRpcServer
 from shared.errors import NotFoundError, VmreplicaError
 from shared.ports import Address
@@ -35,6 +35,9 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.STATUS: admin.AnyVmParams,
     admin.GET: admin.AnyVmParams,
     admin.MEASURE: admin.VmParams,
+    admin.MEASURE_RESET: admin.VmParams,
+    admin.METRICS: NoParams,
+    admin.CHURN: admin.ChurnParams,
     admin.EVENTS: admin.EventsParams,
     admin.AUDIT: admin.AuditParams,
     admin.SUSPEND: admin.VmParams,

@@ -112,3 +112,19 @@ def test_unknown_figures_are_left_out() -> None:
     vm = VmStatus(name="x", uuid="u", role="primary", state="ReadyForInitialReplication", state_code=1)
     labels = [line.split()[0] for line in page(vm)]
     assert labels == ["x", "summary", "state", "health", "interval", "link", "uuid"]
+
+
+def test_the_volume_and_when_it_is_full() -> None:
+    known = msgspec.structs.replace(healthy(), store_free_bytes=3 << 30)
+    assert page(known)[-1] == "  volume        3.0 GiB free"
+    filling = msgspec.structs.replace(known, store_full_seconds=11520.0)
+    assert page(filling)[-1] == "  volume        3.0 GiB free, full in 3 h 12 min at the rate of the last hour"
+
+
+def test_a_failure_that_does_not_heal_by_itself_says_so() -> None:
+    link = LinkStatus(
+        peer="beta:7443", attempts=1, since_time=NOW - 60, last_error="Not authorized.", retryable=False,
+        next_attempt_seconds=240.0,
+    )  # fmt: skip
+    (line,) = [line for line in page(msgspec.structs.replace(healthy(), link=link)) if line.startswith("  link")]
+    assert line.endswith("Not authorized; it does not heal by itself; next attempt in 4 min 0 s")

@@ -14,7 +14,6 @@ from shared.admin import verbs as admin
 from shared.cli.connection import connect_error
 from shared.errors import ForbiddenError, UnreachableError
 from shared.events import EventId, make_event
-from shared.measures import Statistics
 from shared.status import to_plain
 from tests.unit.cli.conftest import Command
 from tests.unit.cli.samples import NOW, UUID, agent, healthy, replica, resynchronizing
@@ -278,15 +277,6 @@ def test_get_shows_how_resyncs_start_in_columns(vmreplica: Command) -> None:
     ]
     assert "  resync-read-rate     =  50.0 MiB/s by day, none by night" in lines
     assert "  resync-send-rate     =  none" in lines
-
-
-def test_measure(vmreplica: Command) -> None:
-    canned = vmreplica.agent()
-    canned.answers[admin.MEASURE] = to_plain(Statistics(successful_replication_count=7))
-    assert "  successful replication count  7" in vmreplica("measure").lines
-    [vm] = json.loads(vmreplica("measure", "web", "--json").out)["vms"]
-    assert vm["statistics"]["successful_replication_count"] == 7
-    assert canned.calls[-1] == (admin.MEASURE, {"vm": UUID})
 
 
 def test_events_of_both_agents_in_order(vmreplica: Command) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 
 from shared.cli.console import Palette
-from shared.cli.tables import event_lines, quantity_text, settings_lines, statistics_lines
+from shared.cli.tables import event_lines, quantity_text, settings_lines
 from shared.events import EventId, make_event
-from shared.measures import Statistics
-from shared.status import to_plain
 from tests.unit.cli.samples import NOW, healthy
 
 PLAIN = Palette(False)
@@ -40,24 +38,6 @@ def test_a_setting_that_waits_for_the_tap_says_so() -> None:
     assert settings_lines(vm)[1:] == [
         "  hot-region-size  =  1.0 MiB  (from the tap's next start on)",
         "  hot-regions      =  8192",
-    ]
-
-
-def test_statistics_without_what_is_not_known() -> None:
-    statistics = Statistics(
-        successful_replication_count=7,
-        pending_replication_bytes=2048,
-        average_replication_latency_seconds=0.25,
-        last_replication_time=NOW,
-    )
-    assert statistics_lines(healthy(), to_plain(statistics), UTC) == [
-        "web  primary",
-        "  successful replication count  7",
-        "  missed replication count      0",
-        "  replication errors            0",
-        "  pending replication           2.0 KiB",
-        "  average replication latency   250 ms",
-        "  last replication time         2030-03-17 17:46:40",
     ]
 
 

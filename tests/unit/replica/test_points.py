@@ -18,6 +18,7 @@ from protocol.position import Position
 from replica_agent.points import find_point, point_settings, points_of
 from replica_agent.retention import HOUR, Retention
 from replica_agent.vm import ReplicaVm
+from replica_agent.vm_status import status_of
 from shared.errors import InvalidStateError, NotFoundError, UsageError
 from tests.unit.replica.failing import FailingFiles
 from tests.unit.replica.logs import EPOCH, SECOND, VM, Tap
@@ -199,6 +200,8 @@ async def test_the_oldest_points_make_room_and_replication_goes_on(world: World)
         told = [text for text in await texts(pair) if "deleted to make room" in text]
         assert len(told) >= 2
         assert await check_history(vm, pair.tap) >= 1
+        # It is a Warning until there are as many points as the settings ask for.
+        assert any("recovery points are kept of the" in reason for reason in status_of(vm).reasons)
 
 
 async def test_without_any_room_only_the_newest_is_kept(world: World) -> None:

@@ -12,6 +12,7 @@ from replica_agent.retention import (
     HOUR,
     MERGE_AT_ONCE,
     Retention,
+    cut_short,
     hourly_of,
     merge_next,
     thinned,
@@ -133,6 +134,16 @@ def test_the_limit_takes_the_oldest() -> None:
     assert len(story.times) == 3
     story.cut(30, length=1000)
     assert story.times == []
+
+
+def test_points_that_only_the_limit_costs_are_told_from_those_of_the_rules() -> None:
+    logs = [log(number, START + 30 * number) for number in range(5)]
+    newest = START + 150
+    kept_by_rules = Retention(newest=3, hourly=0)
+    assert not cut_short(logs, newest, kept_by_rules, set())
+    assert not cut_short(logs, newest, Retention(newest=3, hourly=0, limit=50), set())
+    assert not cut_short(logs, newest, Retention(newest=3, hourly=0, limit=20), set())
+    assert cut_short(logs, newest, Retention(newest=3, hourly=0, limit=19), set())
 
 
 def test_a_point_that_is_read_is_neither_deleted_nor_merged() -> None:

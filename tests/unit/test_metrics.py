@@ -1,0 +1,198 @@
+"""The metrics: what a status becomes, without fault; rules, dashboard and page know only them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from shared.cli.metrics_page import current
+from shared.metrics import AGENT_METRICS, VM_METRICS, render
+from shared.status import AgentStatus, VerifyResult, VerifyStatus
+from tests.unit.cli.samples import NOW, UUID, agent, changed, healthy, replica, resynchronizing
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "packaging" / "prometheus"
+DASHBOARD = ROOT / "packaging" / "grafana" / "vmreplica.json"
+PAGE = ROOT / "docs" / "monitoring.md"
+NAMES = {metric.name for metric in AGENT_METRICS} | {metric.name for metric in VM_METRICS}
+BASE = {"vm": "web", "uuid": UUID, "role": "primary"}
+
+
+def read(status: AgentStatus) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """By the name of the sample: labels and value."""
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(render(status).decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def one(status: AgentStatus, name: str, **labels: str) -> float:
+    (value,) = [value for found, value in read(status)[name] if found == BASE | labels]
+    return value
+
+
+def primary(**fields: Any) -> AgentStatus:
+    return agent(vms=[healthy(**fields)])
+
+
+def test_a_status_becomes_samples_with_units_and_labels() -> None:
+    status = primary(lag_seconds=2.5, store_free_bytes=77)
+    assert one(status, "vmreplica_vm_lag_seconds") == 2.5
+    assert one(status, "vmreplica_link_round_trip_seconds") == pytest.approx(0.00042)
+    assert one(status, "vmreplica_tap_written_bytes_total") == 5 << 30
+    assert one(status, "vmreplica_disk_size_bytes", disk="0") == 20 << 30
+    assert one(status, "vmreplica_store_free_bytes") == 77
+    assert one(status, "vmreplica_vm_state", state="Replicating") == 1
+    assert one(status, "vmreplica_vm_state", state="Error") == 0
+    assert one(status, "vmreplica_vm_health", health="Normal") == 1
+    assert one(status, "vmreplica_tap_tracking", tracking="on") == 1
+
+
+def test_what_is_not_known_has_no_sample() -> None:
+    found = read(primary(lag_seconds=None, tap=None))
+    assert not {"vmreplica_vm_lag_seconds", "vmreplica_tap_clients", "vmreplica_work_done_bytes"} & set(found)
+    assert found["vmreplica_tap_running"] == [(BASE, 0)]
+
+
+def test_each_role_has_its_own() -> None:
+    here, there = read(primary()), read(agent("replica", [replica()]))
+    assert "vmreplica_tap_running" in here and "vmreplica_tap_running" not in there
+    assert "vmreplica_points" in there and "vmreplica_points" not in here
+    ((labels, _),) = there["vmreplica_vm_protected"]
+    assert labels["role"] == "replica"
+
+
+def test_names_of_vms_can_break_nothing() -> None:
+    name = 'a"}\n\\ evil 1\n'
+    status = agent(vms=[healthy(name=name)])
+    assert {labels["vm"] for labels, _ in read(status)["vmreplica_vm_protected"]} == {name}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "epoch", "different"), [("different", None, 4096), ("repaired", None, 0), ("different", "0" * 32, 0)]
+)
+def test_what_was_repaired_is_no_longer_different(outcome: str, epoch: str | None, different: int) -> None:
+    last = VerifyResult(
+        outcome=outcome, text="", started_time=NOW, ended_time=NOW + 9, different_bytes=4096,
+        epoch=healthy().epoch if epoch is None else epoch,
+    )  # fmt: skip
+    status = primary(verify=VerifyStatus(last=last))
+    assert one(status, "vmreplica_verify_different_bytes") == different
+    assert one(status, "vmreplica_verify_last_timestamp_seconds") == NOW + 9
+
+
+def test_every_metric_can_have_a_sample() -> None:
+    """None of them reads a field that is never there."""
+    seen: set[str] = set()
+    for status in everything():
+        seen |= {name for name in read(status) if name.startswith("vmreplica_")}
+    assert seen == NAMES
+
+
+def everything() -> Iterator[AgentStatus]:
+    """Statuses in which every figure is known."""
+    here = resynchronizing(promised_lag_seconds=90.0, caught_up_seconds=1.0, store_free_bytes=1, store_full_seconds=1.0)
+    assert here.tap is not None and here.progress is not None
+    tap = msgspec.structs.replace(here.tap, log_full_seconds=1.0, doubt_bytes=1, last_write_time=NOW, running=True)
+    disks = [msgspec.structs.replace(disk, found_size_bytes=1) for disk in here.disks]
+    figures = msgspec.structs.replace(
+        here.statistics,
+        monitoring_interval_seconds=3600.0, average_replication_latency_seconds=1.0, last_applied_time=NOW,
+        maximum_replication_latency_seconds=1.0, average_replication_bytes=1.0, maximum_replication_bytes=1,
+        last_replication_time=NOW,
+    )  # fmt: skip
+    last = VerifyResult(outcome="equal", text="", started_time=NOW, ended_time=NOW)
+    link = msgspec.structs.replace(here.link, next_attempt_seconds=1.0, since_time=NOW, rtt_ms=1.0)
+    work = msgspec.structs.replace(here.progress, seconds_left=1.0)
+    yield msgspec.structs.replace(
+        agent(
+            vms=[
+                changed(
+                    here, tap=tap, disks=disks, statistics=figures, verify=VerifyStatus(last=last), link=link,
+                    progress=work, lag_seconds=1.0,
+                )
+            ]
+        ),
+        certificate_not_after_time=NOW,
+    )  # fmt: skip
+    there = replica(oldest_point_time=NOW, points_lost_time=NOW, spool_limit_bytes=1)
+    yield agent("replica", [there])
+
+
+# --- Prometheus' own tool
+
+
+def promtool(*arguments: str, text: str | None = None) -> str:
+    if shutil.which("promtool") is None:
+        pytest.skip("needs promtool (Debian: prometheus)")
+    ran = subprocess.run(["promtool", *arguments], input=text, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
+
+
+def test_promtool_finds_no_fault_with_the_metrics() -> None:
+    for status in everything():
+        assert promtool("check", "metrics", text=render(status).decode()) == ""
+
+
+def test_promtool_reads_the_rules_and_the_example() -> None:
+    assert "SUCCESS" in promtool("check", "rules", str(PROMETHEUS / "vmreplica.rules.yml"))
+    assert "SUCCESS" in promtool("check", "config", str(PROMETHEUS / "prometheus.yml"))
+
+
+@pytest.mark.slow
+def test_each_alert_fires_when_it_should_and_none_when_all_is_well() -> None:
+    assert "SUCCESS" in promtool("test", "rules", str(PROMETHEUS / "vmreplica.rules.test.yml"))
+    rules = (PROMETHEUS / "vmreplica.rules.yml").read_text()
+    tried = (PROMETHEUS / "vmreplica.rules.test.yml").read_text()
+    for alert in re.findall(r"- alert: (\w+)", rules):
+        assert f'alertname="{alert}"' in tried, alert
+
+
+# --- what refers to metrics
+
+
+def expressions() -> Iterator[str]:
+    """What rules and panels ask."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    for panel in dashboard["panels"]:
+        yield from (target["expr"] for target in panel.get("targets", []))
+    yield from (variable.get("definition", "") for variable in dashboard["templating"]["list"])
+    # What stands behind a comment sign or in a text is no expression, but names metrics all the same.
+    yield (PROMETHEUS / "vmreplica.rules.yml").read_text()
+    yield (PROMETHEUS / "vmreplica.rules.test.yml").read_text()
+
+
+def test_rules_and_dashboard_know_only_metrics_that_there_are() -> None:
+    asked = {name for text in expressions() for name in re.findall(r"\bvmreplica_\w+", text)}
+    assert len(asked) > 30
+    assert asked <= NAMES
+
+
+def test_the_dashboards_panels_are_told_apart_and_lie_beside_each_other() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not taken & cells and at["x"] + at["w"] <= 24, panel["title"]
+        taken |= cells
+        assert panel["type"] == "row" or panel["targets"], panel["title"]
+
+
+def test_the_page_has_every_metric_and_every_alert() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert current(page) == page, "make it anew: python -m shared.cli.metrics_page docs/monitoring.md"
+    for alert in re.findall(r"- alert: (\w+)", (PROMETHEUS / "vmreplica.rules.yml").read_text()):
+        assert f"| `{alert}` |" in page, alert
