@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import structlog
@@ -17,7 +17,9 @@ from protocol.messages import ErrorCode, Open, Opened, Role
 from protocol.position import NO_EPOCH
 from protocol.session import ReplicaSession
 from replica_agent.authorize import Authorization, Grant
+from replica_agent.intake import Admit
 from replica_agent.parts import Surroundings
+from replica_agent.quota import Copy, Quotas
 from replica_agent.refusals import Refusal, refusal
 from replica_agent.vm import ReplicaVm, settle
 from shared.channel import Channel, ChannelClosed
@@ -40,7 +42,7 @@ class Sessions:
     """The replica's side of all connections.
 
     ``locate`` tells the storage location that has a copy of a VM, or None; ``find_vm`` gives the VM of an authorized
-    OPEN, making it where needed.
+    OPEN, making it where needed; ``copies`` are all that are here, for the quotas.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Sessions:
         locate: Callable[[bytes], str | None],
         find_vm: Callable[[Grant, Open, str], Awaitable[ReplicaVm]],
         count_vms: Callable[[], int],
+        copies: Callable[[], Iterable[Copy]],
     ) -> None:
         self.authorization = authorization
         self.listener: Listener | None = None
@@ -57,6 +60,8 @@ class Sessions:
         self._locate = locate
         self._find_vm = find_vm
         self._count_vms = count_vms
+        self._copies = copies
+        self.quotas = Quotas(surroundings.ports, self._copies_of)
         self._half_open = 0
         self._of_peer: Counter[str] = Counter()
         self._open: dict[Channel, bytes] = {}
@@ -83,6 +88,7 @@ class Sessions:
     def reauthorize(self, authorization: Authorization) -> None:
         """Take over new entries; connections that they no longer allow are ended."""
         self.authorization = authorization
+        self.quotas.forget()
         for channel, vm in list(self._open.items()):
             if authorization.find(channel.peer, vm, self._locate(vm)) is None:
                 self._withdrawn[channel] = Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
@@ -191,6 +197,8 @@ class Sessions:
         if grant is None:
             raise Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
         _judge_names(channel, body)
+        if body.role is Role.CONTROL:
+            self.quotas.judge(grant, body)
         self._open[channel] = body.vm
         if body.role is Role.SAMPLE and self._locate(body.vm) is None:
             # Nobody's first connection makes a VM for a question alone.
@@ -201,11 +209,11 @@ class Sessions:
             return
         try:
             if body.role is Role.CONTROL:
-                await vm.connections.serve_control(channel, body)
+                await vm.connections.serve_control(channel, body, self._intake_of(channel, body.vm))
             elif body.role is Role.VERIFY:
                 await vm.connections.serve_verify(channel, body)
             else:
-                await vm.connections.serve_bulk(channel, body)
+                await vm.connections.serve_bulk(channel, body, self._intake_of(channel, body.vm))
         except ChannelClosed:
             if channel in self._withdrawn:
                 vm.connections.note_trouble(self._withdrawn[channel])
@@ -216,6 +224,19 @@ class Sessions:
             # What the channel found itself it has told already.
             channel.refuse(told.code, told.text, told.remedy)
             log.warning("session ended", vm=vm.name, reason=told.text, code=told.code, peer=channel.peer.address)
+
+    def _copies_of(self, grant: Grant) -> list[Copy]:
+        """The copies that an entry is for."""
+        reaches = self.authorization.reaches
+        return [copy for copy in self._copies() if grant.allows(copy.vm) and reaches(grant, copy.storage)]
+
+    def _intake_of(self, channel: Channel, vm: bytes) -> Admit:
+        """Lets bytes of a connection in, by its entry as it stands at that moment. Raises NoSpaceError."""
+
+        async def admit(count: int) -> None:
+            await self.quotas.admit(self.authorization.find(channel.peer, vm, self._locate(vm)), count)
+
+        return admit
 
     async def _probe(self, channel: Channel, body: Open) -> None:
         """Answer a test of the connection: who asks is checked, no VM is looked at."""

@@ -126,7 +126,13 @@ class AuthorizeSection(Section, frozen=True):
     name: str = ""
     """A DNS name or address in the certificate's subjectAltName."""
     trust_group: str = ""
-    """Entries of the same trust group may have the same storage; without it each has a storage of its own."""
+    """Hosts of the same trust group move VMs among each other: each may go on with the others' copies, and they may
+    have the same storage.
+    """
+    quota_bytes: Bytes = 0
+    """Bytes that the copies which this entry is for may take; 0 for no limit."""
+    vms_max: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+    """So many VMs it may replicate here; 0 for no limit."""
 
 
 class AgentSection(Section, frozen=True):
