@@ -66,7 +66,7 @@ MISTAKES = {
     "unknown key in an entry": (
         TLS + ENTRY + ENTRY.replace("/srv/a", "/srv/b") + "quota = 5\n",
         ":13: authorize entry 2.quota is no known key",
-        "docs/config.md",
+        "Did you mean quota_bytes?",
     ),
     "unknown table": (TLS + "[lisen]\n", "lisen is no known key", "Did you mean listen?"),
     "missing table": ("host = 'x'\n", "tls is missing", "docs/config.md"),
