@@ -218,6 +218,7 @@ class ReplicaAgent:
             if body.vm in self.damaged:
                 error = self.damaged[body.vm].error
                 raise Refusal(ErrorCode.DAMAGED, error.text, error.remedy)
+            self.sessions.quotas.judge(grant, body)
             known = self.vms.get(body.vm)
             if known is not None:
                 return known

@@ -55,6 +55,8 @@ class Quotas:
     def judge(self, grant: Grant, body: Open) -> None:
         """Whether the VM of an OPEN fits into its entry's limits. Raises Refusal where it is new or grown and does not.
 
+        One VM is judged and made after the other, lest two fit where there is room for one.
+
         A limit that was lowered below what is there refuses no VM that is there.
         """
         copies = list(self._copies_of(grant))

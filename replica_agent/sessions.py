@@ -197,8 +197,6 @@ class Sessions:
         if grant is None:
             raise Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
         _judge_names(channel, body)
-        if body.role is Role.CONTROL:
-            self.quotas.judge(grant, body)
         self._open[channel] = body.vm
         if body.role is Role.SAMPLE and self._locate(body.vm) is None:
             # Nobody's first connection makes a VM for a question alone.

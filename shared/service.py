@@ -97,7 +97,7 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service]) 
     try:
         await admin.start()
         reloading = asyncio.create_task(_reload_on(hangup, path, real, service))
-        watching = asyncio.create_task(keep_trust(real.network, service.reexamine))
+        watching = asyncio.create_task(keep_trust(real.network, real.ports.workers, service.reexamine))
         _notify("READY=1")
         try:
             await stop.wait()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from shared.errors import VmreplicaError
+from shared.ports import Workers
 from shared.ports.network import RealNetwork
 
 LOOK_SECONDS = 2.0
@@ -20,7 +21,7 @@ LOOK_SECONDS = 2.0
 _log = structlog.get_logger(__name__)
 
 
-async def keep_trust(network: RealNetwork, reexamine: Callable[[], None]) -> None:
+async def keep_trust(network: RealNetwork, workers: Workers, reexamine: Callable[[], None]) -> None:
     """Look every LOOK_SECONDS, until cancelled. ``reexamine`` ends the sessions that are objected to by now.
 
     A list that can't be used leaves everything as it was, and is tried again; it is told once.
@@ -29,11 +30,16 @@ async def keep_trust(network: RealNetwork, reexamine: Callable[[], None]) -> Non
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         try:
-            if network.refresh_crl():
+            if await workers.run(network.has_other_crl):
+                network.reload_tls()
                 _log.info("the revocation list was loaded anew")
             told = ""
         except VmreplicaError as error:
             if str(error) != told:
                 told = str(error)
                 _log.error("the revocation list has changed and can't be loaded", reason=told)
-        reexamine()
+        try:
+            reexamine()
+        except Exception:
+            # A mistake of ours must not end this watch.
+            _log.exception("the sessions could not be examined")

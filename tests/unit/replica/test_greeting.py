@@ -41,6 +41,7 @@ async def test_versions_that_are_not_listed_are_refused_by_name(world: World, ve
     async with world.agent() as agent:
         with pytest.raises((ChannelClosed, ProtocolError)) as refused:
             await greet(dialler_of(world, agent), *versions)
+        assert isinstance(refused.value, ChannelClosed | ProtocolError)
         assert refused.value.code == "version"
         assert str(sorted(versions)) in refused.value.text
         assert agent.vms == {}

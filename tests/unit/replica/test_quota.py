@@ -159,6 +159,9 @@ async def test_host_of_the_same_trust_group_goes_on_with_a_vm_that_moved(world: 
             world.authorize = [limited(world), limited(world, "other", storage=own, trust_group="cluster")]
             await pair.agent.reload(world.config())
             assert (await refusal_of(pair.control)).code == "unauthorized"
+            connections = pair.agent.vms[VM].connections
+            await until(lambda: connections.trouble is not None)  # noqa: B023
+            assert connections.trouble is not None and connections.trouble.code == "unauthorized"
             for role in (Role.CONTROL, Role.SAMPLE):
                 assert (await refused_open(moved, role=role, epoch=EPOCH)).code == "unauthorized"
         shutil.rmtree(world.storage)
