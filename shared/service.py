@@ -118,7 +118,6 @@ async def _reload_on(hangup: asyncio.Event, path: str, real: RealPorts, service:
         hangup.clear()
         try:
             real.network.reload_tls()
-            service.reexamine()
             await service.reload(path)
         except VmreplicaError as error:
             _log.error("not reloaded", reason=str(error))

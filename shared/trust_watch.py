@@ -1,7 +1,7 @@
 """Watches that what was accepted may go on: a changed revocation list is loaded, and live sessions are judged again.
 
-A reload does both at once. Here they happen by themselves, so that a certificate that is revoked, or has run out,
-ends its sessions within seconds of the list's arrival, or of its last second.
+So a certificate that is revoked, whose CA a reload removed, or that has run out, ends its sessions within seconds. New
+connections need no watch: each goes through a handshake.
 """
 
 from __future__ import annotations
