@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from replica_agent.finishing import finish
 from replica_agent.layout import read_vm_folder, vm_folder
 from replica_agent.ledger import Ledger
 from replica_agent.parts import Surroundings
+from replica_agent.quota import Copy
 from replica_agent.rebuilding import RECOVERABLE, rebuild
 from replica_agent.refusals import Refusal
 from replica_agent.sessions import Sessions
@@ -62,7 +63,12 @@ class ReplicaAgent:
         self.vms: dict[bytes, ReplicaVm] = {}
         self.damaged: dict[bytes, DamagedVm] = {}
         self.sessions = Sessions(
-            self.surroundings, Authorization.of(config), self._storage_of, self._vm_for, self.vms.keys
+            self.surroundings,
+            Authorization.of(config),
+            self._storage_of,
+            self._vm_for,
+            self.vms.keys,
+            self._copies,
         )
         self.surroundings.volumes.folders = lambda: self.sessions.authorization.storages
         self.started_time = ports.clock.wall()
@@ -209,12 +215,21 @@ class ReplicaAgent:
             return self.vms[vm].parts.layout.folder.rpartition("/")[0]
         return self.damaged[vm].folder.rpartition("/")[0] if vm in self.damaged else None
 
+    def _copies(self) -> Iterator[Copy]:
+        """All copies here; of one whose state can't be read it is not known how large its disks are."""
+        for vm in self.vms.values():
+            folder, nominal = vm.parts.layout.folder, sum(disk.size for disk in vm.parts.ledger.vm.disks)
+            yield Copy(vm.parts.vm, folder, folder.rpartition("/")[0], nominal)
+        for damaged in self.damaged.values():
+            yield Copy(damaged.vm, damaged.folder, damaged.folder.rpartition("/")[0], 0)
+
     async def _vm_for(self, grant: Grant, body: Open, peer: str) -> ReplicaVm:
         """The VM of an authorized OPEN; made where there is none yet."""
         async with self._changing:
             if body.vm in self.damaged:
                 error = self.damaged[body.vm].error
                 raise Refusal(ErrorCode.DAMAGED, error.text, error.remedy)
+            self.sessions.quotas.judge(grant, body)
             known = self.vms.get(body.vm)
             if known is not None:
                 return known

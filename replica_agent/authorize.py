@@ -13,12 +13,18 @@ from shared.ports import Peer
 class Grant:
     """One entry: peers with this certificate key (SHA-256 of its SubjectPublicKeyInfo, lower hex) and this name may
     replicate ``vms`` (None: all) into ``storage``. At least one of key and name is given; both given must both fit.
+
+    Their copies may take ``quota`` bytes and be ``vms_max`` (0: no limit). Entries of one ``trust_group`` are for hosts
+    that move VMs among each other: each may go on with the others' copies.
     """
 
     storage: str
     fingerprint: str = ""
     name: str = ""
     vms: frozenset[bytes] | None = None
+    trust_group: str = ""
+    quota: int = 0
+    vms_max: int = 0
 
     def fits(self, peer: Peer) -> bool:
         """Whether the entry is about this peer."""
@@ -48,6 +54,9 @@ class Authorization:
                     entry.fingerprint,
                     entry.name,
                     None if entry.vms == ["*"] else frozenset(UUID(vm).bytes for vm in entry.vms),
+                    entry.trust_group,
+                    entry.quota_bytes,
+                    entry.vms_max,
                 )
                 for entry in config.authorize
             )
@@ -61,12 +70,19 @@ class Authorization:
         """The entry by which ``peer`` may replicate ``vm``, or None.
 
         ``storage`` is where a copy of the VM is kept already: an entry for another location is none for that VM, so
-        that nobody can take over the copy of a host that has a location of its own.
+        that nobody can take over the copy of a host that has a location of its own; but for hosts of one trust group.
         """
         for grant in self.grants:
-            if grant.fits(peer) and grant.allows(vm) and storage in (None, grant.storage):
+            if grant.fits(peer) and grant.allows(vm) and (storage is None or self.reaches(grant, storage)):
                 return grant
         return None
+
+    def reaches(self, grant: Grant, storage: str) -> bool:
+        """Whether the copies of that location are open to the entry: its own, and those of its trust group."""
+        return grant.storage == storage or (
+            bool(grant.trust_group)
+            and any(other.storage == storage and other.trust_group == grant.trust_group for other in self.grants)
+        )
 
     @property
     def storages(self) -> list[str]:

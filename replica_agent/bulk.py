@@ -12,7 +12,7 @@ from protocol.messages import DetailRequest, HolesRequest, ManifestRequest, Mess
 from replica_agent.baseline import Baseline
 from replica_agent.control import Control
 from replica_agent.finishing import finish
-from replica_agent.intake import Intake
+from replica_agent.intake import Admit, Intake
 from replica_agent.parts import VmParts
 from replica_agent.resync import MAX_PENDING_RANGES, OpenResync
 from replica_agent.spool import SyncFailedError
@@ -31,13 +31,15 @@ HASHERS = 2
 class BulkConnection:
     """Serves one bulk connection from its OPENED to its end."""
 
-    def __init__(self, parts: VmParts, baseline: Baseline, control: Control, channel: Channel) -> None:
+    def __init__(self, parts: VmParts, baseline: Baseline, control: Control, channel: Channel, admit: Admit) -> None:
+        """``admit`` is asked before blocks are stored."""
         self.channel = channel
         self.ended = asyncio.Event()
         """Set when nothing of this connection runs any more."""
         self._parts = parts
         self._baseline = baseline
         self._control = control
+        self._admit = admit
         self._blocks: Intake[Bulk | RangeDone] = Intake(budget=parts.surroundings.memory)
         self._requests: asyncio.Queue[Question] = asyncio.Queue(MAX_PENDING_RANGES)
 
@@ -106,6 +108,7 @@ class BulkConnection:
     async def _store(self) -> None:
         while True:
             items = await self._blocks.take(TAKE_BYTES)
+            await self._admit(sum(item.raw_length for item in items if isinstance(item, Bulk)))
             try:
                 async with self._parts.order:
                     resync = self._resync()

@@ -21,6 +21,7 @@ from replica_agent.baseline import Baseline
 from replica_agent.bulk import BulkConnection
 from replica_agent.control import Control
 from replica_agent.finishing import finish
+from replica_agent.intake import Admit
 from replica_agent.ledger import LedgerError
 from replica_agent.parts import VmParts
 from replica_agent.record import ReplicationRecord
@@ -71,12 +72,12 @@ class Connections:
 
     # --- control ---------------------------------------------------------------------------------------------------
 
-    async def serve_control(self, channel: Channel, body: Open) -> None:
+    async def serve_control(self, channel: Channel, body: Open, admit: Admit) -> None:
         """Serve a control connection: the one before is ended, and nothing of it runs any more, before."""
         self._judge(body)
         self._judge_peer(channel)
         disks = [disk.geometry() for disk in body.disks]
-        control = Control(self._parts, self._baseline, channel, self._statistics, disks)
+        control = Control(self._parts, self._baseline, channel, self._statistics, disks, admit)
         before = list(self._serving)
         self.control = control
         task = asyncio.current_task()
@@ -174,11 +175,11 @@ class Connections:
 
     # --- bulk ------------------------------------------------------------------------------------------------------
 
-    async def serve_bulk(self, channel: Channel, body: Open) -> None:
+    async def serve_bulk(self, channel: Channel, body: Open, admit: Admit) -> None:
         """Serve the bulk connection of the present control connection."""
         control = self._control_of(channel, body)
         before = self.bulk
-        bulk = self.bulk = BulkConnection(self._parts, self._baseline, control, channel)
+        bulk = self.bulk = BulkConnection(self._parts, self._baseline, control, channel, admit)
         try:
             if before is not None:
                 before.channel.refuse(ErrorCode.STALE, "A newer bulk connection took over.")

@@ -30,7 +30,7 @@ from protocol.messages import (
 from protocol.position import Position
 from replica_agent.baseline import Baseline
 from replica_agent.finishing import finish
-from replica_agent.intake import Intake
+from replica_agent.intake import Admit, Intake
 from replica_agent.parts import VmParts
 from replica_agent.refusals import Refusal
 from replica_agent.spool import Spool, SyncFailedError
@@ -54,8 +54,9 @@ class Control:
         channel: Channel,
         statistics: ReplicationStatistics,
         disks: Sequence[Geometry],
+        admit: Admit,
     ) -> None:
-        """``disks`` are the primary's, by its OPEN."""
+        """``disks`` are the primary's, by its OPEN; ``admit`` is asked before log is stored."""
         self.channel = channel
         self._disks = disks
         self.ended = asyncio.Event()
@@ -65,6 +66,7 @@ class Control:
         self._parts = parts
         self._baseline = baseline
         self._statistics = statistics
+        self._admit = admit
         self._intake: Intake[Bulk] = Intake(budget=parts.surroundings.memory)
 
     @property
@@ -108,6 +110,7 @@ class Control:
         while True:
             frames = await self._intake.take(TAKE_BYTES)
             await self._wait_for_room()
+            await self._admit(sum(frame.raw_length for frame in frames))
             try:
                 async with self._parts.order:
                     spool = self._spool()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from shared.budget import Budget
 from shared.tasks import Signal
 
 T = TypeVar("T")
+
+Admit = Callable[[int], Awaitable[None]]
+"""Asked before so many bytes are stored. Raises NoSpaceError where they may not be."""
 
 INTAKE_BYTES = 8 << 20
 ITEM_COST = 512

@@ -55,6 +55,11 @@ class Layout:
         return f"{self.resyncs}/{identity.hex()}.hrl"
 
 
+def is_pooled(name: str) -> bool:
+    """Whether it is the name of a spare file of a spool."""
+    return _POOLED.fullmatch(name) is not None
+
+
 def vm_folder(storage: str, vm: bytes) -> str:
     """The folder of a VM in a storage location: its UUID, so that no name of a peer's choice becomes a path."""
     return f"{storage.rstrip('/')}/{uuid.UUID(bytes=vm)}"

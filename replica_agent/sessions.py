@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import structlog
@@ -18,7 +18,9 @@ from protocol.messages import ErrorCode, Open, Opened, Role
 from protocol.position import NO_EPOCH
 from protocol.session import ReplicaSession
 from replica_agent.authorize import Authorization, Grant
+from replica_agent.intake import Admit
 from replica_agent.parts import Surroundings
+from replica_agent.quota import Copy, Quotas
 from replica_agent.refusals import Refusal, refusal
 from replica_agent.vm import ReplicaVm, settle
 from shared.channel import Channel, ChannelClosed
@@ -44,7 +46,7 @@ class Sessions:
     """The replica's side of all connections.
 
     ``locate`` tells the storage location that has a copy of a VM, or None; ``find_vm`` gives the VM of an authorized
-    OPEN, making it where needed.
+    OPEN, making it where needed; ``copies`` are all that are here, for the quotas.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Sessions:
         locate: Callable[[bytes], str | None],
         find_vm: Callable[[Grant, Open, str], Awaitable[ReplicaVm]],
         known_vms: Callable[[], Collection[bytes]],
+        copies: Callable[[], Iterable[Copy]],
     ) -> None:
         self.authorization = authorization
         self.listener: Listener | None = None
@@ -63,6 +66,8 @@ class Sessions:
         self._locate = locate
         self._find_vm = find_vm
         self._known_vms = known_vms
+        self._copies = copies
+        self.quotas = Quotas(surroundings.ports, self._copies_of)
         self._limits = surroundings.limits
         self._unopened: dict[Channel, str] = {}
         """Links that have not come to an OPEN, the oldest first, with the peer's fingerprint."""
@@ -94,6 +99,7 @@ class Sessions:
     def reauthorize(self, authorization: Authorization) -> None:
         """Take over new entries; connections that they no longer allow are ended."""
         self.authorization = authorization
+        self.quotas.forget()
         for channel, vm in list(self._open.items()):
             if authorization.find(channel.peer, vm, self._locate(vm)) is None:
                 self._withdrawn[channel] = Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
@@ -161,12 +167,15 @@ class Sessions:
         vms: set[bytes] = set()
         for grant in self.authorization.grants:
             if grant.fits(peer):
-                vms.update(
-                    (vm for vm in self._known_vms() if self._locate(vm) == grant.storage)
-                    if grant.vms is None
-                    else grant.vms
-                )
+                vms.update(self._kept_by(grant) if grant.vms is None else grant.vms)
         return self._limits.extra_sessions + PER_VM * max(1, len(vms))
+
+    def _kept_by(self, grant: Grant) -> Iterator[bytes]:
+        """The VMs that are kept here where the entry reaches."""
+        for vm in self._known_vms():
+            storage = self._locate(vm)
+            if storage is not None and self.authorization.reaches(grant, storage):
+                yield vm
 
     def _make_room(self) -> None:
         """End the oldest link without an OPEN of the peer that has most of them, so that a flood hits itself."""
@@ -268,11 +277,11 @@ class Sessions:
             return
         try:
             if body.role is Role.CONTROL:
-                await vm.connections.serve_control(channel, body)
+                await vm.connections.serve_control(channel, body, self._intake_of(channel, body.vm))
             elif body.role is Role.VERIFY:
                 await vm.connections.serve_verify(channel, body)
             else:
-                await vm.connections.serve_bulk(channel, body)
+                await vm.connections.serve_bulk(channel, body, self._intake_of(channel, body.vm))
         except ChannelClosed:
             if channel in self._withdrawn:
                 vm.connections.note_trouble(self._withdrawn[channel])
@@ -283,6 +292,19 @@ class Sessions:
             # What the channel found itself it has told already.
             channel.refuse(told.code, told.text, told.remedy)
             log.warning("session ended", vm=vm.name, reason=told.text, code=told.code, peer=channel.peer.address)
+
+    def _copies_of(self, grant: Grant) -> list[Copy]:
+        """The copies that an entry is for."""
+        reaches = self.authorization.reaches
+        return [copy for copy in self._copies() if grant.allows(copy.vm) and reaches(grant, copy.storage)]
+
+    def _intake_of(self, channel: Channel, vm: bytes) -> Admit:
+        """Lets bytes of a connection in, by its entry as it stands at that moment. Raises NoSpaceError."""
+
+        async def admit(count: int) -> None:
+            await self.quotas.admit(self.authorization.find(channel.peer, vm, self._locate(vm)), count)
+
+        return admit
 
     async def _probe(self, channel: Channel, body: Open) -> None:
         """Answer a test of the connection: who asks is checked, no VM is looked at."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -16,6 +17,9 @@ REQUIRED_USAGES = {
     ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
 }
 """Extended key usages that every certificate of a host has, since roles swap at a failover."""
+
+UNREADABLE = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)
+"""What cryptography raises for certificates it can't make sense of."""
 
 _CRL_BEGIN, _CRL_END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
 

@@ -196,6 +196,14 @@ class AuthorizeSection(Section, frozen=True):
 
     At least one of ``fingerprint`` and ``name`` has to be given; where both are, both must fit. A fingerprint stays
     valid when a certificate is renewed with its key; a name stays valid when the key changes too.
+
+    A quota counts what the files of the copies really take: disks without their holes, the log that was received and is
+    not applied yet, and the undo logs of older recovery points. With a trust group it counts the copies of all its
+    hosts that the entry's ``vms`` allow. The sizes of the disks together must fit into it: a VM that does not, or is
+    grown past it, is refused with the missing bytes. Leave room beside them for the log in transit and for recovery
+    points; half the size of the disks is a good beginning. Where the quota is used up while data comes, no more is
+    taken, the oldest recovery points make room, the primary is told what is missing and tries again by itself; the
+    newest point stays whole, and what was acknowledged is applied, even if its undo logs go past the quota for a while.
     """
 
     storage: AbsolutePath
@@ -209,7 +217,13 @@ class AuthorizeSection(Section, frozen=True):
     name: str = ""
     """A DNS name or IP address among the certificate's subject alternative names."""
     trust_group: str = ""
-    """Entries of the same trust group may share one storage, for primaries that move VMs among each other."""
+    """For primaries that move VMs among each other: a host goes on with the copies of the others of its trust group,
+    wherever they lie, and they may share one storage.
+    """
+    quota_bytes: Bytes = 0
+    """What the copies that this entry is for may take on the volume; 0 for no limit."""
+    vms_max: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+    """So many VMs it may replicate here; 0 for no limit."""
 
 
 class AlarmSection(Section, frozen=True):

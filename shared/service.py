@@ -150,7 +150,7 @@ async def _serve(
         telling = asyncio.create_task(manager.keep_status(state.line))
         await auditor.note("agent.start", version=metadata.version("vmreplica"), config=path)
         reloading = asyncio.create_task(_reload_on(hangup, path, real, service, operations, state, auditor))
-        watching = asyncio.create_task(keep_trust(real.network, service.reexamine))
+        watching = asyncio.create_task(keep_trust(real.network, real.ports.workers, service.reexamine))
         await operations.started(metadata.version("vmreplica"), service.vms, real.network.certificate_end)
         manager.ready(await state.line())
         try:
@@ -214,7 +214,6 @@ async def _reload_on(
 async def _take_over(real: RealPorts, service: Service, config: Any) -> None:
     """Put a new configuration in force, with the certificate files as they are now. Raises VmreplicaError."""
     real.network.reload_tls()
-    service.reexamine()
     await service.reload(config)
     log.set_format(config.log_format)
 

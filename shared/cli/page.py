@@ -49,6 +49,9 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
     for label, cut in _cuts(vm):
         yield label, f"{cut.segment}" if cut.time is None else f"{cut.segment} of {time_text(cut.time, zone)}"
     yield "link", _link(vm, now)
+    for each in vm.link.certificates:
+        if each.what == "peer":
+            yield "certificate", f"{each.subject}, from {each.issuer}, until {time_text(each.not_after_time, zone)}"
     if vm.tap is not None:
         yield "tap", _tap(vm.tap)
     for label, text in _numbered("disk", [_disk(disk) for disk in vm.disks]):

@@ -210,6 +210,9 @@ class FileSystem(Protocol):
 
     def sync_folder(self, path: str) -> None: ...
 
+    def allocated(self, path: str) -> int:
+        """Bytes that a file takes on its volume, holes not counted; 0 for a folder, and for what is missing."""
+
     def free_space(self, path: str) -> int:
         """Bytes available to us on the volume that holds ``path``."""
 

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
@@ -370,6 +371,13 @@ class RealFileSystem:
     def sync_folder(self, path: str) -> None:
         with _folder(path) as descriptor:
             os.fsync(descriptor)
+
+    def allocated(self, path: str) -> int:
+        try:
+            state = os.lstat(path)
+        except FileNotFoundError:
+            return 0
+        return state.st_blocks * 512 if stat.S_ISREG(state.st_mode) else 0
 
     def free_space(self, path: str) -> int:
         volume = os.statvfs(path)

@@ -94,15 +94,9 @@ class RealNetwork:
             self._contexts = load_contexts(self._identity)
             self._crl_stamp = stamp
 
-    def refresh_crl(self) -> bool:
-        """Load everything anew where the revocation list's file is another one than was loaded; whether it was.
-
-        Raises as ``reload_tls``. Blocks for a look at the file.
-        """
-        if self._look_at_crl() == self._crl_stamp:
-            return False
-        self.reload_tls()
-        return True
+    def has_other_crl(self) -> bool:
+        """Whether the revocation list's file is another one than was loaded. Blocks for a look at it."""
+        return self._look_at_crl() != self._crl_stamp
 
     def _look_at_crl(self) -> tuple[int, ...]:
         if self._identity is None or not self._identity.crl:

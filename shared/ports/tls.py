@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from shared import certificates
 from shared.certificates import day, moment
@@ -207,14 +206,6 @@ def _acl_is_ours_alone(path: str) -> bool:
 _DER = 2
 """ENCODING_DER of the ssl module's own certificates."""
 
-_UNREADABLE = (
-    ValueError,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-    UnsupportedAlgorithm,
-)
-"""What cryptography raises for certificates it can't make sense of."""
-
 
 def check_peer(connection: ssl.SSLObject, address: str) -> Peer:
     """The peer behind a finished handshake; raises ForbiddenError for what OpenSSL does not demand."""
@@ -230,7 +221,7 @@ def check_peer(connection: ssl.SSLObject, address: str) -> Peer:
         names = certificates.names(certificate)
         missing = certificates.missing_usages(certificate)
         print_of_key = certificates.fingerprint(certificate)
-    except _UNREADABLE as error:
+    except certificates.UNREADABLE as error:
         raise ForbiddenError(
             f"The certificate of {address} can't be read: {error}.", "Issue a well-made one."
         ) from error

@@ -24,6 +24,10 @@ RECORD_BYTES = 16 << 10
 SEALED_AT_ONCE = 128 << 10
 """Piece of a large buffer that goes through OpenSSL in one call; larger pieces only grow its buffers."""
 READ_BYTES = 256 << 10
+ANSWER_BYTES, ANSWER_SHARE = 4096, 1024
+"""What TLS itself may answer after the handshake, that is to key updates: so many bytes, and one for so many that
+brought something. Answers are not held up by a peer that does not read, so that they have to be bounded.
+"""
 
 
 class _Receiving(threading.local):
@@ -61,6 +65,9 @@ class TlsLink(StreamLink):
         self._read_record = cast("Callable[[int, memoryview], int]", self._tls.read)
         self._shaking = True
         self._notified = False
+        self._opened = 0
+        self._answered = 0
+        """Bytes that were received, and bytes that TLS answered by itself after the handshake."""
         self._secured: asyncio.Future[None] = self._loop.create_future()
         self.displaced = False
         """It was ended in the middle of its handshake to make room for another."""
@@ -190,6 +197,7 @@ class TlsLink(StreamLink):
             assert self._receiver is not None
             with memoryview(self._receiver_buffer(self._incoming.pending or READ_HINT)) as view:
                 filled, failure = self._open_into(view)
+            self._opened += filled
             if filled and not self._closing:
                 self._guarded(self._receiver.buffer_updated, filled)
             if failure is not None:
@@ -197,12 +205,24 @@ class TlsLink(StreamLink):
             if filled == 0:
                 break
         # A record may have asked for an answer, or deserved an alert.
-        self._send_sealed()
+        self._answer()
         if self._notified and not self._closing:
             with contextlib.suppress(ssl.SSLError):
                 self._tls.unwrap()
             self._send_sealed()
             self._finish()
+
+    def _answer(self) -> None:
+        self._answered += self._outgoing.pending
+        if self._answered > ANSWER_BYTES + self._opened // ANSWER_SHARE and not (self._closing or self._lost):
+            self._outgoing.read()
+            self._give_up(
+                UnreachableError(
+                    f"{self.peer.address} asks for TLS key updates without an end.",
+                    "Is it a vmreplica agent? Those never do.",
+                )
+            )
+        self._send_sealed()
 
     def _give_up(self, error: VmreplicaError) -> None:
         """End a link whose records can't be opened, in an order in which the alert that says why arrives."""

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPub
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from shared import certificates
-from shared.certificates import day
+from shared.certificates import UNREADABLE, day
 from shared.errors import ForbiddenError
 from shared.ports import Peer
 from shared.ports.trust import Credential, Trust
@@ -66,7 +66,7 @@ class TlsTrust(Trust):
         if verdict is None:
             if len(self._judged) >= JUDGED_MAX:
                 self._judged.clear()
-            verdict = self._judged[peer.certificates] = self._judge(peer.certificates)
+            verdict = self._judged[peer.certificates] = self._judgement(peer.certificates)
         shown = f"The certificate of {peer.address} ({', '.join(peer.names) or 'no names'})"
         if verdict.complaint is not None:
             text, remedy = verdict.complaint
@@ -76,6 +76,12 @@ class TlsTrust(Trust):
             if now > end:
                 return ForbiddenError(f"{shown} {text} on {day(end)}; it is {day(now)} here.", remedy)
         return None
+
+    def _judgement(self, encoded: Sequence[bytes]) -> _Verdict:
+        try:
+            return self._judge(encoded)
+        except UNREADABLE as error:
+            return _Verdict((f"can't be read: {error}.", "Issue a well-made one: vmreplica pki issue."))
 
     def _judge(self, encoded: Sequence[bytes]) -> _Verdict:
         """What is to be said of a chain, the peer's own certificate first, that a handshake verified once."""

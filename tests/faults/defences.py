@@ -7,9 +7,11 @@ the test starts, and so of the real agents and taps, too.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -160,9 +162,111 @@ BREAKS = "tests/pair/test_links_breaks.py::"
 SILENCE = "tests/pair/test_links_silence.py::"
 NETWORK = "tests/pair/test_links_network.py::"
 RECOVERY = "primary_agent.tap.recovery:"
+
+
+def with_context(change: Callable[[ssl.SSLContext], None]) -> Make:
+    """TLS contexts as they are made, and then changed."""
+
+    def make(original: Any) -> Any:
+        def context(*args: Any) -> ssl.SSLContext:
+            made: ssl.SSLContext = original(*args)
+            change(made)
+            return made
+
+        return context
+
+    return make
+
+
+def certificate_is_optional(context: ssl.SSLContext) -> None:
+    context.verify_mode = ssl.CERT_OPTIONAL
+
+
+def verifies_nothing(context: ssl.SSLContext) -> None:
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+
+
+def asks_no_list(context: ssl.SSLContext) -> None:
+    context.verify_flags &= ~ssl.VERIFY_CRL_CHECK_LEAF
+
+
+def accepts_older_versions(context: ssl.SSLContext) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+
+def sends_tickets(context: ssl.SSLContext) -> None:
+    context.options &= ~ssl.OP_NO_TICKET
+    with contextlib.suppress(ValueError):
+        # Only a server has them.
+        context.num_tickets = 2
+
+
+def _end_of_any_stream() -> Any:
+    from shared.ports.links import StreamLink
+
+    return StreamLink._finish
+
+
 START = "primary_agent.tap.start:"
 
+TLS = "tests/unit/ports/test_tls_links.py::"
+TRUST = "tests/unit/ports/test_tls_trust.py::"
+
 DEFENCES = {
+    "certificate_optional": Defence(
+        "A1", "a client may come without a certificate", "shared.ports.tls:_context",
+        with_context(certificate_is_optional), f"{TLS}test_client_without_certificate",
+    ),
+    "any_certificate": Defence(
+        "A2, A3", "whatever a server shows is taken", "shared.ports.tls:_context", with_context(verifies_nothing),
+        f"{TLS}test_wrong_certificate_of_a_server",
+    ),
+    "no_list": Defence(
+        "A4", "the revocation list is not asked", "shared.ports.tls:_context", with_context(asks_no_list),
+        f"{TLS}test_revoked_client_is_refused",
+    ),
+    "judged_once": Defence(
+        "A4, A9", "what was accepted once is accepted for ever", "shared.ports.tls_trust:TlsTrust.objection", nothing,
+        f"{TRUST}test_certificate_that_was_revoked", quick=True,
+    ),
+    "list_loaded_once": Defence(
+        "A4", "a changed list is not noticed", "shared.ports.network:RealNetwork._look_at_crl", says(()),
+        f"{TRUST}test_changed_list_is_noticed",
+    ),
+    "any_usage": Defence(
+        "A5", "usages are not looked at beside OpenSSL", "shared.certificates:missing_usages", says(()),
+        f"{TLS}test_certificate_for_one_role_only",
+    ),
+    "any_vm": Defence(
+        "A6", "an entry allows every VM", "replica_agent.authorize:Grant.allows", says(True),
+        f"{COPY}test_sessions.py::test_unknown_and_forbidden_vm_get_the_same_answer",
+    ),
+    "older_tls": Defence(
+        "A7", "TLS 1.2 is accepted", "shared.ports.tls:_context", with_context(accepts_older_versions),
+        f"{TLS}test_older_version_is_refused",
+    ),
+    "tickets": Defence(
+        "A8", "sessions may be resumed", "shared.ports.tls:_context", with_context(sends_tickets),
+        f"{TLS}test_no_session_can_be_resumed",
+    ),
+    "removed_ca_stays": Defence(
+        "A9", "a CA that was removed still counts for sessions", "shared.ports.tls_trust:TlsTrust._anchored",
+        lambda _original: lambda _trust, chain: list(chain), f"{TRUST}test_ca_that_was_removed",
+    ),
+    "any_version": Defence(
+        "A22", "whatever version a replica chooses is spoken", "protocol.session:PrimarySession._meet", nothing,
+        "tests/unit/protocol/test_session.py::test_welcome_that_was_not_offered_is_refused",
+    ),
+    "cut_is_an_end": Defence(
+        "A23", "an end without close_notify is an orderly one", "shared.ports.tls_links:TlsLink._finish",
+        lambda _original: _end_of_any_stream(),
+        f"{COPY}test_greeting.py::test_stream_that_is_cut_in_the_middle_of_a_segment",
+    ),
+    "any_acknowledgement": Defence(
+        "A25", "what the replica acknowledges is believed", "primary_agent.streaming:CutLedger.acknowledge", says([]),
+        "tests/unit/primary/test_cut_ledger.py::test_an_acknowledgement_of_what_was_not_sent_is_refused",
+    ),
     "no_witness": Defence(
         "P1", "what a kill left in doubt is not looked at", f"{START}still_in_doubt", says({}),
         f"{UNIT}test_crashes.py::test_killed_at_some_places",
@@ -296,7 +400,7 @@ DEFENCES = {
         f"{SILENCE}test_peer_that_reads_a_byte_a_second",
     ),
     "damage_unnamed": Defence(
-        "N9", "damage is a failure like any other", "shared.ports.tls:damaged", no_name,
+        "N9", "damage is a failure like any other", "shared.ports.tls_refusals:damaged", no_name,
         f"{BREAKS}test_bit_that_flips_on_the_way",
     ),
     "no_alert": Defence(

@@ -147,5 +147,8 @@ class MemoryFiles:
     def sync_folder(self, path: str) -> None:
         pass
 
+    def allocated(self, path: str) -> int:
+        return len(self.content.get(path, b""))
+
     def free_space(self, path: str) -> int:
         return self.space

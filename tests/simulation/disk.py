@@ -422,6 +422,11 @@ class SimulatedFileSystem:
             raise OSError(number, "simulated failure of sync", path)
         self.volume.sync_folder(path)
 
+    def allocated(self, path: str) -> int:
+        self.process.operation()
+        inode = self.volume.entries.get(path)
+        return len(inode.allocated) * PAGE if inode is not None else 0
+
     def free_space(self, path: str) -> int:
         self.process.operation()
         return max(0, self.volume.capacity - self.volume.used())

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from shared.config import load_config
-from shared.config_sections import PrimaryConfig, ReplicaConfig, Section
+from shared.config_sections import PrimaryConfig, ReplicaConfig, Section, split_listen
 from shared.errors import UsageError
 
 DOC = Path(__file__).parents[2] / "docs" / "config.md"
@@ -65,7 +65,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
 )
 def test_where_metrics_are_offered(tmp_path: Path, text: str, address: tuple[str, int] | None) -> None:
     loaded = load(tmp_path, f'monitoring_seconds = 3600\n{TLS}[metrics]\nlisten = "{text}"\n', PrimaryConfig)
-    assert (config.split_listen(loaded.metrics.listen), loaded.monitoring_seconds) == (address, 3600)
+    assert (split_listen(loaded.metrics.listen), loaded.monitoring_seconds) == (address, 3600)
 
 
 MISTAKES = {
@@ -75,7 +75,7 @@ MISTAKES = {
     "unknown key in an entry": (
         TLS + ENTRY + ENTRY.replace("/srv/a", "/srv/b") + "quota = 5\n",
         ":13: authorize entry 2.quota is no known key",
-        "docs/config.md",
+        "Did you mean quota_bytes?",
     ),
     "unknown table": (TLS + "[lisen]\n", "lisen is no known key", "Did you mean listen?"),
     "missing table": ("host = 'x'\n", "tls is missing", "docs/config.md"),

@@ -227,6 +227,93 @@ def test_revocation_list_lasts_as_long_as_the_ca(ca: Path) -> None:
     assert crl.next_update_utc == load(ca / pki.CA).not_valid_after_utc
 
 
+# --- renewing and replacing ---
+
+
+def test_renewed_certificate_has_the_same_names_and_key(ca: Path, tmp_path: Path) -> None:
+    first = pki.issue(ca, ["alpha.example", "10.0.0.1"], tmp_path / "alpha", now=NOW)
+    later = NOW + timedelta(days=800)
+    (again,) = pki.renew(ca, ["alpha.example"], tmp_path / "out", now=later)
+    assert again.folder == tmp_path / "out" / "alpha.example"
+    assert [path.name for path in again.folder.iterdir()] == [pki.CERTIFICATE]
+    assert (again.names, again.fingerprint) == (first.names, first.fingerprint)
+    assert again.serial != first.serial and again.not_after == later + timedelta(days=825)
+    # The copy is there, so that it can be revoked.
+    assert pki.revoke(ca, again.serial) == again.serial
+    with pytest.raises(UsageError, match="exists already"):
+        pki.renew(ca, ["alpha.example"], tmp_path / "out", now=later)
+
+
+async def test_ca_is_replaced_with_an_overlap(ca: Path, tmp_path: Path) -> None:
+    """Each step of docs/certificates.md, on two hosts that go one after the other: they can talk at any time."""
+    following = tmp_path / "next"
+    hosts = [each.folder for each in pki.issue_hosts(ca, [["alpha"], ["beta", "127.0.0.1"]], tmp_path / "hosts")]
+    pki.init_ca(following, "next CA")
+
+    async def check() -> None:
+        client, server = (RealNetwork(identity(host)) for host in hosts)
+        async with connected(Address("127.0.0.1", tls=True), client, server):
+            pass
+
+    def copy(source: Path, host: Path, *names: str) -> None:
+        for name in names:
+            shutil.copyfile(source / name, host / name)
+
+    await check()
+    assert pki.bundle([ca, following], tmp_path / "both") == ["vmreplica CA", "next CA"]
+    for host in hosts:
+        copy(tmp_path / "both", host, pki.CA, pki.CRL)
+        await check()
+    made = pki.renew(following, [str(host / pki.CERTIFICATE) for host in hosts], tmp_path / "renewed")
+    for fresh, host in zip(made, hosts, strict=True):
+        copy(fresh.folder, host, pki.CERTIFICATE)
+        await check()
+    assert pki.bundle([following], tmp_path / "both") == ["next CA"]
+    for host in hosts:
+        copy(tmp_path / "both", host, pki.CA, pki.CRL)
+        await check()
+    assert (tmp_path / "both" / pki.CA).read_bytes() == (following / pki.CA).read_bytes()
+
+
+def test_bundle_holds_each_once_and_shows_all(ca: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    pki.init_ca(other, "other CA")
+    serial = pki.issue(other, ["a"], tmp_path / "out").serial
+    pki.revoke(other, "a")
+    assert pki.bundle([ca, other, ca], tmp_path / "both") == ["vmreplica CA", "other CA"]
+    text = pki.show(tmp_path / "both" / pki.CRL)
+    assert "revocation list of vmreplica CA" in text and f"revoked {serial}" in text
+    assert pki.show(tmp_path / "both" / pki.CA).count("subject ") == 2
+    with pytest.raises(NotFoundError, match="missing"):
+        pki.bundle([ca, tmp_path / "missing"], tmp_path / "both")
+    assert pki.show(tmp_path / "both" / pki.CA).count("subject ") == 2
+
+
+@pytest.mark.parametrize("which", ["twice", "a CA", "unknown"])
+def test_what_can_not_be_renewed_is_told_and_nothing_is_made(ca: Path, tmp_path: Path, which: str) -> None:
+    pki.issue(ca, ["a"], tmp_path / "a")
+    wrong = {"twice": "a", "a CA": str(ca / pki.CA), "unknown": "nobody"}[which]
+    with pytest.raises((UsageError, NotFoundError)) as refused:
+        pki.renew(ca, ["a", wrong], tmp_path / "out")
+    assert refused.value.remedy
+    assert not (tmp_path / "out").exists()
+    assert len(list((ca / pki.ISSUED).iterdir())) == 1
+
+
+@needs_openssl
+@pytest.mark.parametrize("behind, good", [(59, True), (61, False)])
+def test_clock_of_the_other_host_may_be_behind_by_an_hour(ca: Path, tmp_path: Path, behind: int, good: bool) -> None:
+    pki.issue(ca, ["a"], tmp_path / "out")
+    start = load(tmp_path / "out" / pki.CERTIFICATE).not_valid_before_utc + pki.BACKDATED
+    then = int((start - timedelta(minutes=behind)).timestamp())
+    done = openssl(
+        *("verify", "-attime", str(then), "-partial_chain", "-CAfile", str(ca / pki.CA)),
+        str(tmp_path / "out" / pki.CERTIFICATE),
+    )
+    assert (done.returncode == 0) == good
+    assert good or "not yet valid" in done.stderr
+
+
 def test_description_of_a_certificate(ca: Path, tmp_path: Path) -> None:
     issued = pki.issue(ca, ["a.example", "10.0.0.1"], tmp_path / "out", now=NOW)
     path = tmp_path / "out" / pki.CERTIFICATE

@@ -8,6 +8,7 @@ import msgspec
 
 from shared.cli.console import Palette
 from shared.cli.page import page_lines
+from shared.expiry import CertificateStatus
 from shared.status import LinkStatus, TapStatus, VmStatus
 from tests.unit.cli.samples import NOW, URI, cut, healthy, replica, resynchronizing
 
@@ -101,6 +102,14 @@ def test_lost_tracking_tells_why() -> None:
 def test_disks_are_named_once_where_they_are_served() -> None:
     assert not any("served at" in line for line in page(healthy(uris=[URI])))
     assert f"  served at     {URI}" in page(replica(uris=[URI]))
+
+
+def test_peers_certificate_is_shown_with_its_ca_and_end() -> None:
+    peer = CertificateStatus(what="peer", subject="b", issuer="a CA", not_before_time=NOW, not_after_time=NOW + 86400)
+    own = msgspec.structs.replace(peer, what="own")
+    link = msgspec.structs.replace(healthy().link, certificates=[peer, own])
+    lines = [line for line in page(healthy(link=link)) if "certificate" in line]
+    assert lines == ["  certificate   b, from a CA, until 2030-03-18 17:46:40"]
 
 
 def test_cut_of_unknown_time() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import ssl
 from collections.abc import Callable
@@ -670,6 +671,48 @@ async def test_no_session_can_be_resumed(ca: Authority, server: Server) -> None:
     assert reused is False
     await listener.close()
     await server.accepting.end()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+@pytest.mark.parametrize("letter, flood", [("K", True), ("k", False)], ids=["that want answers", "that want none"])
+async def test_key_updates(ca: Authority, server: Server, letter: str, flood: bool) -> None:
+    """A few are well; a peer that asks for answers without an end, and need not read them, is ended."""
+    async with server:
+        identity = ca.issue("client")
+        words = ["-connect", str(server.address), "-servername", "localhost", "-alpn", ALPN, "-CAfile", identity.ca]
+        words += ["-cert", identity.certificate, "-key", identity.key]
+        client = await asyncio.create_subprocess_exec(
+            "openssl", "s_client", *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        assert client.stdin is not None
+        link = await server.accepting.next()
+        collector = Collector()
+        link.attach(collector)
+        for _ in range(20):
+            # One command for each read of its input.
+            client.stdin.write(f"{letter}\n".encode())
+            await client.stdin.drain()
+            await asyncio.sleep(0.005)
+        client.stdin.write(b"hello\n")
+        assert await collector.wait(6) == b"hello\n"
+        losing = asyncio.create_task(collector.wait_lost())
+        for _ in range(5000 if flood else 0):
+            if losing.done():
+                break
+            with contextlib.suppress(ConnectionError):
+                client.stdin.write(b"K\n")
+                await client.stdin.drain()
+            await asyncio.sleep(0.002)
+        if flood:
+            assert losing.done()
+            assert "key updates without an end" in str(await losing)
+        else:
+            link.write(b"still here")
+            link.close()
+            await losing
+        client.stdin.close()
+        await client.wait()
 
 
 # --- floods and slowness ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -149,30 +150,39 @@ def at(identity: TlsIdentity, later: timedelta) -> TlsTrust:
     return TlsTrust(identity.ca, authorities, identity.crl, lists, identity.certificate, own, wall=wall)
 
 
-async def test_changed_list_is_loaded_by_itself(ca: Authority) -> None:
+async def test_changed_list_is_noticed(ca: Authority) -> None:
     crl = ca.revoke()
     yours, mine = ca.issue("client"), ca.issue("server", crl=crl)
     client, server = RealNetwork(yours), RealNetwork(mine)
     async with connected(LOOPBACK, client, server) as (near, far):
         near.attach(Collector())
         far.attach(Collector())
-        assert not server.refresh_crl()
+        assert not server.has_other_crl()
         assert server.trust.objection(far.peer) is None
         fresh = ca.revoke(yours, file_name="fresh.pem")
         os.replace(fresh, crl)
-        assert server.refresh_crl()
+        assert server.has_other_crl()
+        server.reload_tls()
         found = server.trust.objection(far.peer)
         assert isinstance(found, ForbiddenError) and "revoked" in found.text
-        assert not server.refresh_crl()
+        assert not server.has_other_crl()
         crl.write_text("half of a li")
         for _ in range(2):
             # It is tried again, and what was loaded stays in force.
+            assert server.has_other_crl()
             with pytest.raises(UsageError, match=r"crl\.pem"):
-                server.refresh_crl()
+                server.reload_tls()
             assert server.trust.objection(far.peer) is not None
         crl.unlink()
-        with pytest.raises(UsageError, match=r"crl\.pem"):
-            server.refresh_crl()
+        assert server.has_other_crl()
+
+
+async def test_chain_that_can_not_be_read_is_objected_to(ca: Authority) -> None:
+    mine = ca.issue("server")
+    client, _ = await peers(ca.issue("client"), mine)
+    broken = dataclasses.replace(client, certificates=(client.certificates[0], b"no certificate"))
+    Path(mine.ca).write_bytes(Authority(ca.folder / "next", "next CA").pem)
+    assert "can't be read" in objection(mine, broken)
 
 
 def test_own_certificate_of_a_ca_that_nobody_holds_is_complained_about(ca: Authority, tmp_path: Path) -> None:
