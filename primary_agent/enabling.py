@@ -102,13 +102,14 @@ def disk_size(files: FileSystem, path: str) -> int:
     if not path.startswith("/") or "\0" in path or "/../" in path + "/":
         raise UsageError(f"{path!r} is not an absolute path.", "Give the disk's absolute path.")
     try:
-        file = files.open_disk(path, write=True)
+        # For reading only: the agent may not be allowed to write it. Whether the tap can is found by its start.
+        file = files.open_disk(path)
     except FileNotFoundError:
         raise NotFoundError(f"The disk {path} does not exist.", "Check the path.") from None
     except OSError as error:
         raise StorageError(
-            f"The disk {path} can't be opened for writing: {error.strerror or error}.",
-            "It must be a regular file or a block device that the service may read and write, and no symbolic link.",
+            f"The disk {path} can't be read: {error.strerror or error}.",
+            "It must be a regular file or a block device that the service may read, and no symbolic link.",
         ) from error
     try:
         size = file.size()
