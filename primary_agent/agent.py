@@ -215,7 +215,7 @@ class PrimaryAgent:
         return AgentStatus(
             role="primary",
             host=self.config.host,
-            version=self.surroundings.software.removeprefix("vmreplica "),
+            version=self.surroundings.version,
             pid=os.getpid(),
             started_time=self.started_time,
             time=now,

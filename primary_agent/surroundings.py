@@ -75,5 +75,10 @@ class Surroundings:
         self.queue.reconsider()
 
     @property
+    def version(self) -> str:
+        """Of this program."""
+        return self.software.removeprefix("vmreplica ")
+
+    @property
     def identity(self) -> Identity:
         return Identity(self.software, self.host, self.heartbeat, (ZSTD,) if self.compress else ())

@@ -21,7 +21,7 @@ from shared.health import assessed
 from shared.states import ReplicationState
 from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, TapStatus, VerifyStatus, VmStatus
 from shared.tap_config import TapConfig
-from shared.tap_control import Tracking
+from shared.tap_control import Tracking, is_outdated
 
 
 def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify: VerifyStatus) -> VmStatus:
@@ -52,7 +52,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         peer_host=record.peer_host or vm.replica_host,
         fenced=_fenced(parts) if state is ReplicationState.FAILED_OVER else "",
         link=_link(parts, vm, now),
-        tap=_tap(parts.tap, parts.observer),
+        tap=_tap(parts.tap, parts.surroundings.version, parts.observer),
         progress=parts.progress.status() if parts.progress is not None else None,
         verify=verify,
         statistics=replication.statistics.report(now, pending_bytes=parts.pending_bytes()),
@@ -161,7 +161,8 @@ def _link(parts: Parts, vm: VmRecord, now: float) -> LinkStatus:
     )
 
 
-def _tap(link: TapLink, observer: TapObserver | None = None) -> TapStatus:
+def _tap(link: TapLink, version: str = "", observer: TapObserver | None = None) -> TapStatus:
+    """``version`` is that of this agent's program, where it matters."""
     connection = link.connection
     if connection is None:
         return TapStatus(running=False, tracking="", error=link.error)
@@ -182,6 +183,8 @@ def _tap(link: TapLink, observer: TapObserver | None = None) -> TapStatus:
         last_write_time=status.last_write_time,
         doubt_bytes=status.doubt.bytes if status.doubt is not None else None,
         hot_bytes=status.hot_bytes,
+        version=status.version,
+        outdated=is_outdated(status, version),
     )
 
 

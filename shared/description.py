@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from hashlib import blake2b
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import structlog
@@ -76,9 +76,28 @@ def decode(role: str, data: bytes, kind: type[T], path: str = NAME) -> T:
         description = msgspec.json.decode(body, type=kind, strict=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(path, f"it is not valid: {error}") from None
-    if rest[-1:] != b"\n" or msgspec.json.encode(description, order="sorted") != body:
+    if rest[-1:] != b"\n" or not _is_canonical(body, description):
         raise _damaged(path, "its JSON is not canonical")
     return description
+
+
+def _is_canonical(body: bytes, description: msgspec.Struct) -> bool:
+    """Whether ``body`` is what was or would be written; an older version's lacks fields that were added since."""
+    made = msgspec.json.encode(description, order="sorted")
+    if made == body:
+        return True
+    found = msgspec.json.decode(body)
+    return msgspec.json.encode(found, order="sorted") == body and _is_part(found, msgspec.json.decode(made))
+
+
+def _is_part(found: Any, made: Any) -> bool:
+    """Whether ``made`` is ``found`` but for fields that only ``made`` has."""
+    match found, made:
+        case dict(), dict():
+            return all(name in made and _is_part(value, made[name]) for name, value in found.items())
+        case list(), list():
+            return len(found) == len(made) and all(map(_is_part, found, made))
+    return bool(found == made)
 
 
 def _checksum(text: bytes) -> bytes:

@@ -87,6 +87,10 @@ class TapStatus(StatusStruct):
     """What a power loss now would leave in doubt."""
     error: str = ""
     """Why the tap could not be reached or started, empty while it runs."""
+    version: str = ""
+    """Of the program that runs; empty while none does."""
+    outdated: bool = False
+    """It runs another version than the agent, which was upgraded since; its next start brings them together."""
 
 
 class DiskStatus(StatusStruct):

@@ -24,6 +24,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Interval = Annotated[float, msgspec.Meta(ge=1, le=86400)]
 Bytes = Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
 
+CONTROL_VERSION = 1
+"""Of this module's methods and fields. A tap outlives its agent's upgrade, so agents of a version command taps of the
+one before: fields and parameters are only added, with defaults, and a parameter at its default is not sent at all."""
+
 CALL_TIMEOUT = 30.0
 """Seconds after which a method that does not wait for a disk counts as unanswered."""
 SLOW_CALL_TIMEOUT = 300.0
@@ -243,6 +247,8 @@ class TapStatus(Result, frozen=True):
     hot_region_bytes: int = 0
     """The most regions that are hot at a time, and the size of one; 0 where the tap does not tell."""
     latency: GuestLatency = GuestLatency()
+    control: int = 0
+    """CONTROL_VERSION of the tap's program; 0 where it is from before there was one."""
 
 
 # --- parameters ----------------------------------------------------------------------------------------------------
@@ -258,7 +264,7 @@ class AbandonParams(Params, frozen=True):
     epoch: Hex16
 
 
-class ReasonParams(Params, frozen=True):
+class ReasonParams(Params, frozen=True, omit_defaults=True):
     """Of ``stop_tracking`` and ``cut``. A cut for a resync is asked for with the reason ``resync``."""
 
     reason: Text = ""
@@ -275,7 +281,7 @@ class SetParams(Params, frozen=True, omit_defaults=True):
     hot_regions: Bytes | None = None
 
 
-class LocateParams(Params, frozen=True):
+class LocateParams(Params, frozen=True, omit_defaults=True):
     """``entry`` and ``chain`` together name a point behind a record; without both it is the segment's start."""
 
     epoch: Hex16
@@ -284,7 +290,7 @@ class LocateParams(Params, frozen=True):
     chain: Hex16 | None = None
 
 
-class LeaseParams(Params, frozen=True):
+class LeaseParams(Params, frozen=True, omit_defaults=True):
     """Keep log files from ``from_file`` on for ``seconds``; replaces the former lease of the same client.
 
     A ``weak`` one ends at once where the log needs a file and there is none.
@@ -372,10 +378,19 @@ def notification_name(notification: Notification) -> str:
     return next(name for name, kind in NOTIFICATIONS.items() if isinstance(notification, kind))
 
 
+def is_outdated(status: TapStatus, version: str) -> bool:
+    """Whether the tap runs another program than one of ``version``, which is empty where that does not matter."""
+    return bool(version) and (status.version != version or status.control != CONTROL_VERSION)
+
+
 class TapProtocolError(VmreplicaError):
-    """The tap answered what this agent can't read: it is of another version, or not a tap."""
+    """The tap answered what this agent can't read, or does not know what is asked of it: it is of another version."""
 
     code = "tap_protocol"
+
+
+# What a tap answers to a method or a parameter that came after its version.
+_UNKNOWN_TO_IT = frozenset({"unknown_method", "invalid_params"})
 
 
 R = TypeVar("R")
@@ -412,7 +427,16 @@ class TapClient:
         return cls(await JsonRpcClient.connect(network, address, timeout, on_notification=on_notification))
 
     async def _call(self, method: str, params: Params, kind: type[R], timeout: float = CALL_TIMEOUT) -> R:
-        return _read(await self.rpc.call(method, msgspec.to_builtins(params), timeout), kind, method)
+        try:
+            plain = await self.rpc.call(method, msgspec.to_builtins(params), timeout)
+        except VmreplicaError as error:
+            if error.code not in _UNKNOWN_TO_IT:
+                raise
+            raise TapProtocolError(
+                f"The running tap is of another version and does not know `{method}` as it is asked for: {error.text}",
+                "It is replaced at its next start: shut the VM down and stop its tap, which the agent then starts.",
+            ) from None
+        return _read(plain, kind, method)
 
     async def status(self) -> TapStatus:
         return await self._call("status", NoParams(), TapStatus)

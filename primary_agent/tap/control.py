@@ -26,6 +26,7 @@ from shared.admin.server import Client, JsonRpcServer
 from shared.errors import UsageError, VmreplicaError
 from shared.ports import Address
 from shared.tap_control import (
+    CONTROL_VERSION,
     AbandonParams,
     BeginParams,
     DiskStatus,
@@ -198,6 +199,7 @@ class TapControl:
             hot_regions=tracker.maps.hot.limit if tracker.maps.hot is not None else config.hot_regions,
             hot_region_bytes=config.hot_region_bytes,
             latency=self._surroundings.latency(),
+            control=CONTROL_VERSION,
         )
 
     def _disk_status(self, disk: Disk) -> DiskStatus:

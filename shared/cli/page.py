@@ -125,7 +125,9 @@ def _tap(tap: TapStatus) -> str:
     log = f"log {size_text(tap.log_used_bytes)} of {size_text(tap.log_limit_bytes)}"
     lost = f" ({tap.lost_text or tap.lost_reason})" if tap.tracking == "lost" else ""
     clients = f"{tap.clients} client{'' if tap.clients == 1 else 's'}"
-    return f"process {tap.pid}, tracking {tap.tracking}{lost}, {log}, {size_text(tap.bytes_written)} written, {clients}"
+    written = f"{size_text(tap.bytes_written)} written"
+    older = f"; runs version {tap.version}, the agent's from its next start on" if tap.outdated else ""
+    return f"process {tap.pid}, tracking {tap.tracking}{lost}, {log}, {written}, {clients}{older}"
 
 
 def _disk(disk: DiskStatus) -> str:

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 from shared.errors import InvalidStateError, StorageError
 from shared.ports import Clock
-from shared.ports.store_file import Change, StoreFile, decode, encode
+from shared.ports.store_file import Change, StoreFile
+from shared.ports.store_migrating import open_store
 from shared.ports.store_rebuilding import rebuild
+from shared.ports.store_rows import decode, encode
 
 T = TypeVar("T")
 
@@ -31,7 +33,7 @@ class SqliteStores:
         self._open: dict[str, SqliteStore] = {}
 
     async def open(self, folder: str, *, create: bool = False) -> SqliteStore:
-        """Open or create ``folder/state.db`` and verify all of it.
+        """Open or create ``folder/state.db`` and verify all of it; one of an older version is brought forward.
 
         Raises StoreDamagedError for a state that is damaged, missing, foreign or from a newer version, or that
         exists where it was to be created, and StorageError where the volume or another process is in the way.
@@ -39,8 +41,7 @@ class SqliteStores:
         path = os.path.join(os.path.realpath(folder), STATE_FILE)  # noqa: ASYNC240
         if path in self._open:
             raise InvalidStateError(f"The store {path} is open already.")
-        file = StoreFile(path)
-        await self.run(file.create if create else file.open)
+        file = await self.run(_create if create else open_store, path)
         store = SqliteStore(self, file, self._clock)
         self._open[path] = store
         return store
@@ -133,6 +134,12 @@ class SqliteStore:
     def _require_open(self) -> None:
         if self._closed:
             raise StorageError(f"The store {self._file.path} is closed.")
+
+
+def _create(path: str) -> StoreFile:
+    file = StoreFile(path)
+    file.create()
+    return file
 
 
 async def _outcome(done: asyncio.Future[None]) -> None:

@@ -13,24 +13,28 @@ import errno
 import os
 import sqlite3
 import stat
-import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
-import msgpack
-
 from shared.errors import NoSpaceError, StorageError, StoreDamagedError
+from shared.ports.store_rows import (
+    DIGEST_BYTES,
+    VERSION,
+    Summary,
+    decode,
+    encode,
+    event_digest,
+    record_digest,
+    summary_digest,
+    xor,
+)
 
 APPLICATION_ID = 0x766D7270
 """``vmrp`` in the header of the file: what ``file`` and we know it by."""
-VERSION = 1
 EVENTS_MAX = 10_000
 """The newest events that are kept."""
-RECORD_BYTES_MAX = 16 << 20
-DIGEST_BYTES = 16
 
 _REBUILD = (
     "Nothing was changed. Restore the folder from a backup of exactly this moment, or remove the VM here, enable"
@@ -48,42 +52,16 @@ Change = dict[str, bytes | None]
 """Names of records with their new bodies; None deletes one."""
 
 
-def encode(value: Any) -> bytes:
-    """A plain value as msgpack; raises TypeError for what is not plain, ValueError for what is too large."""
-    try:
-        body: bytes = msgpack.packb(value, use_bin_type=True, strict_types=True)
-    except OverflowError as error:
-        raise ValueError(f"a number does not fit into 64 bits: {error}") from error
-    if len(body) > RECORD_BYTES_MAX:
-        raise ValueError(f"a record of {len(body)} bytes is larger than {RECORD_BYTES_MAX}")
-    return body
-
-
-def decode(body: bytes) -> Any:
-    return msgpack.unpackb(body, raw=False, strict_map_key=False)
-
-
-@dataclass(slots=True)
-class Summary:
-    """What the rows must add up to. ``version`` repeats the header's, where a checksum covers it."""
-
-    version: int = VERSION
-    commits: int = 0
-    records: int = 0
-    records_digest: bytes = bytes(DIGEST_BYTES)
-    first_event: int = 1
-    last_event: int = 0
-
-
 class StoreFile:
-    """One database; all methods block and belong to one thread."""
+    """One database; all methods block and belong to one thread. ``version`` is that of the store it has to be."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, version: int = VERSION) -> None:
         self.path = path
+        self.version = version
         self.bodies: dict[str, bytes] = {}
         """The records as they were when the file was opened."""
         self._digests: dict[str, bytes] = {}
-        self._summary = Summary()
+        self._summary = Summary(version=version)
         self._database: sqlite3.Connection | None = None
         self._failure: str | None = None
 
@@ -102,7 +80,7 @@ class StoreFile:
             database = _connect(unfinished)
             try:
                 database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                database.execute(f"PRAGMA user_version = {VERSION}")
+                database.execute(f"PRAGMA user_version = {self.version}")
                 database.execute("BEGIN IMMEDIATE")
                 for statement in _TABLES.values():
                     database.execute(statement)
@@ -152,10 +130,12 @@ class StoreFile:
                 f"{self.path} is no state of vmreplica (application id {application}).",
                 "Another program's file, or damage. " + _REBUILD,
             )
-        if version != VERSION:
-            _refute_version(database, version)
+        if version != self.version:
+            _refute_version(database, self.version, version)
+            if version < self.version:
+                raise OlderStoreError(version, self.path)
             raise StoreDamagedError(
-                f"{self.path} has version {version}; this program knows {VERSION}.",
+                f"{self.path} has version {version}; this program knows {self.version}.",
                 "Start the version of vmreplica that wrote it, or a newer one.",
                 code="store_newer",
             )
@@ -164,7 +144,7 @@ class StoreFile:
                 raise _Damage(f"SQLite's check says: {answer}")
         if dict(database.execute("SELECT name, sql FROM sqlite_schema")) != _TABLES:
             raise _Damage("its tables are not those that were made")
-        self._summary = _read_summary(database)
+        self._summary = _read_summary(database, self.version)
         self._verify_records(database)
         self._verify_events(database)
 
@@ -176,7 +156,7 @@ class StoreFile:
             decode(body)
             self.bodies[name] = body
             self._digests[name] = digest
-            total = _xor(total, digest)
+            total = xor(total, digest)
         if (len(self.bodies), total) != (self._summary.records, self._summary.records_digest):
             raise _Damage(f"{self._summary.records} records were stored, and {len(self.bodies)} others are found")
 
@@ -233,12 +213,13 @@ class StoreFile:
         digests: dict[str, bytes | None] = {}
         for name, body in change.items():
             if (old := self._digests.get(name)) is not None:
-                total, count = _xor(total, old), count - 1
+                total, count = xor(total, old), count - 1
             digests[name] = None if body is None else record_digest(name, body)
             if (digest := digests[name]) is not None:
-                total, count = _xor(total, digest), count + 1
+                total, count = xor(total, digest), count + 1
         last = self._summary.last_event + events
         summary = Summary(
+            version=self.version,
             commits=self._summary.commits + 1,
             records=count,
             records_digest=total,
@@ -267,6 +248,27 @@ class StoreFile:
             )
         if summary.first_event != self._summary.first_event:
             self._database.execute("DELETE FROM events WHERE id < ?", (summary.first_event,))
+
+    def copy_to(self, path: str) -> None:
+        """Make a whole copy of the open store at ``path``, durable. Raises StorageError or NoSpaceError."""
+        assert self._database is not None
+        with self._storage_errors("copied"):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            with contextlib.closing(sqlite3.connect(path)) as copy:
+                self._database.backup(copy)
+            _sync(path)
+
+    def bring_forward(self, change: Change, version: int) -> None:
+        """Change records and version in one transaction; the store is to be opened anew then. Raises StorageError."""
+        assert self._database is not None
+        self.version = version
+        summary, digests = self._after(change, 0)
+        with self._storage_errors("brought forward"):
+            self._database.execute("BEGIN IMMEDIATE")
+            self._write_records(change, digests)
+            _write_summary(self._database, summary)
+            self._database.execute(f"PRAGMA user_version = {version}")
+            self._database.execute("COMMIT")
 
     def events(self, limit: int, after: int) -> list[tuple[int, bytes]]:
         """Identity and body of the newest ``limit`` events above ``after``, oldest first; raises StorageError."""
@@ -306,48 +308,44 @@ class StoreFile:
             raise StorageError(text, "See to its volume, then restart the agent.") from error
 
 
+class OlderStoreError(StoreDamagedError):
+    """The store was written by an older version, and is to be brought forward."""
+
+    code = "store_older"
+
+    def __init__(self, version: int, path: str) -> None:
+        super().__init__(f"{path} has version {version}, from which this program can't go on.", _REBUILD)
+        self.version = version
+
+
 class _Damage(Exception):
     """What a check found; the text says which row."""
-
-
-def record_digest(name: str, body: bytes) -> bytes:
-    """Checksum of a record; the length in front keeps name and body apart."""
-    encoded = name.encode()
-    return blake2b(struct.pack("<I", len(encoded)) + encoded + body, digest_size=DIGEST_BYTES).digest()
-
-
-def event_digest(identity: int, time: float, body: bytes) -> bytes:
-    return blake2b(struct.pack("<qd", identity, time) + body, digest_size=DIGEST_BYTES).digest()
-
-
-def _summary_digest(body: bytes) -> bytes:
-    return blake2b(b"summary" + body, digest_size=DIGEST_BYTES).digest()
 
 
 def _write_summary(database: sqlite3.Connection, summary: Summary) -> None:
     body = encode(asdict(summary))
     database.execute(
-        "INSERT OR REPLACE INTO summary (one, body, digest) VALUES (1, ?, ?)", (body, _summary_digest(body))
+        "INSERT OR REPLACE INTO summary (one, body, digest) VALUES (1, ?, ?)", (body, summary_digest(body))
     )
 
 
-def _read_summary(database: sqlite3.Connection) -> Summary:
+def _read_summary(database: sqlite3.Connection, version: int) -> Summary:
     rows = database.execute("SELECT body, digest FROM summary").fetchall()
-    if len(rows) != 1 or not isinstance(rows[0][0], bytes) or rows[0][1] != _summary_digest(rows[0][0]):
+    if len(rows) != 1 or not isinstance(rows[0][0], bytes) or rows[0][1] != summary_digest(rows[0][0]):
         raise _Damage("the summary has a wrong checksum")
     summary = Summary(**decode(rows[0][0]))
-    if summary.version != VERSION:
-        raise _Damage(f"its header says version {VERSION}, its summary {summary.version}")
+    if summary.version != version:
+        raise _Damage(f"its header says version {version}, its summary {summary.version}")
     return summary
 
 
-def _refute_version(database: sqlite3.Connection, version: int) -> None:
+def _refute_version(database: sqlite3.Connection, ours: int, version: int) -> None:
     """No checksum covers the header's version: where the summary is ours it is the header that is damaged."""
     try:
-        _read_summary(database)
+        _read_summary(database, ours)
     except (sqlite3.Error, _Damage, TypeError):
         return
-    raise _Damage(f"its header says version {version}, its summary {VERSION}")
+    raise _Damage(f"its header says version {version}, its summary {ours}")
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -382,10 +380,6 @@ def _code(error: Exception) -> int | None:
     """SQLite's primary error code."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
-
-
-def _xor(one: bytes, other: bytes) -> bytes:
-    return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).to_bytes(DIGEST_BYTES, "big")
 
 
 def _sync(path: str) -> None:

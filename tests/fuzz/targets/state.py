@@ -25,7 +25,7 @@ from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH
 from shared.errors import StoreDamagedError
 from shared.map_file import MapDamagedError, MapFile, MapKind
-from shared.ports.store_file import decode, encode
+from shared.ports.store_rows import decode, encode
 from shared.states import ReplicationState
 from shared.status import VerifyResult
 from shared.tap_control import LostReason, Tracking
