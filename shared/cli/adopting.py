@@ -32,7 +32,7 @@ from shared.cli.libvirt_hook import hook_installed
 from shared.cli.qemu_nodes import Attached, keep_requests
 from shared.cli.undoing import Undo
 from shared.cli.virsh import Virsh, reachable
-from shared.errors import ForbiddenError, InvalidStateError, NotFoundError, StorageError, UsageError
+from shared.errors import ForbiddenError, InvalidStateError, NotFoundError, StorageError, UsageError, VmreplicaError
 from shared.status import VmStatus
 
 ENABLE_SECONDS = 120.0
@@ -112,6 +112,8 @@ def adopt_running(agent: Agent, virsh: Virsh, name: str, wanted: Wanted, console
             disk.target: new_image(disk, virsh.size(domain.name, disk.target), wanted.copy_to, "vmr", undo)
             for disk in chosen
         }
+        for image in images.values():
+            _give(agent, image)
         vm = enable(agent, domain, list(images.values()), left, wanted)
         _removes(agent, vm, undo)
         places = places_of(vm, chosen)
@@ -123,11 +125,19 @@ def adopt_running(agent: Agent, virsh: Virsh, name: str, wanted: Wanted, console
         # From then on the guest writes through the tap: nothing is taken back.
         copy.switch_first(undo)
     copy.switch_others()
-    running = attached(virsh, domain.name, places)
-    inactive, _ = virsh.domain(domain.name, inactive=True)
-    virsh.define(put_behind_taps(inactive, places))
-    _, now = virsh.domain(domain.name, inactive=True)
-    check_defined(now, places)
+    try:
+        inactive, _ = virsh.domain(domain.name, inactive=True)
+        virsh.define(put_behind_taps(inactive, places))
+        _, now = virsh.domain(domain.name, inactive=True)
+        check_defined(now, places)
+        running = attached(virsh, domain.name, places)
+    except VmreplicaError as error:
+        raise InvalidStateError(
+            f"{domain.name} runs on its tap now, and nothing of its disks is lost, but not all is as it should be: "
+            f"{error.text}",
+            f"{error.remedy} Then look at it again: vmreplica adopt {domain.name} --check; its next start takes what "
+            f"`virsh dumpxml --inactive {domain.name}` shows.".strip(),
+        ) from error
     notes = [*notes_of(virsh, now, places), *running_notes(domain.name, running)]
     kept = {disk.target: disk.path for disk in chosen}
     disks = {target: (path, places[target]) for target, path in images.items()}
@@ -288,6 +298,17 @@ def running_notes(name: str, running: Sequence[Attached]) -> list[str]:
             "delay is the guest's: a running QEMU can't change its error policy. After the next start it pauses."
         )
     return notes
+
+
+def _give(agent: Agent, image: str) -> None:
+    """Let the agent have the image, where it does not run as who we are."""
+    try:
+        status = os.stat(f"/proc/{agent.status.pid}")
+        os.chown(image, status.st_uid, status.st_gid, follow_symlinks=False)
+    except OSError as error:
+        raise StorageError(
+            f"{image} can't be given to the agent: {error.strerror or error}.", "Run it as root."
+        ) from None
 
 
 def _removes(agent: Agent, vm: VmStatus, undo: Undo) -> None:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import quoteattr
 
+from shared.cli.domain_xml import ERROR_POLICY, RECONNECT_SECONDS
 from shared.errors import UsageError
-
-RECONNECT_SECONDS = 30
-"""How long QEMU keeps a guest's requests while the tap restarts."""
 
 
 def nbd_place(uri: str) -> tuple[str, str]:
@@ -28,7 +26,7 @@ def attachment_lines(uris: Sequence[str]) -> list[str]:
     lines += ["", "QEMU:"]
     for at, uri in enumerate(uris):
         lines += [f"  {line}" for line in qemu_lines(uri, at)]
-    lines += ["", "libvirt (virsh edit):"]
+    lines += ["", "libvirt (`vmreplica adopt` does it; by hand, with virsh edit):"]
     for at, uri in enumerate(uris):
         lines += [f"  {line}" for line in libvirt_lines(uri, at)]
     return lines
@@ -41,18 +39,20 @@ def qemu_lines(uri: str, at: int) -> list[str]:
     behaviour = f"reconnect-delay={RECONNECT_SECONDS},open-timeout=10,discard=unmap"
     return [
         f"-blockdev driver=nbd,node-name=replicated{at},{server},{behaviour}",
-        f"-device virtio-blk-pci,drive=replicated{at}",
+        f"-device virtio-blk-pci,drive=replicated{at},werror={ERROR_POLICY},rerror={ERROR_POLICY}",
     ]
 
 
 def libvirt_lines(uri: str, at: int) -> list[str]:
     """A disk of a libvirt domain for disk number ``at``."""
     path, export = nbd_place(uri)
+    policies = f"error_policy='{ERROR_POLICY}' rerror_policy='{ERROR_POLICY}'"
     return [
         "<disk type='network' device='disk'>",
-        "  <driver name='qemu' type='raw' discard='unmap'/>",
+        f"  <driver name='qemu' type='raw' discard='unmap' {policies}/>",
         f"  <source protocol='nbd' name={quoteattr(export)}>",
         f"    <host transport='unix' socket={quoteattr(path)}/>",
+        f"    <reconnect delay='{RECONNECT_SECONDS}'/>",
         "  </source>",
         f"  <target dev='{_target(at)}' bus='virtio'/>",
         "</disk>",

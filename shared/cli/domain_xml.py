@@ -83,7 +83,7 @@ class DomainDisk:
 
     @property
     def reconnect_seconds(self) -> int | None:
-        """The reconnect delay that the XML has; libvirt before 9.2 drops it."""
+        """The reconnect delay that the XML has; libvirt 9.0, as of Debian 12, drops it."""
         delay = _attribute(self.element, "source/reconnect", "delay")
         return int(delay) if delay.isdigit() else None
 

@@ -1,6 +1,6 @@
 """Whether a running QEMU keeps the guest's requests while a tap restarts, and the order by which it does.
 
-libvirt before 9.2 drops `<reconnect>` silently, and QEMU's default is to fail such requests at once. There, a second
+libvirt 9.0, as of Debian 12, drops `<reconnect>` silently, and QEMU's default is to fail such requests at once. There, a second
 connection to the same export is opened beside libvirt's, with the delay, and takes its place below the node that the
 guest's device has: QEMU ends what is under way, swaps, and goes on. libvirt's own nodes keep their names, so that its
 block jobs, snapshots and detaching work as ever.

@@ -15,7 +15,7 @@ from shared.cli.domain_xml import Domain, Place, plain_disk, put_back
 from shared.cli.qemu_nodes import leave
 from shared.cli.undoing import Undo
 from shared.cli.virsh import Virsh
-from shared.errors import InvalidStateError, NotFoundError
+from shared.errors import InvalidStateError, NotFoundError, VmreplicaError
 from shared.status import VmStatus
 
 
@@ -82,13 +82,22 @@ def release_running(
         copy.wait()
         copy.switch_first(undo)
     copy.switch_others()
-    for target in images:
-        leave(virsh, domain.name, target)
-    inactive, _ = virsh.domain(domain.name, inactive=True)
-    virsh.define(put_back(inactive, {target: ("file", path) for target, path in images.items()}, before))
-    for each in (virsh.domain(domain.name)[1], virsh.domain(domain.name, inactive=True)[1]):
-        _check_defined(each, images)
-    found.call(admin.REMOVE, ENABLE_SECONDS, yes=True)
+    try:
+        for target in images:
+            leave(virsh, domain.name, target)
+        inactive, _ = virsh.domain(domain.name, inactive=True)
+        virsh.define(put_back(inactive, {target: ("file", path) for target, path in images.items()}, before))
+        # The tap stops only where nothing has a disk from it any more.
+        for each in (virsh.domain(domain.name)[1], virsh.domain(domain.name, inactive=True)[1]):
+            _check_defined(each, images)
+        found.call(admin.REMOVE, ENABLE_SECONDS, yes=True)
+    except VmreplicaError as error:
+        raise InvalidStateError(
+            f"{domain.name} runs on its new images now ({', '.join(images.values())}), but is not wholly released: "
+            f"{error.text}",
+            f"{error.remedy} See that its definition has these images (virsh edit {domain.name}), then: vmreplica "
+            f"remove {found.vm.name}.".strip(),
+        ) from error
     return Released(domain.name, found.vm.uuid, images, paths)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.cli.domain_xml import Domain, parse
-from shared.errors import InvalidStateError, NotFoundError, UnreachableError, VmreplicaError
+from shared.errors import InvalidStateError, NotFoundError, StorageError, UnreachableError, VmreplicaError
 
 CALL_SECONDS = 120.0
 """How long one call may take; copies go on by themselves and are asked for."""
@@ -135,7 +135,7 @@ class Virsh:
 
 
 def reachable(path: str, user: int, group: int) -> bool:
-    """Whether a process of this user and group may connect to the socket at ``path``."""
+    """Whether a process of this user and group may connect to the socket at ``path``. Raises StorageError."""
     if user == 0:
         return True
     groups = {group, *_groups_of(user, group)}
@@ -143,7 +143,10 @@ def reachable(path: str, user: int, group: int) -> bool:
     while parts[-1] != "/":
         parts.append(os.path.dirname(parts[-1]))
     for at, part in enumerate(parts):
-        status = os.stat(part)
+        try:
+            status = os.stat(part)
+        except OSError as error:
+            raise StorageError(f"The tap's socket {path} can't be looked at: {error.strerror or error}.") from None
         # A socket has to be written, the folders above it to be passed.
         need = 0o2 if at == 0 else 0o1
         shift = 6 if status.st_uid == user else 3 if status.st_gid in groups else 0

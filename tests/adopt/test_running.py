@@ -41,6 +41,7 @@ def test_guest_works_on_from_adoption_to_release(hosts: Hosts, libvirt: Libvirt,
         # The former image is what it was at the switch: sound, and behind by what came since.
         former = hosts.folder / "former.raw"
         shutil.copyfile(image, former)
+        hosts.wait("the link", "primary", lambda vm: vm["link"]["healthy"])
         hosts.call("primary", "vm.initial", vm=VM)
         hosts.wait_state("Replicating")
         tap = hosts.tap_pid()

@@ -59,6 +59,7 @@ def test_adopted_started_and_released(hosts: Hosts, libvirt: Libvirt) -> None:
     # QEMU really is at the tap, and waits for one that restarts.
     assert hosts.wait("QEMU", "primary", lambda vm: vm["tap"]["clients"] >= 3)["tap"]["pid"]
     hosts.disks = [root, data, sata]
+    hosts.wait("the link", "primary", lambda vm: vm["link"]["healthy"])
     hosts.call("primary", "vm.initial", vm=VM)
     hosts.wait_state("Replicating")
     hosts.assert_same()

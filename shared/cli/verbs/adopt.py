@@ -89,6 +89,9 @@ def libvirt_hook(options: argparse.Namespace, context: Context) -> int:
 
 def _check(options: argparse.Namespace, context: Context, virsh: Virsh) -> int:
     """Look how a running domain has its disks from taps, and set right what a running QEMU can be told."""
+    others = ("replica", "disk", "exclude", "live", "copy_to", "start", "log_limit")
+    if given := [name for name in others if getattr(options, name)]:
+        raise UsageError("--check adopts nothing.", f"Leave out --{given[0].replace('_', '-')}.")
     _, domain = virsh.domain(options.domain)
     disks = domain.behind_taps()
     if not disks:
@@ -126,8 +129,9 @@ def _lines(done: Adopted, options: argparse.Namespace) -> list[str]:
 
 
 def _attached_lines(each: Attached) -> Sequence[str]:
+    wait = f"wait for a tap that restarts, {each.delay}" if each.keeps_requests else "fail while the tap restarts"
     errors = "errors pause the guest" if each.pauses else "errors are the guest's until its next start"
-    return [f"  {each.target}: requests wait for a tap that restarts, {each.delay}; {errors}"]
+    return [f"  {each.target}: requests {wait}; {errors}"]
 
 
 def _plain_attached(each: Attached) -> dict[str, Any]:
