@@ -23,6 +23,7 @@ from urllib.parse import quote
 import msgpack
 
 from shared.errors import NoSpaceError, StorageError, StoreDamagedError
+from shared.ports.ownership import require_own_file
 
 APPLICATION_ID = 0x766D7270
 """``vmrp`` in the header of the file: what ``file`` and we know it by."""
@@ -137,13 +138,14 @@ class StoreFile:
 
     def _require_file(self) -> None:
         try:
-            mode = os.lstat(self.path).st_mode
+            state = os.lstat(self.path)
         except FileNotFoundError as error:
             raise StoreDamagedError(f"The state {self.path} is missing.", _REBUILD) from error
         except OSError as error:
             raise StorageError(f"The state {self.path} can't be read: {error.strerror}.") from error
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(state.st_mode):
             raise StoreDamagedError(f"The state {self.path} is not a regular file.", "Remove what is there.")
+        require_own_file(self.path, state)
 
     def _verify(self, database: sqlite3.Connection) -> None:
         application, version = (_pragma(database, name) for name in ("application_id", "user_version"))
