@@ -76,7 +76,8 @@ class Auditor:
     async def note_refusal(self, request: Request, peer: Peer, error: ForbiddenError) -> None:
         """Put on record that somebody may not do what he asked for; of one user only so many a minute."""
         now = self._clock.monotonic()
-        ration, left_out = self._rations.pop(peer.uid, None) or (Ration(REFUSED_AT_ONCE, REFUSED_PER_SECOND, now), 0)
+        fresh = (Ration(REFUSED_AT_ONCE, REFUSED_PER_SECOND, now), 0)
+        ration, left_out = self._rations.pop(peer.uid, fresh)
         passes = ration.take(now)
         self._rations[peer.uid] = (ration, 0 if passes else left_out + 1)
         if len(self._rations) > USERS_MAX:

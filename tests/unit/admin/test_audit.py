@@ -74,7 +74,7 @@ def lines_of(audit: AuditLog) -> list[bytes]:
 def vector_entries() -> list[AuditEntry]:
     """What the recorded file holds; each names the one before it."""
     previous = NO_LINE
-    entries = []
+    entries: list[AuditEntry] = []
     for fields in (
         {"verb": "agent.start", "params": {"version": "1.0.0", "config": "/etc/vmreplica/primary.toml"}},
         {
