@@ -1,8 +1,8 @@
 """Writes the bill of materials: what an installed vmreplica consists of, as CycloneDX 1.6 JSON.
 
-``python -m scripts.sbom > packaging/vmreplica.cdx.json``. It is made from pyproject.toml and requirements.lock alone, so
-that the same checkout always gives the same bytes: no time, and a serial number that follows from the content. Python
-itself, OpenSSL and the C library are the distribution's and are not in it.
+``python -m scripts.sbom > packaging/vmreplica.cdx.json``. It is made from pyproject.toml and requirements.lock alone,
+so that the same checkout always gives the same bytes: no time, and a serial number that follows from the content.
+Python itself, OpenSSL and the C library are the distribution's and are not in it.
 """
 
 from __future__ import annotations

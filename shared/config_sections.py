@@ -75,7 +75,7 @@ class LimitsSection(Section, frozen=True):
     more may have shown their certificate and not named a VM yet."""
     handshake_seconds: Seconds = 5.0
     """A TLS handshake may take so long."""
-    failures_per_minute: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 300
+    failures_per_minute: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 120
     """Connections of one address in a minute that come to nothing; ten that are let in count as one. Further ones are
     ended unheard. 0: no such limit."""
     sessions: Annotated[int, msgspec.Meta(ge=8, le=100_000)] = 4096

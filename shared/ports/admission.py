@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 HALF_OPEN_MAX = 64
 """Connections of all listeners that have not finished their TLS handshake, or still hear why it failed."""
-FAILURES_PER_MINUTE = 300
+FAILURES_PER_MINUTE = 120
 """Connections of one address in a minute that come to nothing."""
 SUCCESSES_PER_FAILURE = 10
 """So many connections that are let in count as one that came to nothing: a handshake is work, too."""

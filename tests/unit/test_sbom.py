@@ -98,7 +98,7 @@ def test_packages_are_installed_by_their_hashes_alone() -> None:
         for path in [sbom.ROOT / "scripts" / "setup", *(sbom.ROOT / "packaging").rglob("*")]
         if path.is_file() and path.suffix not in (".json", ".lock")
         for line in path.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ").splitlines()
-        if "pip" in line and re.search(r"-r\s|--requirement", line)
+        if re.search(r"\bpip3? install\b.*(\s-r\s|--requirement)", line)
     ]
     assert lines
     assert [line for line in lines if "--require-hashes" not in line] == []
