@@ -106,7 +106,7 @@ def throughput(pair: AgentPair, uri: str) -> float:
     return LOG_BYTES / (time.perf_counter() - started)
 
 
-def phase(pair: AgentPair, uris: list[str], seconds: float) -> dict[str, float]:
+def phase(pair: AgentPair, uris: list[str], seconds: float) -> dict[str, Any]:
     """One measurement of both."""
     writers = writing(uris, seconds + 3)
     try:
@@ -119,14 +119,20 @@ def phase(pair: AgentPair, uris: list[str], seconds: float) -> dict[str, float]:
     return {
         "cuts": len(every),
         "median": statistics.median(every),
-        "p99": every[min(len(every) - 1, int(len(every) * 0.99))],
+        "p99": p99(every),
+        "every": every,
         "rate": throughput(pair, uris[0]),
         "resident": seen["resident"],
         "descriptors": seen["descriptors"],
     }
 
 
-def show(name: str, one: dict[str, float]) -> None:
+def p99(figures: list[float]) -> float:
+    """The figure that one in a hundred exceeds."""
+    return sorted(figures)[min(len(figures) - 1, int(len(figures) * 0.99))]
+
+
+def show(name: str, one: dict[str, Any]) -> None:
     print(
         f"  {name:18} {one['cuts']:4.0f} cuts, sealed to acknowledged: median {one['median'] * 1e3:5.1f} ms, p99 "
         f"{one['p99'] * 1e3:6.1f} ms; a waiting log {one['rate'] / 1e6:4.0f} MB/s; replica "
@@ -137,8 +143,8 @@ def show(name: str, one: dict[str, float]) -> None:
 
 def bench(folder: Path, options: argparse.Namespace) -> None:
     pair = AgentPair(folder)
-    quiet: list[dict[str, float]] = []
-    flooded: list[dict[str, float]] = []
+    quiet: list[dict[str, Any]] = []
+    flooded: list[dict[str, Any]] = []
     try:
         pair.prepare(cuttable=False)
         pair.start("replica")
@@ -166,12 +172,19 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
         ]
     finally:
         pair.stop()
-    middle = [{key: statistics.median(one[key] for one in rounds) for key in rounds[0]} for rounds in (quiet, flooded)]
-    print("medians")
+    names = ("cuts", "median", "p99", "rate", "resident", "descriptors")
+    middle = [{key: statistics.median(one[key] for one in rounds) for key in names} for rounds in (quiet, flooded)]
+    print("medians of the rounds")
     show("nobody else", middle[0])
     show(f"{options.count} half open", middle[1])
-    ratios = {key: middle[1][key] / middle[0][key] for key in ("median", "p99", "rate", "resident")}
-    print("  ratios             " + ", ".join(f"{key} {ratio:.2f}" for key, ratio in ratios.items()))
+    print("  ratios: " + ", ".join(f"{key} {middle[1][key] / middle[0][key]:.2f}" for key in names[1:]))
+    pooled = [sorted(figure for one in rounds for figure in one["every"]) for rounds in (quiet, flooded)]
+    medians, tails = [statistics.median(each) for each in pooled], [p99(each) for each in pooled]
+    print(
+        f"all cuts of all rounds together: median {medians[0] * 1e3:.1f} and {medians[1] * 1e3:.1f} ms, ratio "
+        f"{medians[1] / medians[0]:.2f}; p99 {tails[0] * 1e3:.1f} and {tails[1] * 1e3:.1f} ms, ratio "
+        f"{tails[1] / tails[0]:.2f}"
+    )
     print(f"  what the replica counted: {limits}")
 
 
