@@ -27,7 +27,7 @@ from replica_agent.sessions import Sessions
 from replica_agent.vm import ReplicaVm, settle
 from replica_agent.vm_status import damaged_status, status_of
 from shared.config_sections import ReplicaConfig
-from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
+from shared.errors import InvalidStateError, NotFoundError, StorageError, StoreDamagedError, VmreplicaError
 from shared.expiry import agent_problems, certificates_of
 from shared.limits import LimitsStatus
 from shared.ports import Address, Ports
@@ -129,7 +129,13 @@ class ReplicaAgent:
                 await self._load(vm, vm_folder(storage, vm))
 
     async def _load(self, vm: bytes, folder: str) -> None:
-        if not await finish(self.ports.workers.run(self.ports.files.list, folder)):
+        try:
+            names = await finish(self.ports.workers.run(self.ports.files.list, folder))
+        except (VmreplicaError, OSError) as error:
+            # A link, say, or a pipe, in the place of a folder: nothing behind it is looked at.
+            await self._list_damaged(vm, folder, error)
+            return
+        if not names:
             # Its creation was interrupted before anything was made.
             await finish(self.ports.workers.run(self.ports.files.remove_tree, folder))
             return
@@ -193,7 +199,9 @@ class ReplicaAgent:
         del self.vms[vm.parts.vm]
         await self._load(vm.parts.vm, vm.parts.layout.folder)
 
-    async def _list_damaged(self, vm: bytes, folder: str, error: VmreplicaError) -> None:
+    async def _list_damaged(self, vm: bytes, folder: str, error: VmreplicaError | OSError) -> None:
+        if isinstance(error, OSError):
+            error = StorageError(f"{folder} can't be read: {error.strerror}.", "Look into that folder.")
         identity = name = folder.rpartition("/")[2]
         with contextlib.suppress(VmreplicaError, OSError):
             found = await finish(self.ports.workers.run(read_description, self.ports.files, folder, vm))

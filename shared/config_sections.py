@@ -93,7 +93,7 @@ class LimitsSection(Section, frozen=True):
     """
     handshake_seconds: Seconds = 5.0
     """A TLS handshake may take so long, in seconds."""
-    failures_per_minute: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 300
+    failures_per_minute: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 120
     """Connections of one address (of IPv6: of one /64) in a minute that come to nothing; ten that are let in count as
     one. Further ones are ended unheard. 0: no such limit. Peers behind one translated address share it with everybody
     else there.

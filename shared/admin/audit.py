@@ -7,6 +7,7 @@ fail over. The record then goes to the log, and the status tells of it until one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,6 +33,8 @@ PARAMS_MAX = 100 << 10
 REFUSED_AT_ONCE, REFUSED_PER_SECOND = 10, 0.1
 """Refused orders of one user that get a line of their own."""
 USERS_MAX = 1000
+DESCRIBE_SECONDS, WRITE_SECONDS = 5.0, 10.0
+"""No order waits longer for what its record needs: a tap or a disk that hangs must not hold it up."""
 FIELDS = ("state", "suspended", "epoch", "fenced", "resync_start_time", "excluded_disks")
 """Of a VM's status, what is compared beside its settings, exports and disks."""
 
@@ -76,7 +79,8 @@ class Auditor:
     async def note_refusal(self, request: Request, peer: Peer, error: ForbiddenError) -> None:
         """Put on record that somebody may not do what he asked for; of one user only so many a minute."""
         now = self._clock.monotonic()
-        ration, left_out = self._rations.pop(peer.uid, None) or (Ration(REFUSED_AT_ONCE, REFUSED_PER_SECOND, now), 0)
+        fresh = (Ration(REFUSED_AT_ONCE, REFUSED_PER_SECOND, now), 0)
+        ration, left_out = self._rations.pop(peer.uid, fresh)
         passes = ration.take(now)
         self._rations[peer.uid] = (ration, 0 if passes else left_out + 1)
         if len(self._rations) > USERS_MAX:
@@ -157,7 +161,8 @@ class Auditor:
         if not target or method is None:
             return {}
         try:
-            status = await method({"vm": target}, client)
+            async with asyncio.timeout(DESCRIBE_SECONDS):
+                status = await method({"vm": target}, client)
         except (VmreplicaError, OSError):
             return {}
         except Exception:
@@ -166,12 +171,18 @@ class Auditor:
         return describe(status.vms[0]) if isinstance(status, AgentStatus) and len(status.vms) == 1 else {}
 
     async def _who(self, peer: Peer) -> dict[str, Any]:
-        user = await self._workers.run(self._user_name, peer.uid) if peer.uid is not None else ""
+        user = ""
+        if peer.uid is not None:
+            # Where a directory of users does not answer, the number has to do.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DESCRIBE_SECONDS):
+                    user = await self._workers.run(self._user_name, peer.uid)
         return {"uid": peer.uid, "user": user, "pid": peer.pid, "source": peer.address}
 
     async def _write(self, verb: str, fields: dict[str, Any]) -> None:
         try:
-            entry, digest = await self._log.append(self._role, verb, **fields)
+            async with asyncio.timeout(WRITE_SECONDS):
+                entry, digest = await self._log.append(self._role, verb, **fields)
         except (VmreplicaError, OSError) as error:
             self.problem = problem_of(error, self._log.folder)
             log.error("an order could not be put on record", verb=verb, reason=self.problem, **_flat(fields))

@@ -199,5 +199,10 @@ def _seq_of(line: bytes) -> int:
 
 def problem_of(error: Exception, folder: str) -> str:
     """What an administrator is told about a log that could not be written."""
-    text = error.text if isinstance(error, VmreplicaError) else getattr(error, "strerror", None) or str(error)
-    return f"The audit log in {folder} can't be written: {text} Orders are carried out all the same, and logged."
+    if isinstance(error, VmreplicaError):
+        text = error.text
+    elif isinstance(error, TimeoutError):
+        text = "It takes too long."
+    else:
+        text = f"{getattr(error, 'strerror', None) or error}."
+    return f"The audit log in {folder} can't be written. {text} Orders are carried out all the same, and logged."

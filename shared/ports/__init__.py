@@ -182,7 +182,8 @@ class FileSystem(Protocol):
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> File:
         """Open a regular file; ``create`` makes it with mode 0600, ``exclusive`` refuses an existing one.
 
-        Anything else than a regular file raises StorageError.
+        Anything else than a regular file raises StorageError, and so does one that neither we, nor root, nor the owner
+        of its folder owns.
         """
 
     def open_disk(self, path: str, *, write: bool = False) -> File:
@@ -197,7 +198,9 @@ class FileSystem(Protocol):
         """Names in the folder, sorted; an empty list where the folder is missing."""
 
     def make_folder(self, path: str) -> None:
-        """mkdir -p with mode 0700."""
+        """mkdir -p with mode 0700. One that is there has to be a folder of ours or root's that nobody else may write
+        in, else StorageError.
+        """
 
     def rename(self, source: str, target: str) -> None:
         """Atomic; durable only after ``sync_folder`` of the folder."""

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 HALF_OPEN_MAX = 64
 """Connections of all listeners that have not finished their TLS handshake, or still hear why it failed."""
-FAILURES_PER_MINUTE = 300
+FAILURES_PER_MINUTE = 120
 """Connections of one address in a minute that come to nothing."""
 SUCCESSES_PER_FAILURE = 10
 """So many connections that are let in count as one that came to nothing: a handshake is work, too."""
@@ -49,6 +49,7 @@ class Admission(Generic[K]):
         self._half_open_max = half_open_max
         self._per_minute = failures_per_minute
         self._half_open: dict[K, str] = {}
+        """The oldest first, with what counts as its address."""
         self._left: dict[str, tuple[float, float]] = {}
         """What each address may still spend, and when that was true; the ones heard of last stand last."""
 
@@ -60,7 +61,7 @@ class Admission(Generic[K]):
     def may_try(self, host: str, now: float) -> bool:
         """Whether a connection of ``host`` that arrived is worked on at all."""
         self.counts.accepted += 1
-        if self._spend(host, 1.0, now):
+        if self._spend(network_of(host), 1.0, now):
             return True
         self.counts.over_rate += 1
         return False
@@ -69,30 +70,30 @@ class Admission(Generic[K]):
         """Take up a connection. The one to be ended for it, where there are too many: the oldest of the host that has
         most, so that a flood hits itself.
         """
+        place = network_of(host)
         oldest = None
         if len(self._half_open) >= self._half_open_max:
-            busiest, _ = Counter(map(network_of, self._half_open.values())).most_common(1)[0]
-            oldest = next(each for each, its in self._half_open.items() if network_of(its) == busiest)
+            busiest, _ = Counter(self._half_open.values()).most_common(1)[0]
+            oldest = next(each for each, its in self._half_open.items() if its == busiest)
             del self._half_open[oldest]
             self.counts.displaced += 1
-        self._half_open[connection] = host
+        self._half_open[connection] = place
         return oldest
 
     def let_in(self, connection: K, now: float) -> None:
         """The connection finished its handshake."""
-        host = self._half_open.pop(connection, None)
+        place = self._half_open.pop(connection, None)
         self.counts.secured += 1
-        if host is not None:
-            self._spend(host, 1.0 / SUCCESSES_PER_FAILURE - 1.0, now)
+        if place is not None:
+            self._spend(place, 1.0 / SUCCESSES_PER_FAILURE - 1.0, now)
 
     def end(self, connection: K) -> None:
         """The connection is gone, or said all that was left to say."""
         self._half_open.pop(connection, None)
 
-    def _spend(self, host: str, cost: float, now: float) -> bool:
+    def _spend(self, place: str, cost: float, now: float) -> bool:
         if not self._per_minute:
             return True
-        place = network_of(host)
         left, at = self._left.pop(place, (float(self._per_minute), now))
         left = min(self._per_minute, left + (now - at) * self._per_minute / 60)
         enough = left >= cost

@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from shared.errors import InvalidStateError
@@ -24,6 +24,7 @@ from shared.ports.kernel import (
     start_writeback,
 )
 from shared.ports.locks import lock_disk
+from shared.ports.ownership import require_own_file, require_own_folder
 from shared.ports.regular import require_regular
 
 FILE_MODE = 0o600
@@ -36,6 +37,8 @@ DATA_RUN_USES = 1024
 """Questions about extents that are answered from a run of data that is known already."""
 RACED_STEP = 4096
 """Bytes taken as data where an extent changed between two questions about it."""
+
+Judge = Callable[[str, os.stat_result], None]
 
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -310,6 +313,9 @@ class RealFileSystem:
     """The files of this host (shared.ports.FileSystem)."""
 
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> RealFile:
+        return self._open(path, write, create, exclusive, require_own_file)
+
+    def _open(self, path: str, write: bool, create: bool, exclusive: bool, judge: Judge) -> RealFile:
         flags = os.O_RDWR if write else os.O_RDONLY
         if create:
             flags |= os.O_CREAT | (os.O_EXCL if exclusive else 0)
@@ -321,7 +327,9 @@ class RealFileSystem:
                 require_regular(path, os.lstat(path).st_mode)
             raise
         try:
-            require_regular(path, os.fstat(descriptor).st_mode)
+            state = os.fstat(descriptor)
+            require_regular(path, state.st_mode)
+            judge(path, state)
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
         except BaseException:
@@ -332,7 +340,8 @@ class RealFileSystem:
     def open_disk(self, path: str, *, write: bool = False) -> RealFile:
         if is_device(path):
             return RealFile(path, open_device(path, write=write), write=write, device=True)
-        return self.open(path, write=write)
+        # It belongs to whoever runs the VM.
+        return self._open(path, write, False, False, lambda _path, _state: None)
 
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
@@ -349,8 +358,7 @@ class RealFileSystem:
         try:
             os.mkdir(path, FOLDER_MODE)
         except FileExistsError:
-            with _folder(path):
-                pass
+            require_own_folder(path, os.lstat(path))
         except FileNotFoundError:
             if not parent or os.path.lexists(parent):
                 raise
@@ -387,7 +395,11 @@ class RealFileSystem:
 @contextlib.contextmanager
 def _folder(path: str) -> Iterator[int]:
     """A descriptor of the folder itself: a symbolic link in its place is refused."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError:
+        require_own_folder(path, os.lstat(path))
+        raise
     try:
         yield descriptor
     finally:

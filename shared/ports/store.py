@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 from shared.errors import InvalidStateError, StorageError
 from shared.ports import Clock
+from shared.ports.ownership import require_own_folder
 from shared.ports.store_file import Change, StoreFile
 from shared.ports.store_migrating import open_store
 from shared.ports.store_rebuilding import rebuild
@@ -36,8 +38,10 @@ class SqliteStores:
         """Open or create ``folder/state.db`` and verify all of it; one of an older version is brought forward.
 
         Raises StoreDamagedError for a state that is damaged, missing, foreign or from a newer version, or that
-        exists where it was to be created, and StorageError where the volume or another process is in the way.
+        exists where it was to be created, and StorageError where the volume or another process is in the way, or
+        somebody else could have put it there.
         """
+        await self.run(_require_own, folder)
         path = os.path.join(os.path.realpath(folder), STATE_FILE)  # noqa: ASYNC240
         if path in self._open:
             raise InvalidStateError(f"The store {path} is open already.")
@@ -144,3 +148,9 @@ def _create(path: str) -> StoreFile:
 
 async def _outcome(done: asyncio.Future[None]) -> None:
     await asyncio.shield(done)
+
+
+def _require_own(folder: str) -> None:
+    """Raises StorageError for a folder that is none, or of others. One that is missing shows when it is opened."""
+    with contextlib.suppress(FileNotFoundError):
+        require_own_folder(folder, os.lstat(folder))

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from shared.errors import NoSpaceError, StorageError, StoreDamagedError
+from shared.ports.ownership import require_own_file
 from shared.ports.store_rows import (
     DIGEST_BYTES,
     VERSION,
@@ -115,13 +116,14 @@ class StoreFile:
 
     def _require_file(self) -> None:
         try:
-            mode = os.lstat(self.path).st_mode
+            state = os.lstat(self.path)
         except FileNotFoundError as error:
             raise StoreDamagedError(f"The state {self.path} is missing.", _REBUILD) from error
         except OSError as error:
             raise StorageError(f"The state {self.path} can't be read: {error.strerror}.") from error
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(state.st_mode):
             raise StoreDamagedError(f"The state {self.path} is not a regular file.", "Remove what is there.")
+        require_own_file(self.path, state)
 
     def _verify(self, database: sqlite3.Connection) -> None:
         application, version = (_pragma(database, name) for name in ("application_id", "user_version"))

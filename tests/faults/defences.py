@@ -154,6 +154,61 @@ def no_name(_original: Any) -> Any:
     return lambda address, **_options: UnreachableError(f"TLS with {address} failed.")
 
 
+def believes_lengths(original: Any) -> Any:
+    """Whatever a header claims is received."""
+
+    def decode(reader: Any, at: int) -> Any:
+        import protocol.frames
+
+        most = 1 << 32
+        reader.limit = most
+        protocol.frames.PAYLOAD_CAPS = dict.fromkeys(protocol.frames.PAYLOAD_CAPS, most)
+        return original(reader, at)
+
+    return decode
+
+
+def stays_where_it_is(_original: Any) -> Any:
+    """Every message is allowed in every state."""
+    return lambda session, _sender, _kind: session.state
+
+
+def takes_what_is_wrong(original: Any) -> Any:
+    """What breaks the protocol counts as nothing."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        from protocol.errors import ProtocolError
+
+        try:
+            return original(*args, **options)
+        except ProtocolError:
+            return None
+
+    return call
+
+
+def without_a_bound(_original: Any) -> Any:
+    def decompress(data: Any, _raw_length: int) -> bytes:
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+
+    return decompress
+
+
+def lets_all_in(_original: Any) -> Any:
+    def begin(admission: Any, connection: Any, host: str) -> None:
+        admission._half_open[connection] = host
+
+    return begin
+
+
+def without_a_key(_original: Any) -> Any:
+    import xxhash
+
+    return lambda _name, _key: xxhash.xxh3_128_digest
+
+
 TAP = "tests/faults/test_tap_storage.py::"
 PAIR = "tests/faults/test_pair_storage.py::"
 UNIT = "tests/unit/tap/"
@@ -422,6 +477,60 @@ DEFENCES = {
     "older_session_stays": Defence(
         "N13", "an older session is not ended", "replica_agent.connections:Connections._end_all", does_not_wait,
         f"{COPY}test_order.py::test_reconnect_while_the_merge_of_an_older_session_runs",
+    ),
+    "no_caps": Defence(
+        "A10", "lengths are believed", "protocol.frames:FrameReader._decode_header", believes_lengths,
+        "tests/unit/protocol/test_frames.py::test_claimed_length_takes_no_memory", quick=True,
+    ),
+    "any_order": Defence(
+        "A11", "messages are taken in any order", "protocol.session:Session._following", stays_where_it_is,
+        "tests/unit/protocol/test_session.py::test_message_is_accepted_or_refused_as_the_table_says",
+    ),
+    "any_manifest": Defence(
+        "A12", "a manifest that does not add up is taken", "protocol.bulk:decode_manifest", takes_what_is_wrong,
+        "tests/unit/protocol/test_bulk.py::test_wrong_manifest_is_refused_as_a_whole",
+    ),
+    "no_bound": Defence(
+        "A13", "decompressing has no bound", "protocol.compression:decompress", without_a_bound,
+        "tests/unit/protocol/test_compression.py::test_bomb_that_understates_its_size_is_refused",
+    ),
+    "any_name": Defence(
+        "A14", "names are not looked at", "replica_agent.sessions:_judge_names", nothing,
+        f"{COPY}test_sessions.py::test_name_of_a_vm_leads_nowhere",
+    ),
+    "planted_taken": Defence(
+        "A15", "who owns a VM's folder, and who may write there, does not matter",
+        "shared.ports.store:require_own_folder", nothing,
+        f"{COPY}test_planted.py::test_planted_vm_is_named_and_left_alone",
+    ),
+    "half_open_pile_up": Defence(
+        "A16", "half-open connections have no limit", "shared.ports.admission:Admission.begin", lets_all_in,
+        "tests/unit/ports/test_tls_links.py::test_half_open_connections_are_capped_and_a_peer_still_gets_in",
+    ),
+    "no_rate": Defence(
+        "A17", "an address may fail as often as it likes", "shared.ports.admission:Admission.may_try", says(True),
+        "tests/unit/ports/test_admission.py::test_address_over_its_rate_is_ended_unheard_and_another_gets_in",
+        quick=True,
+    ),
+    "known_hash": Defence(
+        "A18", "blocks are compared by a hash without a key", "shared.disks.hashing:_tagger", without_a_key,
+        "tests/unit/primary/test_detail.py::test_blocks_with_equal_xxh3_are_found_and_sent",
+    ),
+    "anybody_orders": Defence(
+        "A19", "whoever gets to the admin socket may do everything", "shared.admin.access:Access.__call__", nothing,
+        "tests/unit/admin/test_access.py::test_everybody_else_is_refused", quick=True,
+    ),
+    "any_depth": Defence(
+        "A20", "messages may be nested as deep as they like", "shared.admin.codec:depth", says(0),
+        "tests/unit/admin/test_codec.py::test_depth_at_the_limit_is_taken_and_one_deeper_refused",
+    ),
+    "open_key": Defence(
+        "A21", "a private key that others may read is taken", "shared.ports.tls:_check_key_mode", nothing,
+        "tests/unit/ports/test_tls.py::test_key_that_others_may_use_is_refused",
+    ),
+    "no_row_digests": Defence(
+        "A24", "records have no checksum", "shared.ports.store_file:record_digest", says(bytes(16)),
+        "tests/unit/ports/test_store.py::test_rows_that_were_meddled_with_are_found",
     ),
 }  # fmt: skip
 

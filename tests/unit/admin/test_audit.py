@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from shared.admin import audit as audit_module
 from shared.admin import audit_log as audit_log_module
 from shared.admin import verbs
 from shared.admin.access import Access
@@ -74,7 +76,7 @@ def lines_of(audit: AuditLog) -> list[bytes]:
 def vector_entries() -> list[AuditEntry]:
     """What the recorded file holds; each names the one before it."""
     previous = NO_LINE
-    entries = []
+    entries: list[AuditEntry] = []
     for fields in (
         {"verb": "agent.start", "params": {"version": "1.0.0", "config": "/etc/vmreplica/primary.toml"}},
         {
@@ -378,6 +380,24 @@ async def test_order_is_carried_out_although_it_can_not_be_put_on_record(
         await call(server, verbs.SET, vm="web", settings={"interval_seconds": 40.0})
         assert (await call(server, verbs.STATUS))["problems"] == []
         assert auditor.problem == ""
+
+
+async def test_order_does_not_wait_for_a_record_that_hangs(
+    audit: AuditLog, workers: ThreadWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for a disk that hangs, nor for a directory of users that does not answer."""
+    monkeypatch.setattr(audit_module, "WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(audit_module, "DESCRIBE_SECONDS", 0.2)
+    release = threading.Event()
+    async with audited(audit, workers, tmp_path / "s") as (agent, auditor, server):
+        monkeypatch.setattr(auditor, "_user_name", lambda _uid: str(release.wait(60)))
+        monkeypatch.setattr(audit, "_write", lambda _line, _seq: release.wait(60))
+        try:
+            await call(server, verbs.SET, vm="web", settings={"interval_seconds": 30.0})
+            assert agent.vm.settings["interval_seconds"] == 30.0
+            assert "takes too long" in auditor.problem
+        finally:
+            release.set()
 
 
 # --- who may not ----------------------------------------------------------------------------------------------------

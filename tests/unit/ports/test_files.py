@@ -453,9 +453,11 @@ def test_folder_behind_a_symbolic_link_is_refused(files: RealFileSystem, folder:
     (folder / "real" / "precious").touch()
     (folder / "link").symlink_to(folder / "real")
     link = str(folder / "link")
-    for call in (files.list, files.sync_folder, files.make_folder, files.remove_tree):
-        with pytest.raises(OSError):
+    for call in (files.list, files.sync_folder, files.make_folder):
+        with pytest.raises(StorageError, match="link is a symbolic link, not a folder"):
             call(link)
+    with pytest.raises(OSError):
+        files.remove_tree(link)
     assert (folder / "real" / "precious").exists()
 
 
@@ -506,3 +508,54 @@ def test_memory_is_told_from_disk(files: RealFileSystem) -> None:
         descriptor = os.open(place, os.O_RDONLY)
         assert kernel.is_tmpfs(descriptor) is expected
         os.close(descriptor)
+
+
+# --- what belongs to others ---
+
+NOBODY = 65534
+root = pytest.mark.skipif(os.geteuid() != 0, reason="changing the owner needs root")
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_folder_that_others_may_write_in_is_refused(files: RealFileSystem, folder: Path, mode: int) -> None:
+    """A21: with the path, and what to do."""
+    path = folder / "shared"
+    path.mkdir()
+    path.chmod(mode)
+    with pytest.raises(StorageError, match=f"Others may write in {path}") as caught:
+        files.make_folder(str(path))
+    assert f"chmod go-w {path}" in caught.value.remedy
+    path.chmod(0o755)
+    files.make_folder(str(path))
+    path.chmod(0o1777)
+    files.make_folder(str(path))
+
+
+@root
+def test_folder_of_another_user_is_refused(files: RealFileSystem, folder: Path) -> None:
+    (folder / "theirs").mkdir()
+    os.chown(folder / "theirs", NOBODY, NOBODY)
+    with pytest.raises(StorageError, match="belongs to nobody, not to root") as caught:
+        files.make_folder(str(folder / "theirs"))
+    assert caught.value.code == "foreign_owner"
+    assert "chown root" in caught.value.remedy
+
+
+@root
+@pytest.mark.parametrize("write", [False, True])
+def test_file_of_another_user_is_refused_unless_the_folder_is_his_too(
+    files: RealFileSystem, folder: Path, write: bool
+) -> None:
+    """A15: whoever could plant it could not plant it as ours."""
+    path = folder / "file"
+    path.write_bytes(b"theirs")
+    os.chown(path, NOBODY, NOBODY)
+    with pytest.raises(StorageError, match="belongs to nobody"):
+        files.open(str(path), write=write)
+    with pytest.raises(StorageError, match="belongs to nobody"):
+        files.open(str(path), write=True, create=True)
+    assert path.read_bytes() == b"theirs"
+    # The disk of a VM belongs to whoever runs it.
+    files.open_disk(str(path), write=write).close()
+    os.chown(folder, NOBODY, NOBODY)
+    files.open(str(path), write=write).close()

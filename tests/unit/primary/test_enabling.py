@@ -206,3 +206,10 @@ def test_settings_reach_the_taps_configuration(vm: VmRecord) -> None:
 def test_settings_that_are_not_valid_are_refused(vm: VmRecord, settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         with_settings(vm, settings)
+
+
+@pytest.mark.parametrize("identity", ["../../etc", "a\0b", "x" * 4096, "\u0444" * 36])
+def test_identity_that_is_no_uuid_is_refused(disk: str, identity: str) -> None:
+    """A14: a VM's folder is named by it."""
+    with pytest.raises(UsageError, match="UUID"):
+        plan_vm(params(disk, uuid=identity), [], PORTS)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
 
 from protocol.bulk import encode_blocks, encode_blocks_entry
 from protocol.entries import EntryKind, encode_entry
+from protocol.frames import encode_frame_header
 from protocol.hrl import Geometry
 from protocol.messages import (
     BLOCK_SIZE,
@@ -158,6 +161,38 @@ async def test_unknown_and_forbidden_vm_get_the_same_answer(world: World) -> Non
         assert set(agent.vms) == {VM}
 
 
+@pytest.mark.parametrize(
+    "name", ["../../etc", "/etc/passwd", "\u202egnp.exe", "a\0b", "a\x1b[2J", "x" * 128, "\u0444\u0430"]
+)
+async def test_name_of_a_vm_leads_nowhere(world: World, name: str) -> None:
+    """A14: folders and files are named by the UUID; a name is shown, and nothing else."""
+    async with world.agent() as agent:
+        dialler = dialler_of(world, agent)
+        if name.isprintable():
+            await dialler.open(name=name)
+            assert agent.vms[VM].name == name
+            assert os.listdir(world.storage) == [str(UUID(bytes=VM))]
+        else:
+            assert (await refused_open(dialler, name=name)).code == "protocol"
+            assert os.listdir(world.storage) == []
+        everything = [path.name for path in world.folder.rglob("*")]
+        assert not any(name.rpartition("/")[2] == each for each in everything)
+
+
+async def test_identity_that_is_no_uuid_is_refused(world: World) -> None:
+    """A14: bytes of another number than sixteen never get as far as a path."""
+    for identity in (b"../../etc", b"\0", b"x" * 4096, b"", "\u0444".encode()):
+        async with world.agent() as agent:
+            channel = await dialler_of(world, agent).greet()
+            body = msgspec.to_builtins(open_body(), builtin_types=(bytes,))
+            payload = msgspec.msgpack.encode({**body, "vm": identity})
+            header = encode_frame_header(MessageType.OPEN, len(payload), channel.session.token)
+            channel._link.write(header + payload)
+            error = await refusal_of(Primary(channel))
+            assert error.code == "protocol"
+            assert os.listdir(world.storage) == []
+
+
 async def test_name_alone_authorizes(world: World) -> None:
     entry = world.entry("primary")
     world.authorize = [msgspec.structs.replace(entry, fingerprint="", name="OTHER.test")]
@@ -255,14 +290,15 @@ async def test_refusals_are_counted_and_not_all_of_them_logged(world: World, mon
 
 
 async def test_memory_of_all_links_is_counted_and_given_back(world: World) -> None:
-    world.options["memory"] = Budget(1 << 20)
+    """I13: with no more than one piece at a time everything still goes on."""
+    world.options["memory"] = Budget(1)
     async with replicating(world) as pair:
         for _ in range(4):
             await pair.control.send_segment(pair.tap, pair.rng)
         await pair.control.until_applied(pair.tap.position)
         limits = pair.agent.status().limits
         assert limits is not None
-        assert limits.memory_limit_bytes == 1 << 20
+        assert limits.memory_limit_bytes == 1
         assert limits.memory_highest_bytes > 0
         await pair.check_unharmed()
         pair.control.channel.abort()

@@ -1,0 +1,51 @@
+"""Refuses files and folders that somebody else could change, or put in the place of ours."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from shared.errors import StorageError
+from shared.ports.regular import kind_of
+from shared.ports.users import user_name
+
+OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def require_own_folder(path: str, state: os.stat_result) -> None:
+    """Raises StorageError unless it is a folder of ours or of root's, in which nobody else may make or remove files."""
+    if not stat.S_ISDIR(state.st_mode):
+        raise StorageError(
+            f"{path} is {kind_of(state.st_mode)}, not a folder.",
+            "Name the folder itself; nothing else is used in its place.",
+            code="not_a_folder",
+        )
+    if state.st_uid not in (0, os.geteuid()):
+        raise _foreign(path, state.st_uid)
+    # Where the sticky bit is set, others can add what is then refused as theirs, and remove nothing.
+    if state.st_mode & OTHERS_MAY_WRITE and not state.st_mode & stat.S_ISVTX:
+        raise StorageError(
+            f"Others may write in {path} (mode {stat.S_IMODE(state.st_mode):04o}).",
+            f"Look through what is in it, then: chmod go-w {path}",
+            code="unsafe_mode",
+        )
+
+
+def require_own_file(path: str, state: os.stat_result) -> None:
+    """Raises StorageError unless a file is ours, root's, or whose folder it is in.
+
+    Who owns the folder could do anything anyway, and root reads the files of the service.
+    """
+    if state.st_uid in (0, os.geteuid()):
+        return
+    if state.st_uid != os.stat(os.path.dirname(path) or ".").st_uid:
+        raise _foreign(path, state.st_uid)
+
+
+def _foreign(path: str, uid: int) -> StorageError:
+    ours = user_name(os.geteuid()) or os.geteuid()
+    return StorageError(
+        f"{path} belongs to {user_name(uid) or f'user {uid}'}, not to {ours}, which this program runs as.",
+        f"Find out who put it there. If it is ours: chown {ours} {path}",
+        code="foreign_owner",
+    )
