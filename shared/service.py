@@ -86,7 +86,13 @@ async def _serve(path: str, config: C, make: Callable[[C, RealPorts, Operations]
     tls = TlsIdentity(config.tls.ca, config.tls.certificate, config.tls.key, config.tls.crl)
     real = RealPorts(tls, threads=config.worker_threads, tap_command=config.tap_command)
     operations = Operations(
-        config.role, path, config, real.ports, journal=system_journal(os.environ), ways=RealAlarmWays()
+        config.role,
+        path,
+        config,
+        real.ports,
+        journal=system_journal(os.environ),
+        ways=RealAlarmWays(),
+        blocking=asyncio.to_thread,
     )
     real.ports = operations.ports
     service = make(config, real, operations)
