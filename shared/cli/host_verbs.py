@@ -80,6 +80,13 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def _bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", default="", metavar="FILE", help="the archive (default: vmreplica-HOST-DATE.tar.gz here)"
+    )
+    json_option(parser)
+
+
 SETUP_VERBS = (
     Verb("primary", "make this host ready to replicate its VMs", "shared.cli.verbs.setup:setup", _setup_role, False),
     Verb("replica", "make this host ready to keep copies", "shared.cli.verbs.setup:setup", _setup_replica, False),
@@ -103,5 +110,8 @@ HOST_VERBS = (
     ),
     Verb("config", "check configuration files, and show what is in force", "", _config, agents=False),
     Verb("alarms", "look at the alarms of this host's agents, and test them", "", _alarms, agents=False),
+    Verb(
+        "support-bundle", "collect what somebody who helps needs, no secrets", "shared.cli.verbs.bundle:bundle", _bundle
+    ),
     Verb("setup", "make this host ready for an agent; safe to run again", "", _setup, agents=False),
 )

@@ -19,7 +19,7 @@ def doctor(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     try:
         with connect(paths, named=named) as agents:
-            found = [*_all(agents, options)]
+            found = findings_of(agents, options.vm, options.role)
     except UnreachableError as error:
         if named or options.vm is not None:
             raise
@@ -27,21 +27,22 @@ def doctor(options: argparse.Namespace, context: Context) -> int:
     return report(found, context.console, json=options.json)
 
 
-def _all(agents: Agents, options: argparse.Namespace) -> list[Finding]:
+def findings_of(agents: Agents, vm: str | None, role: str | None) -> list[Finding]:
+    """Of one VM, or of the host with all agents that answer and their VMs; ``role``: only of that agent."""
     tested: dict[str, list[Finding]] = {}
     found: list[Finding] = []
-    if options.vm is not None:
-        chosen = agents.find(options.vm, options.role)
+    if vm is not None:
+        chosen = agents.find(vm, role)
     else:
         found += machine_findings("")
         found += [of_error("agents", error) for error in agents.failed]
         chosen = [Found(agent, vm) for agent in agents.answered for vm in agent.status.vms]
     for agent in agents.answered:
-        mine = [each.vm for each in chosen if each.agent is agent and options.role in (None, each.vm.role)]
-        if options.vm is None and options.role in (None, agent.status.role):
+        mine = [each.vm for each in chosen if each.agent is agent and role in (None, each.vm.role)]
+        if vm is None and role in (None, agent.status.role):
             found += agent_findings(agent)
-        for vm in mine:
-            found += vm_findings(agent, vm, tested)
+        for each in mine:
+            found += vm_findings(agent, each, tested)
     return found
 
 
