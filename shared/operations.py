@@ -180,7 +180,7 @@ class Operations:
 
         async def follow(params: AnyVmParams, client: Client) -> None:
             if client not in self._followers:
-                client.on_closed(lambda: self._followers.pop(client, None))
+                client.on_closed(lambda: self._unfollow(client))
             self._followers[client] = params.vm
 
         async def alarms(params: NoParams, client: Client) -> dict[str, list[AlarmStatus]]:
@@ -196,6 +196,9 @@ class Operations:
         methods.add(verbs.ALARM_TEST, AlarmTestParams, test)
 
     # --- inner parts
+
+    def _unfollow(self, client: Client) -> None:
+        self._followers.pop(client, None)
 
     def _told(self, told: Told) -> None:
         """An event is durable."""

@@ -88,6 +88,7 @@ def _follow(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     printer = _Printer(options, context)
     since, first = options.since, True
+    known: set[str] = set()
     try:
         while True:
             try:
@@ -97,24 +98,29 @@ def _follow(options: argparse.Namespace, context: Context) -> int:
                         agent.call(admin.EVENTS_FOLLOW, chosen)
                     printer.print(_happened(agents, options, since))
                     first = False
-                    _listen([agent for agent, _ in asked], printer)
+                    here = {agent.connection.path for agent, _ in asked}
+                    known |= here
+                    # While one of them is away the others are listened to, and it is looked for again and again.
+                    _listen([agent for agent, _ in asked], printer, None if here == known else AGAIN_SECONDS)
             except UnreachableError as error:
                 if first:
                     raise
                 printer.remark(error)
+                time.sleep(AGAIN_SECONDS)
             except VmreplicaError:
                 if first:
                     raise
+                time.sleep(AGAIN_SECONDS)
             # Whatever happened meanwhile is on record.
             since = printer.newest - OVERLAP_SECONDS
-            time.sleep(AGAIN_SECONDS)
     except KeyboardInterrupt:
         return SUCCESS
 
 
-def _listen(agents: list[Agent], printer: _Printer) -> None:
-    """Print what the agents tell, until one of them goes away: raises UnreachableError then."""
-    while True:
+def _listen(agents: list[Agent], printer: _Printer, seconds: float | None) -> None:
+    """Print what the agents tell, for so long, or until one of them goes away: raises UnreachableError then."""
+    end = None if seconds is None else time.monotonic() + seconds
+    while end is None or time.monotonic() < end:
         for agent in agents:
             for told in agent.connection.notified(admin.EVENT, POLL_SECONDS / len(agents)):
                 printer.print([{"role": agent.status.role, **told}])
