@@ -142,6 +142,17 @@ def test_doctor_finds_what_is_wrong_on_the_way_from_guest_to_copy(
     code, found = doctor(hosts, VM)
     assert any("attached to the file" in text for text in problems(found))
 
+    # What a watcher saw that sees all processes is the agent's verdict at once.
+    with opener(hosts.disks[0], "r+b"):
+        assert hosts.command("watch-disks", "--once").returncode == 0
+        told = hosts.status("primary")
+        assert (told["health"], told["protected"]) == ("Critical", False)
+        assert "past the tap" in told["summary"]
+    assert hosts.command("watch-disks", "--once").returncode == 0
+    assert hosts.status("primary")["bypasses"] == []
+    bypassed = hosts.command("events", "--id", "bypassed", "--json")
+    assert [each["vm"] for each in json.loads(bypassed.stdout)["events"]] == [VM]
+
     hosts.kill("replica")
     code, found = doctor(hosts)
     assert code == 1
