@@ -227,32 +227,39 @@ class AuthorizeSection(Section, frozen=True):
 
 
 class AlarmSection(Section, frozen=True):
-    """One alarm: of what somebody is told, and by which way. Without an entry nobody is. Times are in seconds."""
+    """One entry for each way by which somebody is told of what happens; [operations.md](operations.md#alarms) has
+    examples. Without an entry nobody is told. A change of a VM's health is one when it is seen twice, ten seconds
+    apart. Either ``command`` or ``webhook`` has to be given.
+    """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     """Its name, in messages and for ``vmreplica alarms test``."""
     health: list[Literal["Normal", "Warning", "Critical"]] = msgspec.field(
         default_factory=lambda: ["Normal", "Warning", "Critical"]
     )
-    """Changes of a VM's health to these; ``[]`` for none."""
+    """Changes of a VM's health to these are told; ``[]``: none."""
     levels: list[Literal["info", "warning", "error"]] = []
-    """All events of these levels, beside changes of health."""
+    """All events of these levels are told as well."""
     events: list[Annotated[int, msgspec.Meta(gt=0)]] = []
-    """Events of these numbers."""
+    """Events of these numbers are told as well."""
     vms: list[str] = []
-    """Only of these VMs, by name or UUID; empty: of all, and of the agent itself."""
+    """Only what concerns these VMs, by name or UUID; ``[]``: all, and the agent itself."""
     command: list[str] = []
-    """Program and arguments; it gets the alarm as JSON on its standard input, and in its environment."""
+    """Program (absolute path) and arguments, run as the agent's user and in its sandbox; it gets the alarm as JSON on
+    standard input, and in ``VMREPLICA_`` variables.
+    """
     webhook: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^/\s]+|\Z)")] = ""
-    """Address that the alarm is posted to as JSON. ``http`` only to this host itself."""
+    """Address that the alarm is posted to as JSON; ``http`` only to this host itself."""
     webhook_ca: OptionalPath = ""
-    """Authorities that the webhook's certificate is checked by, PEM; empty: the system's."""
+    """Authorities (PEM) that the webhook's certificate is checked by; empty: the system's."""
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=300)] = 15.0
-    """How long one attempt may take; a command is killed then."""
+    """How long one attempt may take, in seconds; a command is killed then."""
     hold_seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
-    """An alarm waits so long: what is over by then is not told, and what comes again meanwhile is told once."""
+    """An alarm waits so long, in seconds: what is over by then is not told, and what comes again meanwhile is told
+    once.
+    """
     per_hour: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60
-    """So many are sent in an hour at most; more wait, and those of the same VM and event become one."""
+    """So many are sent in an hour at most; further ones wait, and those of the same VM and event become one."""
 
     def __post_init__(self) -> None:
         if bool(self.command) == bool(self.webhook):

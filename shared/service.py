@@ -118,7 +118,13 @@ async def _serve(
     limits = config.limits if isinstance(config, ReplicaConfig) else None
     real = RealPorts(tls, threads=config.worker_threads, tap_command=tap_command, limits=limits)
     operations = Operations(
-        config.role, path, config, real.ports, journal=system_journal(os.environ), ways=RealAlarmWays()
+        config.role,
+        path,
+        config,
+        real.ports,
+        journal=system_journal(os.environ),
+        ways=RealAlarmWays(),
+        blocking=asyncio.to_thread,
     )
     real.ports = operations.ports
     service = make(config, real, operations)

@@ -9,7 +9,7 @@ ChurnReport). Those of ``vm.resync_show``, ``_history`` and ``_plan`` are in ``s
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -18,6 +18,7 @@ from shared.admin.methods import Params
 from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
 from shared.ports import Peer
+from shared.ports.disk_use import Usage
 
 VmName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
@@ -44,6 +45,9 @@ REMOVE = "vm.remove"
 RECOVER = "vm.recover"
 CONFIG = "config"
 AGENT_EVENTS = "agent.events"
+EVENTS_FOLLOW = "events.follow"
+"""From now on the client gets the notification EVENT for each event, of one VM or of all and the agent's own."""
+EVENT = "event"
 ALARMS = "alarms"
 ALARM_TEST = "alarms.test"
 AUDIT = "audit"
@@ -54,6 +58,8 @@ INITIAL = "vm.initial"
 SET = "vm.set"
 RESIZE = "vm.resize"
 TEST_CONNECTION = "test_connection"
+DISK_USE = "disk_use"
+"""What ``vmreplica watch-disks`` saw, for an agent that can't see other users' processes."""
 RESYNC_SHOW = "vm.resync_show"
 RESYNC_HISTORY = "vm.resync_history"
 RESYNC_PLAN = "vm.resync_plan"
@@ -75,6 +81,8 @@ READING = frozenset(
         CHURN,
         CONFIG,
         AGENT_EVENTS,
+        EVENTS_FOLLOW,
+        DISK_USE,
         ALARMS,
         POINTS,
         RESYNC_SHOW,
@@ -82,7 +90,7 @@ READING = frozenset(
         RESYNC_PLAN,
     }
 )
-"""Methods that change nothing, for viewers."""
+"""Methods that change nothing, for viewers. (DISK_USE takes nobody's word but root's, whoever may call it.)"""
 UNRECORDED = frozenset({TEST_CONNECTION, AUDIT})
 """Methods that change nothing either, but are for administrators."""
 
@@ -199,24 +207,48 @@ class RecoverParams(VmParams, frozen=True):
             )
 
 
-class EventsParams(AnyVmParams, frozen=True):
-    """``events``: the newest ``limit`` with an id above ``after``, oldest first; {events: [...]}.
+class EventChoice(Params, frozen=True):
+    """Which events: the newest ``limit`` with an id above ``after`` that are as the rest says, oldest first.
 
-    Each is an event of ``shared.events`` with ``id``, and ``vm`` and ``uuid`` of its VM.
+    Times are in seconds since the Unix epoch; ``events`` are numbers; an empty list is for all.
     """
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
     after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+    since: float = 0.0
+    until: float | None = None
+    events: Annotated[tuple[int, ...], msgspec.Meta(max_length=100)] = ()
+    levels: Annotated[tuple[Literal["info", "warning", "error"], ...], msgspec.Meta(max_length=3)] = ()
+
+    def wants(self, event: dict[str, Any]) -> bool:
+        """Whether an event is among those asked for, but for its id and its age."""
+        if self.until is not None and event["time"] > self.until:
+            return False
+        if self.events and event["event"] not in self.events:
+            return False
+        return not self.levels or event["level"] in self.levels
 
 
-class AgentEventsParams(Params, frozen=True):
+class EventsParams(EventChoice, frozen=True):
+    """``events``: those of a VM or of all VMs; {events: [...]}.
+
+    Each is an event of ``shared.events`` with ``id``, and ``vm`` and ``uuid`` of its VM.
+    """
+
+    vm: VmName | None = None
+
+
+class AgentEventsParams(EventChoice, frozen=True):
     """``agent.events``: the agent's own, as ``events`` has those of VMs, with ids of a series of their own.
 
     ``vm`` and ``uuid`` are empty, or of the VM that one is about.
     """
 
-    limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
-    after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+
+class DiskUseParams(Params, frozen=True):
+    """``disk_use``: who uses the disks of this agent's VMs, as somebody saw it who sees all processes."""
+
+    usage: Usage
 
 
 class AlarmTestParams(Params, frozen=True):

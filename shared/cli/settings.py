@@ -157,7 +157,7 @@ def _type_text(annotation: Any) -> str:
     if get_origin(plain) is Literal:
         return _choices(str(choice) for choice in get_args(plain))
     if isinstance(plain, EnumType):
-        return _choices(str(member.value) for member in plain)
+        return _choices(str(member.value) for member in plain.__members__.values())
     if get_origin(plain) is list:
         if get_origin(get_args(plain)[0]) is Literal:
             return f"list of {_type_text(get_args(plain)[0])}"

@@ -40,6 +40,11 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.CHURN: admin.ChurnParams,
     admin.EVENTS: admin.EventsParams,
     admin.AUDIT: admin.AuditParams,
+    admin.CONFIG: NoParams,
+    admin.AGENT_EVENTS: admin.AgentEventsParams,
+    admin.EVENTS_FOLLOW: admin.AnyVmParams,
+    admin.ALARMS: NoParams,
+    admin.ALARM_TEST: admin.AlarmTestParams,
     admin.SUSPEND: admin.VmParams,
     admin.RESUME: admin.ResumeParams,
     admin.STOP: admin.VmParams,
@@ -71,7 +76,7 @@ class CannedAgent:
     def __init__(self, path: Path, status: AgentStatus) -> None:
         self.path = path
         self.status = status
-        self.answers: dict[str, Any] = {}
+        self.answers: dict[str, Any] = {admin.AGENT_EVENTS: {"events": []}}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.asked = 0
         """How often the status was asked for."""
