@@ -116,10 +116,20 @@ class Host:
     """One host; ``boot`` starts it, ``close`` ends it and takes away all that it left."""
 
     def __init__(
-        self, folder: Path, group: str, name: str, network: Network, *, shared: Mapping[str, Path] | None = None
+        self,
+        folder: Path,
+        layers: Path,
+        group: str,
+        name: str,
+        network: Network,
+        *,
+        shared: Mapping[str, Path] | None = None,
     ) -> None:
-        """``group``: a name for its cgroup that no other has. ``shared``: path there to folder here, read-only."""
+        """``folder``: has its ``/srv`` and ``/var/lib/vmreplica``; ``layers``: everything else that differs from this
+        machine. ``group``: a name for its cgroup that no other has. ``shared``: path there to folder here, read-only.
+        """
         self.folder = folder
+        self.layers = layers
         self.group = group
         self.name = name
         self.network = network
@@ -127,8 +137,11 @@ class Host:
         self.pid = 0
         """Of the host's PID 1, as this machine sees it."""
         self.boots = 0
-        for part in ("upper", "work", "root", "disk", "cgroup", "shared"):
+        for part in ("root", "disk", "cgroup", "shared"):
             (folder / part).mkdir(parents=True)
+        for part in ("upper", "work"):
+            (layers / part).mkdir(parents=True)
+        (folder / "layers").symlink_to(layers)
         for number, (there, here) in enumerate((shared or {}).items()):
             (folder / "shared" / f"{number}").symlink_to(here)
             (folder / "shared" / f"{number}.there").write_text(there)
@@ -136,7 +149,7 @@ class Host:
 
     def _furnish(self) -> None:
         """What differs from this machine: none of its services, users' files and logs; names of its own."""
-        upper = self.folder / "upper"
+        upper = self.layers / "upper"
         for hidden in ("etc/systemd/system", "var/log", "root", "var/tmp", "var/lib/systemd", "work", "srv", "opt"):
             (upper / hidden).mkdir(parents=True)
             os.setxattr(upper / hidden, "trusted.overlay.opaque", b"y")
@@ -219,7 +232,8 @@ class Host:
             self.process.wait()
             self.process = None
         subprocess.run(["unshare", "--mount", "sh", "-c", LEAVE_NO_CGROUP, "sh", self.folder, self.group], check=True)
-        shutil.rmtree(self.folder)
+        for folder in (self.folder, self.layers):
+            shutil.rmtree(folder)
 
     # --- what is done there
 

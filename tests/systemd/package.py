@@ -39,7 +39,7 @@ def newer(built: Path) -> Path:
                 _run("dpkg-deb", "--raw-extract", str(built), f"{folder}/tree")
                 control = Path(folder, "tree/DEBIAN/control")
                 control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+next", control.read_text()))
-                _run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", f"{folder}/tree", f"{folder}/deb")
+                _run("dpkg-deb", "--root-owner-group", "-Znone", "--build", f"{folder}/tree", f"{folder}/deb")
                 Path(folder, "deb").rename(target)
     return target
 
