@@ -17,9 +17,8 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 BOOT = Path(__file__).parent / "boot.sh"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -110,6 +109,23 @@ class Network:
         for holder in self.holders.values():
             holder.kill()
             holder.wait()
+
+
+class Conversation:
+    """A command at a host that takes orders, a line each, and answers each with a line."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process = process
+        self.log = log
+
+    def ask(self, order: str, answer: str) -> None:
+        """Give an order, and wait for its answer."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{order}\n")
+            self.process.stdin.flush()
+        told = self.process.stdout.readline().strip()
+        assert told == answer, f"{order!r} was answered {told!r}: {self.log.read_text()}"
 
 
 class Host:
@@ -255,9 +271,19 @@ class Host:
         """Run lines of a shell there, stopping at the first that fails."""
         return self.run("bash", "-e", "-o", "pipefail", "-c", lines, check=check)
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a command there that goes on beside the test."""
-        return subprocess.Popen(self.command(*arguments), text=True, **options)
+    @contextlib.contextmanager
+    def open(self, *arguments: str) -> Iterator[Conversation]:
+        """A command there that goes on beside the test, and is ended with the block at the latest."""
+        log = self.folder / f"open-{len(list(self.folder.glob('open-*')))}.log"
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                self.command(*arguments), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+            )
+        with process:
+            try:
+                yield Conversation(process, log)
+            finally:
+                process.kill()
 
     def systemctl(self, *arguments: str, check: bool = True) -> str:
         """Run systemctl there; what it printed."""

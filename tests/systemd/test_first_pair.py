@@ -9,7 +9,7 @@ import pytest
 from tests.systemd.conftest import PACKAGE
 from tests.systemd.package import newer, package
 from tests.systemd.page import Typed, sections
-from tests.systemd.pair import Pair, compare
+from tests.systemd.pair import Pair, Status, compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd-first-pair")]
 
@@ -72,12 +72,11 @@ class Reader:
 
     def after_pull_it_for_too_long(self) -> None:
         self.same()
-        last = self.pair.call("alpha", "resync.show", vm="web")["last"]
-        assert last["outcome"] == "completed"
-        # Bounded to what the map says: not the whole disk.
-        assert last["scope_bytes"] < 48 * MIB
+        # Of what the map named, not of the whole disk.
+        assert self.last_resync()["kind"] == "bounded"
 
     def after_compare_everything(self) -> None:
+        assert self.last_resync()["kind"] == "resync"
         self.same()
 
     def after_look_at_an_older_state(self) -> None:
@@ -85,7 +84,7 @@ class Reader:
         assert self.pair.status("beta", "web")["exports"] == []
 
     def after_prove_the_copy(self) -> None:
-        assert self.pair.status("alpha", "web")["verify"]["last"]["differing_bytes"] == 0
+        assert self.pair.status("alpha", "web")["verify"]["last"]["outcome"] == "equal"
 
     def after_new_certificates(self) -> None:
         for host in self.pair.hosts.values():
@@ -97,7 +96,9 @@ class Reader:
         for host in self.pair.hosts.values():
             assert "+next" in host.run("dpkg-query", "--show", "vmreplica").stdout
         # One process, from enable on: through every restart of the agent.
-        assert self.pair.wait("the tap", "alpha", lambda vm: vm["tap"]["running"], vm="web")["tap"]["pid"] == self.tap_pid
+        assert (
+            self.pair.wait("the tap", "alpha", lambda vm: vm["tap"]["running"], vm="web")["tap"]["pid"] == self.tap_pid
+        )
         self.same()
 
     def before_when_alpha_is_gone(self) -> None:
@@ -113,6 +114,9 @@ class Reader:
             assert host.run("pgrep", "-f", "vmreplica", check=False).stdout == ""
         assert self.pair.alpha.path(IMAGE).stat().st_size == 48 * MIB
         assert self.pair.alpha.path("/etc/vmreplica/primary.toml").exists()
+
+    def last_resync(self) -> Status:
+        return dict(self.pair.call("alpha", "vm.resync_show", vm="web")["last"])
 
     def same(self) -> None:
         """By itself: Replicating, and both disks are the same byte for byte."""
