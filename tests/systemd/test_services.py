@@ -1,4 +1,4 @@
-"""The services under a real systemd: readiness, watchdog, reload, restart, upgrade, stop, sandbox, credentials, journal."""
+"""The services under a real systemd: readiness, watchdog, reload, upgrade, stop, sandbox, credentials, journal."""
 
 from __future__ import annotations
 
