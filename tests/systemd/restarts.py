@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -105,6 +106,13 @@ RESTARTS: dict[str, Callable[[Pair], None]] = {
     "power of alpha": lambda pair: pair.alpha.power_cut(),
     "power of beta": lambda pair: pair.beta.power_cut(),
 }
+EVERY_RESTART = bool(os.environ.get("VMREPLICA_EVERY_RESTART"))
+"""Each of them in each state (``scripts/two-hosts``); else hosts restart in one of the two ways."""
+
+
+def chosen(*names: str) -> dict[str, Callable[[Pair], None]]:
+    """These restarts, or all."""
+    return {name: restart for name, restart in RESTARTS.items() if EVERY_RESTART or name in names}
 
 
 def catches_up(vm: Vm) -> None:
