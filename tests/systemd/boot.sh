@@ -70,6 +70,8 @@ mkdir -p run/outside
 pivot_root . run/outside
 umount -l /run/outside
 rmdir /run/outside
+# As at a boot without a container around it: what systemd mounts for a unit (credentials, say) is there for all.
+mount --make-rshared /
 cd /
 exec env -i container=vmreplica-test PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
     /lib/systemd/systemd --unit=multi-user.target --log-target=journal-or-kmsg --show-status=false </dev/null

@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import time
 import uuid
@@ -169,6 +170,9 @@ class Host:
         for hidden in ("etc/systemd/system", "var/log", "root", "var/tmp", "var/lib/systemd", "work", "srv", "opt"):
             (upper / hidden).mkdir(parents=True)
             os.setxattr(upper / hidden, "trusted.overlay.opaque", b"y")
+        # What keeps packages from starting services where no systemd runs.
+        (upper / "usr/sbin").mkdir(parents=True)
+        os.mknod(upper / "usr/sbin/policy-rc.d", stat.S_IFCHR, os.makedev(0, 0))
         (upper / "root").chmod(0o700)
         (upper / "var/tmp").chmod(0o1777)
         (upper / "var/log/journal").mkdir()
@@ -290,8 +294,10 @@ class Host:
         return self.run("systemctl", *arguments, check=check).stdout
 
     def restart(self, unit: str) -> None:
-        """Restart a service; it is ready when this returns."""
-        self.systemctl("restart", unit)
+        """Restart a service; it is ready when this returns. Raises HostError with what it said."""
+        done = self.run("systemctl", "restart", unit, check=False)
+        if done.returncode:
+            raise HostError(f"{self.name}: {unit}: {done.stderr}\n{self.journal('-u', unit, '-n', '20')}")
 
     def show(self, unit: str, name: str) -> str:
         """One property of a unit."""

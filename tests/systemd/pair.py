@@ -105,7 +105,7 @@ class Pair:
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
-    def call(self, name: str, method: str, *, role: str = "", **params: Any) -> Any:
+    def call(self, name: str, method: str, /, *, role: str = "", **params: Any) -> Any:
         """One call of the administration of the host's agent, without starting a process for it. Raises PairError."""
         return call(self.hosts[name].path(f"/run/vmreplica/{role or ROLES[name]}/admin.sock"), method, params)
 

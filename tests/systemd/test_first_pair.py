@@ -111,7 +111,7 @@ class Reader:
     def after_take_it_away(self) -> None:
         for host in self.pair.hosts.values():
             assert host.run("which", "vmreplica", check=False).returncode != 0
-            assert host.run("pgrep", "-f", "vmreplica", check=False).stdout == ""
+            assert host.run("pgrep", "-fa", "/opt/vmreplica", check=False).stdout == ""
         assert self.pair.alpha.path(IMAGE).stat().st_size == 48 * MIB
         assert self.pair.alpha.path("/etc/vmreplica/primary.toml").exists()
 
