@@ -197,6 +197,7 @@ class Host:
         """Start it, and wait until systemd has started all that it wants."""
         assert self.process is None
         self.boots += 1
+        self.pid = 0
         (self.folder / "boot-id").write_text(f"{uuid.uuid4()}\n")
         with (self.folder / f"boot-{self.boots}.log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -210,11 +211,13 @@ class Host:
         while True:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise HostError(f"{self.name} did not boot: {(self.folder / f'boot-{self.boots}.log').read_text()}")
-            with contextlib.suppress(OSError, ValueError, IndexError):
+            with contextlib.suppress(OSError, ValueError):
                 pid = self.process.pid
-                self.pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-                if Path(f"/proc/{self.pid}/comm").read_text() == "systemd\n" and self._answers():
-                    return
+                (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
+                    self.pid = int(child)
+                    if self._answers():
+                        return
             time.sleep(0.02)
 
     def _answers(self) -> bool:
@@ -248,6 +251,11 @@ class Host:
     def close(self) -> None:
         """End all its processes, and take away its cgroups and files."""
         if self.process is not None:
+            # Its PID 1 first: then this has ended when its parent has.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid or self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS / 10)
             self.process.kill()
             self.process.wait()
             self.process = None
