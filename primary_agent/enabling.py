@@ -95,20 +95,20 @@ def _identity(text: str | None, ports: Ports) -> bytes:
 
 
 def disk_size(files: FileSystem, path: str) -> int:
-    """The size of the raw image or block device at ``path``, judged. Blocks. Whether it can be written the tap tells
-    when it starts: the agent's unit may not.
+    """The size of the raw image or block device at ``path``, judged. Blocks.
 
     Raises UsageError, NotFoundError or StorageError.
     """
     if not path.startswith("/") or "\0" in path or "/../" in path + "/":
         raise UsageError(f"{path!r} is not an absolute path.", "Give the disk's absolute path.")
     try:
+        # For reading only: the agent may not be allowed to write it. Whether the tap can is found by its start.
         file = files.open_disk(path)
     except FileNotFoundError:
         raise NotFoundError(f"The disk {path} does not exist.", "Check the path.") from None
     except OSError as error:
         raise StorageError(
-            f"The disk {path} can't be opened: {error.strerror or error}.",
+            f"The disk {path} can't be read: {error.strerror or error}.",
             "It must be a regular file or a block device that the service may read, and no symbolic link.",
         ) from error
     try:

@@ -95,8 +95,8 @@ def build(out: Path) -> Path:
             "dpkg-deb",
             "--root-owner-group",
             "--uniform-compression",
-            "-Zxz",
-            "-z2",
+            "-Zzstd",
+            "-z9",
             "--build",
             str(stage),
             str(package),
@@ -159,6 +159,9 @@ def _make_environment(tools: Path, stage: Path, wheel: Path) -> None:
     into = f"--python={home}/bin/python"
     _pip(tools, into, "install", *chosen, "--require-hashes", "-r", str(ROOT / "requirements.lock"))
     _pip(tools, into, "install", *chosen, str(wheel))
+    for tests in [path for path in home.glob("lib/*/site-packages/*/**/tests") if path.is_dir()]:
+        # Other packages' own tests: a third of what would be installed.
+        shutil.rmtree(tests)
     for program in sorted(home.glob("bin/*")):
         if program.is_symlink():
             continue

@@ -65,7 +65,10 @@ class Disk:
         except FileNotFoundError:
             raise NotFoundError(f"The disk {path} does not exist.", "Restore it, or correct its path.") from None
         except OSError as error:
-            remedy = "Make it writable for the tap's user, on a volume that is not mounted read-only."
+            remedy = (
+                "Make it writable for the tap's user, on a volume that is not mounted read-only. Under systemd its "
+                "unit says which folders are (ReadWritePaths=, docs/install.md)."
+            )
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 remedy = "Check the volume it lies on."
             raise StorageError(f"The disk {path} can't be opened for writing: {error.strerror}.", remedy) from error

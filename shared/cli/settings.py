@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import EnumType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -152,7 +153,7 @@ def _type_text(annotation: Any) -> str:
     plain = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if get_origin(plain) is Literal:
         return _choices(str(choice) for choice in get_args(plain))
-    if isinstance(plain, type) and hasattr(plain, "__members__"):
+    if isinstance(plain, EnumType):
         return _choices(str(member.value) for member in plain)
     if get_origin(plain) is list:
         inner = _type_text(get_args(plain)[0]).partition(",")[0]

@@ -78,6 +78,7 @@ MISTAKES = {
     "wrong word": ("log_format = 'xml'\n" + TLS, ":1: log_format: Invalid enum value 'xml'", "docs/config.md"),
     "relative path": ("state_dir = 'var'\n" + TLS, ":1: state_dir", "docs/config.md"),
     "relative path of the list": (TLS + "crl = 'x'\n", ":5: tls.crl", "docs/config.md"),
+    "credential elsewhere": (TLS + "crl = 'credential:../x'\n", ":5: tls.crl", "docs/config.md"),
     "path that is not plain": ("state_dir = '/a/../b'\n" + TLS, ":1: state_dir: '/a/../b' is not", "Leave out"),
     "long socket": (f"admin_socket = '/{'x' * 107}'\n" + TLS, ":1: admin_socket", "docs/config.md"),
     "value in a list": ("tap_command = ['a', 5]\n" + TLS, ":1: tap_command entry 2: Expected `str`", "docs/config.md"),

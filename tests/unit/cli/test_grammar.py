@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from shared.cli.exit_codes import exit_codes
 from shared.cli.grammar import EVENTS_LIMIT, verb_parsers
 from shared.cli.main import main
 from shared.cli.reference import current, usage
+from shared.cli.settings import tables
 from tests.unit.cli.conftest import ROOT, Command
 
 PAGE = ROOT / "docs/cli.md"
@@ -42,14 +44,24 @@ def test_every_verb_has_a_handler_or_verbs_below(parser: argparse.ArgumentParser
         assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_reference_is_current() -> None:
-    page = PAGE.read_text()
-    assert current(page) == page, "make it anew: python -m shared.cli.reference docs/cli.md"
+@pytest.mark.parametrize("path", [PAGE, PAGE.with_name("config.md")], ids=lambda path: path.name)
+def test_reference_is_current(path: Path) -> None:
+    page = path.read_text()
+    assert current(page) == page, f"make it anew: python -m shared.cli.reference docs/{path.name}"
 
 
 def test_page_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="no markers"):
         current("# A page\n")
+    with pytest.raises(ValueError, match="no end of the settings"):
+        current("<!-- settings: made by python -m shared.cli.reference -->\n")
+
+
+def test_every_key_has_a_meaning() -> None:
+    for table in tables():
+        assert table.text and table.settings, table.name
+        for setting in table.settings:
+            assert setting.meaning and setting.type and setting.default, (table.name, setting.key)
 
 
 def test_usage_marks_what_is_optional_and_what_repeats() -> None:
