@@ -78,7 +78,10 @@ class AdminMethods:
         return (await self._agent.find(params.vm).status()).statistics
 
     async def events(self, params: EventsParams, client: Client) -> dict[str, Any]:
-        return {"events": await self._agent.events(params.vm, limit=params.limit, after=params.after)}
+        found = await self._agent.events(
+            params.vm, limit=params.limit, after=params.after, wants=params.wants, since=params.since
+        )
+        return {"events": found}
 
     async def enable(self, params: EnableParams, client: Client) -> VmStatus:
         return await (await self._agent.enable(params)).status()

@@ -25,6 +25,7 @@ from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
 from shared.errors import InvalidStateError, NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
+from shared.event_query import Wants, everything, sought
 from shared.ports import FileSystem, Ports
 from shared.status import AgentStatus, VmStatus
 from shared.tap_config import CONFIG_NAME, TapConfig, load_config, save_config
@@ -56,6 +57,8 @@ class PrimaryAgent:
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
+        self.unseen_processes = 0
+        """Processes whose open files could not be seen by the last look who uses the disks."""
         self._changing = asyncio.Lock()
         self._revivals: set[asyncio.Task[None]] = set()
 
@@ -201,6 +204,7 @@ class PrimaryAgent:
             started_time=self.started_time,
             time=now,
             certificate_not_after_time=self.certificate_end(),
+            unseen_processes=self.unseen_processes,
             vms=sorted([*statuses, *damaged], key=lambda vm: vm.name),
         )
 
@@ -213,11 +217,13 @@ class PrimaryAgent:
         now = self.ports.clock.wall()
         return statuses + [damaged_status(vm, now) for vm in self.damaged.values()]
 
-    async def events(self, name: str | None, *, limit: int, after: int) -> list[dict[str, Any]]:
+    async def events(
+        self, name: str | None, *, limit: int, after: int, wants: Wants = everything, since: float = 0.0
+    ) -> list[dict[str, Any]]:
         """Events of one VM or of all, the oldest first; those of several VMs in order of time."""
         found: list[dict[str, Any]] = []
         for vm in [self.find(name)] if name is not None else list(self.vms.values()):
-            for event in await vm.events(limit=limit, after=after):
+            for event in await sought(vm.events, limit=limit, after=after, wants=wants, since=since):
                 found.append({**event, "vm": vm.name, "uuid": vm.uuid})
         return sorted(found, key=lambda event: (event["time"], event["id"]))[-limit:]
 

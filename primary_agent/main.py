@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from importlib import metadata
 
 from primary_agent.admin import AdminMethods
 from primary_agent.agent import PrimaryAgent
+from primary_agent.attachments import AttachmentWatch
 from primary_agent.surroundings import Surroundings
 from shared import service
 from shared.admin.methods import Method
 from shared.config_sections import PrimaryConfig
+from shared.operations import Operations
+from shared.ports.disk_use import ProcDiskUse
 from shared.ports.real import RealPorts
 from shared.status import VmStatus
 
@@ -20,19 +24,25 @@ DEFAULT_CONFIG = "/etc/vmreplica/primary.toml"
 class _Service:
     """The primary agent under shared.service."""
 
-    def __init__(self, config: PrimaryConfig, real: RealPorts) -> None:
+    def __init__(self, config: PrimaryConfig, real: RealPorts, operations: Operations) -> None:
         software = f"vmreplica {metadata.version('vmreplica')}"
         surroundings = Surroundings.of(config, real.ports, software)
         self._agent = PrimaryAgent(config, real.ports, surroundings=surroundings)
         self._agent.certificate_end = real.network.certificate_end
+        self._watch = AttachmentWatch(self._agent, ProcDiskUse(), operations.bypassed)
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await self._agent.start()
+        self._watching = asyncio.create_task(self._watch.run())
 
     async def served(self) -> None:
         await self._agent.served()
 
     async def stop(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self._agent.stop()
 
     async def vms(self) -> list[VmStatus]:

@@ -16,6 +16,7 @@ from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
 from shared.ports import Address
+from shared.status import Cause
 from shared.tap_control import DiskStatus
 from shared.tasks import Signal
 
@@ -77,6 +78,8 @@ class Parts:
     applied: Position | None = None
     applied_time: float | None = None
     """When the applied cut was sealed."""
+    bypasses: list[Cause] = field(default_factory=list)
+    """The ways past the tap that the last look found; it is told by the status."""
     sampled: Sampled | None = None
     """What the last plan found by asking the replica."""
     precedence: Precedence = field(init=False)

@@ -61,6 +61,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         uris=_uris(connection),
         folder=folder,
         waiting=waiting_text(parts),
+        bypasses=list(parts.bypasses),
         resync_start_time=record.resync_at,
         settings=_settings(vm, parts.tap.config, parts.surroundings.resync),
         pending_settings=_pending_settings(parts.tap.config, connection),
@@ -148,6 +149,7 @@ def _link(link: LinkState, vm: VmRecord, clock: Clock) -> LinkStatus:
             else None
         ),
         damaged=link.damaged,
+        clock_difference_seconds=channel.clock_difference if channel is not None else None,
         rtt_ms=channel.rtt * 1000 if channel is not None and channel.rtt is not None else None,
         bytes_sent=channel.bytes_sent if channel is not None else 0,
         bytes_received=channel.bytes_received if channel is not None else 0,

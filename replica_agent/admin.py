@@ -60,7 +60,10 @@ class AdminMethods:
         return status_of(self._agent.find(params.vm)).statistics
 
     async def events(self, params: EventsParams, client: Client) -> dict[str, Any]:
-        return {"events": await self._agent.events(params.vm, limit=params.limit, after=params.after)}
+        found = await self._agent.events(
+            params.vm, limit=params.limit, after=params.after, wants=params.wants, since=params.since
+        )
+        return {"events": found}
 
     async def suspend(self, params: VmParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)

@@ -27,6 +27,7 @@ from replica_agent.vm import ReplicaVm, settle
 from replica_agent.vm_status import damaged_status, status_of
 from shared.config_sections import ReplicaConfig
 from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
+from shared.event_query import Wants, everything, sought
 from shared.ports import Address, Ports
 from shared.status import AgentStatus, VmStatus
 
@@ -263,11 +264,13 @@ class ReplicaAgent:
         damaged = self.damaged.values()
         return statuses + [damaged_status(vm.name, vm.identity, vm.folder, vm.error, now) for vm in damaged]
 
-    async def events(self, name: str | None, *, limit: int, after: int) -> list[dict[str, Any]]:
+    async def events(
+        self, name: str | None, *, limit: int, after: int, wants: Wants = everything, since: float = 0.0
+    ) -> list[dict[str, Any]]:
         """Events of one VM or of all, the oldest first; those of several VMs in order of time."""
         found: list[dict[str, Any]] = []
         for vm in [self.find(name)] if name is not None else list(self.vms.values()):
-            for event in await vm.ledger.store.events(limit=limit, after=after):
+            for event in await sought(vm.ledger.store.events, limit=limit, after=after, wants=wants, since=since):
                 found.append({**event, "vm": vm.name, "uuid": vm.parts.uuid})
         return sorted(found, key=lambda event: (event["time"], event["id"]))[-limit:]
 

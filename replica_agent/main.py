@@ -11,6 +11,7 @@ from replica_agent.parts import Surroundings
 from shared import service
 from shared.admin.methods import Method
 from shared.config_sections import ReplicaConfig
+from shared.operations import Operations
 from shared.ports.real import RealPorts
 from shared.status import VmStatus
 
@@ -20,10 +21,11 @@ DEFAULT_CONFIG = "/etc/vmreplica/replica.toml"
 class _Service:
     """The replica agent under shared.service."""
 
-    def __init__(self, config: ReplicaConfig, real: RealPorts) -> None:
+    def __init__(self, config: ReplicaConfig, real: RealPorts, operations: Operations) -> None:
         software = f"vmreplica {metadata.version('vmreplica')}"
         self._agent = ReplicaAgent(config, real.ports, surroundings=Surroundings.of(config, real.ports, software))
         self._agent.certificate_end = real.network.certificate_end
+        self._agent.sessions.on_refused = operations.refused
 
     async def start(self) -> None:
         await self._agent.start()

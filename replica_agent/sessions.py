@@ -53,6 +53,8 @@ class Sessions:
     ) -> None:
         self.authorization = authorization
         self.listener: Listener | None = None
+        self.on_refused: Callable[[str, str], None] = lambda _peer, _reason: None
+        """Told the peer's address and the reason whenever a connection is refused."""
         self._surroundings = surroundings
         self._locate = locate
         self._find_vm = find_vm
@@ -131,6 +133,8 @@ class Sessions:
             told = refusal(error, "")
             channel.refuse(told.code, told.text, told.remedy)
             log.warning("connection refused", reason=told.text, code=told.code, **who)
+            if told.code is ErrorCode.UNAUTHORIZED:
+                self.on_refused(channel.peer.address, told.text)
         except Exception:
             channel.refuse(ErrorCode.BUSY, "The replica failed unexpectedly.", "See its log.")
             log.exception("serving a connection failed", **who)

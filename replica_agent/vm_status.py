@@ -101,6 +101,7 @@ def _link(vm: ReplicaVm) -> LinkStatus:
         healthy=channel.healthy(),
         peer=channel.peer.address,
         since_time=vm.connections.opened_time,
+        clock_difference_seconds=channel.clock_difference,
         rtt_ms=channel.rtt * 1000 if channel.rtt is not None else None,
         bytes_sent=channel.bytes_sent,
         bytes_received=channel.bytes_received,

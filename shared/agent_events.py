@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 
 from shared.errors import StoreDamagedError, VmreplicaError
+from shared.event_query import Wants, everything, sought
 from shared.events import EventId, make_event
 from shared.ports import Ports, Store
 
@@ -73,11 +74,13 @@ class AgentEvents:
         known = self._store.get(HEALTH) if self._store is not None else None
         return dict(known) if isinstance(known, dict) else {}
 
-    async def events(self, *, limit: int, after: int) -> list[dict[str, Any]]:
-        """The newest events with an id above ``after``, oldest first, with ``vm`` and ``uuid`` as VMs' events have."""
+    async def events(
+        self, *, limit: int, after: int, wants: Wants = everything, since: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """As shared.event_query has it, with ``vm`` and ``uuid`` as VMs' events have."""
         if self._store is None:
             return []
-        found = await self._store.events(limit=limit, after=after)
+        found = await sought(self._store.events, limit=limit, after=after, wants=wants, since=since)
         return [{**event, "vm": event["data"].get("vm", ""), "uuid": event["data"].get("uuid", "")} for event in found]
 
     async def close(self) -> None:

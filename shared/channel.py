@@ -75,11 +75,11 @@ class Channel:
         queue_bytes: int = QUEUE_BYTES,
     ) -> None:
         self.session = session
-        self.bytes_sent = 0
-        self.bytes_received = 0
+        self.bytes_sent = self.bytes_received = 0
         self._yielded_at = 0
         self.rtt: float | None = None
         """Seconds from our last answered heartbeat to its echo."""
+        self.clock_difference: float | None = None  # Seconds by which the peer's clock is ahead, by its last heartbeat.
         self._link = link
         self._clock = clock
         self._heartbeat = heartbeat
@@ -306,6 +306,7 @@ class Channel:
         if self._echoed < beat.echo <= self._number:
             self._echoed = beat.echo
             self._echo.notify()
+        self.clock_difference = beat.wall_ns / 1e9 + (self.rtt or 0.0) / 2 - self._clock.wall()
         if beat.number > self._seen:
             self._seen = beat.number
             # Answers are rationed, so that a flood of heartbeats is not doubled; the next own one carries the echo.

@@ -88,15 +88,16 @@ def find_mistakes(path: str, kind: type[PrimaryConfig] | type[ReplicaConfig]) ->
         text, plain = _read(path)
     except UsageError as error:
         return [error]
-    source, found = _Source(path, text), list[UsageError]()
+    source, found, places = _Source(path, text), list[UsageError](), set[Place]()
     while len(found) < MISTAKES_MAX:
         try:
             _checked(source, plain, kind)
             break
         except UsageError as error:
             found.append(error)
-            if not _taken_out(plain, source.told):
+            if source.told in places or not _taken_out(plain, source.told):
                 break
+            places.add(source.told)
     # An unknown key may be found before one that stands above it.
     return sorted(found, key=source.line_in)
 
@@ -121,25 +122,25 @@ def _taken_out(plain: dict[str, Any], place: Place) -> bool:
         return True
     if not isinstance(parent, dict):
         return False
-    missing = last not in parent
+    if last not in parent and last not in _STAND_INS:
+        return False
     parent.pop(last, None)
-    if missing or last in _REQUIRED:
-        if last not in _REQUIRED or (missing and "mistaken" in repr(parent.get(last))):
-            return False
+    if last in _STAND_INS:
         number = next((part for part in parents if isinstance(part, int)), 0)
-        parent[last] = _REQUIRED[last](number)
+        parent[last] = _STAND_INS[last](number)
     return True
 
 
-_REQUIRED: dict[str | int, Any] = {
+_STAND_INS: dict[str | int, Any] = {
     "tls": lambda _: {"ca": "/mistaken", "certificate": "/mistaken", "key": "/mistaken"},
     "ca": lambda _: "/mistaken",
     "certificate": lambda _: "/mistaken",
     "key": lambda _: "/mistaken",
     "vms": lambda _: ["*"],
     "storage": lambda number: f"/mistaken/{number}",
+    "dead_after_seconds": lambda _: 3600.0,
 }
-"""What stands in for a required key while other mistakes are looked for."""
+"""What stands in for keys that are required, or whose default is the mistake, while others are looked for."""
 
 
 class _Source:

@@ -149,9 +149,14 @@ def flat_defaults(kind: type[Section]) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(key: str, value: Any) -> Any:
-    """A value without what may be a secret: a webhook's address often has a token in it."""
+    """A value without what may be a secret: an alarm's address or command line often has a token in it."""
     if key == "alarms" and isinstance(value, list):
-        return [{**entry, "webhook": safe_url(entry.get("webhook", ""))} for entry in value]
+        return [
+            {**entry, "webhook": safe_url(entry.get("webhook", "")), "command": [*entry.get("command", [])[:1], "..."]}
+            if entry.get("command")
+            else {**entry, "webhook": safe_url(entry.get("webhook", ""))}
+            for entry in value
+        ]
     return value
 
 

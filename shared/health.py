@@ -144,6 +144,8 @@ def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result
         result.warn(status.waiting)
     if status.suspended or state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED):
         result.warn("Replication is suspended by the administrator.", f"Run `vmreplica resume {name}`.")
+    for cause in status.bypasses:
+        result.critical(cause.text, cause.remedy)
     for disk in status.disks:
         _judge_size(status, disk, result)
     if tap is not None:
@@ -245,7 +247,7 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
     """Kept up to date, and up to date: a point that is recent but no longer followed protects nothing to come."""
     if state is not ReplicationState.REPLICATING or not status.baseline or status.lag_seconds is None:
         return False
-    if status.problem is not None or status.causes:
+    if status.problem is not None or status.causes or status.bypasses:
         return False
     return status.lag_seconds <= max(PROTECTED_INTERVALS * status.interval_seconds, PROTECTED_FLOOR_SECONDS)
 
@@ -259,6 +261,8 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
         return "Not protected: " + (status.problem.text if status.problem else "replication is in error.")
     if not status.baseline:
         return f"Not protected: initial replication {_initial_words(status, state)}."
+    if status.bypasses:
+        return f"Not protected: {status.bypasses[0].text}"
     behind = _behind(status)
     if result.protected:
         return f"Protected: {behind}."

@@ -17,7 +17,7 @@ import structlog
 from shared.admin import verbs
 from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
-from shared.admin.verbs import AgentEventsParams, AlarmTestParams
+from shared.admin.verbs import AgentEventsParams, AlarmTestParams, AnyVmParams
 from shared.agent_events import HEALTH, AgentEvents
 from shared.alarms import Alarms, AlarmStatus
 from shared.config import find_mistakes, load_config
@@ -31,7 +31,7 @@ from shared.ports.alarm_ways import AlarmWays
 from shared.ports.journal import Journal
 from shared.rates import duration_text
 from shared.states import Health
-from shared.status import VmStatus
+from shared.status import Cause, VmStatus
 from shared.tasks import Signal
 from shared.telling import TellingStores, Told
 
@@ -51,7 +51,9 @@ LEVELS = {Health.CRITICAL.title: "error", Health.WARNING.title: "warning"}
 
 
 class Operations:
-    """Of one agent; ``ports`` are the agent's, with stores that tell of events."""
+    """Of one agent; ``ports`` are the agent's, with stores that tell of events. ``blocking`` runs a call in a thread
+    that nothing else waits for: journal and alarms may take long.
+    """
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class Operations:
         *,
         journal: Journal,
         ways: AlarmWays,
-        blocking: Callable[..., Awaitable[Any]] = asyncio.to_thread,
+        blocking: Callable[..., Awaitable[Any]],
     ) -> None:
         self.role = role
         self.ports = replace(ports, stores=TellingStores(ports.stores, self._told))
@@ -75,6 +77,8 @@ class Operations:
         self._lost = 0
         self._news = Signal()
         self._seen: dict[str, str] = {}
+        self._followers: dict[Client, str | None] = {}
+        """Who is told of events as they happen, and of which VM alone."""
         self._refused: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -145,9 +149,16 @@ class Operations:
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
 
-    async def bypassed(self, vm: str, uuid: str, text: str, data: dict[str, Any]) -> None:
+    async def bypassed(self, vm: str, uuid: str, cause: Cause) -> None:
         """A VM's disk is written past its tap."""
-        await self.events.note(EventId.BYPASSED, text, data={"vm": vm, "uuid": uuid, **data})
+        data = {
+            "vm": vm,
+            "uuid": uuid,
+            "remedy": cause.remedy,
+            **cause.evidence,
+            "vm_disk": cause.evidence.get("path", ""),
+        }
+        await self.events.note(EventId.BYPASSED, cause.text, cause=cause.code, data=data)
 
     # --- the admin socket
 
@@ -162,7 +173,15 @@ class Operations:
             return self.state.status(self.role, found, mistakes)
 
         async def events(params: AgentEventsParams, client: Client) -> dict[str, Any]:
-            return {"events": await self.events.events(limit=params.limit, after=params.after)}
+            found = await self.events.events(
+                limit=params.limit, after=params.after, wants=params.wants, since=params.since
+            )
+            return {"events": found}
+
+        async def follow(params: AnyVmParams, client: Client) -> None:
+            if client not in self._followers:
+                client.on_closed(lambda: self._unfollow(client))
+            self._followers[client] = params.vm
 
         async def alarms(params: NoParams, client: Client) -> dict[str, list[AlarmStatus]]:
             return {"alarms": self.alarms.statuses()}
@@ -172,14 +191,21 @@ class Operations:
 
         methods.add(verbs.CONFIG, NoParams, config)
         methods.add(verbs.AGENT_EVENTS, AgentEventsParams, events)
+        methods.add(verbs.EVENTS_FOLLOW, AnyVmParams, follow)
         methods.add(verbs.ALARMS, NoParams, alarms)
         methods.add(verbs.ALARM_TEST, AlarmTestParams, test)
 
     # --- inner parts
 
+    def _unfollow(self, client: Client) -> None:
+        self._followers.pop(client, None)
+
     def _told(self, told: Told) -> None:
         """An event is durable."""
         self.alarms.take(told)
+        for client, vm in self._followers.items():
+            if vm in (None, told.vm, told.uuid):
+                client.notify(verbs.EVENT, {**told.event, "vm": told.vm, "uuid": told.uuid})
         if len(self._entries) >= JOURNAL_WAITING_MAX:
             self._entries.popleft()
             self._lost += 1

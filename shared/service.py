@@ -73,7 +73,7 @@ class Service(Protocol):
         """What is known of all VMs, without asking anybody; gives way to others between VMs."""
 
 
-def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPorts], Service]) -> int:
+def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPorts, Operations], Service]) -> int:
     """Run an agent until SIGTERM or SIGINT; the exit code is that of the error (shared.errors)."""
     parser = argparse.ArgumentParser(prog=name, description=f"The {name} agent of vmreplica; see docs/config.md.")
     parser.add_argument("--config", default=default_path, metavar="FILE", help=f"default: {default_path}")
@@ -99,16 +99,24 @@ def run(name: str, kind: type[C], default_path: str, make: Callable[[C, RealPort
     return 0
 
 
-async def _serve(path: str, config: C, make: Callable[[C, RealPorts], Service], manager: ServiceManager) -> None:
+async def _serve(
+    path: str, config: C, make: Callable[[C, RealPorts, Operations], Service], manager: ServiceManager
+) -> None:
     beating = asyncio.create_task(manager.keep_alive())
     tls = identity_of(config.tls, os.environ.get(FOLDER_VARIABLE, ""))
     tap_command = config.tap_command or shlex.split(os.environ.get(TAP_COMMAND_VARIABLE, ""))
     real = RealPorts(tls, threads=config.worker_threads, tap_command=tap_command)
     operations = Operations(
-        config.role, path, config, real.ports, journal=system_journal(os.environ), ways=RealAlarmWays()
+        config.role,
+        path,
+        config,
+        real.ports,
+        journal=system_journal(os.environ),
+        ways=RealAlarmWays(),
+        blocking=asyncio.to_thread,
     )
     real.ports = operations.ports
-    service = make(config, real)
+    service = make(config, real, operations)
     stop, hangup = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

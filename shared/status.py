@@ -49,6 +49,8 @@ class LinkStatus(StatusStruct):
     damaged: int = 0
     """How many sessions ended because TLS found data damaged on its way, since the agent started."""
     rtt_ms: float | None = None
+    clock_difference_seconds: float | None = None
+    """How much the peer's clock is ahead of ours, by its last heartbeat; None without a session."""
     bytes_sent: int = 0
     bytes_received: int = 0
 
@@ -346,6 +348,8 @@ class VmStatus(StatusStruct):
     link: LinkStatus = msgspec.field(default_factory=LinkStatus)
     tap: TapStatus | None = None
     progress: ProgressStatus | None = None
+    bypasses: list[Cause] = []
+    """At the primary: ways by which the VM, or somebody, writes past its tap. Nothing of that is replicated."""
     waiting: str = ""
     """For what a resync waits that is required or scheduled, in a sentence; empty where it waits for nothing."""
     resync_start_time: float | None = None
@@ -384,6 +388,8 @@ class AgentStatus(StatusStruct):
     listening: list[str] = []
     certificate_not_after_time: float | None = None
     vms: list[VmStatus] = []
+    unseen_processes: int = 0
+    """At the primary: processes whose open files the agent could not see when it last looked who uses the disks."""
     problems: list[str] = []
     """What concerns the agent as a whole, e.g. a folder of a VM that could not be read."""
 

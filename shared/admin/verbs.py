@@ -8,7 +8,7 @@ null). Those of ``vm.resync_show``, ``_history`` and ``_plan`` are in ``shared.r
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -38,6 +38,9 @@ REMOVE = "vm.remove"
 RECOVER = "vm.recover"
 CONFIG = "config"
 AGENT_EVENTS = "agent.events"
+EVENTS_FOLLOW = "events.follow"
+"""From now on the client gets the notification EVENT for each event, of one VM or of all and the agent's own."""
+EVENT = "event"
 ALARMS = "alarms"
 ALARM_TEST = "alarms.test"
 # The primary agent
@@ -65,6 +68,7 @@ READING = frozenset(
         EVENTS,
         CONFIG,
         AGENT_EVENTS,
+        EVENTS_FOLLOW,
         ALARMS,
         POINTS,
         RESYNC_SHOW,
@@ -181,24 +185,42 @@ class RecoverParams(VmParams, frozen=True):
             )
 
 
-class EventsParams(AnyVmParams, frozen=True):
-    """``events``: the newest ``limit`` with an id above ``after``, oldest first; {events: [...]}.
+class EventChoice(Params, frozen=True):
+    """Which events: the newest ``limit`` with an id above ``after`` that are as the rest says, oldest first.
+
+    Times are in seconds since the Unix epoch; ``events`` are numbers; an empty list is for all.
+    """
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
+    after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+    since: float = 0.0
+    until: float | None = None
+    events: Annotated[tuple[int, ...], msgspec.Meta(max_length=100)] = ()
+    levels: Annotated[tuple[Literal["info", "warning", "error"], ...], msgspec.Meta(max_length=3)] = ()
+
+    def wants(self, event: dict[str, Any]) -> bool:
+        """Whether an event is among those asked for, but for its id and its age."""
+        if self.until is not None and event["time"] > self.until:
+            return False
+        if self.events and event["event"] not in self.events:
+            return False
+        return not self.levels or event["level"] in self.levels
+
+
+class EventsParams(EventChoice, frozen=True):
+    """``events``: those of a VM or of all VMs; {events: [...]}.
 
     Each is an event of ``shared.events`` with ``id``, and ``vm`` and ``uuid`` of its VM.
     """
 
-    limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
-    after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+    vm: VmName | None = None
 
 
-class AgentEventsParams(Params, frozen=True):
+class AgentEventsParams(EventChoice, frozen=True):
     """``agent.events``: the agent's own, as ``events`` has those of VMs, with ids of a series of their own.
 
     ``vm`` and ``uuid`` are empty, or of the VM that one is about.
     """
-
-    limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS_MAX)] = 50
-    after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
 
 
 class AlarmTestParams(Params, frozen=True):

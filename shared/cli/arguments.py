@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from shared.admin.verbs import PLAN_BLOCKS, PLAN_BLOCKS_MAX
+from shared.cli.event_options import events_options
 from shared.cli.grammar import (
     Parser,
     Verb,
@@ -187,12 +188,6 @@ def _recover(parser: argparse.ArgumentParser) -> None:
     yes_option(parser)
 
 
-def _events(parser: argparse.ArgumentParser) -> None:
-    vm_argument(parser, optional=True)
-    limit_option(parser)
-    json_option(parser)
-
-
 def _points(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
     json_option(parser)
@@ -347,7 +342,7 @@ VERBS = (
     Verb("verify", "compare both sides at a cut while replication goes on", f"{_VERIFY}:verify", _verify),
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
-    Verb("events", "print what happened, the newest last", f"{_READING}:events", _events),
+    Verb("events", "print what happened, the newest last", "shared.cli.verbs.events:events", events_options),
     Verb("measure", "print the statistics of a VM", f"{_READING}:measure", _get),
     Verb("points", "list the recovery points of a VM at the replica", f"{_REPLICA}:points", _points),
     Verb("export", "serve a recovery point of the replica read-only over NBD", f"{_REPLICA}:export", _export),

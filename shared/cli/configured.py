@@ -14,6 +14,8 @@ from shared.errors import VmreplicaError
 from shared.rates import duration_text
 
 CONFIG_FOLDER = "/etc/vmreplica"
+CREDENTIAL = "credential:"
+"""What stands before the name of a file that the service manager hands over."""
 KINDS: dict[str, type[PrimaryConfig] | type[ReplicaConfig]] = {"primary": PrimaryConfig, "replica": ReplicaConfig}
 EXPIRY_WARNING_SECONDS = 30 * 86400.0
 
@@ -55,6 +57,11 @@ def tls_findings(config: PrimaryConfig | ReplicaConfig, root: str) -> Iterator[F
     from shared.ports.tls import TlsIdentity, load_contexts
 
     tls = config.tls
+    credentials = [path for path in (tls.ca, tls.certificate, tls.key, tls.crl) if path.startswith(CREDENTIAL)]
+    if credentials:
+        text = f"{', '.join(credentials)}: handed over by systemd, and checked by the agent at its start."
+        yield note("tls", text, "systemctl status tells what it found.")
+        return
     paths = [root + path if path else "" for path in (tls.ca, tls.certificate, tls.key, tls.crl)]
     missing = [path for path in paths if path and not os.path.exists(path)]
     if missing:

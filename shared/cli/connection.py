@@ -10,7 +10,17 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from shared.admin.codec import CLIENT_MESSAGE_MAX, Failure, Malformed, Message, MessageReader, Request, Result, encode
+from shared.admin.codec import (
+    CLIENT_MESSAGE_MAX,
+    Failure,
+    Malformed,
+    Message,
+    MessageReader,
+    Notification,
+    Request,
+    Result,
+    encode,
+)
 from shared.admin.failures import error_of
 from shared.errors import ForbiddenError, UnreachableError
 
@@ -18,6 +28,7 @@ CONNECT_SECONDS = 5.0
 CALL_SECONDS = 60.0
 """How long an agent may take for an ordinary answer."""
 RECEIVE_BYTES = 256 << 10
+NOTIFIED_MAX = 10_000
 
 HOW_TO_START = "Start the agent: systemctl start vmreplica-primary, or vmreplica-replica on the replica's host."
 HOW_TO_ALLOW = "Run the command as root, or become a member of the group vmreplica-admin and log in again."
@@ -31,6 +42,8 @@ class Connection:
         self.path = path
         self._reader = MessageReader(CLIENT_MESSAGE_MAX)
         self._messages: deque[Message] = deque()
+        self._notified: deque[Notification] = deque(maxlen=NOTIFIED_MAX)
+        """What came while an answer was waited for."""
         self._last_id = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(CONNECT_SECONDS)
@@ -74,6 +87,8 @@ class Connection:
         while True:
             while self._messages:
                 match self._messages.popleft():
+                    case Notification() as told:
+                        self._notified.append(told)
                     case Result(id=answered, value=value) if answered == identity:
                         return value
                     case Failure(id=answered) as failure if answered in (identity, None):
@@ -87,6 +102,18 @@ class Connection:
                     f"{self.path} did not answer {method} within {timeout:g} seconds.",
                     "The agent may be overloaded, or still at it: see `vmreplica status`.",
                 )
+
+    def notified(self, method: str, timeout: float) -> list[dict[str, Any]]:
+        """The parameters of the notifications of that name that came, or come within ``timeout`` seconds."""
+        if not self._notified and not self._messages:
+            self._receive(time.monotonic() + timeout)
+        while self._messages:
+            message = self._messages.popleft()
+            if isinstance(message, Notification):
+                self._notified.append(message)
+        told = [each.params for each in self._notified if each.method == method]
+        self._notified.clear()
+        return told
 
     def _receive(self, end: float | None) -> bool:
         """Take in more messages; False when time is up."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shared.cli.grammar import Verb, add_verbs, json_option, parsed, yes_option
+from shared.cli.grammar import Verb, add_verbs, json_option, parsed, vm_argument, yes_option
 from shared.cli.preparing import parse_authorize, parse_listen
 
 
@@ -75,6 +75,18 @@ def _alarms_test(parser: argparse.ArgumentParser) -> None:
     _config_show(parser)
 
 
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    vm_argument(parser, optional=True)
+    json_option(parser)
+
+
+def _bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", default="", metavar="FILE", help="the archive (default: vmreplica-HOST-DATE.tar.gz here)"
+    )
+    json_option(parser)
+
+
 SETUP_VERBS = (
     Verb("primary", "make this host ready to replicate its VMs", "shared.cli.verbs.setup:setup", _setup_role, False),
     Verb("replica", "make this host ready to keep copies", "shared.cli.verbs.setup:setup", _setup_replica, False),
@@ -90,7 +102,16 @@ ALARM_VERBS = (
     Verb("test", "send a test by an alarm, or by all", f"{_ALARMS}:test", _alarms_test),
 )
 HOST_VERBS = (
+    Verb(
+        "doctor",
+        "look at all that replication depends on, and say what to do",
+        "shared.cli.verbs.doctor:doctor",
+        _doctor,
+    ),
     Verb("config", "check configuration files, and show what is in force", "", _config, agents=False),
     Verb("alarms", "look at the alarms of this host's agents, and test them", "", _alarms, agents=False),
+    Verb(
+        "support-bundle", "collect what somebody who helps needs, no secrets", "shared.cli.verbs.bundle:bundle", _bundle
+    ),
     Verb("setup", "make this host ready for an agent; safe to run again", "", _setup, agents=False),
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from shared.admin.verbs import PLAN_BLOCKS_MAX
 from shared.errors import UsageError
+from shared.events import EventId
 from shared.schedule import NEVER, PastWindow, Recurrence, ResyncMode, Window, parse_time, time_text
 from shared.tap_config import BlockDevicePolicy
 
@@ -152,6 +153,17 @@ def parse_schedule(text: str) -> str:
 def parse_time_of_day(text: str) -> str | None:
     """``18:30``, None for ``default``. Raises UsageError."""
     return None if text == DEFAULT else time_text(parse_time(text))
+
+
+def parse_event(text: str) -> int:
+    """An event by its number or its name. Raises UsageError."""
+    names = {number.name.lower(): int(number) for number in EventId}
+    if text.isascii() and text.isdigit():
+        return int(text[:9])
+    number = names.get(text.lower().replace("-", "_"))
+    if number is None:
+        raise UsageError(f"{text!r} is no event.", f"Give a number, or one of {', '.join(sorted(names))}.")
+    return number
 
 
 def _word(text: str, words: tuple[str, ...]) -> str | None:

@@ -6,12 +6,14 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts.agent_pair import PROGRAMS
 from tests.pair.hosts import MIB, VM, Hosts, patience
 
 
@@ -73,6 +75,19 @@ def reload(hosts: Hosts, role: str, event: int) -> dict[str, Any]:
     raise AssertionError
 
 
+def follow(hosts: Hosts) -> subprocess.Popen[bytes]:
+    """``events --follow`` in the background, once it listens."""
+    with (hosts.folder / "follow.log").open("wb") as log, (hosts.folder / "follow.err").open("wb") as complaints:
+        process = subprocess.Popen(
+            [str(PROGRAMS / "vmreplica"), "events", "--follow", "--json"],
+            env=hosts.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=complaints,
+        )  # fmt: skip
+    for _ in patience("what happened so far", {}):
+        if (hosts.folder / "follow.log").read_text().count("\n"):
+            return process
+    raise AssertionError
+
+
 def own_events(hosts: Hosts, role: str) -> list[dict[str, Any]]:
     return list(hosts.call(role, "agent.events", limit=1000)["events"])
 
@@ -83,6 +98,7 @@ def test_reload_keeps_the_session(journal: FakeJournal, hosts: Hosts) -> None:
     before = hosts.status("primary")["link"]
     assert before["connected"]
 
+    follower = follow(hosts)
     edit(hosts, "primary", "worker_threads = 3\nlog_format = 'json'\n", "past_window = 'finish'\n[rates]\n"
          "replication_send_rate = [1000000]\n[[alarms]]\nname = 'pager'\ncommand = ['/bin/true']\n")  # fmt: skip
     told = reload(hosts, "primary", 60203)
@@ -140,3 +156,18 @@ def test_reload_keeps_the_session(journal: FakeJournal, hosts: Hosts) -> None:
     again = own_events(hosts, "primary")
     assert [each["id"] for each in again[: len(known)]] == [each["id"] for each in known]
     assert config(hosts, "primary")["keys"]["worker_threads"]["value"] == 3
+
+    # Whoever follows saw all of it, also what came after the restart, and each once.
+    for _ in patience("the event of the start", {}):
+        seen = [json.loads(line) for line in (hosts.folder / "follow.log").read_text().splitlines()]
+        if [each["event"] for each in seen if each["role"] == "primary"].count(60201) == 2:
+            break
+    follower.send_signal(signal.SIGINT)
+    assert follower.wait() == 0
+    numbers = [each["event"] for each in seen if each["role"] == "primary"]
+    assert numbers.index(60203) < numbers.index(60204) < numbers.index(60201, 1)
+    keys = [(each["role"], each["uuid"], each["time"], each["text"]) for each in seen]
+    assert len(keys) == len(set(keys))
+
+    found = hosts.command("events", "--id", "reloaded", "--level", "info", "--since", "1h", "--json")
+    assert {each["role"] for each in json.loads(found.stdout)["events"]} == {"primary", "replica"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from shared import config_sections as config
-from shared.config import load_config
+from shared.config import find_mistakes, load_config
 from shared.config_sections import PrimaryConfig, ReplicaConfig
 from shared.errors import UsageError
 
@@ -170,6 +171,7 @@ def test_page_has_every_key_with_its_default() -> None:
         "resync": (config.ResyncSection,),
         "rates": (config.RatesSection,),
         "authorize": (config.AuthorizeSection,),
+        "alarms": (config.AlarmSection,),
     }
     tables = tables_of_the_page()
     assert set(tables) == set(sections)
@@ -192,6 +194,8 @@ def shows_default(shown: str, field: msgspec.structs.FieldInfo) -> bool:
         return shown == "the system's host name"
     default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     plain = re.findall(r"`([^`]*)`", shown)
+    if isinstance(default, list) and json.dumps(default) in plain:
+        return True
     if isinstance(default, bool):
         return str(default).lower() in plain
     return str(default) in plain or f'"{default}"' in plain or (isinstance(default, float) and f"{default:g}" in plain)
@@ -203,3 +207,65 @@ def test_examples_of_the_page_are_valid(tmp_path: Path) -> None:
     for text, kind in zip(examples, (PrimaryConfig, ReplicaConfig), strict=True):
         assert tomllib.loads(text)["tls"]
         load(tmp_path, text, kind)
+
+
+# --- all mistakes of a file at once
+
+
+def mistakes(folder: Path, text: str, kind: Any = ReplicaConfig) -> list[str]:
+    path = folder / "agent.toml"
+    path.write_text(text)
+    return [mistake.text.removeprefix(str(path)) for mistake in find_mistakes(str(path), kind)]
+
+
+def test_all_mistakes_are_found_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = (
+        "hots = 'x'\nworker_threads = 0\nheartbeat_seconds = 10\n[tls]\nca = 'ca.pem'\ncertificate = '/c'\nkey = '/k'\n"
+        "crll = '/x'\n[listen]\nport = 'x'\n[[authorize]]\nvms = ['*']\nstorage = '/srv/a'\n"
+        "[[authorize]]\nname = 'b'\nvms = ['nonsense']\nstorage = '/srv/../b'\n"
+    )
+    found = mistakes(tmp_path, text)
+    expected = [":1: hots", ":2: worker_threads", ":5: tls.ca", ":8: tls.crll", ":10: listen.port", ":11: authorize",
+                ":16: authorize entry 2.vms", ":17: authorize entry 2.storage"]  # fmt: skip
+    for start in expected:
+        assert any(each.startswith(start) for each in found), (start, found)
+    assert any("less than two heartbeats" in each for each in found)
+    assert len(found) == len(expected) + 1
+
+
+def test_every_missing_key_is_found(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, "[tls]\n[[authorize]]\nname = 'a'\n")
+    assert sorted(each.partition(": ")[2] for each in found) == [
+        "authorize entry 1.storage is missing.", "authorize entry 1.vms is missing.", "tls.ca is missing.",
+        "tls.certificate is missing.", "tls.key is missing.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(MISTAKES))
+def test_each_single_mistake_is_found_by_the_search_too(name: str, tmp_path: Path) -> None:
+    """What stops the agent is what the search tells first or among others; a file without any has none."""
+    text, told, _ = MISTAKES[name]
+    assert any(told in each for each in mistakes(tmp_path, text))
+
+
+def test_sound_file_has_no_mistakes(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, TLS + ENTRY) == []
+
+
+ALARM = TLS + "[[alarms]]\nname = 'a'\n"
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (ALARM, "either command or webhook"),
+        (ALARM + "command = ['/x']\nwebhook = 'https://x'\n", "either command or webhook"),
+        (ALARM + "command = ['mail']\n", "no absolute path"),
+        (ALARM + "webhook = 'http://example.com/x'\n", "by https only"),
+        (ALARM + "webhook = 'ftp://example.com/x'\n", "alarms entry 1.webhook"),
+        (ALARM + "command = ['/x']\n[[alarms]]\nname = 'a'\ncommand = ['/y']\n", "another alarm's name"),
+    ],
+)
+def test_alarm_that_leads_nowhere_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)):
+        load(tmp_path, text)

@@ -1,4 +1,4 @@
-"""Verbs that only read: status, get, events, measure."""
+"""Verbs that only read: status, get, measure."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from shared.admin import verbs as admin
-from shared.cli.agents import Agent, Agents, Found, connect, socket_paths
+from shared.cli.agents import Agents, Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.cli.page import page_lines
 from shared.cli.progress import is_working
 from shared.cli.render import status_lines
-from shared.cli.tables import event_lines, resync_lines, settings_lines, statistics_lines
+from shared.cli.tables import resync_lines, settings_lines, statistics_lines
 from shared.cli.text import printable_values
 from shared.errors import VmreplicaError
 from shared.status import AgentStatus
@@ -64,28 +64,6 @@ def measure(options: argparse.Namespace, context: Context) -> int:
     else:
         for each, raw in zip(found, figures, strict=True):
             context.console.print(statistics_lines(each.vm, printable_values(raw)))
-    return SUCCESS
-
-
-def events(options: argparse.Namespace, context: Context) -> int:
-    """What happened, the newest last."""
-    paths, named = socket_paths(options.socket, context.environment)
-    with connect(paths, named=named) as agents:
-        asked: list[tuple[Agent, dict[str, str]]]
-        if options.vm is None:
-            asked = [(agent, {}) for agent in agents.answered if options.role in (None, agent.status.role)]
-        else:
-            asked = [(each.agent, {"vm": each.vm.uuid}) for each in agents.find(options.vm, options.role)]
-        happened: list[dict[str, Any]] = []
-        for agent, params in asked:
-            answer = agent.call(admin.EVENTS, {**params, "limit": options.limit})
-            happened += [{"role": agent.status.role, **event} for event in answer["events"]]
-    happened.sort(key=lambda event: event["time"])
-    happened = happened[-options.limit :]
-    if options.json:
-        context.console.print_json({"events": happened})
-    else:
-        context.console.print(event_lines(printable_values(happened), context.console.palette))
     return SUCCESS
 
 

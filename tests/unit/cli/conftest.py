@@ -19,7 +19,7 @@ import pytest
 
 from shared.admin import verbs as admin
 from shared.admin.access import Access
-from shared.admin.methods import Methods, Params
+from shared.admin.methods import Methods, NoParams, Params
 from shared.admin.server import Client, JsonRpcServer
 from shared.errors import NotFoundError, VmreplicaError
 from shared.ports import Address
@@ -36,6 +36,11 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.GET: admin.AnyVmParams,
     admin.MEASURE: admin.VmParams,
     admin.EVENTS: admin.EventsParams,
+    admin.CONFIG: NoParams,
+    admin.AGENT_EVENTS: admin.AgentEventsParams,
+    admin.EVENTS_FOLLOW: admin.AnyVmParams,
+    admin.ALARMS: NoParams,
+    admin.ALARM_TEST: admin.AlarmTestParams,
     admin.SUSPEND: admin.VmParams,
     admin.RESUME: admin.ResumeParams,
     admin.STOP: admin.VmParams,
@@ -67,7 +72,7 @@ class CannedAgent:
     def __init__(self, path: Path, status: AgentStatus) -> None:
         self.path = path
         self.status = status
-        self.answers: dict[str, Any] = {}
+        self.answers: dict[str, Any] = {admin.AGENT_EVENTS: {"events": []}}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.asked = 0
         """How often the status was asked for."""

@@ -297,10 +297,11 @@ def test_events_of_both_agents_in_order(vmreplica: Command) -> None:
     primary.answers[admin.EVENTS] = {"events": [event("web", 30, "first"), event("web", 10, "third")]}
     other.answers[admin.EVENTS] = {"events": [event("web", 20, "second")]}
     assert [line.split()[-1] for line in vmreplica("events").lines] == ["first", "second", "third"]
-    assert primary.calls[-1] == (admin.EVENTS, {"vm": None, "limit": 50, "after": 0})
+    asked = {"limit": 50, "after": 0, "since": 0.0, "until": None, "events": (), "levels": ()}
+    assert primary.calls[-2:] == [(admin.EVENTS, {**asked, "vm": None}), (admin.AGENT_EVENTS, asked)]
     last = json.loads(vmreplica("events", "web", "--limit", "2", "--json").out)["events"]
     assert [(each["role"], each["text"]) for each in last] == [("replica", "second"), ("primary", "third")]
-    assert primary.calls[-1] == (admin.EVENTS, {"vm": UUID, "limit": 2, "after": 0})
+    assert primary.calls[-1] == (admin.EVENTS, {**asked, "vm": UUID, "limit": 2})
 
 
 def test_version(vmreplica: Command) -> None:

@@ -1,0 +1,192 @@
+"""Who on this host has which disk images open, which overlays lie over them, and which guests run: one look at /proc.
+
+The port is ``DiskUse``. Other users' processes are seen by whoever may trace them: root with CAP_SYS_PTRACE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+QCOW2_MAGIC = b"QFI\xfb"
+BACKING_BYTES_MAX = 1023
+"""The longest name of a backing file that the format allows."""
+GUEST_PROGRAM = re.compile(r"qemu(-system|-kvm|$)|kvm$|qemu-kvm")
+_ACCESS = 0o3
+_READ_ONLY = 0o0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUser:
+    """A process that has a disk open, or (``pid`` 0) a device of the kernel that lies over it."""
+
+    path: str
+    """The disk, as it was asked for."""
+    pid: int
+    program: str
+    writing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """An image over a disk that a guest writes into: an external snapshot, say."""
+
+    pid: int
+    program: str
+    path: str
+    """The image that is written,"""
+    backing: str
+    """and what it says lies below it."""
+    below: str
+    """The path that was asked for: a disk or a socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A process of QEMU that runs a guest."""
+
+    pid: int
+    name: str
+    uuid: str
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one look found."""
+
+    users: list[DiskUser] = field(default_factory=list)
+    overlays: list[Overlay] = field(default_factory=list)
+    guests: list[Guest] = field(default_factory=list)
+    unseen: int = 0
+    """Processes whose open files could not be seen: they may be anything."""
+
+
+class DiskUse(Protocol):
+    """Who uses disks. Blocks: called in a worker."""
+
+    def look(self, disks: Sequence[str], sockets: Sequence[str]) -> Usage:
+        """All that concerns these images or devices, and the NBD sockets that they are served on."""
+
+
+class ProcDiskUse:
+    """See :class:`DiskUse`; ``proc`` and ``sys`` are where the kernel tells it."""
+
+    def __init__(self, proc: str = "/proc", sys: str = "/sys") -> None:
+        self._proc = Path(proc)
+        self._sys = Path(sys)
+
+    def look(self, disks: Sequence[str], sockets: Sequence[str]) -> Usage:
+        """See :class:`DiskUse`."""
+        usage = Usage()
+        identities: dict[tuple[int, int], str] = {}
+        for path in disks:
+            with contextlib.suppress(OSError):
+                identities[_identity(os.stat(path))] = path
+        below = [*disks, *sockets]
+        for process in self._processes():
+            self._look_at(process, identities, below, usage)
+        usage.users += self._loops(identities)
+        return usage
+
+    def _processes(self) -> Iterator[Path]:
+        for name in os.listdir(self._proc):
+            if name.isdigit() and int(name) != os.getpid():
+                yield self._proc / name
+
+    def _look_at(
+        self, process: Path, identities: dict[tuple[int, int], str], below: Sequence[str], usage: Usage
+    ) -> None:
+        try:
+            program = _read(process / "comm").strip()
+            guest = GUEST_PROGRAM.match(program) is not None
+            if guest:
+                usage.guests.append(_guest(int(process.name), _read(process / "cmdline").split("\0")))
+            names = os.listdir(process / "fd")
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        except PermissionError:
+            usage.unseen += 1
+            return
+        found: dict[str, bool] = {}
+        for name in names:
+            with contextlib.suppress(OSError):
+                entry = process / "fd" / name
+                if not os.readlink(entry).startswith("/"):
+                    continue
+                state = os.stat(entry)
+                path = identities.get(_identity(state))
+                if path is None and not (guest and stat.S_ISREG(state.st_mode)):
+                    continue
+                writing = self._writes(process, name)
+                if path is not None:
+                    found[path] = found.get(path, False) or writing
+                elif writing and (overlay := _overlay(int(process.name), program, entry, below)) is not None:
+                    usage.overlays.append(overlay)
+        usage.users += [DiskUser(path, int(process.name), program, writing) for path, writing in found.items()]
+
+    def _writes(self, process: Path, name: str) -> bool:
+        for line in _read(process / "fdinfo" / name).splitlines():
+            if line.startswith("flags:"):
+                return int(line.split()[1], 8) & _ACCESS != _READ_ONLY
+        return False
+
+    def _loops(self, identities: dict[tuple[int, int], str]) -> Iterator[DiskUser]:
+        """Loop devices: the kernel itself has their file open, and no process."""
+        for told in self._sys.glob("block/loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):
+                path = identities.get(_identity(os.stat(_read(told).strip())))
+                if path is not None:
+                    device = told.parts[-3]
+                    yield DiskUser(path, 0, f"/dev/{device}", _read(told.parents[1] / "ro").strip() == "0")
+
+
+def _identity(state: os.stat_result) -> tuple[int, int]:
+    """What is the same for every path and descriptor of one file, or of one block device."""
+    return (-1, state.st_rdev) if stat.S_ISBLK(state.st_mode) else (state.st_dev, state.st_ino)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _guest(pid: int, words: Sequence[str]) -> Guest:
+    """Name and UUID as QEMU's command line has them."""
+    name = uuid = ""
+    for option, value in itertools.pairwise(words):
+        if option.lstrip("-") == "name":
+            parts = value.split(",")
+            named = [part.removeprefix("guest=") for part in parts if part.startswith("guest=")]
+            name = (named or parts)[0]
+        elif option.lstrip("-") == "uuid":
+            uuid = value.lower()
+    return Guest(pid, name, uuid)
+
+
+def _overlay(pid: int, program: str, entry: Path, below: Iterable[str]) -> Overlay | None:
+    """The image behind a descriptor, where it lies over one of the paths."""
+    backing = backing_of(str(entry))
+    for path in below:
+        if backing and path in backing:
+            return Overlay(pid, program, os.readlink(entry), backing, path)
+    return None
+
+
+def backing_of(path: str) -> str:
+    """What a qcow2 image says lies below it; empty for anything else."""
+    with open(path, "rb") as file:
+        header = file.read(20)
+        if len(header) < 20 or header[:4] != QCOW2_MAGIC:
+            return ""
+        offset, size = struct.unpack(">QI", header[8:20])
+        if not offset or not 0 < size <= BACKING_BYTES_MAX:
+            return ""
+        file.seek(offset)
+        return file.read(size).decode("utf-8", "replace")

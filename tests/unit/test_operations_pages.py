@@ -1,0 +1,96 @@
+"""The pages on operation and troubleshooting have every message, code and event that people meet; or a test fails."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.messages import ErrorCode
+from shared import errors
+from shared.cli.arguments import build_parser
+from shared.cli.grammar import verb_parsers
+from shared.events import EventId, level_of
+from shared.journal_entries import message_id
+
+ROOT = Path(__file__).parents[2]
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
+LEAST = 12
+"""Characters of a fixed part of a message that is worth looking for."""
+
+
+def told_parts(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and longest fixed part of each reason that a module gives: of ``critical``, ``warn`` and ``Cause``."""
+    for function in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        local: dict[str, list[ast.expr]] = {}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                local.setdefault(node.targets[0].id, []).append(node.value)
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and (told := _told(node)) is not None:
+                parts = [part.strip() for part in _constants(told, local) if len(part.strip()) >= LEAST]
+                if parts:
+                    yield node.lineno, max(parts, key=len)
+
+
+def _told(call: ast.Call) -> ast.expr | None:
+    if isinstance(call.func, ast.Attribute) and call.func.attr in ("critical", "warn") and call.args:
+        return call.args[0]
+    if isinstance(call.func, ast.Name) and call.func.id == "Cause":
+        return next((keyword.value for keyword in call.keywords if keyword.arg == "text"), None)
+    return None
+
+
+def _constants(node: ast.expr, local: dict[str, list[ast.expr]], depth: int = 0) -> Iterator[str]:
+    for each in ast.walk(node):
+        if isinstance(each, ast.Constant) and isinstance(each.value, str):
+            yield each.value
+        elif isinstance(each, ast.Name) and depth < 2:
+            for value in local.get(each.id, []):
+                yield from _constants(value, local, depth + 1)
+
+
+def page(path: Path) -> str:
+    return re.sub(r"\s+", " ", path.read_text())
+
+
+@pytest.mark.parametrize("module", ["shared/health.py", "shared/attachment.py"])
+def test_every_reason_has_its_heading(module: str) -> None:
+    headings = " ".join(line for line in TROUBLESHOOTING.read_text().splitlines() if line.startswith("### "))
+    parts = list(told_parts(ROOT / module))
+    assert len(parts) >= 3, "the reasons are looked for in the right way"
+    for line, part in parts:
+        text = re.sub(r"\s+", " ", part)
+        assert text in headings, f"{module}:{line}: docs/troubleshooting.md says nothing of {text!r}"
+
+
+def test_every_code_is_explained() -> None:
+    table = TROUBLESHOOTING.read_text().partition("## Codes of errors")[2]
+    for code in ErrorCode:
+        assert f"| `{code}` |" in table, code
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.VmreplicaError) and kind.code != "error":
+            assert f"`{kind.code}`" in table, kind.code
+
+
+def test_every_event_is_listed_with_its_message_id() -> None:
+    for number in EventId:
+        row = f"| {int(number)} | `{number.name.lower()}` | {level_of(number)} | `{message_id(number)}` |"
+        assert row in OPERATIONS.read_text(), row
+
+
+def test_every_command_on_the_pages_is_one() -> None:
+    verbs = dict(verb_parsers(build_parser()))
+    for path in (OPERATIONS, TROUBLESHOOTING):
+        for name in re.findall(r"(?:^|`)(?:sudo )?vmreplica ([a-z-]+)", path.read_text(), re.MULTILINE):
+            assert name in verbs, f"{path.name}: vmreplica {name}"
+
+
+def test_number_names_nothing_twice() -> None:
+    assert len({number.name for number in EventId}) == len({int(number) for number in EventId})
