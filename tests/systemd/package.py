@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -25,6 +26,9 @@ def package() -> Path:
             with tempfile.TemporaryDirectory(dir=BUILT) as unfinished:
                 _run(str(ROOT / "scripts/build-deb"), "--out", f"{unfinished}/out")
                 Path(unfinished, "out").rename(folder)
+            for former in BUILT.iterdir():
+                if former.is_dir() and former != folder:
+                    shutil.rmtree(former)
         (found,) = folder.glob("vmreplica_*[0-9]_*.deb")
         return found
 
