@@ -29,7 +29,8 @@ async def test_each_side_tells_its_figures_once_an_interval(pair: Pair, monkeypa
     for statistics in (pair.vm.parts.replication.statistics, pair.copy.statistics):
         # As if the last ones had been told an interval ago.
         statistics.told(pair.primary.ports.clock.wall() - MONITORING_SECONDS)
-    here = there = []
+    here: list[Any] = []
+    there: list[Any] = []
     while not (here and there):
         await pair.cut()
         here, there = await told()

@@ -3,7 +3,7 @@
 #
 # usage: boot.sh FOLDER GROUP NAME        (its network namespace is the one it is started in)
 #
-# FOLDER has: upper, work (the overlay's), root (where it is mounted), disk (what is no overlay at the host: /srv and
+# FOLDER has: layers/upper, layers/work (the overlay's), root (where it is mounted), disk (what is no overlay at the host: /srv and
 # /var/lib/vmreplica), cgroup (empty), boot-id, shared (links to folders here; beside each a file that says where it is
 # there). GROUP: the name of its cgroup.
 # Runs itself once more inside the namespaces. Nothing here writes outside of FOLDER.
@@ -23,7 +23,7 @@ fi
 mount --make-rprivate /
 umount "$folder/cgroup"
 root=$folder/root
-mount -t overlay overlay -o "lowerdir=/,upperdir=$folder/upper,workdir=$folder/work" "$root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$folder/layers/upper,workdir=$folder/layers/work" "$root"
 for own in srv var/lib/vmreplica; do
     mkdir -p "$root/$own" "$folder/disk/$own"
     mount --bind "$folder/disk/$own" "$root/$own"
@@ -70,6 +70,8 @@ mkdir -p run/outside
 pivot_root . run/outside
 umount -l /run/outside
 rmdir /run/outside
+# As at a boot without a container around it: what systemd mounts for a unit (credentials, say) is there for all.
+mount --make-rshared /
 cd /
 exec env -i container=vmreplica-test PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
     /lib/systemd/systemd --unit=multi-user.target --log-target=journal-or-kmsg --show-status=false </dev/null

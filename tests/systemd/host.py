@@ -14,12 +14,12 @@ import os
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 BOOT = Path(__file__).parent / "boot.sh"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -112,14 +112,41 @@ class Network:
             holder.wait()
 
 
+class Conversation:
+    """A command at a host that takes orders, a line each, and answers each with a line."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process = process
+        self.log = log
+
+    def ask(self, order: str, answer: str) -> None:
+        """Give an order, and wait for its answer."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{order}\n")
+            self.process.stdin.flush()
+        told = self.process.stdout.readline().strip()
+        assert told == answer, f"{order!r} was answered {told!r}: {self.log.read_text()}"
+
+
 class Host:
     """One host; ``boot`` starts it, ``close`` ends it and takes away all that it left."""
 
     def __init__(
-        self, folder: Path, group: str, name: str, network: Network, *, shared: Mapping[str, Path] | None = None
+        self,
+        folder: Path,
+        layers: Path,
+        group: str,
+        name: str,
+        network: Network,
+        *,
+        shared: Mapping[str, Path] | None = None,
     ) -> None:
-        """``group``: a name for its cgroup that no other has. ``shared``: path there to folder here, read-only."""
+        """``folder``: has its ``/srv`` and ``/var/lib/vmreplica``; ``layers``: everything else that differs from this
+        machine. ``group``: a name for its cgroup that no other has. ``shared``: path there to folder here, read-only.
+        """
         self.folder = folder
+        self.layers = layers
         self.group = group
         self.name = name
         self.network = network
@@ -127,8 +154,11 @@ class Host:
         self.pid = 0
         """Of the host's PID 1, as this machine sees it."""
         self.boots = 0
-        for part in ("upper", "work", "root", "disk", "cgroup", "shared"):
+        for part in ("root", "disk", "cgroup", "shared"):
             (folder / part).mkdir(parents=True)
+        for part in ("upper", "work"):
+            (layers / part).mkdir(parents=True)
+        (folder / "layers").symlink_to(layers)
         for number, (there, here) in enumerate((shared or {}).items()):
             (folder / "shared" / f"{number}").symlink_to(here)
             (folder / "shared" / f"{number}.there").write_text(there)
@@ -136,10 +166,13 @@ class Host:
 
     def _furnish(self) -> None:
         """What differs from this machine: none of its services, users' files and logs; names of its own."""
-        upper = self.folder / "upper"
+        upper = self.layers / "upper"
         for hidden in ("etc/systemd/system", "var/log", "root", "var/tmp", "var/lib/systemd", "work", "srv", "opt"):
             (upper / hidden).mkdir(parents=True)
             os.setxattr(upper / hidden, "trusted.overlay.opaque", b"y")
+        # What keeps packages from starting services where no systemd runs.
+        (upper / "usr/sbin").mkdir(parents=True)
+        os.mknod(upper / "usr/sbin/policy-rc.d", stat.S_IFCHR, os.makedev(0, 0))
         (upper / "root").chmod(0o700)
         (upper / "var/tmp").chmod(0o1777)
         (upper / "var/log/journal").mkdir()
@@ -164,6 +197,7 @@ class Host:
         """Start it, and wait until systemd has started all that it wants."""
         assert self.process is None
         self.boots += 1
+        self.pid = 0
         (self.folder / "boot-id").write_text(f"{uuid.uuid4()}\n")
         with (self.folder / f"boot-{self.boots}.log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -177,11 +211,13 @@ class Host:
         while True:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise HostError(f"{self.name} did not boot: {(self.folder / f'boot-{self.boots}.log').read_text()}")
-            with contextlib.suppress(OSError, ValueError, IndexError):
+            with contextlib.suppress(OSError, ValueError):
                 pid = self.process.pid
-                self.pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-                if Path(f"/proc/{self.pid}/comm").read_text() == "systemd\n" and self._answers():
-                    return
+                (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
+                    self.pid = int(child)
+                    if self._answers():
+                        return
             time.sleep(0.02)
 
     def _answers(self) -> bool:
@@ -215,11 +251,17 @@ class Host:
     def close(self) -> None:
         """End all its processes, and take away its cgroups and files."""
         if self.process is not None:
+            # Its PID 1 first: then this has ended when its parent has.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid or self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS / 10)
             self.process.kill()
             self.process.wait()
             self.process = None
         subprocess.run(["unshare", "--mount", "sh", "-c", LEAVE_NO_CGROUP, "sh", self.folder, self.group], check=True)
-        shutil.rmtree(self.folder)
+        for folder in (self.folder, self.layers):
+            shutil.rmtree(folder)
 
     # --- what is done there
 
@@ -241,17 +283,29 @@ class Host:
         """Run lines of a shell there, stopping at the first that fails."""
         return self.run("bash", "-e", "-o", "pipefail", "-c", lines, check=check)
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a command there that goes on beside the test."""
-        return subprocess.Popen(self.command(*arguments), text=True, **options)
+    @contextlib.contextmanager
+    def open(self, *arguments: str) -> Iterator[Conversation]:
+        """A command there that goes on beside the test, and is ended with the block at the latest."""
+        log = self.folder / f"open-{len(list(self.folder.glob('open-*')))}.log"
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                self.command(*arguments), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+            )
+        with process:
+            try:
+                yield Conversation(process, log)
+            finally:
+                process.kill()
 
     def systemctl(self, *arguments: str, check: bool = True) -> str:
         """Run systemctl there; what it printed."""
         return self.run("systemctl", *arguments, check=check).stdout
 
     def restart(self, unit: str) -> None:
-        """Restart a service; it is ready when this returns."""
-        self.systemctl("restart", unit)
+        """Restart a service; it is ready when this returns. Raises HostError with what it said."""
+        done = self.run("systemctl", "restart", unit, check=False)
+        if done.returncode:
+            raise HostError(f"{self.name}: {unit}: {done.stderr}\n{self.journal('-u', unit, '-n', '20')}")
 
     def show(self, unit: str, name: str) -> str:
         """One property of a unit."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -25,6 +26,9 @@ def package() -> Path:
             with tempfile.TemporaryDirectory(dir=BUILT) as unfinished:
                 _run(str(ROOT / "scripts/build-deb"), "--out", f"{unfinished}/out")
                 Path(unfinished, "out").rename(folder)
+            for former in BUILT.iterdir():
+                if former.is_dir() and former != folder:
+                    shutil.rmtree(former)
         (found,) = folder.glob("vmreplica_*[0-9]_*.deb")
         return found
 
@@ -39,7 +43,7 @@ def newer(built: Path) -> Path:
                 _run("dpkg-deb", "--raw-extract", str(built), f"{folder}/tree")
                 control = Path(folder, "tree/DEBIAN/control")
                 control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+next", control.read_text()))
-                _run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", f"{folder}/tree", f"{folder}/deb")
+                _run("dpkg-deb", "--root-owner-group", "-Znone", "--build", f"{folder}/tree", f"{folder}/deb")
                 Path(folder, "deb").rename(target)
     return target
 

@@ -2,7 +2,7 @@
 
 A line ``alpha# command`` is typed at the host alpha; a line without a prompt goes on with the one before (a text for
 ``cat``, or a command that ends in a backslash). Consecutive lines of one host in one block are one shell, so that
-variables last as long as a reader would expect.
+variables last as long as a reader would expect; a copy to another host stands by itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
+COPIES = "scp "
 PROMPT = re.compile(r"(?P<host>[a-z]+)# (?P<line>.*)")
 
 
@@ -33,7 +34,7 @@ def sections(name: str) -> dict[str, list[Typed]]:
         elif inside:
             if match := PROMPT.fullmatch(line):
                 host, text = match["host"], match["line"]
-                if typed is None or typed.host != host:
+                if typed is None or typed.host != host or COPIES in (text[: len(COPIES)], typed.lines[: len(COPIES)]):
                     typed = Typed(host, "")
                     found[heading].append(typed)
             elif typed is not None:

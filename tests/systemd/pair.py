@@ -36,13 +36,16 @@ class Pair:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vmreplica-hosts-"))
+        # In memory: what a host has installed. VMs' disks, copies and states are on a disk.
+        self.layers = Path(tempfile.mkdtemp(prefix="vmreplica-hosts-", dir="/dev/shm"))
         self.network = Network(NAMES)
         self.hosts: dict[str, Host] = {}
         try:
             for name in NAMES:
                 host = self.hosts[name] = Host(
-                    self.folder / name, f"{self.folder.name}-{name}", name, self.network, shared={CHECKOUT: ROOT}
-                )
+                    self.folder / name, self.layers / name, f"{self.folder.name}-{name}", name, self.network,
+                    shared={CHECKOUT: ROOT},
+                )  # fmt: skip
                 host.boot()
         except BaseException:
             self.close()
@@ -78,8 +81,9 @@ class Pair:
         for host in self.hosts.values():
             host.close()
         self.network.close()
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+        for folder in (self.folder, self.layers):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     # --- what a page tells to type -----------------------------------------------------------------------------------
 
@@ -88,12 +92,9 @@ class Pair:
         printed = ""
         for typed in what:
             host = self.hosts[typed.host]
-            if copies := [COPY.fullmatch(line) for line in typed.lines.splitlines() if line.startswith("scp ")]:
+            if copies := COPY.fullmatch(typed.lines.strip()):
                 # There is no secure shell between these hosts; everything else is run by a shell.
-                assert all(copies) and len(copies) == len(typed.lines.splitlines())
-                for copy in copies:
-                    assert copy is not None
-                    self.copy_over(host, copy["source"], self.hosts[copy["host"]], copy["target"])
+                self.copy_over(host, copies["source"], self.hosts[copies["host"]], copies["target"])
             else:
                 printed += host.shell(typed.lines).stdout
         return printed
@@ -104,7 +105,7 @@ class Pair:
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
-    def call(self, name: str, method: str, *, role: str = "", **params: Any) -> Any:
+    def call(self, name: str, method: str, /, *, role: str = "", **params: Any) -> Any:
         """One call of the administration of the host's agent, without starting a process for it. Raises PairError."""
         return call(self.hosts[name].path(f"/run/vmreplica/{role or ROLES[name]}/admin.sock"), method, params)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tests.systemd.pair import Pair, Status
 
 MIB = 1 << 20
 DISK_BYTES = 48 * MIB
 LOG_LIMIT_BYTES = 8 * MIB
-SLOW = "1MiB"
+SLOW = [MIB]
 """A rate at which a compare of the disk outlasts all restarts."""
 
 
@@ -29,14 +31,17 @@ class Vm:
             f"mkdir -p /srv/images && head -c {DISK_BYTES // 3} /dev/urandom >{self.disk} && "
             f"truncate -s {DISK_BYTES} {self.disk}"
         )
-        self.command(
-            "enable", "--disk", self.disk, "--replica", "beta", "--interval", "2s",
-            "--log-limit", str(LOG_LIMIT_BYTES),
+        pair.call(
+            "alpha", "vm.enable", name=name, disks=[self.disk], replica="beta", interval_seconds=2,
+            log_limit_bytes=LOG_LIMIT_BYTES,
         )  # fmt: skip
 
-    def command(self, verb: str, *arguments: str, at: str = "alpha") -> str:
-        """Run a verb of ``vmreplica`` for this VM."""
-        return self.pair.hosts[at].run("vmreplica", *verb.split(), self.name, *arguments).stdout
+    def order(self, verb: str, at: str = "alpha", **params: Any) -> None:
+        """One order for this VM, as the command gives it to the agent of the host."""
+        self.pair.call(at, f"vm.{verb}", vm=self.name, **params)
+
+    def set(self, **settings: Any) -> None:
+        self.order("set", settings=settings)
 
     def status(self, at: str = "alpha") -> Status:
         return self.pair.status(at, self.name)
@@ -53,7 +58,7 @@ class Vm:
 
     def initial(self) -> None:
         self.connected()
-        self.command("initial")
+        self.order("initial")
         self.wait_state("Replicating")
 
     # --- its guest
@@ -83,8 +88,8 @@ class Vm:
 
     def remove(self) -> None:
         """End replication on both hosts, and take the files away."""
-        self.command("remove", "--yes")
-        self.command("remove", "--yes", at="beta")
+        self.order("remove", yes=True)
+        self.order("remove", "beta", yes=True)
         self.pair.alpha.run("rm", self.disk)
 
 
@@ -105,6 +110,13 @@ RESTARTS: dict[str, Callable[[Pair], None]] = {
     "power of alpha": lambda pair: pair.alpha.power_cut(),
     "power of beta": lambda pair: pair.beta.power_cut(),
 }
+EVERY_RESTART = bool(os.environ.get("VMREPLICA_EVERY_RESTART"))
+"""Each of them in each state (``scripts/two-hosts``); else hosts restart in one of the two ways."""
+
+
+def chosen(*names: str) -> dict[str, Callable[[Pair], None]]:
+    """These restarts, or all."""
+    return {name: restart for name, restart in RESTARTS.items() if EVERY_RESTART or name in names}
 
 
 def catches_up(vm: Vm) -> None:
@@ -144,8 +156,8 @@ def on_the_map(vm: Vm) -> None:
 
 def compare_slowly(vm: Vm) -> None:
     vm.initial()
-    vm.command("set", f"resync-read-rate={SLOW}")
-    vm.command("resume", "--resynchronize", "--yes", "--no-wait")
+    vm.set(resync_read_rate=SLOW)
+    vm.order("resume", resynchronize=True)
 
 
 def is_comparing(vm: Vm) -> None:
@@ -157,29 +169,29 @@ def is_comparing(vm: Vm) -> None:
 
 
 def compare_fast(vm: Vm) -> None:
-    vm.command("set", "resync-read-rate=none", "initial-read-rate=none")
+    vm.set(resync_read_rate=[], initial_read_rate=[])
     catches_up(vm)
 
 
 def suspend_compare(vm: Vm) -> None:
     compare_slowly(vm)
     vm.wait_state("Resynchronizing")
-    vm.command("suspend")
+    vm.order("suspend")
 
 
 def resume(vm: Vm) -> None:
-    vm.command("resume")
+    vm.order("resume")
     compare_fast(vm)
 
 
 def suspend(vm: Vm) -> None:
     vm.initial()
-    vm.command("suspend")
+    vm.order("suspend")
 
 
 def suspend_replica(vm: Vm) -> None:
     vm.initial()
-    vm.command("suspend", at="beta")
+    vm.order("suspend", "beta")
 
 
 def is_suspended_there(vm: Vm) -> None:
@@ -189,14 +201,14 @@ def is_suspended_there(vm: Vm) -> None:
 
 
 def resume_replica(vm: Vm) -> None:
-    vm.command("resume", at="beta")
+    vm.order("resume", "beta")
     catches_up(vm)
 
 
 def copy_slowly(vm: Vm) -> None:
     vm.connected()
-    vm.command("set", f"initial-read-rate={SLOW}")
-    vm.command("initial", "--no-wait")
+    vm.set(initial_read_rate=SLOW)
+    vm.order("initial")
     vm.wait_state("InitialReplicationInProgress")
 
 
@@ -209,7 +221,7 @@ def edit_behind(vm: Vm) -> None:
     """Somebody else writes the image: whole disks have to be compared, which waits for its window."""
     vm.initial()
     in_hours = dt.datetime.now() + dt.timedelta(hours=3)  # noqa: DTZ005  # the hosts' local time is ours
-    vm.command("set", f"resync-window={in_hours:%H:%M}-{in_hours + dt.timedelta(hours=1):%H:%M}")
+    vm.set(resync_window=f"{in_hours:%H:%M}-{in_hours + dt.timedelta(hours=1):%H:%M}")
     vm.pair.alpha.shell(f"printf vandal | dd of={vm.disk} bs=1 seek={40 * MIB} conv=notrunc status=none")
     vm.write()
 
@@ -218,7 +230,7 @@ def open_window(vm: Vm) -> None:
     """The window opens: nobody has to do anything."""
     now = dt.datetime.now()  # noqa: DTZ005
     earlier, later = now - dt.timedelta(minutes=5), now + dt.timedelta(hours=1)
-    vm.command("set", f"resync-window={earlier:%H:%M}-{later:%H:%M}")
+    vm.set(resync_window=f"{earlier:%H:%M}-{later:%H:%M}")
     catches_up(vm)
 
 
@@ -226,7 +238,7 @@ def fail_over(vm: Vm) -> None:
     vm.initial()
     vm.write()
     vm.assert_same()
-    vm.command("failover", "--yes", at="beta")
+    vm.order("failover", "beta")
     vm.served_at = "beta"
 
 

@@ -1,0 +1,282 @@
+"""The services under a real systemd: readiness, watchdog, reload, upgrade, stop, sandbox, credentials, journal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.systemd.conftest import set_up
+from tests.systemd.host import Host
+from tests.systemd.package import newer, package
+from tests.systemd.pair import CHECKOUT, Pair
+from tests.systemd.restarts import Vm
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd-services")]
+
+PRIMARY, REPLICA = "vmreplica-primary", "vmreplica-replica"
+WAIT_SECONDS = 60.0
+
+
+def until(what: str, reached: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not reached():
+        assert time.monotonic() < deadline, f"waited {WAIT_SECONDS:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def installed(pair: Pair) -> Pair:
+    set_up(pair, head="heartbeat_seconds = 0.5\ndead_after_seconds = 2\n")
+    return pair
+
+
+@pytest.fixture(scope="module")
+def vm(installed: Pair) -> Vm:
+    """A VM that replicates all the time."""
+    vm = Vm(installed, "web")
+    vm.initial()
+    return vm
+
+
+def main_pid(host: Host, unit: str) -> int:
+    return int(host.show(unit, "MainPID"))
+
+
+def tap_unit(vm: Vm) -> str:
+    """The unit of the VM's tap."""
+    (line,) = vm.pair.alpha.systemctl("list-units", "--plain", "--no-legend", "vmreplica-tap@*").splitlines()
+    return line.split()[0]
+
+
+def process(host: Host, unit: str, name: str) -> str:
+    """A field of the status of the unit's main process, as the kernel tells it."""
+    (line,) = (
+        line
+        for line in host.path(f"/proc/{main_pid(host, unit)}/status").read_text().splitlines()
+        if line.startswith(f"{name}:")
+    )
+    return line.partition(":")[2].strip()
+
+
+@contextmanager
+def drop_in(host: Host, unit: str, text: str) -> Iterator[None]:
+    """With these settings of the unit; it is restarted with and without them."""
+    path = f"/etc/systemd/system/{unit}.service.d/test.conf"
+    host.write(path, f"[Service]\n{text}\n")
+    host.systemctl("daemon-reload")
+    host.restart(unit)
+    try:
+        yield
+    finally:
+        host.path(path).unlink()
+        host.systemctl("daemon-reload")
+        host.systemctl("reset-failed", unit, check=False)
+        host.restart(unit)
+
+
+@contextmanager
+def writing(vm: Vm) -> Iterator[None]:
+    """A guest at alpha that writes without a pause; any error that it is answered fails the test, and so does a
+    connection that ended: the tap never went away.
+    """
+    host, folder = vm.pair.alpha, "/srv/writer"
+    host.shell(f"mkdir -p {folder} && cp --sparse=always {vm.disk} {folder}/shadow.raw")
+    plan = {
+        "uris": [vm.uri()], "shadows": [f"{folder}/shadow.raw"], "journal": f"{folder}/journal", "seed": 7,
+        "pause": 0.01, "longest": 16384,
+    }  # fmt: skip
+    words = (
+        "env",
+        f"--chdir={CHECKOUT}",
+        "PYTHONDONTWRITEBYTECODE=1",
+        "/usr/bin/python3",
+        "-m",
+        "tests.pair.nbd_writer",
+    )
+    with host.open(*words, json.dumps(plan)) as writer:
+        writer.ask("go", "going")
+        before = vm.status()["tap"]["pid"]
+        yield
+        writer.ask("stop", "idle")
+        writer.ask("end", "bye")
+    assert vm.wait("the tap", lambda now: now["tap"]["running"])["tap"]["pid"] == before
+    assert host.path(f"{folder}/journal").stat().st_size
+    vm.assert_same()
+    host.run("cmp", vm.disk, f"{folder}/shadow.raw")
+
+
+def test_active_means_ready_and_the_status_is_told(vm: Vm) -> None:
+    for host, unit in ((vm.pair.alpha, PRIMARY), (vm.pair.beta, REPLICA)):
+        host.restart(unit)
+        # systemctl has returned: the agent answers, and knows its VMs, at the first try.
+        assert vm.pair.status(host.name, "web")
+        assert host.show(unit, "StatusText").startswith("1 VM: ")
+        assert "Status:" in host.systemctl("status", unit)
+    assert vm.pair.alpha.show(tap_unit(vm), "StatusText").startswith("web: 1 disk")
+    vm.connected()
+
+
+def test_the_watchdog_ends_an_agent_that_stands_still_and_the_vm_goes_on(vm: Vm) -> None:
+    alpha = vm.pair.alpha
+    with drop_in(alpha, PRIMARY, "WatchdogSec=2\nRestartSec=0"):
+        vm.connected()
+        with writing(vm):
+            stopped = main_pid(alpha, PRIMARY)
+            alpha.run("kill", "-STOP", str(stopped))
+            until("another process", lambda: main_pid(alpha, PRIMARY) not in (0, stopped))
+            until("readiness", lambda: alpha.show(PRIMARY, "ActiveState") == "active")
+            vm.connected()
+        assert "watchdog" in alpha.journal("-u", PRIMARY).lower()
+
+
+def test_a_reload_keeps_process_and_sessions(vm: Vm) -> None:
+    vm.connected()
+    pair = vm.pair
+    before = [main_pid(pair.alpha, PRIMARY), main_pid(pair.beta, REPLICA)]
+    since = vm.status()["link"]["since_time"]
+    pair.alpha.systemctl("reload", PRIMARY)
+    pair.beta.systemctl("reload", REPLICA)
+    vm.write()
+    vm.assert_same()
+    assert [main_pid(pair.alpha, PRIMARY), main_pid(pair.beta, REPLICA)] == before
+    assert vm.status()["link"]["since_time"] == since
+
+
+def test_a_reload_of_a_mistake_is_told_and_changes_nothing(vm: Vm) -> None:
+    alpha = vm.pair.alpha
+    config = alpha.path("/etc/vmreplica/primary.toml")
+    good = config.read_text()
+    before = main_pid(alpha, PRIMARY)
+    config.write_text("hartbeat_seconds = 1\n" + good)
+    alpha.systemctl("reload", PRIMARY, check=False)
+    until("the complaint", lambda: "heartbeat_seconds" in alpha.show(PRIMARY, "StatusText"))
+    config.write_text(good)
+    alpha.systemctl("reload", PRIMARY)
+    until("no complaint", lambda: "heartbeat_seconds" not in alpha.show(PRIMARY, "StatusText"))
+    assert main_pid(alpha, PRIMARY) == before
+
+
+def test_a_guest_does_not_notice_restarts_and_upgrades(vm: Vm) -> None:
+    """Restart and kill of the agent, then the package's upgrade, under a writing guest."""
+    pair, alpha = vm.pair, vm.pair.alpha
+    with writing(vm):
+        alpha.restart(PRIMARY)
+        before = main_pid(alpha, PRIMARY)
+        alpha.run("kill", "-KILL", str(before))
+        until("another process", lambda: main_pid(alpha, PRIMARY) not in (0, before))
+        vm.connected()
+        pair.beta.restart(REPLICA)
+        before = main_pid(alpha, PRIMARY)
+        for host in pair.hosts.values():
+            host.put(newer(package()), "/root/next.deb")
+            host.run("dpkg", "-i", "/root/next.deb")
+        assert main_pid(alpha, PRIMARY) not in (0, before)
+        vm.connected()
+
+
+def test_a_stop_is_orderly_within_its_time(vm: Vm) -> None:
+    for host, unit in ((vm.pair.alpha, PRIMARY), (vm.pair.beta, REPLICA)):
+        host.systemctl("stop", unit)
+        # Not killed for being late, nor failed.
+        assert host.show(unit, "Result") == "success"
+        assert host.show(unit, "ExecMainStatus") == "0"
+        host.systemctl("start", unit)
+    vm.connected()
+
+
+def test_the_sandbox_is_in_force(vm: Vm) -> None:
+    pair = vm.pair
+    units = ((pair.alpha, PRIMARY), (pair.alpha, tap_unit(vm)), (pair.beta, REPLICA))
+    for host, unit in units:
+        assert process(host, unit, "NoNewPrivs") == "1"
+        assert process(host, unit, "Seccomp") == "2"
+        # What the process sees of the file system: /etc and /usr can't be written, homes are not there.
+        inside = ("nsenter", "-t", str(main_pid(host, unit)), "--mount", "--")
+        for path in ("/etc", "/usr", "/var/lib/dpkg"):
+            tried = host.run(*inside, "touch", f"{path}/planted", check=False)
+            assert "Read-only file system" in tried.stderr, (unit, path)
+        assert host.run(*inside, "ls", "/root", check=False).stdout == ""
+    capabilities = {unit: int(process(host, unit, "CapBnd"), 16) for host, unit in units}
+    assert capabilities[REPLICA] == 0
+    assert process(pair.beta, REPLICA, "Uid").split()[0] == pair.beta.run("id", "-u", "vmreplica").stdout.strip()
+    # CAP_DAC_READ_SEARCH alone; CAP_CHOWN and CAP_DAC_OVERRIDE.
+    assert capabilities[PRIMARY] == 1 << 2
+    assert capabilities[units[1][1]] == (1 << 0) | (1 << 1)
+    # The tap has no network at all.
+    tap = pair.alpha.path(f"/proc/{main_pid(pair.alpha, units[1][1])}/net/dev").read_text()
+    assert "eth0" not in tap
+
+
+def test_a_bad_configuration_is_told_once_and_not_tried_again(vm: Vm) -> None:
+    beta = vm.pair.beta
+    config = beta.path("/etc/vmreplica/replica.toml")
+    good = config.read_text()
+    config.write_text(good.replace("[tls]", "[tsl]"))
+    try:
+        assert beta.run("systemctl", "restart", REPLICA, check=False).returncode != 0
+        assert beta.show(REPLICA, "ActiveState") == "failed"
+        assert beta.show(REPLICA, "ExecMainStatus") == "2"
+        assert beta.show(REPLICA, "NRestarts") == "0"
+        assert "tls" in beta.show(REPLICA, "StatusText")
+    finally:
+        config.write_text(good)
+        beta.systemctl("reset-failed", REPLICA)
+        beta.systemctl("start", REPLICA)
+    vm.connected()
+
+
+def test_the_key_as_a_credential(vm: Vm) -> None:
+    """Only systemd reads the key's file: it is root's again, and the agent runs as another user."""
+    beta = vm.pair.beta
+    config = beta.path("/etc/vmreplica/replica.toml")
+    good = config.read_text()
+    key = "/etc/vmreplica/pki/key.pem"
+    config.write_text(good.replace(f'"{key}"', '"credential:key.pem"'))
+    beta.run("chown", "root:", key)
+    try:
+        with drop_in(beta, REPLICA, f"LoadCredential=key.pem:{key}"):
+            vm.write()
+            vm.connected()
+            vm.assert_same()
+            config.write_text(good)
+            beta.run("chown", "vmreplica:", key)
+    finally:
+        config.write_text(good)
+        beta.run("chown", "vmreplica:", key)
+    vm.connected()
+
+
+def test_events_are_in_the_journal_with_their_fields(vm: Vm) -> None:
+    told = [
+        json.loads(line)
+        for line in vm.pair.alpha.run(
+            "journalctl", "--output=json", "VMREPLICA_VM=web", "VMREPLICA_EVENT=60010"
+        ).stdout.splitlines()
+    ]
+    (enabled,) = told
+    assert enabled["VMREPLICA_ROLE"] == "primary"
+    assert enabled["VMREPLICA_UUID"] == vm.status()["uuid"]
+    assert enabled["_SYSTEMD_UNIT"] == f"{PRIMARY}.service"
+    assert "web" in enabled["MESSAGE"]
+
+
+def test_both_roles_live_on_one_host(vm: Vm) -> None:
+    """beta becomes a primary as well, and replicates a VM of its own to itself."""
+    beta = vm.pair.beta
+    beta.shell("vmreplica setup primary --yes && systemctl enable --now vmreplica-primary")
+    config = beta.path("/etc/vmreplica/replica.toml")
+    config.write_text(
+        config.read_text()
+        + '\n[[authorize]]\nname = "beta"\nvms = ["*"]\nstorage = "/var/lib/vmreplica/replica/beta"\n'
+    )
+    beta.shell("vmreplica setup replica --yes && systemctl restart vmreplica-replica")
+    beta.shell("mkdir -p /srv/images && truncate -s 16M /srv/images/own.raw")
+    beta.shell("vmreplica enable own --disk /srv/images/own.raw --replica beta && vmreplica initial own")
+    for role in ("primary", "replica"):
+        assert vm.pair.status("beta", "own", role=role)["state"] == "Replicating"
+    beta.shell("vmreplica remove own --role primary --yes && vmreplica remove own --role replica --yes")
+    vm.connected()
