@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         recorder, write = self, self._write
 
-        def recorded(channel: Channel, pieces: list[Buffer]) -> None:
+        def recorded(channel: Channel, pieces: Sequence[Buffer]) -> None:
             recorder.written.append((channel, b"".join(bytes(piece) for piece in pieces)))
             write(channel, pieces)
 

@@ -112,3 +112,12 @@ def test_unknown_figures_are_left_out() -> None:
     vm = VmStatus(name="x", uuid="u", role="primary", state="ReadyForInitialReplication", state_code=1)
     labels = [line.split()[0] for line in page(vm)]
     assert labels == ["x", "summary", "state", "health", "interval", "link", "uuid"]
+
+
+def test_tap_of_another_version_is_told_beside_it() -> None:
+    """An upgrade leaves taps running: that is information, and no reason for anything but the next shutdown."""
+    tap = TapStatus(running=True, pid=1, tracking="on", version="0.1.0", outdated=True)
+    text = "\n".join(page(healthy(tap=tap)))
+    assert "runs version 0.1.0, the agent's from its next start on" in text
+    current = TapStatus(running=True, pid=1, tracking="on", version="0.1.0")
+    assert "version" not in "\n".join(page(healthy(tap=current)))
