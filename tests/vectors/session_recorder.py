@@ -38,7 +38,7 @@ class Recorder:
             recorder.written.append((channel, b"".join(bytes(buffer) for buffer in buffers)))
             write(channel, buffers)
 
-        Channel._write = recorded  # type: ignore[method-assign]
+        Channel._write = recorded  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *error: object) -> None:
