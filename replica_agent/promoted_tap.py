@@ -177,6 +177,7 @@ class PromotedTap:
             writes=status.writes,
             bytes_written=status.bytes_written,
             last_write_time=status.last_write_time,
+            version=status.version,
             error=self.error,
         )
 

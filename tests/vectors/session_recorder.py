@@ -34,11 +34,11 @@ class Recorder:
     def __enter__(self) -> Recorder:
         recorder, write = self, self._write
 
-        def recorded(channel: Channel, pieces: Sequence[Buffer]) -> None:
-            recorder.written.append((channel, b"".join(bytes(piece) for piece in pieces)))
-            write(channel, pieces)
+        def recorded(channel: Channel, buffers: Sequence[Buffer]) -> None:
+            recorder.written.append((channel, b"".join(bytes(buffer) for buffer in buffers)))
+            write(channel, buffers)
 
-        Channel._write = recorded  # type: ignore[method-assign]
+        Channel._write = recorded  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *error: object) -> None:

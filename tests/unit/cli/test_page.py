@@ -137,3 +137,12 @@ def test_a_failure_that_does_not_heal_by_itself_says_so() -> None:
     )  # fmt: skip
     (line,) = [line for line in page(msgspec.structs.replace(healthy(), link=link)) if line.startswith("  link")]
     assert line.endswith("Not authorized; it does not heal by itself; next attempt in 4 min 0 s")
+
+
+def test_tap_of_another_version_is_told_beside_it() -> None:
+    """An upgrade leaves taps running: that is information, and no reason for anything but the next shutdown."""
+    tap = TapStatus(running=True, pid=1, tracking="on", version="0.1.0", outdated=True)
+    text = "\n".join(page(healthy(tap=tap)))
+    assert "runs version 0.1.0, the agent's from its next start on" in text
+    current = TapStatus(running=True, pid=1, tracking="on", version="0.1.0")
+    assert "version" not in "\n".join(page(healthy(tap=current)))
