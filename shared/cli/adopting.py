@@ -82,15 +82,15 @@ def adopt_stopped(agent: Agent, virsh: Virsh, name: str, wanted: Wanted) -> Adop
         places = places_of(vm, chosen)
         check_reachable(virsh, places.values())
         save(vm, text, undo)
-        virsh.define(put_behind_taps(text, places))
         undo.add(f"define the domain {name} on its disks again", virsh.define, text)
+        virsh.define(put_behind_taps(text, places))
         _, now = virsh.domain(domain.name, inactive=True)
         check_defined(now, places)
         notes = notes_of(virsh, now, places)
         running: list[Attached] = []
         if wanted.start:
+            undo.add(f"virsh destroy {name}", _destroy, virsh, domain.name)
             virsh.run("start", domain.name)
-            undo.add(f"virsh destroy {name}", virsh.run, "destroy", domain.name)
             running = attached(virsh, domain.name, places)
             # Undone is what can't be right; a start of the guest that only could be better stays.
             notes += running_notes(domain.name, running)
@@ -309,6 +309,11 @@ def _give(agent: Agent, image: str) -> None:
         raise StorageError(
             f"{image} can't be given to the agent: {error.strerror or error}.", "Run it as root."
         ) from None
+
+
+def _destroy(virsh: Virsh, name: str) -> None:
+    if virsh.facts(name).get("State") != "shut off":
+        virsh.run("destroy", name)
 
 
 def _removes(agent: Agent, vm: VmStatus, undo: Undo) -> None:

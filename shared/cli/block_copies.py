@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from shared.cli.console import Console
@@ -35,9 +34,9 @@ class BlockCopy:
         _, domain = self._virsh.domain(self._domain)
         self._before = {target: domain.disk(target).source_key for target in destinations}
         for target, destination in destinations.items():
+            undo.add(f"virsh blockjob {self._domain} {target} --abort", self._abort, target)
             self._virsh.copy(self._domain, target, destination)
             self._targets.append(target)
-            undo.add(f"virsh blockjob {self._domain} {target} --abort", self._abort, target)
 
     def wait(self) -> None:
         """Wait until each has everything, from then on with every write. Raises InvalidStateError when one ends."""
@@ -108,8 +107,9 @@ class BlockCopy:
         return disk.mirror in ("yes", "no", "abort") or (not disk.mirror and disk.source_key == self._before[target])
 
     def _abort(self, target: str) -> None:
-        # It may have ended by itself, which is what is wanted.
-        with suppress(InvalidStateError):
+        _, domain = self._virsh.domain(self._domain)
+        # There was no mirror before: one that is there is ours. Any other block job is somebody else's.
+        if domain.disk(target).mirror:
             self._virsh.run("blockjob", self._domain, target, "--abort")
 
     def _percent(self, target: str) -> int:

@@ -16,8 +16,8 @@ _SCRIPT = r"""#!/bin/sh
 #
 #   vmreplica libvirt-hook --install       (and restart libvirtd once, so that it sees it; guests run on)
 #
-# - A domain with a disk behind a tap was started: have QEMU keep requests while the tap restarts. libvirt 9.0 (Debian 12)
-#   can't be told to; where libvirt does it by itself nothing is left to do.
+# - A domain with a disk behind a tap was started: have QEMU keep requests while the tap restarts. libvirt 9.0 (of
+#   Debian 12) can't be told to; where libvirt does it by itself nothing is left to do.
 # - Such a domain comes here by migration: it is refused. The tap is on the host that it comes from, and with it all
 #   that is known of its writes.
 domain=$1 operation=$2

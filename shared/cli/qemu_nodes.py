@@ -1,13 +1,14 @@
 """Whether a running QEMU keeps the guest's requests while a tap restarts, and the order by which it does.
 
-libvirt 9.0, as of Debian 12, drops `<reconnect>` silently, and QEMU's default is to fail such requests at once. There, a second
-connection to the same export is opened beside libvirt's, with the delay, and takes its place below the node that the
-guest's device has: QEMU ends what is under way, swaps, and goes on. libvirt's own nodes keep their names, so that its
-block jobs, snapshots and detaching work as ever.
+libvirt 9.0, as of Debian 12, drops `<reconnect>` silently, and QEMU's default is to fail such requests at once. There,
+a second connection to the same export is opened beside libvirt's, with the delay, and takes its place below the node
+that the guest's device has: QEMU ends what is under way, swaps, and goes on. libvirt's own nodes keep their names, so
+that its block jobs, snapshots and detaching work as ever.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,8 @@ from shared.errors import InvalidStateError
 
 OPEN_SECONDS = 10
 """How long QEMU waits for the tap when it opens the connection."""
+TRIES = 3
+TRY_SECONDS = 0.5
 _PREFIX = f"vmreplica-{RECONNECT_SECONDS}s-"
 """The delay is in the node's name: QEMU tells of a node's options neither this nor any other."""
 
@@ -70,7 +73,15 @@ def keep_requests(virsh: Virsh, domain: str, disk: DomainDisk) -> Attached:
     found = look(virsh, domain, disk)
     if found.keeps_requests or disk.place is None:
         return found
-    _swap(virsh, domain, disk, disk.place)
+    for left in reversed(range(TRIES)):
+        try:
+            _swap(virsh, domain, disk, disk.place)
+            break
+        except QemuError:
+            # libvirt's hook may do the same at this moment, after a start.
+            if not left:
+                raise
+            time.sleep(TRY_SECONDS)
     return look(virsh, domain, disk)
 
 
@@ -88,16 +99,15 @@ def _swap(virsh: Virsh, domain: str, disk: DomainDisk, place: Place) -> None:
             f"QEMU has no node {format_node} for the disk {disk.target} of {domain}.",
             "Start the domain anew; if it stays, libvirt has another way with disks than this knows.",
         )
-    # One that was left by an earlier disk of that name: in use it can't go, and then it is not needed twice.
-    if node in nodes:
-        virsh.qmp(domain, "blockdev-del", {"node-name": node})
     now = nodes[format_node]
     cache = {key: now["cache"][key] for key in ("direct", "no-flush")}
     discard = {"discard": disk.discard} if disk.discard else {}
-    virsh.qmp(
-        domain,
-        "blockdev-add",
-        {
+    if node in nodes and not _serves(virsh, domain, node, place):
+        # Left by an earlier disk of that name.
+        virsh.qmp(domain, "blockdev-del", {"node-name": node})
+        del nodes[node]
+    if node not in nodes:
+        connection = {
             "driver": "nbd",
             "node-name": node,
             "server": {"type": "unix", "path": place.socket},
@@ -107,8 +117,8 @@ def _swap(virsh: Virsh, domain: str, disk: DomainDisk, place: Place) -> None:
             "read-only": False,
             "discard": "unmap",
             "cache": cache,
-        },
-    )
+        }
+        virsh.qmp(domain, "blockdev-add", connection)
     options: dict[str, Any] = {
         "driver": "raw",
         "node-name": format_node,

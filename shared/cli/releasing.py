@@ -43,8 +43,8 @@ def release_stopped(agents: Agents, virsh: Virsh, name: str, console: Console, y
     )
     with Undo() as undo:
         kinds = {target: ("block" if path_is_block(path) else "file", path) for target, path in paths.items()}
-        virsh.define(put_back(text, kinds, saved(found.vm)))
         undo.add(f"define the domain {name} on its tap again", virsh.define, text)
+        virsh.define(put_back(text, kinds, saved(found.vm)))
         _, now = virsh.domain(domain.name, inactive=True)
         _check_defined(now, paths)
         found.call(admin.REMOVE, ENABLE_SECONDS, yes=True)
