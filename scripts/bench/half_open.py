@@ -106,14 +106,23 @@ def throughput(pair: AgentPair, uri: str) -> float:
     return LOG_BYTES / (time.perf_counter() - started)
 
 
+def names(uris: list[str]) -> list[str]:
+    """The VMs."""
+    return [f"vm{number}" for number in range(len(uris))]
+
+
 def phase(pair: AgentPair, uris: list[str], seconds: float) -> dict[str, Any]:
     """One measurement of both."""
-    writers = writing(uris, seconds + 3)
+    before = {name: pair.status("primary", name)["acked_cut"]["segment"] for name in names(uris)}
+    # On a busy machine it takes a while until all of them write.
+    writers = writing(uris, seconds + 30)
     try:
-        time.sleep(2)
+        for name in names(uris):
+            pair.wait("a new cut", "primary", lambda vm: vm["acked_cut"]["segment"] > before[vm["name"]], name)
         seen = asyncio.run(latencies(pair, seconds))
     finally:
         for writer in writers:
+            writer.terminate()
             writer.wait()
     every = seen["latencies"]
     return {
@@ -172,12 +181,12 @@ def bench(folder: Path, options: argparse.Namespace) -> None:
         ]
     finally:
         pair.stop()
-    names = ("cuts", "median", "p99", "rate", "resident", "descriptors")
-    middle = [{key: statistics.median(one[key] for one in rounds) for key in names} for rounds in (quiet, flooded)]
+    figures = ("cuts", "median", "p99", "rate", "resident", "descriptors")
+    middle = [{key: statistics.median(one[key] for one in rounds) for key in figures} for rounds in (quiet, flooded)]
     print("medians of the rounds")
     show("nobody else", middle[0])
     show(f"{options.count} half open", middle[1])
-    print("  ratios: " + ", ".join(f"{key} {middle[1][key] / middle[0][key]:.2f}" for key in names[1:]))
+    print("  ratios: " + ", ".join(f"{key} {middle[1][key] / middle[0][key]:.2f}" for key in figures[1:]))
     pooled = [sorted(figure for one in rounds for figure in one["every"]) for rounds in (quiet, flooded)]
     medians, tails = [statistics.median(each) for each in pooled], [p99(each) for each in pooled]
     print(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -40,6 +40,8 @@ FIELDS = ("state", "suspended", "epoch", "fenced", "resync_start_time", "exclude
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 
 class Auditor:
     """The records of one agent; ``user_name`` tells a user's name by number, and may block."""
@@ -55,6 +57,8 @@ class Auditor:
         self._clock = clock
         self._user_name = user_name
         self._methods: Mapping[str, Method] = {}
+        self._late: set[asyncio.Future[Any]] = set()
+        """What is going on, though perhaps nobody waits for it any more."""
         self._rations: OrderedDict[int | None, tuple[Ration, int]] = OrderedDict()
 
     def around(self, methods: Mapping[str, Method]) -> dict[str, Method]:
@@ -161,8 +165,7 @@ class Auditor:
         if not target or method is None:
             return {}
         try:
-            async with asyncio.timeout(DESCRIBE_SECONDS):
-                status = await method({"vm": target}, client)
+            status = await self._within(DESCRIBE_SECONDS, method({"vm": target}, client))
         except (VmreplicaError, OSError):
             return {}
         except Exception:
@@ -175,14 +178,28 @@ class Auditor:
         if peer.uid is not None:
             # Where a directory of users does not answer, the number has to do.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DESCRIBE_SECONDS):
-                    user = await self._workers.run(self._user_name, peer.uid)
+                user = await self._within(DESCRIBE_SECONDS, self._workers.run(self._user_name, peer.uid))
         return {"uid": peer.uid, "user": user, "pid": peer.pid, "source": peer.address}
+
+    async def _within(self, seconds: float, work: Awaitable[T]) -> T:
+        """The outcome of ``work``; after so many seconds it goes on alone. Raises TimeoutError then."""
+        task = asyncio.ensure_future(work)
+        self._late.add(task)
+        task.add_done_callback(self._forget)
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+
+    def _forget(self, task: asyncio.Future[Any]) -> None:
+        self._late.discard(task)
+        if not task.cancelled():
+            # Nobody may be waiting for it any more.
+            task.exception()
 
     async def _write(self, verb: str, fields: dict[str, Any]) -> None:
         try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                entry, digest = await self._log.append(self._role, verb, **fields)
+            entry, digest = await self._within(WRITE_SECONDS, self._log.append(self._role, verb, **fields))
         except (VmreplicaError, OSError) as error:
             self.problem = problem_of(error, self._log.folder)
             log.error("an order could not be put on record", verb=verb, reason=self.problem, **_flat(fields))

@@ -90,8 +90,8 @@ class AuditLog:
 
     async def append(self, role: str, verb: str, **fields: Any) -> tuple[AuditEntry, str]:
         """Add an entry; returns it and the digest of its line once it is durable. Raises OSError or VmreplicaError."""
-        async with self._writing:
-            return await asyncio.shield(asyncio.ensure_future(self._append(role, verb, fields)))
+        # Whoever is cancelled meanwhile must not leave a line that is written and not counted.
+        return await asyncio.shield(asyncio.ensure_future(self._append_in_turn(role, verb, fields)))
 
     async def check(self) -> AuditReport:
         """See :func:`check_log`."""
@@ -103,6 +103,10 @@ class AuditLog:
         return await self._workers.run(lambda: find_entries(self._files, self.folder, limit=limit, since=since, vm=vm))
 
     # --- writing, on a worker but for the counting -------------------------------------------------------------------
+
+    async def _append_in_turn(self, role: str, verb: str, fields: dict[str, Any]) -> tuple[AuditEntry, str]:
+        async with self._writing:
+            return await self._append(role, verb, fields)
 
     async def _append(self, role: str, verb: str, fields: dict[str, Any]) -> tuple[AuditEntry, str]:
         if self._last is None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, tzinfo
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
@@ -140,7 +141,7 @@ class World:
         return primary, replica
 
     async def replica_and_raw(
-        self, *, upto: SessionState = SessionState.OPEN, **options: int
+        self, *, upto: SessionState = SessionState.OPEN, **options: Any
     ) -> tuple[Channel, RawEnd]:
         """A replica's channel, and a primary that minds no rule, in the given state."""
         mine, yours = await self.links()

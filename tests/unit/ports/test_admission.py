@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 
 import pytest
@@ -11,6 +12,7 @@ from shared.ports import Address
 from shared.ports import admission as admission_module
 from shared.ports.admission import SUCCESSES_PER_FAILURE, Admission, network_of
 from shared.ports.network import RealNetwork
+from shared.ports.tls_links import TlsLink
 from tests.unit.ports.authority import Authority
 from tests.unit.ports.collecting import Accepting
 
@@ -116,3 +118,28 @@ def _read_to_end(stranger: socket.socket) -> None:
 @pytest.fixture
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("ca"))
+
+
+async def test_refused_connections_leave_nothing_behind(authority: Authority) -> None:
+    """A17: not even until the collector of cycles comes: thousands of them come between its visits."""
+    server = RealNetwork(authority.issue("server"), half_open_max=2, refused=lambda _address, _error: None)
+    listener = await server.listen(LOOPBACK, Accepting())
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(12):
+            with socket.create_connection((listener.address.host, listener.address.port)) as stranger:
+                stranger.settimeout(20)
+                if number % 2:
+                    stranger.sendall(b"nonsense" * 10)
+                    await asyncio.to_thread(_read_to_end, stranger)
+                else:
+                    await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            while server.admission.half_open:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert sum(isinstance(each, TlsLink) for each in gc.get_objects()) == 0
+    finally:
+        gc.enable()
+        await listener.close()
