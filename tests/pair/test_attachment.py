@@ -7,12 +7,16 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from primary_agent.attachments import AttachmentWatch
+from shared.admin.verbs import DiskUseParams
 from shared.attachment import NO_CLIENT, OPENED
+from shared.errors import ForbiddenError
+from shared.ports import Peer
 from shared.ports.disk_use import Guest, ProcDiskUse, Usage
 from shared.status import Cause
 from tests.pair.hosts import MIB, VM, Hosts
@@ -82,6 +86,20 @@ async def test_guest_without_its_tap_counts_when_it_lasts(pair: Pair) -> None:
     seen.usage = Usage()
     await watch.look()
     assert ((await pair.vm.status()).bypasses, told) == ([], [NO_CLIENT])
+
+
+async def test_nobody_but_root_may_tell_who_uses_the_disks(pair: Pair) -> None:
+    async def bypassed(_vm: str, _uuid: str, _cause: Cause) -> None:
+        raise AssertionError
+
+    watch = AttachmentWatch(pair.primary, Seen(), bypassed)
+    stranger: Any = SimpleNamespace(peer=Peer(uid=os.getuid() + 4242))
+    with pytest.raises(ForbiddenError):
+        await watch.reported(DiskUseParams(usage=Usage(unseen=7)), stranger)
+    assert pair.primary.unseen_processes == 0
+    stranger.peer = Peer(uid=0)
+    await watch.reported(DiskUseParams(usage=Usage(unseen=7)), stranger)
+    assert (await pair.primary.status()).unseen_processes == 7
 
 
 def doctor(hosts: Hosts, *more: str) -> tuple[int, list[dict[str, Any]]]:

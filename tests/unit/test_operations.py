@@ -156,6 +156,7 @@ async def test_reload_that_is_refused_leaves_what_is_in_force(rigs: Callable[[],
     (event,) = await rig.events(EventId.RELOADED)
     assert event["data"] == {"in_force": ["resync.at_once"], "at_next_start": ["host"]}
     assert (rig.operations.state.refused, rig.operations.state.current.host) == ("", "alpha")
+    assert [(config.host, config.resync.at_once) for config in taken] == [("alpha", 7)], "what waits is not in force"
 
 
 async def test_journal_that_fails_costs_entries_and_nothing_else(rigs: Callable[[], Rig]) -> None:
