@@ -25,6 +25,7 @@ BOOT = Path(__file__).parent / "boot.sh"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOOT_SECONDS = 60.0
 STOP_SECONDS = 100.0
+COMMAND_SECONDS = 100.0
 
 TIED = ("setpriv", "--pdeathsig", "KILL")
 """Prefix of a command that ends with the process that started it."""
@@ -272,9 +273,14 @@ class Host:
 
     def run(self, *arguments: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command there; raises HostError with its output when it fails."""
-        done = subprocess.run(
-            self.command(*arguments), check=False, capture_output=True, text=True, input=stdin, timeout=300
-        )
+        try:
+            done = subprocess.run(
+                self.command(*arguments), check=False, capture_output=True, text=True, input=stdin,
+                timeout=COMMAND_SECONDS,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as late:
+            told = f"{late.stdout!r}\n{late.stderr!r}"
+            raise HostError(f"{self.name}: {shlex.join(arguments)}: no end after {late.timeout} s\n{told}") from None
         if check and done.returncode:
             raise HostError(f"{self.name}: {shlex.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
