@@ -11,7 +11,7 @@ _vmreplica() {
     local verb="" word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case "$verb $word" in
-            ' status' | ' enable' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' stop' | ' verify' | ' remove' | ' recover' | ' events' | ' measure' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki show' | 'pki revoke' | ' test-connection' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
+            ' status' | ' enable' | ' adopt' | ' release' | ' libvirt-hook' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' stop' | ' verify' | ' remove' | ' recover' | ' measure' | ' churn' | ' metrics' | ' audit' | ' events' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki renew' | 'pki bundle' | 'pki show' | 'pki revoke' | ' test-connection' | ' doctor' | ' config' | 'config check' | 'config show' | ' alarms' | 'alarms show' | 'alarms test' | ' support-bundle' | ' watch-disks' | ' setup' | 'setup primary' | 'setup replica' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
         esac
     done
     COMPREPLY=()
@@ -28,6 +28,17 @@ _vmreplica() {
         'enable:--hot-regions') :; return ;;
         'enable:--uuid') :; return ;;
         'enable:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'adopt:--connect') :; return ;;
+        'adopt:--replica') :; return ;;
+        'adopt:--disk') :; return ;;
+        'adopt:--exclude') :; return ;;
+        'adopt:--interval') :; return ;;
+        'adopt:--log-limit') :; return ;;
+        'adopt:--copy-to') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'adopt:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'release:--connect') :; return ;;
+        'release:--copy-to') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'release:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'initial:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'get:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'get:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -52,11 +63,26 @@ _vmreplica() {
         'recover:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'recover:--replica') :; return ;;
         'recover:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
-        'events:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
-        'events:--limit') :; return ;;
-        'events:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'measure:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'measure:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'churn:--top') :; return ;;
+        'churn:--estimate') :; return ;;
+        'churn:--for') :; return ;;
+        'churn:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'metrics:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'metrics:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'audit:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'audit:--since') :; return ;;
+        'audit:--folder') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'audit:--limit') :; return ;;
+        'audit:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'events:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'events:--since') :; return ;;
+        'events:--until') :; return ;;
+        'events:--id') :; return ;;
+        'events:--level') mapfile -t COMPREPLY < <(compgen -W "info warning error" -- "$current"); return ;;
+        'events:--limit') :; return ;;
+        'events:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'points:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'export:--point') :; return ;;
         'export:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -65,21 +91,58 @@ _vmreplica() {
         'pki init:--name') :; return ;;
         'pki issue:--ca') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'pki issue:--out') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'pki renew:--ca') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'pki renew:--out') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'pki bundle:--ca') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'pki bundle:--out') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'pki revoke:--ca') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'test-connection:--timeout') :; return ;;
         'test-connection:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'doctor:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'doctor:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'config check:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'config show:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'config show:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'alarms show:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'alarms show:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'alarms test:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'alarms test:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'support-bundle:--out') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'support-bundle:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'watch-disks:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'setup primary:--pki') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'setup primary:--host') :; return ;;
+        'setup primary:--nbd-group') :; return ;;
+        'setup primary:--config') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'setup primary:--root') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'setup replica:--authorize') :; return ;;
+        'setup replica:--listen') :; return ;;
+        'setup replica:--pki') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'setup replica:--host') :; return ;;
+        'setup replica:--nbd-group') :; return ;;
+        'setup replica:--config') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'setup replica:--root') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'completion:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'version:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
     esac
     case "$verb" in
         '')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version --help --version" -- "$current"); return; }
-            mapfile -t COMPREPLY < <(compgen -W "status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version" -- "$current") ;;
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version --help --version" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version" -- "$current") ;;
         'status')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --watch --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'enable')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --disk --exclude --replica --interval --log-limit --block-device-policy --hot-region-size --hot-regions --uuid --json --socket" -- "$current"); return; }
+            : ;;
+        'adopt')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --connect --replica --disk --exclude --interval --log-limit --live --copy-to --start --check --json --socket" -- "$current"); return; }
+            : ;;
+        'release')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --connect --live --copy-to --yes --json --socket" -- "$current"); return; }
+            : ;;
+        'libvirt-hook')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --install" -- "$current"); return; }
             : ;;
         'initial')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --no-wait --socket" -- "$current"); return; }
@@ -126,11 +189,20 @@ _vmreplica() {
         'recover')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --replica --yes --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
-        'events')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --limit --json --socket" -- "$current"); return; }
-            _vmreplica_vms "$current" ;;
         'measure')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --reset --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'churn')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --top --estimate --for --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'metrics')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --socket" -- "$current"); return; }
+            : ;;
+        'audit')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --since --verify --folder --limit --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'events')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --since --until --id --level --follow --limit --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'points')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
@@ -154,12 +226,18 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json" -- "$current"); return; }
             compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
         'pki')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "init issue show revoke --help" -- "$current"); return; }
-            mapfile -t COMPREPLY < <(compgen -W "init issue show revoke" -- "$current") ;;
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "init issue renew bundle show revoke --help" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "init issue renew bundle show revoke" -- "$current") ;;
         'pki init')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --name --json" -- "$current"); return; }
             compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
         'pki issue')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --ca --out --json" -- "$current"); return; }
+            : ;;
+        'pki renew')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --ca --out --json" -- "$current"); return; }
+            : ;;
+        'pki bundle')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --ca --out --json" -- "$current"); return; }
             : ;;
         'pki show')
@@ -170,6 +248,42 @@ _vmreplica() {
             : ;;
         'test-connection')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --timeout --json --socket" -- "$current"); return; }
+            : ;;
+        'doctor')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'config')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "check show --help" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "check show" -- "$current") ;;
+        'config check')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json" -- "$current"); return; }
+            compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+        'config show')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
+            : ;;
+        'alarms')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "show test --help" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "show test" -- "$current") ;;
+        'alarms show')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
+            : ;;
+        'alarms test')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
+            : ;;
+        'support-bundle')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --out --json --socket" -- "$current"); return; }
+            : ;;
+        'watch-disks')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --once --socket" -- "$current"); return; }
+            : ;;
+        'setup')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "primary replica --help" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current") ;;
+        'setup primary')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --pki --host --nbd-group --config --check --no-units --root --yes --json" -- "$current"); return; }
+            : ;;
+        'setup replica')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --authorize --listen --pki --host --nbd-group --config --check --no-units --root --yes --json" -- "$current"); return; }
             : ;;
         'completion')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }

@@ -1,31 +1,43 @@
 # fish completion for vmreplica; printed by: vmreplica completion fish
 complete -c vmreplica -f
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a status -d 'Tell whether the VMs are protected, how far behind, and what to do'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a enable -d 'Put a VMs disks under replication'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a initial -d 'Make the first copy, with live progress'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a get -d 'Print the settings of a VM or of all'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a set -d 'Change settings of a VM, or print them where none is given'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a suspend -d 'Stop sending'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a resume -d 'Go on after a suspend, an error, or with a resync'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a resync -d 'Plan a resync, watch it, look at past ones'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a resize -d 'Replicate disks that were made larger at their new size'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a stop -d 'Cancel a resync or initial replication before its commit'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a verify -d 'Compare both sides at a cut while replication goes on'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a remove -d 'End the replication of a VM on this host'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a recover -d 'Rebuild the state of a VM in Error whose database is lost'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a events -d 'Print what happened, the newest last'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a measure -d 'Print the statistics of a VM'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a points -d 'List the recovery points of a VM at the replica'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a export -d 'Serve a recovery point of the replica read-only over NBD'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a unexport -d 'End such an export'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a failover -d 'Promote the replica, its newest cut becomes the VMs disks'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a hrl -d 'Look into files of the replication log'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a pki -d 'Make and look at certificates'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a test-connection -d 'Try the primary agents way to a replica, step by step'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a completion -d 'Print a script for the shells completion'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -a version -d 'Print the versions of the command and of the agents'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -l help -d 'show this help message and exit'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable initial get set suspend resume resync resize stop verify remove recover events measure points export unexport failover hrl pki test-connection completion version' -l version -d 'print the commands version and exit'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a status -d 'Tell whether the VMs are protected, how far behind, and what to do'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a enable -d 'Put a VMs disks under replication'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a adopt -d 'Put the disks of a libvirt domain behind a tap, under replication'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a release -d 'Put them back without the tap, and end the replication'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a libvirt-hook -d 'Print the hook for libvirt, it checks domains at their start, and refuses migrations'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a initial -d 'Make the first copy, with live progress'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a get -d 'Print the settings of a VM or of all'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a set -d 'Change settings of a VM, or print them where none is given'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a suspend -d 'Stop sending'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a resume -d 'Go on after a suspend, an error, or with a resync'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a resync -d 'Plan a resync, watch it, look at past ones'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a resize -d 'Replicate disks that were made larger at their new size'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a stop -d 'Cancel a resync or initial replication before its commit'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a verify -d 'Compare both sides at a cut while replication goes on'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a remove -d 'End the replication of a VM on this host'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a recover -d 'Rebuild the state of a VM in Error whose database is lost'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a measure -d 'Print the statistics of a VM'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a churn -d 'Tell what of the VMs disks is written most, or estimate it'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a metrics -d 'Print the agents metrics as Prometheus reads them'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a audit -d 'Print who ordered what, or check that record'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a events -d 'Print what happened, the newest last'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a points -d 'List the recovery points of a VM at the replica'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a export -d 'Serve a recovery point of the replica read-only over NBD'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a unexport -d 'End such an export'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a failover -d 'Promote the replica, its newest cut becomes the VMs disks'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a hrl -d 'Look into files of the replication log'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a pki -d 'Make and look at certificates'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a test-connection -d 'Try the primary agents way to a replica, step by step'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a doctor -d 'Look at all that replication depends on, and say what to do'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a config -d 'Check configuration files, and show what is in force'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a alarms -d 'Look at the alarms of this hosts agents, and test them'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a support-bundle -d 'Collect what somebody who helps needs, no secrets'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a watch-disks -d 'Tell the primary agent each minute who uses the VMs disks'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a setup -d 'Make this host ready for an agent'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a completion -d 'Print a script for the shells completion'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a version -d 'Print the versions of the command and of the agents'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -l help -d 'show this help message and exit'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -l version -d 'print the commands version and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from status' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from status' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
 complete -c vmreplica -n '__fish_seen_subcommand_from status' -l watch -d 'follow the work on VM to its end, or keep the view up to date'
@@ -44,6 +56,28 @@ complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l hot-regions -d 
 complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l uuid -d 'identity of the VM' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from enable' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l connect -d 'connection of virsh' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l replica -d 'where the replica agent listens' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l disk -d 'disk of the domain, e.g. vda, that is replicated' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l exclude -d 'disk of the domain that stays as it is and is not replicated' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l interval -d 'time between two cuts, 30s, 5m, 15m or any from 1s' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l log-limit -d 'size of the log above which a resync is required' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l live -d 'the domain runs, copy its disks onto new raw images behind the tap, and switch it over'
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l copy-to -d 'with --live, where the new images are made' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l start -d 'start the domain, and check how QEMU has its disks'
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l check -d 'adopt nothing, check how the running domain has its disks from a tap, and set right what can be'
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from adopt' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from release' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from release' -l connect -d 'connection of virsh' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from release' -l live -d 'the domain runs, copy its disks out of the tap into new raw images, and switch it over'
+complete -c vmreplica -n '__fish_seen_subcommand_from release' -l copy-to -d 'with --live, where the new images are made' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from release' -l yes -d 'do it without asking'
+complete -c vmreplica -n '__fish_seen_subcommand_from release' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from release' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from libvirt-hook' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from libvirt-hook' -l install -d 'write it to /etc/libvirt/hooks/qemu.d/vmreplica'
 complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l no-wait -d 'return at once, rather than show the progress'
 complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l socket -d 'socket of an agent' -r -F
@@ -119,17 +153,42 @@ complete -c vmreplica -n '__fish_seen_subcommand_from recover' -l replica -d 'wh
 complete -c vmreplica -n '__fish_seen_subcommand_from recover' -l yes -d 'do it without asking'
 complete -c vmreplica -n '__fish_seen_subcommand_from recover' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from recover' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l reset -d 'begin a new monitoring interval, and so clear a Warning that rests on it'
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from measure' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from churn' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from churn' -l top -d 'so many regions of each disk, up to 1024' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from churn' -l estimate -d 'read an image or block device twice, before it is replicated, and tell how much changed meanwhile' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from churn' -l for -d 'with --estimate, at least so long from one reading to the other' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from churn' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from churn' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from churn' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from metrics' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from metrics' -l role -d 'which agent, where both run on this host' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from metrics' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from audit' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from audit' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from audit' -l since -d 'from then on, 2h or 7d ago, 2026-11-28 or 2026-11-28 02,00' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from audit' -l verify -d 'follow the chain of digests, and tell where the log was changed'
+complete -c vmreplica -n '__fish_seen_subcommand_from audit' -l folder -d 'read the files in that folder, rather than ask the agents' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from audit' -l limit -d 'how many' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from audit' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from audit' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from audit' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l since -d 'not older than that, 2h' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l until -d 'not newer than that' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l id -d 'only events of that number or name, e.g. 29242 or resync_started' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l level -d 'only events that are at least so bad' -x -a 'info warning error'
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l follow -d 'print what happens from now on as well, also after an agents restart'
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -l limit -d 'how many' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -a '(vmreplica completion vms 2>/dev/null)'
-complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l help -d 'show this help message and exit'
-complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
-complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l json -d 'print JSON with raw numbers, units in the names'
-complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l socket -d 'socket of an agent' -r -F
-complete -c vmreplica -n '__fish_seen_subcommand_from measure' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from points' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from points' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from points' -l socket -d 'socket of an agent' -r -F
@@ -156,11 +215,13 @@ complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and __fish_seen_subco
 complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and __fish_seen_subcommand_from check' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and __fish_seen_subcommand_from check' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from hrl; and __fish_seen_subcommand_from check' -F
-complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue show revoke' -a init -d 'Make a certificate authority'
-complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue show revoke' -a issue -d 'Make key and certificate for hosts'
-complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue show revoke' -a show -d 'Print what is in a certificate'
-complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue show revoke' -a revoke -d 'Put it on the revocation list'
-complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue show revoke' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue renew bundle show revoke' -a init -d 'Make a certificate authority'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue renew bundle show revoke' -a issue -d 'Make key and certificate for hosts'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue renew bundle show revoke' -a renew -d 'Issue anew, with the same names and key'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue renew bundle show revoke' -a bundle -d 'Join authorities while one replaces another'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue renew bundle show revoke' -a show -d 'Print what is in a certificate'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue renew bundle show revoke' -a revoke -d 'Put it on the revocation list'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and not __fish_seen_subcommand_from init issue renew bundle show revoke' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from init' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from init' -l name -d 'common name of the authority' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from init' -l json -d 'print JSON with raw numbers, units in the names'
@@ -169,6 +230,14 @@ complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subco
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from issue' -l ca -d 'folder of the authority' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from issue' -l out -d 'gets a folder for each host' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from issue' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from renew' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from renew' -l ca -d 'folder of the authority' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from renew' -l out -d 'gets a folder for each host' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from renew' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from bundle' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from bundle' -l ca -d 'folder of an authority' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from bundle' -l out -d 'gets ca.pem and crl.pem, replacing such files' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from bundle' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from show' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from show' -F
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from revoke' -l help -d 'show this help message and exit'
@@ -177,6 +246,65 @@ complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l help -
 complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l timeout -d 'give up after' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from doctor' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from doctor' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from doctor' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from doctor' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from doctor' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from check show' -a check -d 'Find every mistake in a configuration file'
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from check show' -a show -d 'Print what is in force, and what in the file waits'
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from check show' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and __fish_seen_subcommand_from check' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and __fish_seen_subcommand_from check' -l role -d 'whose it is, where its name does not tell' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and __fish_seen_subcommand_from check' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and __fish_seen_subcommand_from check' -F
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and __fish_seen_subcommand_from show' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and __fish_seen_subcommand_from show' -l role -d 'only that agents' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and __fish_seen_subcommand_from show' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from config; and __fish_seen_subcommand_from show' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and not __fish_seen_subcommand_from show test' -a show -d 'Tell how each alarm does'
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and not __fish_seen_subcommand_from show test' -a test -d 'Send a test by an alarm, or by all'
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and not __fish_seen_subcommand_from show test' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and __fish_seen_subcommand_from show' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and __fish_seen_subcommand_from show' -l role -d 'only that agents' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and __fish_seen_subcommand_from show' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and __fish_seen_subcommand_from show' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and __fish_seen_subcommand_from test' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and __fish_seen_subcommand_from test' -l role -d 'only that agents' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and __fish_seen_subcommand_from test' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from alarms; and __fish_seen_subcommand_from test' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from support-bundle' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from support-bundle' -l out -d 'the archive' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from support-bundle' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from support-bundle' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from watch-disks' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from watch-disks' -l once -d 'look once, and end'
+complete -c vmreplica -n '__fish_seen_subcommand_from watch-disks' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and not __fish_seen_subcommand_from primary replica' -a primary -d 'Make this host ready to replicate its VMs'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and not __fish_seen_subcommand_from primary replica' -a replica -d 'Make this host ready to keep copies'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and not __fish_seen_subcommand_from primary replica' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l pki -d 'this hosts folder as pki issue made it' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l host -d 'name of this host' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l nbd-group -d 'group that QEMU runs as, e.g. kvm' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l config -d 'the configuration' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l check -d 'only look, and tell what would be made'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l no-units -d 'leave systemds units alone'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l root -d 'put this before all paths, for an image that is being built' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l yes -d 'do it without asking'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l json -d 'print JSON with raw numbers, units in the names'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l authorize -d 'the name in a primarys certificate, and the folder for its copies' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l listen -d 'where to listen' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l pki -d 'this hosts folder as pki issue made it' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l host -d 'name of this host' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l nbd-group -d 'group that QEMU runs as, e.g. kvm' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l config -d 'the configuration' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l check -d 'only look, and tell what would be made'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l no-units -d 'leave systemds units alone'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l root -d 'put this before all paths, for an image that is being built' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l yes -d 'do it without asking'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from completion' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from completion' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish vms'
