@@ -20,6 +20,11 @@ AT_START_ONLY = frozenset(
     {
         "host",
         "admin_group",
+        "viewer_group",
+        "audit_bytes",
+        "limits",
+        "metrics",
+        "monitoring_seconds",
         "nbd_group",
         "worker_threads",
         "tap_command",

@@ -76,9 +76,7 @@ def adopt_stopped(agent: Agent, virsh: Virsh, name: str, wanted: Wanted) -> Adop
         vm = _enabled_before(agent, domain, paths)
         if vm is None:
             vm = enable(agent, domain, paths, left, wanted)
-            undo.add(
-                f"vmreplica remove {vm.name}", agent.call, admin.REMOVE, {"vm": vm.uuid, "yes": True}, ENABLE_SECONDS
-            )
+            _removes(agent, vm, undo)
         places = places_of(vm, chosen)
         check_reachable(virsh, places.values())
         save(vm, text, undo)

@@ -17,15 +17,15 @@ CLOCK = 1580674820
 
 
 class DomainGuest(Guest):
-    """Defined and started with these disks; ``kill`` destroys it."""
+    """Defined with these disks and started, at once or by ``start``."""
 
-    def __init__(self, libvirt: Libvirt, name: str, initramfs: Path, disks: str) -> None:
+    def __init__(self, libvirt: Libvirt, name: str, initramfs: Path, disks: str, *, start: bool = True) -> None:
         self.libvirt = libvirt
         self.name = name
         self.console = libvirt.folder / f"{name}-console.log"
         self.said = []
         self._changed = threading.Condition()
-        line = libvirt.folder / f"{name}.sock"
+        line = self._line = libvirt.folder / f"{name}.sock"
         boot = (
             f"<kernel>{CACHE.resolve()}/vmlinuz</kernel><initrd>{initramfs}</initrd><cmdline>{KERNEL_OPTIONS}</cmdline>"
         )
@@ -39,12 +39,17 @@ class DomainGuest(Guest):
             f"<feature policy='require' name='rdrand'/></cpu><clock offset='absolute' start='{CLOCK}'/><features>",
         )
         libvirt.define(xml)
-        libvirt.virsh("start", name)
+        if start:
+            self.start()
+
+    def start(self) -> None:
+        """Start the domain."""
+        self.libvirt.virsh("start", self.name)
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("serial_line.py")), str(line)],
+            [sys.executable, str(Path(__file__).with_name("serial_line.py")), str(self._line)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, name=f"{name}'s line", daemon=True)
+        self._reader = threading.Thread(target=self._read, name=f"{self.name}'s line", daemon=True)
         self._reader.start()
 
     def kill(self) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from scripts.agent_pair import signal_process
 from shared.cli.domain_xml import parse
 from tests.adopt.domain_guest import DomainGuest
 from tests.adopt.libvirt import Libvirt, disk_xml, domain_xml
 from tests.guest.crash_image import assert_clean, judge
-from tests.pair.hosts import MIB, VM, Hosts, compare
+from tests.pair.hosts import MIB, VM, Hosts, compare, patience
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("libvirt")]
 
@@ -72,6 +74,39 @@ def test_guest_works_on_from_adoption_to_release(hosts: Hosts, libvirt: Libvirt,
     assert_clean(final)
     assert judge(final, notes) == notes
     assert parse(libvirt.virsh("dumpxml", "--inactive", VM)).disk("vda").path == str(final)
+
+
+def test_an_outage_without_the_delay_pauses_the_guest(hosts: Hosts, libvirt: Libvirt, boot_image: Path) -> None:
+    """What error policy and libvirt's own start come to: nobody brings the tap back, and no error reaches the guest."""
+    hosts.make_disks(DISK)
+    hosts.prepare()
+    hosts.start_both()
+    with DomainGuest(libvirt, VM, boot_image, disk_xml(hosts.disks[0]), start=False) as guest:
+        hosts.run("adopt", VM, "--replica", hosts.address)
+        guest.start()
+        guest.boot("format:formatted", "mount:mounted", "go:going").write_more(NOTES)
+        tap = hosts.tap_pid()
+        hosts.kill("primary")
+        signal_process(tap, signal.SIGKILL)
+        for _ in patience("the pause", {}):
+            if libvirt.virsh("domstate", VM, "--reason").split() == ["paused", "(I/O", "error)"]:
+                break
+        hosts.start("primary")
+        hosts.wait("another tap", "primary", lambda vm: vm["tap"] and vm["tap"]["pid"] not in (None, tap))
+        hosts.wait("its sockets", "primary", lambda vm: vm["tap"]["running"])
+        said = len(guest.notes)
+        for _ in patience("the guest to go on", {}):
+            # QEMU may still tell of its last attempt to connect when it is resumed for the first time.
+            if libvirt.state(VM) == "paused":
+                libvirt.virsh("resume", VM)
+            if len(guest.notes) > said:
+                break
+        guest.write_more(NOTES)
+        guest.order("stop", "idle")
+        guest.verify()
+        guest.power_off()
+        notes = guest.notes
+    assert judge(hosts.disks[0], notes) == notes
 
 
 def test_formats_chains_and_a_copy_that_fails(hosts: Hosts, libvirt: Libvirt) -> None:
