@@ -30,7 +30,12 @@ class PackagedFile:
 
 UNITS = tuple(
     PackagedFile(f"systemd/{name}", f"/etc/systemd/system/{name}")
-    for name in ("vmreplica-primary.service", "vmreplica-replica.service", "vmreplica-tap@.service")
+    for name in (
+        "vmreplica-primary.service",
+        "vmreplica-replica.service",
+        "vmreplica-tap@.service",
+        "vmreplica-watch.service",
+    )
 )
 SYSTEM_FILES = (
     *UNITS,

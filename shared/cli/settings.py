@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import EnumType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -156,8 +156,9 @@ def _type_text(annotation: Any) -> str:
     plain = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if get_origin(plain) is Literal:
         return _choices(str(choice) for choice in get_args(plain))
-    if isinstance(plain, type) and issubclass(plain, Enum):
-        return _choices(str(member.value) for member in plain)
+    if isinstance(plain, EnumType):
+        members: list[Any] = list(plain)
+        return _choices(str(member.value) for member in members)
     if get_origin(plain) is list:
         if get_origin(get_args(plain)[0]) is Literal:
             return f"list of {_type_text(get_args(plain)[0])}"
