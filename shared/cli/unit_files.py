@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from shared.cli.findings import Finding, Level, note, ok, warning
+from shared.cli.packaged_files import FOLDER
 
 PACKAGED_FOLDERS = ("/usr/lib/systemd/system", "/lib/systemd/system")
 """Where a distribution's package has its units: these are left alone, and nothing is put over them."""
@@ -44,14 +45,8 @@ def unit_steps(role: str, root: str) -> Iterator[tuple[Finding, Callable[[], Non
 
 def unit_source() -> Path | None:
     """The folder with the units that came with this program; None where it has none."""
-    import shared
-
-    package = Path(shared.__file__).parent
-    for folder in (package / "packaged" / "systemd", package.parent / "packaging" / "systemd"):
-        if any(folder.glob("vmreplica-*.service")):
-            return folder
-    checkout = package.parent / "packaging"
-    return checkout if any(checkout.glob("vmreplica-*.service")) else None
+    folder = FOLDER / "systemd"
+    return folder if any(folder.glob("vmreplica-*.service")) else None
 
 
 def installed_unit(name: str, root: str) -> Path | None:
