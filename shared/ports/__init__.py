@@ -399,6 +399,3 @@ class Ports:
     def in_background(self) -> Ports:
         """The same, with the background workers in the place of the others."""
         return replace(self, workers=self.background)
-
-
-Spawn = Callable[[Awaitable[None]], None]
