@@ -7,7 +7,7 @@ pair runs in one thread under a simulated world. Code above a port never calls `
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from typing import Any, Protocol, TypeVar
@@ -383,8 +383,7 @@ class TapLauncher(Protocol):
 class Ports:
     """All ports together, as agents and tap receive them.
 
-    ``background`` are workers like the others, to which processor and disks go last: for what has to stand back behind
-    guests and replication.
+    ``background`` are workers to which processor and disks go last, for what has to stand back behind guests.
     """
 
     clock: Clock

@@ -76,6 +76,12 @@ def absent() -> str:
     return f"namespaces ({tried.stderr.strip()})" if tried.returncode else ""
 
 
+def clear(folder: Path, group: str) -> None:
+    """Take away the folder and the cgroups of a host that does not run."""
+    subprocess.run(["unshare", "--mount", "sh", "-c", LEAVE_NO_CGROUP, "sh", str(folder), group], check=True)
+    shutil.rmtree(folder)
+
+
 class Network:
     """A wire between two or more network namespaces, each held by a process."""
 
@@ -260,9 +266,8 @@ class Host:
             self.process.kill()
             self.process.wait()
             self.process = None
-        subprocess.run(["unshare", "--mount", "sh", "-c", LEAVE_NO_CGROUP, "sh", self.folder, self.group], check=True)
-        for folder in (self.folder, self.layers):
-            shutil.rmtree(folder)
+        clear(self.folder, self.group)
+        shutil.rmtree(self.layers)
 
     # --- what is done there
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -14,13 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.systemd.host import Host, Network
+from tests.systemd.host import Host, Network, clear
 from tests.systemd.page import Typed
 
 NAMES = ("alpha", "beta")
 ROOT = Path(__file__).parents[2]
 CHECKOUT = "/opt/vmreplica-tests"
 """Where the hosts see this checkout, read-only: for the client of the tests."""
+PREFIX = "vmreplica-hosts-"
+"""Of the folders of a pair; then come the number of the process that made it, and a random word."""
+MEMORY = "/dev/shm"
 ROLES = {"alpha": "primary", "beta": "replica"}
 WAIT_SECONDS = 90.0
 COPY = re.compile(r"scp (?:-\S+ )?(?P<source>\S+) (?P<host>[a-z]+):(?P<target>\S+)")
@@ -35,9 +40,11 @@ class Pair:
     """Both hosts, booted. ``close`` (or the end of a ``with``) takes everything away."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="vmreplica-hosts-"))
+        sweep()
+        prefix = f"{PREFIX}{os.getpid()}-"
+        self.folder = Path(tempfile.mkdtemp(prefix=prefix))
         # In memory: what a host has installed. VMs' disks, copies and states are on a disk.
-        self.layers = Path(tempfile.mkdtemp(prefix="vmreplica-hosts-", dir="/dev/shm"))
+        self.layers = Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY))
         self.network = Network(NAMES)
         self.hosts: dict[str, Host] = {}
         try:
@@ -152,6 +159,16 @@ class Pair:
     def wire(self, state: str) -> None:
         """Pull the wire out at beta (``down``), or put it in again (``up``)."""
         self.network.ip("beta", "link", "set", "eth0", state)
+
+
+def sweep() -> None:
+    """Take away what the hosts of a process left that was killed."""
+    for base in (Path(tempfile.gettempdir()), Path(MEMORY)):
+        for folder in base.glob(f"{PREFIX}*-*"):
+            if not Path("/proc", folder.name.removeprefix(PREFIX).partition("-")[0]).exists():
+                for host in [path for path in folder.iterdir() if (path / "cgroup").is_dir()]:
+                    clear(host, f"{folder.name}-{host.name}")
+                shutil.rmtree(folder)
 
 
 def call(path: Path, method: str, params: dict[str, Any]) -> Any:

@@ -20,7 +20,7 @@ SLOW = [MIB]
 class Vm:
     """One VM of a pair: a disk at alpha, which a guest writes, and its copy at beta."""
 
-    def __init__(self, pair: Pair, name: str) -> None:
+    def __init__(self, pair: Pair, name: str, *, log_limit: int = LOG_LIMIT_BYTES) -> None:
         self.pair = pair
         self.name = name
         self.disk = f"/srv/images/{name}.raw"
@@ -33,7 +33,7 @@ class Vm:
         )
         pair.call(
             "alpha", "vm.enable", name=name, disks=[self.disk], replica="beta", interval_seconds=2,
-            log_limit_bytes=LOG_LIMIT_BYTES,
+            log_limit_bytes=log_limit,
         )  # fmt: skip
 
     def order(self, verb: str, at: str = "alpha", **params: Any) -> None:

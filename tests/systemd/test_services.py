@@ -13,7 +13,7 @@ from tests.systemd.conftest import set_up
 from tests.systemd.host import Host
 from tests.systemd.package import newer, package
 from tests.systemd.pair import CHECKOUT, Pair
-from tests.systemd.restarts import Vm
+from tests.systemd.restarts import MIB, Vm
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd-services")]
 
@@ -37,7 +37,8 @@ def installed(pair: Pair) -> Pair:
 @pytest.fixture(scope="module")
 def vm(installed: Pair) -> Vm:
     """A VM that replicates all the time."""
-    vm = Vm(installed, "web")
+    # Room for all that a guest writes while an agent is away.
+    vm = Vm(installed, "web", log_limit=256 * MIB)
     vm.initial()
     return vm
 
@@ -235,18 +236,16 @@ def test_the_key_as_a_credential(vm: Vm) -> None:
     config = beta.path("/etc/vmreplica/replica.toml")
     good = config.read_text()
     key = "/etc/vmreplica/pki/key.pem"
-    config.write_text(good.replace(f'"{key}"', '"credential:key.pem"'))
     beta.run("chown", "root:", key)
-    try:
-        with drop_in(beta, REPLICA, f"LoadCredential=key.pem:{key}"):
+    config.write_text(good.replace(f'"{key}"', '"credential:key.pem"'))
+    with drop_in(beta, REPLICA, f"LoadCredential=key.pem:{key}"):
+        try:
             vm.write()
             vm.connected()
             vm.assert_same()
+        finally:
             config.write_text(good)
             beta.run("chown", "vmreplica:", key)
-    finally:
-        config.write_text(good)
-        beta.run("chown", "vmreplica:", key)
     vm.connected()
 
 
