@@ -154,7 +154,8 @@ def _type_text(annotation: Any) -> str:
     if get_origin(plain) is Literal:
         return _choices(str(choice) for choice in get_args(plain))
     if isinstance(plain, EnumType):
-        return _choices(str(member.value) for member in plain)
+        members: list[Any] = list(plain)
+        return _choices(str(member.value) for member in members)
     if get_origin(plain) is list:
         inner = _type_text(get_args(plain)[0]).partition(",")[0]
         most = f"up to {_number_word(meta.max_length)} " if meta is not None and meta.max_length is not None else ""

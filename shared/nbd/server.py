@@ -299,11 +299,16 @@ def _bind_unix(path: Path, mode: int, group: str) -> socket.socket:
 
 
 def _admit(path: Path, group: str) -> None:
-    """Let a group connect. Raises UsageError for one that does not exist."""
+    """Let a group connect. Raises UsageError for one that does not exist, or that we may not give it to."""
     try:
         shutil.chown(path, group=group)
     except LookupError:
         raise UsageError(f"There is no group {group} for {path}.", f"Make it with: groupadd {group}") from None
+    except PermissionError:
+        raise UsageError(
+            f"We may not give the socket {path} to the group {group}.",
+            f"Let the service be in it: `systemctl edit` its unit, and set SupplementaryGroups={group} in [Service].",
+        ) from None
     path.chmod(0o660)
     path.parent.chmod(0o711)
 
