@@ -11,6 +11,7 @@ from primary_agent.agent import PrimaryAgent
 from primary_agent.attachments import AttachmentWatch
 from primary_agent.surroundings import Surroundings
 from shared import service
+from shared.admin import verbs
 from shared.admin.methods import Method
 from shared.config_sections import PrimaryConfig
 from shared.operations import Operations
@@ -49,7 +50,9 @@ class _Service:
         return await self._agent.known()
 
     def methods(self) -> dict[str, Method]:
-        return dict(AdminMethods(self._agent).table())
+        table = AdminMethods(self._agent).table()
+        table.add(verbs.DISK_USE, verbs.DiskUseParams, self._watch.reported)
+        return dict(table)
 
     async def reload(self, config: PrimaryConfig) -> None:
         """Take over what all VMs share: the rules of resyncs, caps on rates, deadlines."""

@@ -17,6 +17,7 @@ from shared.errors import NotFoundError, VmreplicaError
 from shared.events import EventId, make_event
 from shared.ports import Clock
 from shared.ports.alarm_ways import AlarmWays
+from shared.states import Health
 from shared.status import StatusStruct
 from shared.tasks import Signal
 from shared.telling import Told
@@ -26,6 +27,7 @@ WAITING_MAX = 1000
 RETRY_SECONDS = (2.0, 10.0, 60.0, 300.0)
 """After a failed attempt the next one comes so much later; then the alarm is given up, and that is an event."""
 HOUR = 3600.0
+UNKNOWN = Health.NOT_APPLICABLE.title
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +85,9 @@ class Alarm:
         number = event["event"]
         if number == EventId.ALARM_FAILED and event["data"].get("alarm") == section.name:
             # An alarm can't tell that it itself fails.
+            return False
+        if number == EventId.HEALTH_CHANGED and event["before"] == UNKNOWN and event["after"] == Health.NORMAL.title:
+            # A VM that is new here, and well.
             return False
         if number == EventId.HEALTH_CHANGED and event["after"] in section.health:
             return True

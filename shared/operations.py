@@ -22,7 +22,7 @@ from shared.agent_events import HEALTH, AgentEvents
 from shared.alarms import Alarms, AlarmStatus
 from shared.config import find_mistakes, load_config
 from shared.config_sections import PrimaryConfig, ReplicaConfig
-from shared.config_state import ConfigState, ConfigStatus
+from shared.config_state import ConfigState, ConfigStatus, in_force
 from shared.errors import VmreplicaError
 from shared.events import EventId
 from shared.journal_entries import entry_of
@@ -114,13 +114,14 @@ class Operations:
     # --- the configuration
 
     async def reload(self, take: Callable[[Any], Awaitable[None]]) -> None:
-        """Read the file again and have ``take`` put it in force. A file with a mistake changes nothing.
+        """Read the file again and have ``take`` put it in force, but for what only the next start may bring. A file
+        with a mistake changes nothing.
 
         Raises VmreplicaError.
         """
         try:
             loaded = load_config(self.state.path, type(self.state.current))
-            await take(loaded)
+            await take(in_force(self.state.current, loaded))
         except VmreplicaError as error:
             self.state.refused = str(error)
             await self.events.note(EventId.NOT_RELOADED, f"The configuration was not reloaded: {error}")

@@ -44,7 +44,7 @@ def agent_findings(agent: Agent) -> Iterator[Finding]:
             subject,
             f"It can't see the open files of {status.unseen_processes} processes: whether they write past a tap, only "
             "this verb finds.",
-            "Let its unit see them: ProtectProc=default and CAP_SYS_PTRACE (docs/troubleshooting.md).",
+            "Start what sees them all, and tells the agent: systemctl enable --now vmreplica-watch",
         )
     yield clock_finding()
 

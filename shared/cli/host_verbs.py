@@ -87,6 +87,10 @@ def _bundle(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def _watch_disks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--once", action="store_true", help="look once, and end")
+
+
 SETUP_VERBS = (
     Verb("primary", "make this host ready to replicate its VMs", "shared.cli.verbs.setup:setup", _setup_role, False),
     Verb("replica", "make this host ready to keep copies", "shared.cli.verbs.setup:setup", _setup_replica, False),
@@ -112,6 +116,12 @@ HOST_VERBS = (
     Verb("alarms", "look at the alarms of this host's agents, and test them", "", _alarms, agents=False),
     Verb(
         "support-bundle", "collect what somebody who helps needs, no secrets", "shared.cli.verbs.bundle:bundle", _bundle
+    ),
+    Verb(
+        "watch-disks",
+        "tell the primary agent each minute who uses the VMs' disks; a service of its own",
+        "shared.cli.verbs.watching:watch",
+        _watch_disks,
     ),
     Verb("setup", "make this host ready for an agent; safe to run again", "", _setup, agents=False),
 )

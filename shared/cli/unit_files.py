@@ -13,7 +13,10 @@ from shared.cli.findings import Finding, Level, note, ok, warning
 PACKAGED_FOLDERS = ("/usr/lib/systemd/system", "/lib/systemd/system")
 """Where a distribution's package has its units: these are left alone, and nothing is put over them."""
 OWN_FOLDER = "/etc/systemd/system"
-UNITS = {"primary": ("vmreplica-primary.service", "vmreplica-tap@.service"), "replica": ("vmreplica-replica.service",)}
+UNITS = {
+    "primary": ("vmreplica-primary.service", "vmreplica-tap@.service", "vmreplica-watch.service"),
+    "replica": ("vmreplica-replica.service",),
+}
 
 HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108 - nothing is made there.
 """Where a unit with ProtectHome and PrivateTmp finds no program."""
@@ -100,6 +103,9 @@ def _quoted(path: str) -> str:
 def unit_names(role: str, source: Path | None) -> tuple[str, ...]:
     """The units of a role; the replica's host has the tap's as well where it comes with the program."""
     names = UNITS[role]
+    if source is not None:
+        # Another version may have fewer of them.
+        names = tuple(name for name in names if (source / name).exists())
     if role == "replica" and source is not None and (source / "vmreplica-tap@.service").exists():
         # A promoted VM is served by a tap, too.
         names = (*names, "vmreplica-tap@.service")

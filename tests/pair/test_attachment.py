@@ -7,12 +7,16 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from primary_agent.attachments import AttachmentWatch
+from shared.admin.verbs import DiskUseParams
 from shared.attachment import NO_CLIENT, OPENED
+from shared.errors import ForbiddenError
+from shared.ports import Peer
 from shared.ports.disk_use import Guest, ProcDiskUse, Usage
 from shared.status import Cause
 from tests.pair.hosts import MIB, VM, Hosts
@@ -84,6 +88,20 @@ async def test_guest_without_its_tap_counts_when_it_lasts(pair: Pair) -> None:
     assert ((await pair.vm.status()).bypasses, told) == ([], [NO_CLIENT])
 
 
+async def test_nobody_but_root_may_tell_who_uses_the_disks(pair: Pair) -> None:
+    async def bypassed(_vm: str, _uuid: str, _cause: Cause) -> None:
+        raise AssertionError
+
+    watch = AttachmentWatch(pair.primary, Seen(), bypassed)
+    stranger: Any = SimpleNamespace(peer=Peer(uid=os.getuid() + 4242))
+    with pytest.raises(ForbiddenError):
+        await watch.reported(DiskUseParams(usage=Usage(unseen=7)), stranger)
+    assert pair.primary.unseen_processes == 0
+    stranger.peer = Peer(uid=0)
+    await watch.reported(DiskUseParams(usage=Usage(unseen=7)), stranger)
+    assert (await pair.primary.status()).unseen_processes == 7
+
+
 def doctor(hosts: Hosts, *more: str) -> tuple[int, list[dict[str, Any]]]:
     ran = hosts.command("doctor", "--json", *more)
     assert ran.stdout, ran.stderr
@@ -141,6 +159,17 @@ def test_doctor_finds_what_is_wrong_on_the_way_from_guest_to_copy(
     virsh(hosts, DOMAIN.format("file", f"<source file='{hosts.disks[0]}'/>"), monkeypatch)
     code, found = doctor(hosts, VM)
     assert any("attached to the file" in text for text in problems(found))
+
+    # What a watcher saw that sees all processes is the agent's verdict at once.
+    with opener(hosts.disks[0], "r+b"):
+        assert hosts.command("watch-disks", "--once").returncode == 0
+        told = hosts.status("primary")
+        assert (told["health"], told["protected"]) == ("Critical", False)
+        assert "past the tap" in told["summary"]
+    assert hosts.command("watch-disks", "--once").returncode == 0
+    assert hosts.status("primary")["bypasses"] == []
+    bypassed = hosts.command("events", "--id", "bypassed", "--json")
+    assert [each["vm"] for each in json.loads(bypassed.stdout)["events"]] == [VM]
 
     hosts.kill("replica")
     code, found = doctor(hosts)

@@ -103,6 +103,8 @@ def test_too_many_that_wait_drop_the_oldest(monkeypatch: pytest.MonkeyPatch) -> 
     "options, told, wanted",
     [
         ({}, health("Normal", "Critical"), True),
+        ({}, health("NotApplicable", "Normal"), False),
+        ({}, health("NotApplicable", "Critical"), True),
         ({"health": ["Critical"]}, health("Normal", "Warning"), False),
         ({"health": []}, health("Normal", "Critical"), False),
         ({"health": [], "levels": ["error"]}, other(EventId.DAMAGED), True),

@@ -54,7 +54,7 @@ def bundle(options: argparse.Namespace, context: Context) -> int:
 
 def _collect(made: Bundle, agents: Agents) -> dict[str, str]:
     """All agents' tellings; where their configurations are."""
-    configs = {}
+    configs: dict[str, str] = {}
     for agent in agents.answered:
         add_agent(made, agent)
         try:

@@ -20,6 +20,8 @@ POLL_SECONDS = 0.2
 """How long one agent's news are waited for before another's are looked at."""
 AGAIN_SECONDS = 1.0
 """How often an agent that went away is looked for."""
+CAUGHT_UP = 10_000
+"""So many events are taken in at once after a lost connection."""
 OVERLAP_SECONDS = 5.0
 """What happened around the time of a lost connection is asked for again; what was printed is known."""
 
@@ -36,7 +38,7 @@ def events(options: argparse.Namespace, context: Context) -> int:
         return _follow(options, context)
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
-        happened = _happened(agents, options, options.since)
+        happened = _happened(agents, options, options.since, options.limit)
     if options.json:
         context.console.print_json({"events": happened})
     else:
@@ -44,8 +46,8 @@ def events(options: argparse.Namespace, context: Context) -> int:
     return SUCCESS
 
 
-def _params(options: argparse.Namespace, since: float | None) -> dict[str, Any]:
-    params: dict[str, Any] = {"limit": options.limit, "events": options.id, "levels": _levels(options)}
+def _params(options: argparse.Namespace, since: float | None, limit: int) -> dict[str, Any]:
+    params: dict[str, Any] = {"limit": limit, "events": options.id, "levels": _levels(options)}
     if since is not None:
         params["since"] = since
     if options.until is not None:
@@ -57,9 +59,9 @@ def _levels(options: argparse.Namespace) -> list[str]:
     return list(LEVELS[LEVELS.index(options.level) :]) if options.level else []
 
 
-def _happened(agents: Agents, options: argparse.Namespace, since: float | None) -> list[Event]:
+def _happened(agents: Agents, options: argparse.Namespace, since: float | None, limit: int) -> list[Event]:
     """The newest events of all that is asked for, oldest first."""
-    params = _params(options, since)
+    params = _params(options, since, limit)
     happened: list[Event] = []
     for agent, chosen in _asked(agents, options):
         answer = agent.call(admin.EVENTS, {**params, **chosen})
@@ -68,7 +70,7 @@ def _happened(agents: Agents, options: argparse.Namespace, since: float | None) 
             own = agent.call(admin.AGENT_EVENTS, params)["events"]
             happened += [{"role": agent.status.role, **event} for event in own]
     happened.sort(key=lambda event: event["time"])
-    return happened[-options.limit :]
+    return happened[-limit:]
 
 
 def _asked(agents: Agents, options: argparse.Namespace) -> Iterator[tuple[Agent, dict[str, str]]]:
@@ -93,10 +95,12 @@ def _follow(options: argparse.Namespace, context: Context) -> int:
         while True:
             try:
                 with connect(paths, named=named) as agents:
+                    if options.role is not None:
+                        agents.of_role(options.role)
                     asked = list(_asked(agents, options))
                     for agent, chosen in asked:
                         agent.call(admin.EVENTS_FOLLOW, chosen)
-                    printer.print(_happened(agents, options, since))
+                    printer.print(_happened(agents, options, since, options.limit if first else CAUGHT_UP))
                     first = False
                     here = {agent.connection.path for agent, _ in asked}
                     known |= here

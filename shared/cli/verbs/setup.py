@@ -131,6 +131,8 @@ def _next(wanted: Wanted, code: int) -> list[str]:
     if wanted.root:
         return []
     started = f"systemctl enable --now vmreplica-{wanted.role}"
+    if wanted.role == "primary":
+        started += " vmreplica-watch"
     if wanted.role == "replica":
         return ["", f"Next: {started}", "Then, on the primary's host: vmreplica test-connection THIS_HOST"]
     return [

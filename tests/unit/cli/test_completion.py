@@ -40,7 +40,7 @@ def completed(command: Command, *words: str) -> list[str]:
 
 
 def test_bash_completes_verbs_options_and_values(vmreplica: Command) -> None:
-    assert completed(vmreplica, "s") == ["set", "setup", "status", "stop", "suspend"]
+    assert completed(vmreplica, "s") == ["set", "setup", "status", "stop", "support-bundle", "suspend"]
     assert completed(vmreplica, "pki", "") == ["init", "issue", "revoke", "show"]
     assert completed(vmreplica, "enable", "--in") == ["--interval"]
     assert completed(vmreplica, "pki", "issue", "--") == ["--ca", "--help", "--json", "--out"]

@@ -1,0 +1,55 @@
+"""The verb that looks who uses the VMs' disks, for an agent whose sandbox hides other users' processes from it.
+
+It is a service of its own, so that the agent, which strangers reach over the network, need not be able to trace
+processes: this one can, and reaches nothing but the agent's socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+
+from shared.admin import verbs as admin
+from shared.attachment import paths_of
+from shared.cli.agents import connect, socket_paths
+from shared.cli.context import Context
+from shared.cli.doctoring import attachment_of
+from shared.cli.exit_codes import SUCCESS
+from shared.errors import VmreplicaError
+from shared.ports.disk_use import ProcDiskUse
+
+LOOK_SECONDS = 60.0
+
+
+def watch(options: argparse.Namespace, context: Context) -> int:
+    """Look now and then every minute, and tell the primary agent; an agent that does not run is waited for."""
+    told = ""
+    while True:
+        try:
+            _look(options, context)
+            told = ""
+        except VmreplicaError as error:
+            if options.once:
+                raise
+            if error.text != told:
+                told = error.text
+                print(f"{error.text} It is tried again.", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            return SUCCESS
+        if options.once:
+            return SUCCESS
+        try:
+            time.sleep(LOOK_SECONDS)
+        except KeyboardInterrupt:
+            return SUCCESS
+
+
+def _look(options: argparse.Namespace, context: Context) -> None:
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        agent = agents.of_role("primary")
+        disks, sockets = paths_of([attachment_of(vm) for vm in agent.status.vms])
+        usage = ProcDiskUse().look(disks, sockets)
+        agent.call(admin.DISK_USE, {"usage": dataclasses.asdict(usage)})
