@@ -45,7 +45,7 @@ from shared.ports import Address
 from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory
 from shared.schedule import NEVER, PastWindow, Recurrence, ResyncMode
 from shared.status import AgentStatus, VmStatus
-from shared.tap_config import MAX_HOT_REGION, MAX_HOT_REGIONS, MIN_HOT_REGION, MIN_LOG_LIMIT
+from shared.tap_config import LEAST_LOG_LIMIT, MAX_HOT_REGION, MAX_HOT_REGIONS, MIN_HOT_REGION
 
 
 class AdminMethods:
@@ -181,7 +181,7 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What can be set; UNSET stays as it is."""
 
     interval_seconds: Annotated[float, msgspec.Meta(ge=1, le=86400)] | msgspec.UnsetType = msgspec.UNSET
-    log_limit_bytes: Annotated[int, msgspec.Meta(ge=MIN_LOG_LIMIT, lt=1 << 62)] | msgspec.UnsetType = msgspec.UNSET
+    log_limit_bytes: Annotated[int, msgspec.Meta(ge=LEAST_LOG_LIMIT, lt=1 << 62)] | msgspec.UnsetType = msgspec.UNSET
     replica: Annotated[str, msgspec.Meta(min_length=1, max_length=300)] | msgspec.UnsetType = msgspec.UNSET
     resync_mode: ResyncMode | msgspec.UnsetType | None = msgspec.UNSET
     resync_window: str | msgspec.UnsetType | None = msgspec.UNSET

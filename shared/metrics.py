@@ -1,4 +1,4 @@
-"""The metrics that an agent offers to Prometheus, as one table, and an agent's status as text in Prometheus' form.
+"""The metrics that an agent offers to Prometheus, as one table.
 
 Names and units follow Prometheus' conventions: base units in the name, ``_total`` for what only grows. A figure that is
 not known has no sample. ``docs/monitoring.md`` has the same table, made by
@@ -7,19 +7,13 @@ not known has no sample. ``docs/monitoring.md`` has the same table, made by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.registry import Collector
 
 from shared.states import PRIMARY_TRANSITIONS, REPLICA_TRANSITIONS, Health, ReplicationState
 from shared.status import AgentStatus, VmStatus
 from shared.tap_control import Tracking
 
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 AGENT_LABELS = ("role",)
 VM_LABELS = ("vm", "uuid", "role")
 
@@ -68,6 +62,10 @@ def _agent(name: str, text: str, read: Callable[[AgentStatus], Figure]) -> Agent
     return AgentMetric(f"vmreplica_{name}", text, lambda agent: (((), read(agent)),))
 
 
+def _limit(name: str, text: str, field: str) -> AgentMetric:
+    return _agent(name, text, lambda agent: getattr(agent.limits, field) if agent.limits is not None else None)
+
+
 def _tap(name: str, text: str, field: str, *, counter: bool = False) -> VmMetric:
     def read(vm: VmStatus) -> Figure:
         return getattr(vm.tap, field) if vm.tap is not None and vm.tap.running else None
@@ -109,6 +107,15 @@ def _verify_different(vm: VmStatus) -> Figure:
     return last.different_bytes if last.outcome == "different" and last.epoch == vm.epoch else 0
 
 
+_REFUSED = {
+    "handshake": "refused_handshakes",
+    "rate": "refused_rate",
+    "displaced": "displaced",
+    "too_many": "refused_sessions",
+    "unauthorized": "refused_unauthorized",
+    "protocol": "refused_protocol",
+}
+
 AGENT_METRICS: tuple[AgentMetric, ...] = (
     AgentMetric(
         "vmreplica_agent_info",
@@ -123,6 +130,28 @@ AGENT_METRICS: tuple[AgentMetric, ...] = (
         "certificate_expiry_timestamp_seconds",
         "Last second of the agent's own certificate.",
         lambda agent: agent.certificate_not_after_time,
+    ),
+    AgentMetric(
+        "vmreplica_trust_expiry_timestamp_seconds",
+        "Last second of each certificate, CA and revocation list that the agent's TLS rests on.",
+        lambda agent: [((each.what, each.subject), each.not_after_time) for each in agent.certificates],
+        ("what", "subject"),
+    ),
+    _limit("connections_half_open", "Connections that have not finished their TLS handshake.", "half_open"),
+    _limit("connections_half_open_limit", "Their limit.", "half_open_limit"),
+    _limit("connections", "Connections that finished their handshake.", "sessions"),
+    _limit("connections_limit", "Their limit.", "sessions_limit"),
+    _limit("received_memory_bytes", "What was received and is not stored yet.", "memory_bytes"),
+    _limit("received_memory_limit_bytes", "Its limit.", "memory_limit_bytes"),
+    AgentMetric(
+        "vmreplica_connections_refused_total",
+        "Connections that were kept out: by a failed handshake, the rate of their address, for lack of room, as too "
+        "many, without authorization, by a broken protocol.",
+        lambda agent: [
+            ((reason,), getattr(agent.limits, field)) for reason, field in _REFUSED.items() if agent.limits is not None
+        ],
+        ("reason",),
+        counter=True,
     ),
 )
 
@@ -322,42 +351,3 @@ VM_METRICS: tuple[VmMetric, ...] = (
         lambda vm: vm.store_full_seconds,
     ),
 )
-
-
-class _StatusCollector(Collector):
-    """A status as metric families."""
-
-    def __init__(self, status: AgentStatus) -> None:
-        self._status = status
-
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        status = self._status
-        for agent_metric in AGENT_METRICS:
-            family = _family(agent_metric, AGENT_LABELS)
-            _add(family, (status.role,), agent_metric.read(status))
-            yield family
-        for metric in VM_METRICS:
-            if metric.at in ("", status.role):
-                family = _family(metric, VM_LABELS)
-                for vm in status.vms:
-                    _add(family, (vm.name, vm.uuid, vm.role), metric.read(vm))
-                yield family
-
-
-def _family(metric: AgentMetric | VmMetric, labels: tuple[str, ...]) -> GaugeMetricFamily | CounterMetricFamily:
-    kind = CounterMetricFamily if metric.counter else GaugeMetricFamily
-    return kind(metric.name, metric.help, labels=(*labels, *metric.labels))
-
-
-def _add(family: GaugeMetricFamily | CounterMetricFamily, values: tuple[str, ...], samples: Samples) -> None:
-    for more, figure in samples:
-        if figure is not None:
-            family.add_metric((*values, *more), float(figure))
-
-
-def render(status: AgentStatus) -> bytes:
-    """The status and this process in Prometheus' text form. Takes its time with many VMs: for a worker."""
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    registry.register(_StatusCollector(status))
-    return bytes(generate_latest(registry))

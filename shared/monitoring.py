@@ -29,7 +29,7 @@ Ask = Callable[[], Awaitable[AgentStatus]]
 async def metrics_text(ports: Ports, ask: Ask) -> bytes:
     """The agent's metrics in Prometheus' text form."""
     # Who does not want metrics need not load what makes them.
-    from shared.metrics import render  # noqa: PLC0415
+    from shared.metrics_text import render  # noqa: PLC0415
 
     return await ports.workers.run(render, await ask())
 
@@ -67,8 +67,8 @@ class Monitoring:
 
     async def _serve(self, host: str, port: int) -> bool:
         """Listen; where that fails it is told once, and shown until it works."""
-        from shared.metrics import CONTENT_TYPE  # noqa: PLC0415
         from shared.metrics_server import MetricsServer  # noqa: PLC0415
+        from shared.metrics_text import CONTENT_TYPE  # noqa: PLC0415
 
         server = MetricsServer(self._ports.network, Address(host=host, port=port), self._text, CONTENT_TYPE)
         try:

@@ -22,6 +22,8 @@ ERROR_NAME = "tap.error"
 MAX_CONFIG_BYTES = 1 << 20
 
 SECTOR = 512
+LEAST_LOG_LIMIT = 8 << 20
+"""Less can't be set: a log needs two files."""
 MIN_LOG_LIMIT = 64 << 20
 MIN_LOG_FILE = 4 << 20
 MAX_LOG_FILE = 64 << 20

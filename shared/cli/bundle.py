@@ -157,6 +157,7 @@ def add_agent(bundle: Bundle, agent: Agent) -> None:
     bundle.add_json(f"{role}/config.json", lambda: settings_of(agent.call(admin.CONFIG)))
     bundle.add_json(f"{role}/alarms.json", lambda: agent.call(admin.ALARMS))
     bundle.add_json(f"{role}/events.json", lambda: agent.call(admin.AGENT_EVENTS, {"limit": EVENTS_MAX}))
+    bundle.add_json(f"{role}/audit.json", lambda: agent.call(admin.AUDIT, {"limit": EVENTS_MAX}))
     for vm in agent.status.vms:
         folder, asked = f"{role}/vms/{vm.uuid}", {"vm": vm.uuid}
         bundle.add_json(f"{folder}/events.json", lambda asked=asked: agent.call(  # type: ignore[misc]

@@ -52,7 +52,8 @@ def test_bundle_of_a_pair_has_no_key_and_nothing_of_the_disks(hosts: Hosts) -> N
     assert marker not in everything
     uuid = hosts.status("primary")["uuid"]
     for name in ("primary/status.json", "primary/config.json", "primary/primary.toml", "replica/replica.toml",
-                 "primary/events.json", f"primary/vms/{uuid}/events.json", f"primary/vms/{uuid}/files.json",
+                 "primary/events.json", "primary/audit.json", f"primary/vms/{uuid}/events.json",
+                 f"primary/vms/{uuid}/files.json",
                  "versions.json", "doctor.json", "os/uname", "MISSING.json"):  # fmt: skip
         assert name in found, sorted(found)
     settings = json.loads(found["primary/config.json"])["settings"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "test-packages"
-PARTS = ("primary_agent", "replica_agent", "protocol", "shared", "packaging", "scripts/debian_package.py")
+PARTS = ("primary_agent", "replica_agent", "protocol", "shared", "packaging", "docs", "scripts/debian_package.py")
 FILES = ("pyproject.toml", "requirements.lock", "requirements-dev.lock", "README.md", "LICENSE", "CHANGELOG.md")
 
 

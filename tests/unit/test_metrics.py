@@ -15,7 +15,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.cli.metrics_page import current
-from shared.metrics import AGENT_METRICS, VM_METRICS, render
+from shared.expiry import CertificateStatus
+from shared.limits import LimitsStatus
+from shared.metrics import AGENT_METRICS, VM_METRICS
+from shared.metrics_text import render
 from shared.status import AgentStatus, VerifyResult, VerifyStatus
 from tests.unit.cli.samples import NOW, UUID, agent, changed, healthy, replica, resynchronizing
 
@@ -124,6 +127,8 @@ def everything() -> Iterator[AgentStatus]:
             ]
         ),
         certificate_not_after_time=NOW,
+        certificates=[CertificateStatus(what="own", subject="alpha", not_before_time=NOW, not_after_time=NOW)],
+        limits=LimitsStatus(),
     )  # fmt: skip
     there = replica(oldest_point_time=NOW, points_lost_time=NOW, spool_limit_bytes=1)
     yield agent("replica", [there])

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.systemd.package import package as built_package
+
 ROOT = Path(__file__).parents[3]
 
 pytestmark = [
@@ -29,10 +31,9 @@ def run(*words: str, **more: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package, built once, from the wheels that were fetched before if they were."""
-    out = tmp_path_factory.mktemp("deb")
-    return Path(run(str(ROOT / "scripts/build-deb"), "--out", str(out)).strip())
+def package() -> Path:
+    """The package, as the tests with a real systemd install it: built once for all of them."""
+    return built_package()
 
 
 @pytest.fixture(scope="module")
