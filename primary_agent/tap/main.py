@@ -19,7 +19,7 @@ from primary_agent.tap.process import STOP_SECONDS, Identity, TapFailedError, Ta
 from shared.admin.access import Access
 from shared.errors import VmreplicaError
 from shared.ports.clock import RealClock
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.kernel import starved_seconds
 from shared.ports.network import RealNetwork
 from shared.ports.rng import SystemRandom

@@ -22,7 +22,7 @@ import msgspec
 from primary_agent.tap.state import StateFile
 from scripts.agent_pair import AgentPair, fio, signal_process
 from scripts.bench.tap import file_system
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.rates import size_text
 from shared.tap_config import STATE_NAME
 

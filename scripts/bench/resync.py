@@ -40,7 +40,7 @@ from shared.admin.client import JsonRpcClient
 from shared.disks.hashing import RangeHasher
 from shared.events import EventId
 from shared.ports import Address, Link
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.network import RealNetwork
 from shared.rates import size_text
 

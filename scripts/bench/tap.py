@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import UnreachableError, VmreplicaError
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.network import RealNetwork
 from shared.tap_config import TapConfig, TapDisk, save_config
 from shared.tap_control import TapClient

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from shared.errors import ForbiddenError, InvalidStateError, UnreachableError, UsageError
+from shared.errors import ForbiddenError, UnreachableError, UsageError
 from shared.limits import LimitsStatus
 from shared.ports import Address, Link, Peer
 from shared.ports.admission import FAILURES_PER_MINUTE, HALF_OPEN_MAX, Admission
 from shared.ports.links import StreamLink
+from shared.ports.tcp_sockets import bind_tcp, reason_of
 from shared.ports.trust import Trust
 from shared.ports.unix_sockets import bind_unix, connect_unix, credentials, same_file
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from shared.ports.tls import TlsContexts, TlsIdentity
 
 HANDSHAKE_SECONDS = 5.0
-BACKLOG = 256
 ACCEPTED_AT_ONCE = 32
 ACCEPT_PAUSE_SECONDS = 0.5
 """How long no connection is accepted after the host ran out of descriptors or memory."""
@@ -167,7 +167,7 @@ class RealNetwork:
             ) from error
         except OSError as error:
             raise UnreachableError(
-                f"{address} can't be reached: {_reason(error)}.",
+                f"{address} can't be reached: {reason_of(error)}.",
                 "Check that the agent runs there, the port, and firewalls between.",
             ) from error
         if contexts is not None:
@@ -214,7 +214,7 @@ class RealNetwork:
         if address.unix_path:
             sockets = [await bind_unix(address)]
         else:
-            sockets = await _bind_tcp(address)
+            sockets = await bind_tcp(address)
             address = replace(address, port=sockets[0].getsockname()[1])
         return RealListener(self, address, sockets, accept)
 
@@ -330,7 +330,7 @@ class RealListener:
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         """Let what waits to be accepted wait a little: trying again at once would only burn the processor."""
-        _log.error("connections can't be accepted", address=str(self.address), reason=_reason(error))
+        _log.error("connections can't be accepted", address=str(self.address), reason=reason_of(error))
         self._loop.remove_reader(listening)
         self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._go_on, listening)
 
@@ -373,44 +373,3 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
-
-
-async def _bind_tcp(address: Address) -> list[socket.socket]:
-    """Listening sockets for every address that the host name stands for, all with one port."""
-    loop = asyncio.get_running_loop()
-    sockets: list[socket.socket] = []
-    port = address.port
-    try:
-        found = await loop.getaddrinfo(address.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, where in dict.fromkeys(found):
-            try:
-                listening = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
-            except OSError as error:
-                # A kernel without IPv6 still resolves the wildcard to both.
-                if error.errno == errno.EAFNOSUPPORT and not address.host and len(found) > 1:
-                    continue
-                raise
-            sockets.append(listening)
-            listening.setblocking(False)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listening.bind((where[0], port, *where[2:]))
-            listening.listen(BACKLOG)
-            port = listening.getsockname()[1]
-    except OSError as error:
-        for listening in sockets:
-            listening.close()
-        if error.errno == errno.EADDRINUSE:
-            raise InvalidStateError(
-                f"Another process listens on {address}.", "Stop it, or configure another port."
-            ) from error
-        raise UsageError(
-            f"It is not possible to listen on {address}: {_reason(error)}.",
-            "Configure an address of this host and a port that is allowed.",
-        ) from error
-    return sockets
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__

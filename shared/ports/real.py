@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from shared.config_sections import LimitsSection
 from shared.ports import Ports
 from shared.ports.clock import RealClock
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.launcher import DetachedLauncher
 from shared.ports.network import RealNetwork
 from shared.ports.rng import SystemRandom

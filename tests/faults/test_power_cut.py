@@ -12,7 +12,7 @@ from primary_agent.tap.dirty_map import DirtyMap
 from protocol.position import Position
 from scripts.agent_pair import signal_process
 from shared.map_file import MapFile, MapKind
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.tap_config import DIRTY_BLOCK_BITS, MAP_NAME
 from shared.tap_control import Tracking
 from tests.faults.power import Loss, cut_power

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 CHANGES = """
 import os, random, sys
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 files, folder = RealFileSystem(), sys.argv[1]
 rng = random.Random(int(sys.argv[2]))
 for round in range(40):

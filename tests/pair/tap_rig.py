@@ -19,7 +19,7 @@ from typing import Any, Self
 import pytest
 
 from shared.errors import UnreachableError
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.network import RealNetwork
 from shared.tap_config import ERROR_NAME, TapConfig, save_config
 from shared.tap_control import TapClient, TapStatus

@@ -27,6 +27,8 @@ LIES: dict[str, Callable[[Position], Position]] = {
 async def test_acknowledged_cuts_that_were_never_sent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A25."""
     await pair.replicate(MIB)
+    await pair.cut()
+    await pair.until("an acknowledged cut", lambda: pair.vm.parts.replication.acked is not None)
     left, told, honest = dict(LIES), [], []
     acknowledge = Control._acknowledge
 

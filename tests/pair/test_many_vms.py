@@ -7,12 +7,12 @@ import resource
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from primary_agent.dialing import dial
 from primary_agent.dialing_queue import DialingQueue
 from protocol.messages import Open, Role
-from replica_agent import sessions
 from shared.ports import Address
 from tests.pair.hosts import MIB, ROOT
 from tests.pair.rig import Pair
@@ -25,7 +25,8 @@ async def test_replica_that_comes_back_gets_all_sessions_at_the_first_attempt(
 ) -> None:
     """More dial at once than the replica takes: in turn none is refused; without turns some would be."""
     # Limits by the number of VMs are another matter: here there are links of many, and no VM.
-    monkeypatch.setattr(sessions, "EXTRA_PER_PEER", 2 * MANY)
+    accepting = pair.replica.sessions
+    monkeypatch.setattr(accepting, "_limits", msgspec.structs.replace(accepting._limits, extra_sessions=2 * MANY))
     surroundings, address = pair.primary.surroundings, Address(host="localhost", port=pair.port, tls=True)
     body = Open(role=Role.PROBE, vm=bytes(16), name="many", disks=[], epoch=bytes(16))
 

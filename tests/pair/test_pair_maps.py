@@ -14,7 +14,7 @@ from primary_agent.comparing import Comparing
 from primary_agent.tap.state import StateFile
 from shared.errors import UnreachableError
 from shared.events import EventId
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.states import ReplicationState
 from shared.tap_config import STATE_NAME
 from shared.tap_control import LostReason, Tracking

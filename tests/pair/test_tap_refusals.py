@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.tap_config import CONFIG_NAME, ERROR_NAME, save_config
 from shared.tap_control import Tracking
 from tests.pair.tap_rig import EPOCH, TapRun, Writer, needs, run_client, tap_run

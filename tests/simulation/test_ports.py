@@ -14,7 +14,7 @@ import pytest
 
 from shared.errors import DiskInUseError, StoreDamagedError, UnreachableError
 from shared.ports import Address, Link, Peer
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from tests.simulation.disk import PAGE, SimulatedFile, SimulatedFileSystem, Volume
 from tests.simulation.loop import CURRENT, Deadlock, Livelock, Process, ProcessDead, SimulationLoop
 from tests.simulation.net import WINDOW, SimulatedNetwork, Wire

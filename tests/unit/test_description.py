@@ -27,7 +27,7 @@ from shared.description import (
     write,
 )
 from shared.errors import StorageError, VmreplicaError
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from tests.unit.replica.failing import FailingFiles, Killed
 from tests.vectors.descriptions import FOLDER, PRIMARY, REPLICA, VECTORS
 from tests.vectors.logs import VM

@@ -30,7 +30,8 @@ from shared.hrl_files import (
     scan_file,
 )
 from shared.hrl_follower import LogDamagedError, LogFollower, LogGoneError
-from shared.ports.files import RealFile, RealFileSystem
+from shared.ports.file_system import RealFileSystem
+from shared.ports.files import RealFile
 from tests.vectors.logs import EPOCH, OTHER_EPOCH, SIZES, VM, LogBuilder, Write, data, discard, pattern, small_log, zero
 
 FILES = RealFileSystem()

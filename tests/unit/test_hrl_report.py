@@ -9,7 +9,7 @@ import pytest
 
 from protocol.hrl import RecordKind, SealReason
 from shared.hrl_report import Record, Report, Verdict, check, dump, record_lines, report_lines
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from tests.vectors.cases import FOLDER
 from tests.vectors.logs import LogBuilder, small_log, zero
 

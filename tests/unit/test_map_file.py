@@ -30,7 +30,7 @@ from shared.map_file import (
     MapFile,
     MapKind,
 )
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from tests.simulation.disk import SimulatedFileSystem, Volume
 from tests.simulation.loop import Process, SimulationLoop
 from tests.vectors.logs import EPOCH, OTHER_EPOCH

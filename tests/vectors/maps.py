@@ -9,7 +9,7 @@ from primary_agent.tap.dirty_map import DirtyMap, DirtyNote, Force
 from primary_agent.tap.hot_regions import HotNote
 from protocol.hrl import Geometry
 from shared.map_file import MapFile, MapKind
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from tests.vectors.logs import EPOCH, OTHER_EPOCH, VM
 
 FOLDER = Path(__file__).parent

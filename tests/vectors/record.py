@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from shared.hrl_report import check
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from tests.vectors import descriptions
 from tests.vectors.cases import FOLDER, Case, cases, describe_frame
 from tests.vectors.maps import VECTORS, write_all

@@ -8,7 +8,7 @@ from pathlib import Path
 from protocol.position import Position
 from replica_agent.undo import BATCH_BYTES, Link
 from replica_agent.undo_writer import UndoWriter
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from tests.vectors.logs import EPOCH, OTHER_EPOCH, VM
 
 PATH = Path(__file__).parent / "merge.undo"

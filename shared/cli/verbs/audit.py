@@ -19,7 +19,7 @@ from shared.cli.exit_codes import SUCCESS
 from shared.cli.text import columns, joined, printable_values, time_text
 from shared.cli.units import parse_duration
 from shared.errors import NotFoundError, StoreDamagedError, UsageError
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 
 CHECK_SECONDS = 300.0
 

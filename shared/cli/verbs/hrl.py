@@ -12,7 +12,7 @@ from shared.cli.exit_codes import SUCCESS
 from shared.cli.text import printable
 from shared.errors import NotFoundError, StorageError
 from shared.hrl_report import Record, Report, Verdict
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 
 WORTH = {Verdict.SOUND, Verdict.TORN}
 """Verdicts that end with success: a crash may tear the tail, and of a file in use it is torn most of the time."""

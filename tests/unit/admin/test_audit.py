@@ -41,7 +41,7 @@ from shared.admin.verbs import AnyVmParams, AuditParams, RemoveParams, SetParams
 from shared.errors import ForbiddenError, InvalidStateError, VmreplicaError
 from shared.ports import Address
 from shared.ports.clock import RealClock
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.network import RealNetwork
 from shared.ports.users import user_name
 from shared.ports.workers import ThreadWorkers

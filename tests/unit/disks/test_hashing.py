@@ -12,7 +12,7 @@ import pytest
 
 from shared.disks import hashing
 from shared.disks.hashing import BLAKE2B, HASH_NAME, HASH_NAMES, READ_BYTES, TAG_BYTES, RangeHasher, best_hash_name
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 
 BLOCK = 64 << 10
 KEY = bytes(range(32))

@@ -89,7 +89,7 @@ def test_a_service_says_when_it_is_ready_and_that_it_lives(name: str) -> None:
     assert "2" in restart["RestartPreventExitStatus"].split()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SERVING)
 def test_guests_find_their_disks_served_at_boot(name: str) -> None:
     assert {"libvirtd.service", "virtqemud.service", "libvirt-guests.service"} <= set(
         dict(settings(name))["Before"].split()

@@ -13,7 +13,8 @@ import pytest
 from shared.errors import DiskInUseError, StorageError
 from shared.ports import Extent
 from shared.ports import files as files_module
-from shared.ports.files import RealFile, RealFileSystem
+from shared.ports.file_system import RealFileSystem
+from shared.ports.files import RealFile
 from tests.pair.loop_device import LoopDevice, loop_device, mounted
 
 KIB = 1 << 10

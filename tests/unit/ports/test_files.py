@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from shared.errors import InvalidStateError, StorageError
 from shared.ports import Extent, kernel
 from shared.ports import files as files_module
-from shared.ports.files import IOV_MAX, RealFile, RealFileSystem
+from shared.ports.file_system import RealFileSystem
+from shared.ports.files import IOV_MAX, RealFile
 
 PAGE = 4096
 MIB = 1 << 20

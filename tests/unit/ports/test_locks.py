@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from shared.errors import DiskInUseError
-from shared.ports.files import RealFile, RealFileSystem
+from shared.ports.file_system import RealFileSystem
+from shared.ports.files import RealFile
 
 SIZE = 1 << 20
 
@@ -110,7 +111,7 @@ def test_readers_of_ours_need_no_lock(path: str) -> None:
 
 def test_lock_of_a_killed_process_is_free(path: str) -> None:
     code = (
-        "import sys, time; from shared.ports.files import RealFileSystem\n"
+        "import sys, time; from shared.ports.file_system import RealFileSystem\n"
         "file = RealFileSystem().open(sys.argv[1], write=True); file.lock()\n"
         "print('locked', flush=True); time.sleep(60)"
     )

@@ -21,7 +21,7 @@ from replica_agent.ledger import Ledger
 from shared.description import decode as decode_description
 from shared.errors import NoSpaceError, StoreDamagedError
 from shared.ports.clock import RealClock
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.store import STATE_FILE, SqliteStores
 from shared.ports.store_file import StoreFile
 from shared.ports.store_migrating import Step, backup_of, open_store

@@ -33,7 +33,7 @@ from protocol.hrl import MAX_PAYLOAD
 from protocol.messages import BLOCK_SIZE, Run
 from shared.errors import StorageError
 from shared.ports import Extent, File
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 
 SIZE = 64
 """Block size of these tests; the code takes any."""

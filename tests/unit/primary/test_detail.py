@@ -22,7 +22,7 @@ from protocol.errors import ProtocolError
 from protocol.messages import BLOCK_SIZE, DETAIL_BYTES, GROUP_BLOCKS, Run
 from shared.disks.hashing import RangeHasher
 from shared.ports import File
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 
 ID, KEY_ID = b"i" * 16, b"k" * 16
 

@@ -25,7 +25,7 @@ from shared.block_devices import BlockDevicePolicy
 from shared.config_sections import DEFAULT_PORT
 from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError, VmreplicaError
 from shared.ports import Ports
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.real import RealPorts
 from shared.schedule import ResyncMode
 

@@ -12,7 +12,7 @@ from primary_agent.record import DiskRecord
 from primary_agent.survey import SAMPLE_CHUNK, Survey, hash_sample, survey
 from protocol.messages import BLOCK_SIZE, ResyncKind
 from shared.disks.hashing import RangeHasher
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.resync_runs import CANCELLED, COMMITTED, Run, RunDisk
 
 MIB = 1 << 20

@@ -29,7 +29,7 @@ from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.ports import Ports
 from shared.ports.clock import RealClock
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.network import RealNetwork
 from shared.ports.rng import SystemRandom
 from shared.ports.store import SqliteStores

@@ -14,7 +14,7 @@ from primary_agent.record import DiskRecord
 from primary_agent.sampling import Sampled, choose
 from primary_agent.survey import Survey, survey
 from protocol.messages import BLOCK_SIZE, ResyncKind
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.rng import SystemRandom
 
 MIB = 1 << 20

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from shared.ports import Buffer, Extent, FileIdentity
-from shared.ports.files import RealFile, RealFileSystem
+from shared.ports.file_system import RealFileSystem
+from shared.ports.files import RealFile
 
 
 class Killed(BaseException):

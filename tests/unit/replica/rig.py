@@ -47,7 +47,7 @@ from shared.disks.hashing import HASH_NAME, RangeHasher
 from shared.errors import StoreDamagedError
 from shared.ports import Address, Clock, Ports, Store
 from shared.ports.clock import RealClock
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.network import RealNetwork
 from shared.ports.rng import SystemRandom
 from shared.ports.store import SqliteStores

@@ -8,7 +8,7 @@ import pytest
 
 from replica_agent.layout import Layout
 from replica_agent.pool import LEAST_BYTES, SpoolPool
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 
 EPOCH = bytes(range(16))
 

@@ -18,7 +18,7 @@ from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
 from shared.errors import InvalidStateError, NotFoundError, StorageError, VmreplicaError
 from shared.events import EventId
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from tests.unit.replica.failing import FailingFiles, Killed
 from tests.unit.replica.logs import EPOCH, VM
 from tests.unit.replica.rig import DISKS, Certificates, Resync, World, disk_bytes

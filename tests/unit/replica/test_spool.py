@@ -16,7 +16,7 @@ from replica_agent.layout import Layout
 from replica_agent.pool import SpoolPool
 from replica_agent.spool import Spool, SyncFailedError
 from shared.errors import NoSpaceError, StorageError
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from tests.faults.nth import every_failure, on
 from tests.unit.replica.failing import FailingFiles
 from tests.unit.replica.logs import EPOCH, VM, Tap, log_frame, seal_frame, write, zero

@@ -21,7 +21,7 @@ from replica_agent.undo import BATCH_BYTES, Link, Piece, UndoDamagedError, UndoL
 from replica_agent.undo_writer import UndoWriter
 from shared.errors import NoSpaceError
 from shared.ports import Extent
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 
 VM = bytes(range(16))
 BLOCK = 64 << 10

@@ -19,7 +19,7 @@ from shared.hrl_files import EndKind, log_file_sequence, scan_file
 from shared.nbd.backend import CommandKind, Mutation
 from shared.ports import FileSystem
 from shared.ports.clock import RealClock
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.ports.network import RealNetwork
 from shared.ports.rng import SystemRandom
 from shared.ports.workers import ThreadWorkers

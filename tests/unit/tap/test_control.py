@@ -16,7 +16,7 @@ from primary_agent.tap.process import Identity, TapProcess
 from shared.admin.access import Access, Authorize
 from shared.errors import ForbiddenError, InvalidStateError, UnreachableError, UsageError, VmreplicaError
 from shared.ports import Peer
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.tap_config import (
     CONFIG_NAME,
     ERROR_NAME,

@@ -21,7 +21,7 @@ from shared.errors import DiskInUseError, InvalidStateError, NotFoundError, Stor
 from shared.nbd.backend import Mutation
 from shared.planning import PrimaryView, wrote_since
 from shared.ports import FileIdentity
-from shared.ports.files import RealFileSystem
+from shared.ports.file_system import RealFileSystem
 from shared.tap_config import STATE_NAME
 from shared.tap_control import DiskChange, DiskPart, LostReason, Tracking
 from tests.unit.tap.rig import EPOCH, KIB, MIB, OTHER_EPOCH, Box, copy, make_box, trim, write, zeroes
