@@ -35,7 +35,7 @@ class _Service:
         self._monitoring = Monitoring(real.ports, config.metrics, volumes, self._agent.status)
         self._watch = AttachmentWatch(self._agent, ProcDiskUse(), operations.bypassed)
         self._watching: asyncio.Task[None] | None = None
-        self._agent.problems = self._monitoring.problems
+        self._agent.problems = lambda: [*self._monitoring.problems(), *operations.problems()]
 
     async def start(self) -> None:
         await self._agent.start()

@@ -24,6 +24,7 @@ from replica_agent.quota import Copy
 from replica_agent.rebuilding import RECOVERABLE, rebuild
 from replica_agent.refusals import Refusal
 from replica_agent.sessions import Sessions
+from replica_agent.storages import Storages
 from replica_agent.vm import ReplicaVm, settle
 from replica_agent.vm_status import damaged_status, status_of
 from shared.config_sections import ReplicaConfig
@@ -81,15 +82,17 @@ class ReplicaAgent:
         """What concerns the agent as a whole."""
         self.exposed: list[Callable[[ReplicaVm, Position], None]] = []
         """Called synchronously whenever the disks of a VM are exactly at a new point, and at its start."""
+        self.storages = Storages(self._find)
         self._changing = asyncio.Lock()
         self._revivals: set[asyncio.Task[None]] = set()
 
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Find and start all VMs, then listen. Raises what listening raises; a VM's trouble stays its own."""
-        for storage in self.sessions.authorization.storages:
-            await self._find(storage)
+        """Find and start all VMs, then listen. Raises what listening raises; a VM's trouble stays its own, and so does
+        that of a storage location, which is looked at again and again.
+        """
+        await self.storages.begin(self.sessions.authorization.storages, self._changing)
         listen = self.config.listen
         await self.sessions.listen(Address(host=listen.host, port=listen.port, tls=True))
 
@@ -98,6 +101,7 @@ class ReplicaAgent:
         for task in list(self._revivals):
             task.cancel()
         await settle(self._revivals)
+        await self.storages.stop()
         await asyncio.gather(*(vm.connections.end(_STOPPING) for vm in self.vms.values()))
         await self.sessions.close()
         await asyncio.gather(*(vm.stop() for vm in self.vms.values()))
@@ -107,15 +111,18 @@ class ReplicaAgent:
         """Take over a new configuration: what all VMs share of it is in force at once; connections that its
         authorization no longer allows are ended, and the others go on.
         """
-        self.config = config
-        self.surroundings.adopt(config)
-        for vm in self.vms.values():
-            vm.adopt_surroundings()
-        known = set(self.sessions.authorization.storages)
-        self.sessions.reauthorize(Authorization.of(config))
-        for storage in self.sessions.authorization.storages:
-            if storage not in known:
-                await self._find(storage)
+        authorization = Authorization.of(config)
+        async with self._changing:
+            # Before anything is in force: whoever connects by a new entry has to meet the copies that are there.
+            for storage in authorization.storages:
+                if storage not in self.sessions.authorization.storages or storage in self.storages.absent:
+                    await self.storages.add(storage)
+            self.config = config
+            self.surroundings.adopt(config)
+            for vm in self.vms.values():
+                vm.adopt_surroundings()
+            self.storages.keep(authorization.storages)
+            self.sessions.reauthorize(authorization)
 
     def reexamine(self) -> None:
         """End the connections of peers whose certificates would not be accepted any more, and tell them why."""
@@ -238,6 +245,7 @@ class ReplicaAgent:
             if body.vm in self.damaged:
                 error = self.damaged[body.vm].error
                 raise Refusal(ErrorCode.DAMAGED, error.text, error.remedy)
+            self.storages.require(grant.storage)
             self.sessions.quotas.judge(grant, body)
             known = self.vms.get(body.vm)
             if known is not None:
@@ -288,7 +296,7 @@ class ReplicaAgent:
             listening=[str(listener.address)] if listener is not None else [],
             limits=self.sessions.add_to(self.arrivals()),
             vms=sorted(statuses, key=lambda vm: vm.name),
-            problems=[*agent_problems(self.ports.network.trust, now), *self.problems()],
+            problems=[*agent_problems(self.ports.network.trust, now), *self.problems(), *self.storages.problems()],
         )
 
     async def known(self) -> list[VmStatus]:

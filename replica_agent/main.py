@@ -30,7 +30,7 @@ class _Service:
         self._monitoring = Monitoring(real.ports, config.metrics, volumes, self._status)
         self._agent.arrivals = real.network.arrivals
         self._agent.sessions.on_refused = operations.refused
-        self._agent.problems = self._monitoring.problems
+        self._agent.problems = lambda: [*self._monitoring.problems(), *operations.problems()]
 
     async def start(self) -> None:
         await self._agent.start()

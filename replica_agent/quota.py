@@ -11,17 +11,21 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import structlog
+
 from protocol.messages import ErrorCode, Open
 from replica_agent.authorize import Grant
 from replica_agent.finishing import finish
 from replica_agent.layout import Layout, is_pooled
 from replica_agent.refusals import Refusal
-from shared.errors import NoSpaceError
+from shared.errors import NoSpaceError, VmreplicaError
 from shared.ports import FileSystem, Ports
 from shared.rates import size_text
 
 MEASURE_SECONDS = 5.0
 """What was measured counts for so long, with what was let in since; nothing is refused by it without another look."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,11 @@ class Quotas:
         self._usages.clear()
 
     async def _look(self, grant: Grant, usage: _Usage) -> None:
+        asked = self._ports.clock.monotonic()
         async with usage.looking:
+            if usage.when > asked:
+                # Somebody else has looked while we waited for our turn.
+                return
             folders = [copy.folder for copy in self._copies_of(grant)]
             usage.when, usage.admitted = self._ports.clock.monotonic(), 0
             usage.measured = await finish(self._ports.workers.run(_measure, self._ports.files, folders))
@@ -116,8 +124,12 @@ def _measure(files: FileSystem, folders: Iterable[str]) -> int:
     total = 0
     for folder in folders:
         layout = Layout(folder)
-        for inner in (folder, layout.spool, layout.resyncs, layout.undo_logs):
-            total += sum(files.allocated(f"{inner}/{name}") for name in files.list(inner) if not is_pooled(name))
+        try:
+            for inner in (folder, layout.spool, layout.resyncs, layout.undo_logs):
+                total += sum(files.allocated(f"{inner}/{name}") for name in files.list(inner) if not is_pooled(name))
+        except (VmreplicaError, OSError) as error:
+            # One copy that is damaged must not stop the others of its entry.
+            log.warning("a copy can't be measured for its quota", folder=folder, reason=str(error))
     return total
 
 

@@ -85,12 +85,15 @@ class AgentPair:
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
-    def prepare(self, *, cuttable: bool = True, run: Callable[..., object] | None = None) -> None:
-        """Certificates for two hosts in two commands, and a configuration for each agent."""
+    def certify(self, run: Callable[..., object]) -> None:
+        """Certificates for two hosts in two commands, in ``ca`` and ``pki`` of the folder."""
         folder = self.folder
-        run = run or self.run
         run("pki", "init", str(folder / "ca"))
         run("pki", "issue", "--ca", str(folder / "ca"), "--out", str(folder / "pki"), "alpha", "localhost")
+
+    def prepare(self, *, cuttable: bool = True, run: Callable[..., object] | None = None) -> None:
+        """Certificates, and a configuration for each agent."""
+        self.certify(run or self.run)
         if cuttable:
             self.link = LinkCutter(("127.0.0.1", self.port))
         self.storage.mkdir(mode=0o700, exist_ok=True)

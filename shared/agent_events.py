@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -22,8 +24,12 @@ log = structlog.get_logger(__name__)
 class AgentEvents:
     """Opened at the agent's start. A store that fails costs the agent's own events, never its work."""
 
-    def __init__(self, ports: Ports, state_dir: str) -> None:
+    def __init__(
+        self, ports: Ports, state_dir: str, undurable: Callable[[dict[str, Any]], None] = lambda _event: None
+    ) -> None:
+        """``undurable`` is told the events that could not be recorded: whoever is to hear of them still does."""
         self._ports = ports
+        self._undurable = undurable
         self._folder = f"{state_dir}/{FOLDER}"
         self._store: Store | None = None
         self.error = ""
@@ -60,14 +66,24 @@ class AgentEvents:
         changes: dict[str, Any] | None = None,
     ) -> None:
         """Record an event, and with it changes of records. An event of a VM has ``vm`` and ``uuid`` in its data."""
-        if self._store is None:
-            return
         now = self._ports.clock.wall()
         event = make_event(number, text, time=now, cause=cause, before=before, after=after, data=data, level=level)
+        if self._store is None and self.error:
+            # What failed, a full volume say, may be over.
+            await self.open()
+        if self._store is None:
+            self._undurable(event)
+            return
         try:
             await self._store.commit(changes or {}, [event])
         except (VmreplicaError, OSError) as error:
             self._failed(error)
+            self._undurable(event)
+            # A store takes nothing more once a commit has failed: it is opened anew.
+            with contextlib.suppress(VmreplicaError, OSError):
+                await self.close()
+        else:
+            self.error = ""
 
     def health(self) -> dict[str, str]:
         """The health of each VM as it was told last, by UUID."""
@@ -84,9 +100,9 @@ class AgentEvents:
         return [{**event, "vm": event["data"].get("vm", ""), "uuid": event["data"].get("uuid", "")} for event in found]
 
     async def close(self) -> None:
-        if self._store is not None:
-            await self._store.close()
-            self._store = None
+        store, self._store = self._store, None
+        if store is not None:
+            await store.close()
 
     def _failed(self, error: Exception) -> None:
         self.error = str(error)

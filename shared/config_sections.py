@@ -100,8 +100,10 @@ class LimitsSection(Section, frozen=True):
     """
     sessions: Annotated[int, msgspec.Meta(ge=8, le=100_000)] = 4096
     """Connections of all peers together."""
-    extra_sessions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
-    """Connections of one peer beside three for each VM of it that is kept here."""
+    extra_sessions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 32
+    """Connections of one peer beside three for each VM of it that is kept here: as many as it may open at once for VMs
+    that are not here yet.
+    """
     memory_bytes: Annotated[int, msgspec.Meta(ge=16 * MIB, lt=1 << 40)] = 256 * MIB
     """Bytes that all connections together may have received and that are not stored yet; above it less is read from
     each.
@@ -267,6 +269,8 @@ class AlarmSection(Section, frozen=True):
         if self.command and not self.command[0].startswith("/"):
             raise ValueError(f"the command {self.command[0]!r} is no absolute path")
         host = (urlsplit(self.webhook).hostname or "") if self.webhook else ""
+        # A number that is no port raises ValueError here, and not when an alarm is to be sent.
+        _ = urlsplit(self.webhook).port
         if self.webhook.startswith("http:") and host not in ("localhost", "127.0.0.1", "::1"):
             raise ValueError(f"{host} is another host: an alarm goes there by https only")
 

@@ -69,7 +69,7 @@ class Operations:
         self.role = role
         self.ports = replace(ports, stores=TellingStores(ports.stores, self._told))
         self.state = ConfigState(path, config, ports.clock.wall())
-        self.events = AgentEvents(self.ports, config.state_dir)
+        self.events = AgentEvents(self.ports, config.state_dir, self._undurable)
         self.alarms = Alarms(ports.clock, ways, blocking, config.host, role, self._alarm_failed)
         self._journal = journal
         self._blocking = blocking
@@ -161,6 +161,10 @@ class Operations:
         }
         await self.events.note(EventId.BYPASSED, cause.text, cause=cause.code, data=data)
 
+    def problems(self) -> list[str]:
+        """What concerns the agent as a whole."""
+        return [f"The agent's own events can't be recorded: {self.events.error}"] if self.events.error else []
+
     # --- the admin socket
 
     def add_methods(self, methods: Methods) -> None:
@@ -201,8 +205,12 @@ class Operations:
     def _unfollow(self, client: Client) -> None:
         self._followers.pop(client, None)
 
+    def _undurable(self, event: dict[str, Any]) -> None:
+        """An event of the agent's own could not be recorded: it is told all the same."""
+        self._told(Told(event, event["data"].get("vm", ""), event["data"].get("uuid", "")))
+
     def _told(self, told: Told) -> None:
-        """An event is durable."""
+        """An event is durable, or could not be."""
         self.alarms.take(told)
         for client, vm in self._followers.items():
             if vm in (None, told.vm, told.uuid):
@@ -221,8 +229,8 @@ class Operations:
             entry = self._entries.popleft()
             try:
                 await self._blocking(self._journal.send, entry)
-            except OSError as error:
-                log.warning("an event did not get into the journal", event=entry["MESSAGE"], reason=error.strerror)
+            except Exception as error:
+                log.warning("an event did not get into the journal", event=entry.get("MESSAGE"), reason=str(error))
             if self._lost:
                 log.warning("events did not get into the journal: it takes too few", count=self._lost)
                 self._lost = 0

@@ -34,6 +34,7 @@ from shared.ports import Address
 from shared.ports.alarm_ways import RealAlarmWays
 from shared.ports.journal import system_journal
 from shared.ports.kernel import allow_descriptors, keep_freed_memory
+from shared.ports.own_threads import in_own_thread
 from shared.ports.real import RealPorts
 from shared.ports.systemd import ServiceManager
 from shared.ports.users import group_id, user_name
@@ -124,7 +125,7 @@ async def _serve(
         real.ports,
         journal=system_journal(os.environ),
         ways=RealAlarmWays(),
-        blocking=asyncio.to_thread,
+        blocking=in_own_thread,
     )
     real.ports = operations.ports
     service = make(config, real, operations)
@@ -162,12 +163,12 @@ async def _serve(
         try:
             await stop.wait()
         finally:
-            manager.stopping(2 * STOP_SECONDS)
+            manager.stopping(5 * STOP_SECONDS)
             telling.cancel()
             reloading.cancel()
             watching.cancel()
-            await admin.close()
-            await auditor.note("agent.stop")
+            await _within(STOP_SECONDS, admin.close())
+            await _within(STOP_SECONDS, auditor.note("agent.stop"))
     finally:
         await _within(STOP_SECONDS, service.stop())
         await _within(STOP_SECONDS, operations.close())
@@ -185,7 +186,12 @@ class _State:
         self._service = service
 
     async def line(self) -> str:
-        line = line_of(await self._service.vms())
+        try:
+            line = line_of(await self._service.vms())
+        except Exception:
+            # It is only told by this line: nothing else may end by a mistake in it.
+            _log.exception("the state in one line can't be told")
+            line = "The state can't be told."
         return f"Not reloaded: {self.refused} {line}" if self.refused else line
 
 
@@ -209,6 +215,11 @@ async def _reload_on(
             state.refused = str(error)
             _log.error("not reloaded", reason=str(error))
             await auditor.note("agent.reload", config=path, refused=error.text)
+        except Exception as error:
+            # The next reload has to be heard, whatever this one met.
+            state.refused = f"{type(error).__name__}: {error}."
+            _log.exception("not reloaded")
+            await auditor.note("agent.reload", config=path, refused=state.refused)
         else:
             state.refused = ""
             _log.info("reloaded", path=path)

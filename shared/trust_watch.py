@@ -38,6 +38,8 @@ async def keep_trust(network: RealNetwork, workers: Workers, reexamine: Callable
             if str(error) != told:
                 told = str(error)
                 _log.error("the revocation list has changed and can't be loaded", reason=told)
+        except Exception:
+            _log.exception("the revocation list could not be looked at")
         try:
             reexamine()
         except Exception:

@@ -176,12 +176,12 @@ class AuditLog:
     def _write_at_end(self, file: File, size: int, line: bytes) -> None:
         try:
             file.write(size, line)
+            file.sync()
         except OSError:
             # A part of it would be taken for damage.
             with contextlib.suppress(OSError):
                 file.truncate(size)
             raise
-        file.sync()
 
     def _rotate(self, path: str) -> File:
         """Put the full file aside, and remove the oldest ones."""

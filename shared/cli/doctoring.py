@@ -44,7 +44,7 @@ def agent_findings(agent: Agent) -> Iterator[Finding]:
             subject,
             f"It can't see the open files of {status.unseen_processes} processes: whether they write past a tap, only "
             "this verb finds.",
-            "Start what sees them all, and tells the agent: systemctl enable --now vmreplica-watch",
+            "Start what sees them all, and tells the agent: systemctl start vmreplica-watch",
         )
     yield clock_finding()
 
@@ -95,7 +95,7 @@ def _certificate(status: AgentStatus, subject: str) -> Finding:
     if end is None:
         return note(subject, "It has no certificate.")
     left = end - status.time
-    remedy = "Issue a new one with vmreplica pki issue, put it in place, and reload the agent."
+    remedy = "Make a new one with vmreplica pki renew, put it in place, and reload the agent."
     if left <= 0:
         return problem(subject, "The certificate that it uses has expired.", remedy, not_after_time=end)
     if left < EXPIRY_WARNING_SECONDS:
@@ -223,7 +223,9 @@ def _tap(vm: VmStatus) -> Iterator[Finding]:
     if tap is None or not tap.running:
         reason = tap.error if tap is not None else ""
         yield problem(
-            subject, f"It does not run. {reason}".strip(), "See tap.out in the VM's folder; it is tried again."
+            subject,
+            f"It does not run. {reason}".strip(),
+            "See journalctl -u 'vmreplica-tap@*', or tap.out in the VM's folder; it is tried again.",
         )
         return
     yield ok(subject, f"Process {tap.pid}, tracking {tap.tracking}, {tap.clients} clients.", pid=tap.pid)
@@ -249,6 +251,15 @@ def _attachment(vm: VmStatus) -> Iterator[Finding]:
     attachment = attachment_of(vm)
     usage = ProcDiskUse().look(attachment.disks, attachment.sockets)
     found = bypasses(attachment, usage, time.time())
+    held = {user.path for user in usage.users if user.pid == attachment.tap}
+    for path in attachment.disks if attachment.tap is not None and not usage.unseen else ():
+        if path not in held and os.path.exists(path):
+            yield problem(
+                subject,
+                f"The tap does not have {path} open: another file has taken its place since the tap started.",
+                "Put the disk that the tap serves back in its place before the tap is stopped.",
+                path=path,
+            )
     yield from (problem(subject, each.text, each.remedy, code=each.code, **each.evidence) for each in found)
     for user in usage.users:
         if not user.writing and user.pid != attachment.tap:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from shared.cli.configured import CONFIG_FOLDER, KINDS, default_path
 from shared.cli.findings import Finding, Level, note, of_error, ok, problem
-from shared.cli.unit_files import reach_step, unit_steps, unit_user
+from shared.cli.unit_files import reach_steps, unit_steps, unit_user
 from shared.config import load_config
 from shared.config_sections import PrimaryConfig, ReplicaConfig
 from shared.errors import StorageError, UsageError, VmreplicaError
@@ -114,9 +114,8 @@ def later_steps(wanted: Wanted, config: PrimaryConfig | ReplicaConfig) -> Iterat
     for folder in folders:
         yield folder_step(wanted.root + folder, 0o700, "state_dir" if folder == config.state_dir else "storage", owner)
     yield from _key_owner_steps(wanted.root + config.tls.key, user, owner)
-    reach = reach_step(wanted.role, wanted.root, folders) if wanted.units else None
-    if reach is not None:
-        yield Step(*reach)
+    if wanted.units:
+        yield from (Step(*step) for step in reach_steps(wanted.role, wanted.root, folders))
 
 
 def _key_owner_steps(key: str, user: str, owner: int | None) -> Iterator[Step]:

@@ -22,6 +22,11 @@ UNITS = {
 HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108 - nothing is made there.
 """Where a unit with ProtectHome and PrivateTmp finds no program."""
 DROP_IN = "vmreplica-setup.conf"
+OWN_STATE = {
+    "primary": ("/var/lib/vmreplica/primary/",),
+    "replica": ("/var/lib/vmreplica/replica-agent/", "/var/lib/vmreplica/replica/"),
+}
+"""What a role's unit may write by itself (StateDirectory=)."""
 
 _PROGRAM = re.compile(r"^(Exec\w+=[-+!:@]*)(?:\S*/)?(vmreplica(?:-\w+)?)(?=\s|$)", re.MULTILINE)
 
@@ -64,12 +69,21 @@ def unit_user(role: str, root: str) -> str:
     return found[1] if found is not None else "root"
 
 
-def reach_step(role: str, root: str, folders: Sequence[str]) -> tuple[Finding, Callable[[], None] | None] | None:
-    """A drop-in that lets the unit write where the configuration has its folders; None where it may anyway."""
-    outside = [folder for folder in folders if not f"{folder}/".startswith("/var/lib/vmreplica/")]
-    name = f"vmreplica-{role}.service"
+def reach_steps(role: str, root: str, folders: Sequence[str]) -> Iterator[tuple[Finding, Callable[[], None] | None]]:
+    """Drop-ins that let the units write where the configuration has its folders; none where they may anyway.
+
+    A VM's tap writes its log below the primary's ``state_dir``, too.
+    """
+    outside = [folder for folder in folders if not f"{folder}/".startswith(OWN_STATE[role])]
+    for name in (f"vmreplica-{role}.service", *(("vmreplica-tap@.service",) if role == "primary" else ())):
+        step = _reach_step(name, root, outside)
+        if step is not None:
+            yield step
+
+
+def _reach_step(name: str, root: str, outside: Sequence[str]) -> tuple[Finding, Callable[[], None] | None] | None:
     target = Path(f"{root}{OWN_FOLDER}/{name}.d/{DROP_IN}")
-    text = "# Made by vmreplica setup: what the configuration has outside of /var/lib/vmreplica.\n[Service]\n"
+    text = "# Made by vmreplica setup: what the configuration has outside of the unit's own folders.\n[Service]\n"
     text += "".join(f"ReadWritePaths=-{_quoted(folder)}\n" for folder in outside)
     known = target.read_text(encoding="utf-8") if target.exists() else None
     if not outside and known is None:

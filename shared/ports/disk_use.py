@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,8 @@ from typing import Protocol
 QCOW2_MAGIC = b"QFI\xfb"
 BACKING_BYTES_MAX = 1023
 """The longest name of a backing file that the format allows."""
+CHAIN_MAX = 200
+"""Images over each other that are looked through, as many as libvirt takes."""
 GUEST_PROGRAM = re.compile(r"qemu(-system|-kvm|$)|kvm$|qemu-kvm")
 _ACCESS = 0o3
 _READ_ONLY = 0o0
@@ -170,13 +172,28 @@ def _guest(pid: int, words: Sequence[str]) -> Guest:
     return Guest(pid, name, uuid)
 
 
-def _overlay(pid: int, program: str, entry: Path, below: Iterable[str]) -> Overlay | None:
-    """The image behind a descriptor, where it lies over one of the paths."""
+def _overlay(pid: int, program: str, entry: Path, below: Sequence[str]) -> Overlay | None:
+    """The image behind a descriptor, where it lies over one of the paths, itself or by others below it."""
+    top = place = os.readlink(entry)
     backing = backing_of(str(entry))
-    for path in below:
-        if backing and path in backing:
-            return Overlay(pid, program, os.readlink(entry), backing, path)
+    for _ in range(CHAIN_MAX):
+        for path in below:
+            if backing and path in backing:
+                return Overlay(pid, program, top, backing, path)
+        following = _image_at(backing, place)
+        if not following:
+            return None
+        place = following
+        backing = backing_of(place)
     return None
+
+
+def _image_at(backing: str, above: str) -> str:
+    """The path of the file that an image names as what lies below it; empty where it names something else."""
+    name = backing.removeprefix("file:")
+    if not name or name.startswith(("json:", "nbd:")) or "://" in name:
+        return ""
+    return os.path.join(os.path.dirname(above), name)
 
 
 def backing_of(path: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +37,12 @@ class Hosts(AgentPair):
         super().__init__(folder, storage=storage, state=state)
         self.disks: list[Path] = []
         self.writers = []
+
+    def certify(self, run: Callable[..., object]) -> None:
+        """Made once for all tests of this process: two programs less for each of them."""
+        made = _certificates()
+        for name in ("ca", "pki"):
+            shutil.copytree(made / name, self.folder / name)
 
     # --- orders and questions ----------------------------------------------------------------------------------------
 
@@ -249,6 +259,15 @@ class Writer:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+@functools.cache
+def _certificates() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="vmr-pki-"))
+    atexit.register(shutil.rmtree, folder)
+    pair = AgentPair(folder)
+    pair.certify(pair.run)
+    return folder
 
 
 def patience(what: str, last: dict[str, object]) -> Iterator[None]:

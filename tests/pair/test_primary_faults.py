@@ -113,7 +113,9 @@ def test_full_volume_of_the_log_costs_a_resync_and_no_error(small: Hosts) -> Non
     assert lost_by_tap(small)["reason"] == "log_full"
     status = small.wait("the cause", "primary", lambda vm: (vm["tap"] or {}).get("tracking") == "map" and vm["causes"])
     assert [cause["code"] for cause in status["causes"]] == ["tracking_lost"]
-    assert (status["state"], status["health"], status["remedy"]) == ("WaitingForStartResynchronize", "Critical", "")
+    assert (status["state"], status["health"]) == ("WaitingForStartResynchronize", "Critical")
+    # It starts by itself; the volume may be short of room all the same, which is another matter.
+    assert status["remedy"] in ("", "Make room there, or enlarge it.")
     assert small.status("replica")["applied_cut"] == point
     small.link.restore()
     small.connect()

@@ -105,7 +105,7 @@ def test_prometheus_reads_both_agents(hosts: Hosts) -> None:
         assert watching.values('vmreplica_vm_state{state="Replicating"} == 1') == [1, 1]
         assert watching.values("sum(vmreplica_replications_total)")[0] >= 2
         assert min(watching.values("vmreplica_store_free_bytes")) > 0
-        assert watching.values("vmreplica_certificate_expiry_timestamp_seconds - time() > 86400")
+        assert watching.values("vmreplica_trust_expiry_timestamp_seconds - time() > 86400")
         (group,) = watching.ask("rules")["groups"]
         assert [rule["health"] for rule in group["rules"] if rule["health"] == "err"] == []
         assert len(group["rules"]) == len(re.findall(r"- alert:", RULES.read_text()))

@@ -263,6 +263,24 @@ def test_events_are_in_the_journal_with_their_fields(vm: Vm) -> None:
     assert "web" in enabled["MESSAGE"]
 
 
+def test_whoever_writes_past_the_tap_is_seen(vm: Vm) -> None:
+    """The agent's sandbox hides other processes from it; vmreplica-watch, started with it, sees them and tells it."""
+    alpha = vm.pair.alpha
+    assert alpha.show("vmreplica-watch", "ActiveState") == "active"
+    assert not vm.status()["bypasses"]
+    program = f"import time; held = open({vm.disk!r}, 'r+b'); time.sleep(600)"
+    alpha.run("systemd-run", "--unit=bypass", "/usr/bin/python3", "-c", program)
+    try:
+        # It looks when it starts, and then every minute.
+        alpha.restart("vmreplica-watch")
+        seen = vm.wait("the bypass", lambda now: now["bypasses"])
+        assert (seen["health"], seen["protected"]) == ("Critical", False)
+    finally:
+        alpha.systemctl("stop", "bypass")
+    alpha.restart("vmreplica-watch")
+    vm.wait("the end of the bypass", lambda now: not now["bypasses"])
+
+
 def test_both_roles_live_on_one_host(vm: Vm) -> None:
     """beta becomes a primary as well, and replicates a VM of its own to itself."""
     beta = vm.pair.beta

@@ -118,7 +118,7 @@ def _has_changed(found: Iterable[Finding]) -> bool:
 
 def _tell_systemd(found: list[Finding], wanted: Wanted) -> None:
     """Have systemd read units that were just put in place."""
-    units = any(each.level is Level.CHANGED and each.subject.endswith(".service") for each in found)
+    units = any(each.level is Level.CHANGED and ".service" in each.subject for each in found)
     if units and not wanted.root and os.path.isdir("/run/systemd/system") and shutil.which("systemctl"):
         done = subprocess.run(["systemctl", "daemon-reload"], capture_output=True, timeout=60, check=False)
         if done.returncode == 0:
@@ -131,8 +131,6 @@ def _next(wanted: Wanted, code: int) -> list[str]:
     if wanted.root:
         return []
     started = f"systemctl enable --now vmreplica-{wanted.role}"
-    if wanted.role == "primary":
-        started += " vmreplica-watch"
     if wanted.role == "replica":
         return ["", f"Next: {started}", "Then, on the primary's host: vmreplica test-connection THIS_HOST"]
     return [

@@ -15,7 +15,7 @@ from shared import pki
 from shared.cli import machine
 from shared.cli.findings import Level
 from shared.cli.preparing import parse_authorize, parse_listen
-from shared.cli.unit_files import unit_text
+from shared.cli.unit_files import reach_steps, unit_text
 from shared.config import load_config
 from shared.config_sections import ReplicaConfig
 from shared.errors import UsageError
@@ -195,7 +195,37 @@ def test_what_the_unit_runs_as_owns_folders_and_key(vmreplica: Command, tmp_path
         assert (root / path).stat().st_uid == owner, path
     drop_in = root / "etc/systemd/system/vmreplica-replica.service.d/vmreplica-setup.conf"
     assert "ReadWritePaths=-/srv/copies/alpha\n" in drop_in.read_text()
+    assert not (root / "etc/systemd/system/vmreplica-tap@.service.d").exists()
     assert not (root / "etc/systemd/system/vmreplica-replica.service").exists(), "the package's unit is left alone"
     before = everything(root)
     assert not json.loads(replica(vmreplica, root, certificates).out)["changed"]
     assert everything(root) == before
+
+
+@pytest.mark.parametrize(
+    ("role", "folders", "reached"),
+    [
+        ("replica", ["/var/lib/vmreplica/replica-agent", "/var/lib/vmreplica/replica/alpha"], {}),
+        ("replica", ["/var/lib/vmreplica/copies"], {"vmreplica-replica.service": "/var/lib/vmreplica/copies"}),
+        ("primary", ["/var/lib/vmreplica/primary"], {}),
+        (
+            "primary",
+            ["/data/vmreplica"],
+            {"vmreplica-primary.service": "/data/vmreplica", "vmreplica-tap@.service": "/data/vmreplica"},
+        ),
+    ],
+)
+def test_units_may_write_where_the_configuration_has_its_folders(
+    tmp_path: Path, role: str, folders: list[str], reached: dict[str, str]
+) -> None:
+    """Only the unit's own folders are writable by themselves; a tap writes its log below the primary's state."""
+    for _, write in reach_steps(role, str(tmp_path), folders):
+        assert write is not None
+        write()
+    written = {
+        path.parent.name.removesuffix(".d"): path.read_text() for path in tmp_path.rglob("*.conf") if path.is_file()
+    }
+    assert set(written) == set(reached)
+    for name, folder in reached.items():
+        assert f"ReadWritePaths=-{folder}\n" in written[name]
+    assert all(write is None for _, write in reach_steps(role, str(tmp_path), folders))

@@ -137,6 +137,15 @@ def test_external_snapshot_is_found(disk: Path, tmp_path: Path) -> None:
             usage = until(lambda: ProcDiskUse().look([str(disk)], [socket]), lambda usage: usage.overlays)
         assert usage.overlays[0].pid == pid
         assert usage.overlays[0].path == str(overlay)
+        # A second one over it, by a relative name: what the guest writes lies two images above the tap.
+        second = tmp_path / "second.qcow2"
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", overlay.name, second],
+            check=True, timeout=30,
+        )  # fmt: skip
+        with qemu("-drive", f"file={second},format=qcow2,if=none,id=d") as pid:
+            stacked = until(lambda: ProcDiskUse().look([str(disk)], [socket]), lambda usage: usage.overlays)
+        assert [(each.pid, each.path, each.below) for each in stacked.overlays] == [(pid, str(second), socket)]
         vm = attachment(disk, tap=served.pid, sockets=(socket,))
         (cause,) = bypasses(vm, usage, 0.0)
         assert cause.code == OVERLAY
