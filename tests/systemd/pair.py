@@ -168,7 +168,8 @@ def sweep() -> None:
             if not Path("/proc", folder.name.removeprefix(PREFIX).partition("-")[0]).exists():
                 for host in [path for path in folder.iterdir() if (path / "cgroup").is_dir()]:
                     clear(host, f"{folder.name}-{host.name}")
-                shutil.rmtree(folder)
+                # Another process may be at it, too.
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def call(path: Path, method: str, params: dict[str, Any]) -> Any:

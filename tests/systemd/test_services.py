@@ -292,7 +292,9 @@ def test_both_roles_live_on_one_host(vm: Vm) -> None:
     )
     beta.shell("vmreplica setup replica --yes && systemctl restart vmreplica-replica")
     beta.shell("mkdir -p /srv/images && truncate -s 16M /srv/images/own.raw")
-    beta.shell("vmreplica enable own --disk /srv/images/own.raw --replica beta && vmreplica initial own")
+    beta.shell("vmreplica enable own --disk /srv/images/own.raw --replica beta")
+    beta.shell("vmreplica initial own --no-wait")
+    vm.pair.wait("the first copy", "beta", lambda now: now["state"] == "Replicating", vm="own", role="primary")
     for role in ("primary", "replica"):
         assert vm.pair.status("beta", "own", role=role)["state"] == "Replicating"
     beta.shell("vmreplica remove own --role primary --yes && vmreplica remove own --role replica --yes")
