@@ -307,8 +307,8 @@ class AgentSection(Section, frozen=True):
     heartbeat_seconds: Seconds = 5.0
     """Interval of the heartbeats on a session, in seconds."""
     dead_after_seconds: Seconds = 15.0
-    """A peer that is silent for so many seconds is dead; at least two heartbeats, and as long as two of the other hosts':
-    set them alike everywhere.
+    """A peer that is silent for so many seconds is dead; at least two heartbeats, of the other hosts, too: set them
+    alike everywhere.
     """
     log_format: Literal["text", "json"] = "text"
     """Form of the log lines on standard error."""
