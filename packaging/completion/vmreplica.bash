@@ -77,6 +77,7 @@ _vmreplica() {
         'audit:--limit') :; return ;;
         'audit:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'events:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'events:--vm') _vmreplica_vms "$current"; return ;;
         'events:--since') :; return ;;
         'events:--until') :; return ;;
         'events:--id') :; return ;;
@@ -202,7 +203,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --since --verify --folder --limit --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'events')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --since --until --id --level --follow --limit --json --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --vm --since --until --id --level --follow --limit --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'points')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }

@@ -180,6 +180,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from audit' -l socket -d 'socke
 complete -c vmreplica -n '__fish_seen_subcommand_from audit' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from events' -l vm -d 'the same as VM' -x -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -l since -d 'not older than that, 2h' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -l until -d 'not newer than that' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from events' -l id -d 'only events of that number or name, e.g. 29242 or resync_started' -x

@@ -14,6 +14,7 @@ _MOMENT = "2h (ago), yesterday, today, 18:30 or '2026-11-28 02:00'"
 
 def events_options(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, optional=True)
+    parser.add_argument("--vm", dest="named", metavar="VM", help="the same as VM")
     parser.add_argument("--since", type=parsed(parse_past), metavar="TIME", help=f"not older than that: {_MOMENT}")
     parser.add_argument("--until", type=parsed(parse_past), metavar="TIME", help="not newer than that")
     parser.add_argument(

@@ -30,6 +30,10 @@ Event = dict[str, Any]
 
 def events(options: argparse.Namespace, context: Context) -> int:
     """What happened, the newest last; with ``--follow`` also what happens from now on."""
+    if options.named is not None:
+        if options.vm not in (None, options.named):
+            raise UsageError(f"Two VMs are named: {options.vm} and {options.named}.", "Name one.")
+        options.vm = options.named
     if options.since is not None and options.until is not None and options.until < options.since:
         raise UsageError("--until lies before --since.", "Give the earlier moment as --since.")
     if options.follow and options.until is not None:

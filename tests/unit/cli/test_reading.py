@@ -293,6 +293,8 @@ def test_events_of_both_agents_in_order(vmreplica: Command) -> None:
     last = json.loads(vmreplica("events", "web", "--limit", "2", "--json").out)["events"]
     assert [(each["role"], each["text"]) for each in last] == [("replica", "second"), ("primary", "third")]
     assert primary.calls[-1] == (admin.EVENTS, {**asked, "vm": UUID, "limit": 2})
+    assert json.loads(vmreplica("events", "--vm", "web", "--limit", "2", "--json").out)["events"] == last
+    assert vmreplica("events", "web", "--vm", "db").code == 2
 
 
 def test_version(vmreplica: Command) -> None:
