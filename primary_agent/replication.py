@@ -131,7 +131,8 @@ class Replication:
         """Put one more cause for a resync on record, with its evidence, and move to the state that says so."""
         found = Cause(code=str(cause), text=text, time=self._clock.wall(), evidence=evidence or {})
         async with self._lock:
-            if any(known.code == found.code and known.text == found.text for known in self.record.causes):
+            once = found.code == ResyncCause.TRACKING_OFF.value  # One loss, in whatever words it is told.
+            if any(known.code == found.code and (once or known.text == found.text) for known in self.record.causes):
                 return
             await self._require((PrimaryEvent.RESYNC_REQUIRED,), found, {})
 

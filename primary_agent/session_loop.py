@@ -87,6 +87,10 @@ class SessionLoop:
             await parts.tap.refresh()
             dialled = await dial(parts.surroundings, parts.address, open_body(self._replication, connection))
         channel = dialled.channel
+        if self._replication.state in PARKED:
+            # The order came while we dialled: a session would know no other order to wait for.
+            await channel.close("replication was suspended meanwhile")
+            raise Replan("the session is planned anew")
         self._opened()
         self._link.dialled = dialled
         opened_at = self._ports.clock.monotonic()

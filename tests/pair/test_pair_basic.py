@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
+from primary_agent import dialing, session_loop
 from shared.errors import InvalidStateError, NotFoundError
 from shared.events import EventId
 from shared.planning import ResyncCause
@@ -127,6 +129,32 @@ async def test_a_restarted_replica_goes_on_from_its_position(pair: Pair) -> None
     await pair.start_replica()
     pair.vm.parts.link.poke.notify()
     await pair.assert_same()
+
+
+async def test_order_to_suspend_is_heard_while_it_dials(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No session stays open that would wait for nothing."""
+    await pair.replicate(MIB)
+    dial, suspended = dialing.dial, False
+
+    async def slow(*arguments: Any) -> Any:
+        nonlocal suspended
+        dialled = await dial(*arguments)
+        if not suspended:
+            suspended = True
+            await pair.vm.suspend()
+        return dialled
+
+    monkeypatch.setattr(session_loop, "dial", slow)
+    link = pair.vm.parts.link
+    assert link.dialled is not None
+    link.dialled.channel.abort("the test")
+    await pair.until("the order", lambda: suspended)
+    await pair.until("the end of its session", lambda: link.dialled is None)
+    await pair.until("the end of that of the replica", lambda: pair.copy.connections.control is None)
+    assert pair.vm.parts.replication.state is ReplicationState.SUSPENDED
+    await pair.vm.resume(resynchronize=False)
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.cut()
 
 
 async def test_lost_tracking_requires_a_resync_that_sends_only_what_differs(pair: Pair) -> None:

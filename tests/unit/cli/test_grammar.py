@@ -68,7 +68,7 @@ def test_usage_marks_what_is_optional_and_what_repeats() -> None:
     parsers = dict(verb_parsers(build_parser()))
     assert usage(parsers["set"]) == "vmreplica set VM [KEY=VALUE...] [--json] [--socket PATH...]"
     assert usage(parsers["events"]) == (
-        "vmreplica events [VM] [--role primary|replica] [--since TIME] [--until TIME] [--id EVENT...] "
+        "vmreplica events [VM] [--role primary|replica] [--vm VM] [--since TIME] [--until TIME] [--id EVENT...] "
         "[--level info|warning|error] [--follow] [--limit N] [--json] [--socket PATH...]"
     )
 

@@ -228,6 +228,7 @@ async def test_reload_drops_sessions_that_are_no_longer_authorized(world: World)
 
 async def test_links_of_one_peer_are_capped(world: World) -> None:
     """I13."""
+    world.options["limits"] = LimitsSection(extra_sessions=4)
     async with world.agent() as agent:
         dialler = dialler_of(world, agent)
         channels = [await dialler.greet() for _ in range(7)]
