@@ -9,7 +9,7 @@ import tomllib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,6 +24,8 @@ from shared.config_sections import (
     ReplicaConfig,
     Section,
     SocketPath,
+    keys_of,
+    section_of,
 )
 from shared.errors import UsageError
 
@@ -187,9 +189,9 @@ def _shown(place: Place) -> str:
     return text
 
 
-def _refuse_unknown(source: _Source, plain: dict[str, Any], kind: type[Any], place: Place) -> None:
+def _refuse_unknown(source: _Source, plain: dict[str, Any], kind: type[Section], place: Place) -> None:
     """Raises UsageError for the first key that the section does not have, with the nearest one that it has."""
-    sections = get_type_hints(kind)
+    sections = keys_of(kind)
     for key, value in plain.items():
         here = (*place, key)
         if key not in sections:
@@ -200,23 +202,23 @@ def _refuse_unknown(source: _Source, plain: dict[str, Any], kind: type[Any], pla
                 # The very same name in another section is a better guess than a similar one here.
                 remedy = f"Did you mean {elsewhere[0]}?"
             raise UsageError(f"{source.at(here)} is no known key.", remedy)
-        section = sections[key]
-        if isinstance(section, type) and issubclass(section, Section) and isinstance(value, dict):
+        section, repeated = section_of(sections[key])
+        if section is None:
+            continue
+        if not repeated and isinstance(value, dict):
             _refuse_unknown(source, value, section, here)
-        elif get_origin(section) is list and isinstance(value, list):
-            (element,) = get_args(section)
-            if isinstance(element, type) and issubclass(element, Section):
-                for number, each in enumerate(value):
-                    if isinstance(each, dict):
-                        _refuse_unknown(source, each, element, (*here, number))
+        elif repeated and isinstance(value, list):
+            for number, each in enumerate(value):
+                if isinstance(each, dict):
+                    _refuse_unknown(source, each, section, (*here, number))
 
 
 def _all_keys() -> Iterator[tuple[str, ...]]:
     for kind in (PrimaryConfig, ReplicaConfig):
-        for key, section in get_type_hints(kind).items():
-            inner = section if isinstance(section, type) else (get_args(section) or (None,))[0]
-            if isinstance(inner, type) and issubclass(inner, Section):
-                yield from ((key, each) for each in get_type_hints(inner))
+        for key, annotation in keys_of(kind).items():
+            section, _ = section_of(annotation)
+            if section is not None:
+                yield from ((key, each) for each in keys_of(section))
             else:
                 yield (key,)
 

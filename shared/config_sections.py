@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,6 +28,19 @@ Rate = Annotated[list[Bytes], msgspec.Meta(max_length=2)]
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all parts of a configuration: an unknown key is an error."""
+
+
+def keys_of(kind: type[Section]) -> dict[str, Any]:
+    """The keys of a section with their types; what only the class has is no key."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {key: hints[key] for key in kind.__struct_fields__}
+
+
+def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
+    """The section that a key holds, and whether a list of them; None for a plain value."""
+    inner = get_args(annotation)[0] if get_origin(annotation) is list else annotation
+    is_section = isinstance(inner, type) and issubclass(inner, Section)
+    return (inner if is_section else None), inner is not annotation
 
 
 class TlsSection(Section, frozen=True):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import grp
 import os
 import time
 from collections.abc import Iterator
 
 from shared.cli.findings import Finding, note, of_error, ok, problem, warning
 from shared.config import find_mistakes, load_config
-from shared.config_sections import PrimaryConfig, ReplicaConfig
+from shared.config_sections import CREDENTIAL, PrimaryConfig, ReplicaConfig
 from shared.errors import VmreplicaError
+from shared.expiry import WARNING_SECONDS
+from shared.ports.users import group_id
 from shared.rates import duration_text
 
 CONFIG_FOLDER = "/etc/vmreplica"
-CREDENTIAL = "credential:"
-"""What stands before the name of a file that the service manager hands over."""
 KINDS: dict[str, type[PrimaryConfig] | type[ReplicaConfig]] = {"primary": PrimaryConfig, "replica": ReplicaConfig}
-EXPIRY_WARNING_SECONDS = 30 * 86400.0
 
 
 def default_path(role: str) -> str:
@@ -82,7 +80,7 @@ def tls_findings(config: PrimaryConfig | ReplicaConfig, root: str) -> Iterator[F
     evidence = {"not_after_time": end}
     if left <= 0:
         yield problem("tls", f"{contexts.own_name()} has expired.", "Issue a new one: vmreplica pki issue.", **evidence)
-    elif left < EXPIRY_WARNING_SECONDS:
+    elif left < WARNING_SECONDS:
         text = f"{contexts.own_name()} ends in {duration_text(left)}."
         yield warning("tls", text, "Issue a new one: vmreplica pki issue, and reload the agent.", **evidence)
     else:
@@ -93,14 +91,14 @@ def _group_findings(config: PrimaryConfig | ReplicaConfig) -> Iterator[Finding]:
     for key, name, required in (("admin_group", config.admin_group, False), ("nbd_group", config.nbd_group, True)):
         if not name:
             continue
-        try:
-            yield ok(key, f"The group {name} exists.", gid=grp.getgrnam(name).gr_gid)
-        except KeyError:
-            if required:
-                yield problem(key, f"There is no group {name}.", "Name the group that QEMU runs as, or leave it empty.")
-            else:
-                text = f"There is no group {name}: only root may command the agent."
-                yield note(key, text, "vmreplica setup makes it.")
+        number = group_id(name)
+        if number is not None:
+            yield ok(key, f"The group {name} exists.", gid=number)
+        elif required:
+            yield problem(key, f"There is no group {name}.", "Name the group that QEMU runs as, or leave it empty.")
+        else:
+            text = f"There is no group {name}: only root may command the agent."
+            yield note(key, text, "vmreplica setup makes it.")
 
 
 def _folder_finding(subject: str, path: str) -> Finding:

@@ -18,6 +18,7 @@ from shared.cli.libvirt_disks import domain_findings
 from shared.cli.machine import clock_finding, port_finding, volume_findings
 from shared.config_sections import ReplicaConfig
 from shared.errors import VmreplicaError
+from shared.expiry import WARNING_SECONDS
 from shared.ports.disk_use import ProcDiskUse
 from shared.rates import duration_text, size_text
 from shared.status import AgentStatus, VmStatus
@@ -26,7 +27,6 @@ CONNECT_SECONDS = 5.0
 TEST_SECONDS = 60.0
 CLOCKS_APART_SECONDS = 2.0
 """Ages of recovery points are differences of both clocks; more than this is told."""
-EXPIRY_WARNING_SECONDS = 30 * 86400.0
 LOG_ROOM_BYTES = 256 << 20
 
 
@@ -98,7 +98,7 @@ def _certificate(status: AgentStatus, subject: str) -> Finding:
     remedy = "Make a new one with vmreplica pki renew, put it in place, and reload the agent."
     if left <= 0:
         return problem(subject, "The certificate that it uses has expired.", remedy, not_after_time=end)
-    if left < EXPIRY_WARNING_SECONDS:
+    if left < WARNING_SECONDS:
         return warning(subject, f"Its certificate ends in {duration_text(left)}.", remedy, not_after_time=end)
     return ok(subject, f"Its certificate is good for {duration_text(left)}.", not_after_time=end)
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import EnumType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -27,6 +27,8 @@ from shared.config_sections import (
     ReplicaConfig,
     Section,
     SocketPath,
+    keys_of,
+    section_of,
 )
 
 ROLES: dict[type[Section], str] = {PrimaryConfig: "primary", ReplicaConfig: "replica"}
@@ -82,42 +84,29 @@ def tables() -> list[Table]:
     top = Table("", tuple(ROLES.values()), repeated=False, text=_paragraphs(AgentSection))
     found: dict[str, Table] = {}
     for kind, role in ROLES.items():
-        for name, annotation in _annotations(kind).items():
-            section, repeated = _section_of(annotation)
+        for name, annotation in keys_of(kind).items():
+            section, repeated = section_of(annotation)
             if section is None:
                 continue
             if name in found:
                 found[name].roles += (role,)
             else:
-                settings = [_setting({role: section}, key) for key in _annotations(section)]
+                settings = [_setting({role: section}, key) for key in keys_of(section)]
                 found[name] = Table(name, (role,), repeated, _paragraphs(section), settings)
     kinds = {role: kind for kind, role in ROLES.items()}
-    for key in dict.fromkeys(key for kind in ROLES for key in _annotations(kind)):
+    for key in dict.fromkeys(key for kind in ROLES for key in keys_of(kind)):
         if key not in found:
             top.settings.append(_setting({role: kind for role, kind in kinds.items() if _has(kind, key)}, key))
     return [top, *found.values()]
 
 
 def _has(kind: type[Section], key: str) -> bool:
-    return key in _annotations(kind)
-
-
-def _annotations(kind: type[Section]) -> dict[str, Any]:
-    hints = get_type_hints(kind, include_extras=True)
-    # What only the class has is no key.
-    return {key: hint for key, hint in hints.items() if key in kind.__struct_fields__}
-
-
-def _section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
-    """The section that a key holds, and whether a list of them; None for a plain value."""
-    inner = get_args(annotation)[0] if get_origin(annotation) is list else annotation
-    is_section = isinstance(inner, type) and issubclass(inner, Section)
-    return (inner if is_section else None), inner is not annotation
+    return key in keys_of(kind)
 
 
 def _setting(kinds: dict[str, type[Section]], key: str) -> Setting:
     """One key of one section, or of both agents' own ones."""
-    types = {_type_text(_annotations(kind)[key]) for kind in kinds.values()}
+    types = {_type_text(keys_of(kind)[key]) for kind in kinds.values()}
     (type_text,) = types
     defaults = dict.fromkeys(_default_text(kind, key) for kind in kinds.values())
     meanings = {role: _field_texts(kind)[key] for role, kind in kinds.items()}

@@ -6,6 +6,7 @@ still trusted, that the certificate was not revoked, and that nothing of the cha
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,16 @@ class TlsTrust(Trust):
 
     # --- this host ---------------------------------------------------------------------------------------------------
 
+    # Both follow from what was loaded, and each status asks for them: of credentials, that of every VM.
+
     def credentials(self) -> tuple[Credential, ...]:
+        return self._credentials
+
+    def complaints(self) -> tuple[tuple[str, str], ...]:
+        return self._complaints
+
+    @functools.cached_property
+    def _credentials(self) -> tuple[Credential, ...]:
         found = [_credential("own", self._own_chain[0], self._own_path)]
         found += [_credential("ca", authority, self._ca_path) for authority in self._authorities]
         for each in self._lists or ():
@@ -134,7 +144,8 @@ class TlsTrust(Trust):
                 found.append(Credential("crl", name, name, start, end, self._crl_path))
         return tuple(found)
 
-    def complaints(self) -> tuple[tuple[str, str], ...]:
+    @functools.cached_property
+    def _complaints(self) -> tuple[tuple[str, str], ...]:
         found: list[tuple[str, str]] = []
         if self._anchored(self._own_chain) is None:
             issuer = certificates.common_name(self._own_chain[0].issuer)

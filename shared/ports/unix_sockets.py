@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import grp
 import os
 import socket
 import stat
@@ -20,6 +19,7 @@ import structlog
 
 from shared.errors import ForbiddenError, InvalidStateError, UnreachableError, UsageError
 from shared.ports import Address, Peer
+from shared.ports.users import group_id
 
 PATH_MAX = 107
 BACKLOG = 128
@@ -160,10 +160,10 @@ def _admit_groups(path: str, mode: int, groups: list[int]) -> None:
 
 
 def _group(name: str) -> int:
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise UsageError(f"There is no group {name} to own a socket.", f"Make it with: groupadd {name}") from None
+    number = group_id(name)
+    if number is None:
+        raise UsageError(f"There is no group {name} to own a socket.", f"Make it with: groupadd {name}")
+    return number
 
 
 def _check_length(path: str) -> None:

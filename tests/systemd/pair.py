@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from scripts.agent_pair import PairError, call
+from tests.pair.hosts import compare
 from tests.systemd.host import Host, Network, clear
 from tests.systemd.page import Typed
 
@@ -30,10 +31,6 @@ ROLES = {"alpha": "primary", "beta": "replica"}
 WAIT_SECONDS = 90.0
 COPY = re.compile(r"scp (?:-\S+ )?(?P<source>\S+) (?P<host>[a-z]+):(?P<target>\S+)")
 Status = dict[str, Any]
-
-
-class PairError(AssertionError):
-    """The pair did not come to what was waited for."""
 
 
 class Pair:
@@ -170,26 +167,3 @@ def sweep() -> None:
                     clear(host, f"{folder.name}-{host.name}")
                 # Another process may be at it, too.
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def call(path: Path, method: str, params: dict[str, Any]) -> Any:
-    """One JSON-RPC call at the socket. Raises PairError."""
-    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-    with socket.socket(socket.AF_UNIX) as line:
-        line.settimeout(WAIT_SECONDS)
-        try:
-            line.connect(str(path))
-            line.sendall(json.dumps(request).encode() + b"\n")
-            with line.makefile("rb") as answers:
-                answer = json.loads(answers.readline() or b"null")
-        except OSError as error:
-            raise PairError(f"{method}: {path} does not answer: {error}") from error
-    if answer is None or "error" in answer:
-        raise PairError(f"{method}: {answer and answer['error']}")
-    return answer["result"]
-
-
-def compare(ours: Path, theirs: Path) -> None:
-    """Both files are the same byte for byte."""
-    done = subprocess.run(["cmp", str(ours), str(theirs)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}"

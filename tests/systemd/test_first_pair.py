@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.pair.hosts import compare
 from tests.systemd.conftest import PACKAGE
 from tests.systemd.host import Host
 from tests.systemd.package import newer, package
 from tests.systemd.page import Typed, sections
-from tests.systemd.pair import Pair, Status, compare
+from tests.systemd.pair import Pair, Status
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd-first-pair")]
 
