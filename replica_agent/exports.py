@@ -1,4 +1,9 @@
-"""Exports of a VM's recovery points over NBD: read-only, each fixed at one cut while applying goes on."""
+"""Exports of a VM's recovery points over NBD: read-only, each fixed at one cut while applying goes on.
+
+An export is on record before anybody is told of it, and until it is ended. So it outlasts the agent: every start serves
+it again, at the same socket and with the same content, before anything is applied; history keeps its point meanwhile.
+Where that point is gone, the record says why until the export is ended.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +13,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+import msgspec
+
 from protocol.position import Position
 from replica_agent.apply import Applier
 from replica_agent.finishing import finish
 from replica_agent.history import Reading
 from replica_agent.layers import PointReader
-from shared.errors import InvalidStateError, NotFoundError
+from replica_agent.ledger import Ledger
+from replica_agent.record import ExportedDiskRecord, ExportRecord, ExportsRecord, PositionRecord
+from replica_agent.undo import UndoDamagedError
+from shared.errors import InvalidStateError, NotFoundError, VmreplicaError
 from shared.events import EventId
 from shared.nbd.backend import ExportBackend, Mutation
 from shared.nbd.constants import Errno
 from shared.nbd.server import NbdServer
 from shared.ports import Extent, Ports
-from shared.status import CutStatus, ExportStatus
+from shared.status import Cause, CutStatus, ExportStatus
 
 EXPORTS_MAX = 8
 """Exports of one VM at a time."""
@@ -83,7 +93,6 @@ class Export:
     """One export that is served."""
 
     id: str
-    cut: CutStatus
     socket: str
     reading: Reading
     server: NbdServer
@@ -92,16 +101,6 @@ class Export:
     @property
     def point(self) -> PointReader:
         return self.reading.reader
-
-    def status(self) -> ExportStatus:
-        return ExportStatus(
-            id=self.id,
-            uris=[f"nbd+unix:///{disk.name}?socket={quote(self.socket)}" for disk in self.disks],
-            cut=self.cut,
-            clients=len(self.server.connections),
-            held_bytes=self.point.held_bytes,
-            error=self.point.failed,
-        )
 
 
 class Exports:
@@ -114,14 +113,38 @@ class Exports:
         self._sockets = sockets
         self._group = group
         self._exports: dict[str, Export] = {}
-        self._told: set[str] = set()
+        """Those that are served."""
+        self._troubles: dict[str, str] = {}
+        """Why others that are on record could not be served; it is tried again."""
         self._starting = asyncio.Lock()
+        self._closing = False
 
     def __len__(self) -> int:
-        return len(self._exports)
+        return len(self._ledger.exports.exports)
 
     def status(self) -> list[ExportStatus]:
-        return [export.status() for export in self._exports.values()]
+        """Of all that are on record."""
+        return [self._status(record) for record in self._ledger.exports.exports]
+
+    def _status(self, record: ExportRecord) -> ExportStatus:
+        export = self._exports.get(record.id)
+        if record.lost is not None:
+            error = record.lost.text
+        elif export is not None:
+            error = export.point.failed
+        else:
+            error = self._troubles.get(record.id, "It is not served at present.")
+        socket = quote(self._socket(record.id))
+        return ExportStatus(
+            id=record.id,
+            uris=[f"nbd+unix:///{export_name(disk.index)}?socket={socket}" for disk in record.disks],
+            cut=_cut(record),
+            clients=len(export.server.connections) if export is not None else 0,
+            held_bytes=export.point.held_bytes if export is not None else 0,
+            error=error,
+        )
+
+    # --- beginning -------------------------------------------------------------------------------------------------
 
     async def start(self, describe: Callable[[Position], CutStatus], position: Position | None = None) -> ExportStatus:
         """Serve the point at ``position``, by default the newest. Waits while the disks change unguarded.
@@ -129,38 +152,35 @@ class Exports:
         Raises InvalidStateError where there is no whole point, or too many exports already; NotFoundError where that
         point is none any more.
         """
-        if len(self._exports) >= EXPORTS_MAX:
-            raise InvalidStateError(
-                f"{self._name} has {len(self._exports)} exports already.", "End one with `vmreplica unexport`."
-            )
+        if len(self) >= EXPORTS_MAX:
+            raise self._too_many()
         identity = self._ports.random.bytes(4).hex()
+        # Whoever holds this lock sees each export as one that is on record or does not exist.
         async with self._starting:
             reading = await self._read(position)
-            cut = describe(reading.position)
-            epoch = cut.epoch[:SHORT_EPOCH_DIGITS]
-            disks = [
-                PointDisk(
-                    self._ports, reading.reader, disk.index, disk.size, f"{self._name} at cut {epoch}/{cut.segment}"
-                )
-                for disk in self._applier.disks.geometry
-            ]
-            server = NbdServer(PointDirectory(disks))
-            export = Export(identity, cut, f"{self._sockets}/export-{identity}.sock", reading, server, disks)
-            self._exports[identity] = export
-        try:
-            await finish(self._ports.workers.run(self._ports.files.make_folder, self._sockets))
-            await server.start_unix(export.socket, group=self._group)
-            if identity not in self._exports:
-                raise InvalidStateError(f"Export {identity} was ended while it began.", "Look at `vmreplica status`.")
-        except BaseException:
-            await self._end(export)
-            # Whoever ended it meanwhile may have closed a server that did not listen yet.
-            await finish(server.close())
-            raise
-        await self._applier.ledger.note(
-            EventId.EXPORT, f"Export {identity} of cut {epoch}/{cut.segment} began.", export=identity
-        )
-        return export.status()
+            record = ExportRecord(
+                id=identity,
+                position=PositionRecord.of(reading.position),
+                time=describe(reading.position).time,
+                disks=[ExportedDiskRecord(index=disk.index, size=disk.size) for disk in self._applier.disks.geometry],
+                created_time=self._ports.clock.wall(),
+            )
+            await self._serve(record, reading)
+            try:
+                await self._put_on_record(record)
+            except BaseException:
+                await self._end(identity)
+                raise
+        return self._status(record)
+
+    async def _put_on_record(self, record: ExportRecord) -> None:
+        async with self._ledger.transaction() as draft:
+            if draft.promotion is not None or self._closing:
+                raise InvalidStateError(f"Export {record.id} was ended while it began.", "Look at `vmreplica status`.")
+            if len(draft.exports.exports) >= EXPORTS_MAX:
+                raise self._too_many()
+            draft.exports = ExportsRecord(exports=[*draft.exports.exports, record])
+            draft.event(EventId.EXPORT, f"Export {record.id} of cut {_cut_text(record)} began.", export=record.id)
 
     async def _read(self, position: Position | None) -> Reading:
         history = self._applier.history
@@ -177,42 +197,150 @@ class Exports:
                 )
         return reading
 
+    async def _serve(self, record: ExportRecord, reading: Reading) -> None:
+        """Listen for clients of the export. Raises VmreplicaError or OSError; then nobody reads the point any more."""
+        text = f"{self._name} at cut {_cut_text(record)}"
+        disks = [PointDisk(self._ports, reading.reader, disk.index, disk.size, text) for disk in record.disks]
+        server = NbdServer(PointDirectory(disks))
+        export = Export(record.id, self._socket(record.id), reading, server, disks)
+        self._exports[record.id] = export
+        try:
+            await finish(self._ports.workers.run(self._ports.files.make_folder, self._sockets))
+            await server.start_unix(export.socket, group=self._group)
+            if self._exports.get(record.id) is not export or self._closing:
+                raise InvalidStateError(f"Export {record.id} was ended while it began.", "Look at `vmreplica status`.")
+        except BaseException:
+            await self._end(record.id)
+            # Whoever ended it meanwhile may have closed a server that did not listen yet.
+            await finish(server.close())
+            raise
+
+    # --- going on --------------------------------------------------------------------------------------------------
+
+    async def reopen(self) -> None:
+        """Serve what is on record and not served: at the start, before anything is applied, and again where it failed.
+
+        Trouble stays the export's own. Raises LedgerError.
+        """
+        for record in self._ledger.exports.kept:
+            if record.id not in self._exports and self._ledger.exports.find(record.id) is not None:
+                await self._reopen(record)
+
+    async def _reopen(self, record: ExportRecord) -> None:
+        try:
+            self._check_trusted()
+            reading = await self._applier.history.read(record.position.position)
+        except (InvalidStateError, NotFoundError, UndoDamagedError) as error:
+            await self._lose(record.id, error.text, error.remedy)
+            return
+        except OSError as error:
+            await self._wait(record, f"Its point can't be read: {error}")
+            return
+        if reading is None:
+            await self._lose(record.id, "The recovery point was lost: what it rests on was overwritten.")
+            return
+        try:
+            await self._serve(record, reading)
+        except (VmreplicaError, OSError) as error:
+            await self._wait(record, str(error))
+            return
+        self._troubles.pop(record.id, None)
+        if self._ledger.exports.find(record.id) is None:
+            # It was ended while it began.
+            await self._end(record.id)
+            return
+        text = f"Export {record.id} of cut {_cut_text(record)} is served again."
+        await self._ledger.note(EventId.EXPORT, text, cause="reopened", export=record.id)
+
+    async def _wait(self, record: ExportRecord, reason: str) -> None:
+        """Show, and record once, why an export is not served yet; its point is kept."""
+        known = record.id in self._troubles
+        self._troubles[record.id] = f"It is not served at present: {reason}"
+        if not known:
+            text = f"Export {record.id} is not served at present, and it is tried again: {reason}"
+            await self._ledger.note(EventId.EXPORT, text, cause="not_served", export=record.id)
+
+    async def tell_failures(self) -> None:
+        """Put on record, once, for each export whose point is gone, that it is."""
+        for export in list(self._exports.values()):
+            if export.point.failed:
+                await self._lose(export.id, export.point.failed)
+
+    async def _lose(self, identity: str, reason: str, remedy: str = "") -> None:
+        """The point of an export is gone for good: nothing is kept for it, and it shows why until it is ended."""
+        async with self._ledger.transaction() as draft:
+            record = draft.exports.find(identity)
+            if record is None or record.lost is not None:
+                return
+            lost = Cause(
+                code="point_lost",
+                text=reason,
+                time=draft.now,
+                remedy=remedy or f"End it with `vmreplica unexport {self._name} {identity}`.",
+            )
+            left = [
+                msgspec.structs.replace(each, lost=lost) if each is record else each for each in draft.exports.exports
+            ]
+            draft.exports = ExportsRecord(exports=left)
+            text = f"Export {identity} can't be read any more. {reason}"
+            draft.event(EventId.EXPORT, text, cause="point_lost", export=identity)
+
+    # --- ending ----------------------------------------------------------------------------------------------------
+
     async def stop(self, identity: str | None = None) -> None:
         """End one export, or all. Raises NotFoundError for one that does not exist."""
-        if identity is not None and identity not in self._exports:
+        if identity is not None and self._ledger.exports.find(identity) is None:
             raise NotFoundError(f"{self._name} has no export {identity}.", "See the exports with `vmreplica status`.")
         if identity is None:
             async with self._starting:
-                # One that is just beginning is known then, and must not outlive a failover.
+                # One that is just beginning is on record then, and must not outlive a failover.
                 pass
-        for export in list(self._exports.values()):
-            if identity in (None, export.id) and await self._end(export):
-                await self._applier.ledger.note(EventId.EXPORT, f"Export {export.id} ended.", export=export.id)
+        async with self._ledger.transaction() as draft:
+            ended = [record for record in draft.exports.exports if identity in (None, record.id)]
+            left = [record for record in draft.exports.exports if record not in ended]
+            draft.exports = ExportsRecord(exports=left)
+            for record in ended:
+                draft.event(EventId.EXPORT, f"Export {record.id} ended.", export=record.id)
+        for record in ended:
+            self._troubles.pop(record.id, None)
+            await self._end(record.id)
 
     async def close(self) -> None:
-        """End all exports, at the end of this agent."""
-        for export in list(self._exports.values()):
-            await self._end(export)
+        """Serve none any more, at the end of this agent: the next start does."""
+        self._closing = True
+        async with self._starting:
+            for identity in list(self._exports):
+                await self._end(identity)
 
-    async def tell_failures(self) -> None:
-        """Record an event, once, for each export whose point is gone."""
-        for export in list(self._exports.values()):
-            if export.point.failed and export.id not in self._told:
-                self._told.add(export.id)
-                text = f"Export {export.id} can't be read any more. {export.point.failed}"
-                await self._applier.ledger.note(EventId.EXPORT, text, cause="point_lost", export=export.id)
+    async def _end(self, identity: str) -> None:
+        export = self._exports.pop(identity, None)
+        if export is not None:
+            await finish(export.server.close())
+            await self._applier.history.end(export.reading)
+
+    # --- what is asked ---------------------------------------------------------------------------------------------
+
+    @property
+    def _ledger(self) -> Ledger:
+        return self._applier.ledger
 
     @property
     def _name(self) -> str:
-        return self._applier.ledger.vm.name
+        return self._ledger.vm.name
+
+    def _socket(self, identity: str) -> str:
+        return f"{self._sockets}/export-{identity}.sock"
+
+    def _too_many(self) -> InvalidStateError:
+        return InvalidStateError(f"{self._name} has {len(self)} exports already.", "End one with `vmreplica unexport`.")
 
     def _check_trusted(self) -> None:
-        record = self._applier.ledger.replication
+        record = self._ledger.replication
         if record.suspect is not None:
             raise InvalidStateError(
                 f"The disks of {self._name} are not trusted: {record.suspect.text}", record.suspect.remedy
             )
-        if self._applier.ledger.promotion is not None:
+        if self._ledger.promotion is not None:
             raise InvalidStateError(
                 f"{self._name} was failed over to this host: its disks change now.",
                 "Connect to the disks themselves; `vmreplica status` shows where they are served.",
@@ -225,15 +353,16 @@ class Exports:
                 "Wait until the initial replication, or the present merge, is complete.",
             )
 
-    async def _end(self, export: Export) -> bool:
-        """Whether it was this call that ended it."""
-        if self._exports.pop(export.id, None) is None:
-            return False
-        await finish(export.server.close())
-        await self._applier.history.end(export.reading)
-        return True
-
 
 def export_name(index: int) -> str:
     """The NBD export name of a disk."""
     return f"disk{index}"
+
+
+def _cut(record: ExportRecord) -> CutStatus:
+    at = record.position
+    return CutStatus(epoch=at.epoch.hex(), segment=at.segment, entry=at.entry, time=record.time)
+
+
+def _cut_text(record: ExportRecord) -> str:
+    return f"{record.position.epoch.hex()[:SHORT_EPOCH_DIGITS]}/{record.position.segment}"

@@ -25,7 +25,7 @@ from replica_agent.overwritten import Overwritten
 from replica_agent.pump import STEP_BYTES, write_log
 from replica_agent.record import PointsRecord, UndoRecord
 from replica_agent.replay import Replay, Source
-from replica_agent.retention import LostPoints, Retention, cut_short, thinned, without_oldest
+from replica_agent.retention import LostPoints, Retention, cut_short, exported, thinned, without_oldest
 from replica_agent.saving import save
 from replica_agent.undo import Link, Sealed, UndoDamagedError, UndoLog
 from replica_agent.undo_records import open_log, record_of
@@ -111,7 +111,7 @@ class History:
     @property
     def wanted(self) -> bool:
         """Whether an apply has to save what it overwrites."""
-        read = any(not reading.reader.failed for reading in self.readings)
+        read = any(not reading.reader.failed for reading in self.readings) or bool(self.ledger.exports.kept)
         return read or (self.retention.keeps_older and self.ledger.promotion is None)
 
     @property
@@ -241,11 +241,9 @@ class History:
     def unguard(self, draft: Draft) -> None:
         """Part of a transaction: from it on the disks change without an undo log."""
         if draft.points.logs:
-            draft.event(
-                EventId.POINTS,
-                f"{_count(draft.points.logs)} older recovery points were deleted: what they rest on is overwritten.",
-                cause="overwritten",
-            )
+            count = sum(log.point for log in draft.points.logs)
+            text = f"{count} older recovery points were deleted: what they rest on is overwritten."
+            draft.event(EventId.POINTS, text, cause="overwritten")
         draft.points = msgspec.structs.replace(draft.points, logs=[])
         draft.replication.undo = None
 
@@ -263,6 +261,7 @@ class History:
         """Part of a transaction: what is not kept any more loses its mark, and what leads nowhere is forgotten."""
         logs, rules = draft.points.logs, self._rules(draft.points)
         pinned = {reading.first for reading in self.readings if not reading.reader.failed}
+        pinned |= exported(logs, draft.exports)
         kept = thinned(logs, draft.replication.applied_time or 0.0, rules, pinned)
         limit = f"undo logs have at most {size_text(rules.limit)}."
         if cut_short(logs, draft.replication.applied_time or 0.0, rules, pinned):
@@ -394,7 +393,3 @@ class History:
                 bad.append(record)
                 reasons.append(error.text)
         return bad, reasons
-
-
-def _count(logs: Sequence[UndoRecord]) -> int:
-    return sum(log.point for log in logs)

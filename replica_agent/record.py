@@ -1,8 +1,8 @@
 """What a replica durably knows about one VM: typed records, read strictly, written in single transactions.
 
 The names of the records in the store are ``vm`` (whose copy this is), ``replication`` (how far it has got),
-``resync``, ``promotion``, ``points`` (the older recovery points) and ``statistics``. ``docs/replica-store.md`` tells
-what each field promises.
+``resync``, ``promotion``, ``points`` (the older recovery points), ``exports`` and ``statistics``.
+``docs/replica-store.md`` tells what each field promises.
 """
 
 from __future__ import annotations
@@ -123,6 +123,43 @@ class PointsRecord(Record):
     logs: list[UndoRecord] = []
     newest: Count | None = None
     hourly: Count | None = None
+
+
+class ExportedDiskRecord(Record):
+    """A disk as it is exported: its copy may grow meanwhile."""
+
+    index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    size: Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
+
+
+class ExportRecord(Record):
+    """One export of a recovery point: served from when this is durable, again after every start, until it is removed.
+
+    ``position`` is its point, ``time`` when that was sealed at the primary, if that is known.
+    """
+
+    id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}$")]
+    """Names its socket, too."""
+    position: PositionRecord
+    time: float | None
+    disks: Annotated[list[ExportedDiskRecord], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
+    created_time: float
+    lost: Cause | None = None
+    """Why its point is gone for good; such an export keeps nothing, and only tells so."""
+
+
+class ExportsRecord(Record):
+    """The exports, the oldest first."""
+
+    exports: list[ExportRecord] = []
+
+    @property
+    def kept(self) -> list[ExportRecord]:
+        """Those whose point is kept."""
+        return [export for export in self.exports if export.lost is None]
+
+    def find(self, identity: str) -> ExportRecord | None:
+        return next((export for export in self.exports if export.id == identity), None)
 
 
 class ReplicationRecord(Record):

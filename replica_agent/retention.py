@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from replica_agent.record import PointsRecord, UndoRecord
+from replica_agent.record import ExportsRecord, PointsRecord, UndoRecord
 
 HOUR = 3600.0
 NEWEST_DEFAULT = 4
@@ -57,7 +57,8 @@ def thinned(logs: Sequence[UndoRecord], newest_time: float, rules: Retention, pi
     """The undo logs with the marks of the points that are kept.
 
     ``newest_time`` is when the newest point was sealed; ``pinned`` are the ``first`` numbers of the logs whose point
-    somebody reads. Logs that lead to nothing are left out, and the oldest points where all have more than the limit.
+    somebody reads, or an export shows. Logs that lead to nothing are left out, and the oldest points where all have
+    more than the limit.
     """
     marked = [log for log in logs if log.point]
     hourly = hourly_of([*(log.older_time for log in marked), newest_time])
@@ -73,6 +74,12 @@ def thinned(logs: Sequence[UndoRecord], newest_time: float, rules: Retention, pi
         total -= result[0].length
         del result[0]
     return result
+
+
+def exported(logs: Sequence[UndoRecord], exports: ExportsRecord) -> set[int]:
+    """The ``first`` numbers of the logs whose point an export on record shows, whether or not it is served just now."""
+    shown = [export.position for export in exports.kept]
+    return {log.first for log in logs if log.point and log.older in shown}
 
 
 def cut_short(logs: Sequence[UndoRecord], newest_time: float, rules: Retention, pinned: Set[int]) -> bool:

@@ -80,6 +80,7 @@ class ReplicaVm:
             else:
                 # The disks are a tap's; no undo log is on record any more.
                 await finish(self.parts.ports.workers.run(self.parts.history.found))
+            await self.exports.reopen()
         except (VmreplicaError, OSError) as error:
             await self.fail(error)
             return
@@ -163,6 +164,7 @@ class ReplicaVm:
         while True:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
             await self.exports.tell_failures()
+            await self.exports.reopen()
             await self._keep_room()
             await self.ledger.describe()
             self._count_cycles()
