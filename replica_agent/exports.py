@@ -183,19 +183,23 @@ class Exports:
             draft.event(EventId.EXPORT, f"Export {record.id} of cut {_cut_text(record)} began.", export=record.id)
 
     async def _read(self, position: Position | None) -> Reading:
-        history = self._applier.history
         self._check_trusted()
-        reading = await history.read(position) if self._applier.whole or history.is_readable() else None
+        reading = await self._present(position)
         if reading is None:
             async with self._applier.turn:
                 # Whatever changed the disks unguarded has ended.
                 self._check_whole()
-                reading = await history.read(position)
+                reading = await self._applier.history.read(position)
             if reading is None:
                 raise InvalidStateError(
                     f"The disks of {self._name} change without an undo log at the moment.", "Try again in a while."
                 )
         return reading
+
+    async def _present(self, position: Position | None) -> Reading | None:
+        """Begin to read a point; None while the disks change unguarded, or are about to."""
+        readable = self._applier.whole or self._applier.history.is_readable()
+        return await self._applier.history.read(position) if readable else None
 
     async def _serve(self, record: ExportRecord, reading: Reading) -> None:
         """Listen for clients of the export. Raises VmreplicaError or OSError; then nobody reads the point any more."""
@@ -229,7 +233,7 @@ class Exports:
     async def _reopen(self, record: ExportRecord) -> None:
         try:
             self._check_trusted()
-            reading = await self._applier.history.read(record.position.position)
+            reading = await self._present(record.position.position)
         except (InvalidStateError, NotFoundError, UndoDamagedError) as error:
             await self._lose(record.id, error.text, error.remedy)
             return
@@ -237,7 +241,8 @@ class Exports:
             await self._wait(record, f"Its point can't be read: {error}")
             return
         if reading is None:
-            await self._lose(record.id, "The recovery point was lost: what it rests on was overwritten.")
+            # Behind a commit that has not begun to merge nothing is lost yet.
+            await self._wait(record, "The disks are between two points, without an undo log.")
             return
         try:
             await self._serve(record, reading)
