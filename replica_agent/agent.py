@@ -73,6 +73,7 @@ class ReplicaAgent:
             self._copies,
         )
         self.surroundings.volumes.folders = lambda: self.sessions.authorization.storages
+        self.surroundings.quota_of = self.sessions.quota_of
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
