@@ -201,7 +201,7 @@ FORECASTS: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
     ),
     "the quota is nearly used up": (
         "replica", {"quota_limit_bytes": 10 * GIB, "quota_used_bytes": 9 * GIB},
-        "Warning", "of 10.0 GiB for the copies here is used to 90 %. Then", "points-hourly=N",
+        "Warning", "of 10.0 GiB for the copies of b here is used to 90 %. Then", "points-hourly=N",
     ),
     "the quota is nearly used up, and it is known when": (
         "replica", {"quota_limit_bytes": 10 * GIB, "quota_used_bytes": 9 * GIB, "quota_full_seconds": 11520.0},
