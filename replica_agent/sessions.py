@@ -77,7 +77,7 @@ class Sessions:
         self._of_peer: Counter[str] = Counter()
         self._open: dict[Channel, bytes] = {}
         self._brought_by: dict[bytes, Peer] = {}
-        """Who was last authorized to replicate a VM."""
+        """Who last opened a VM that is here."""
         self._served: set[Channel] = set()
         self._withdrawn: dict[Channel, Refusal] = {}
         """Why those are being ended that were allowed once."""
@@ -270,11 +270,11 @@ class Sessions:
             raise Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
         _judge_names(channel, body)
         self._open[channel] = body.vm
-        self._brought_by[body.vm] = channel.peer
         if body.role is Role.SAMPLE and self._locate(body.vm) is None:
             # Nobody's first connection makes a VM for a question alone.
             raise Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
         vm = await self._find_vm(grant, body, channel.peer.fingerprint)
+        self._brought_by[body.vm] = channel.peer
         if body.role is Role.SAMPLE:
             await vm.connections.serve_sample(channel, body)
             return
