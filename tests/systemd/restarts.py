@@ -265,12 +265,12 @@ def export(vm: Vm) -> None:
 
 def is_exported(vm: Vm) -> None:
     """What it shows stays as it was, and replication goes on."""
-    catches_up(vm)
+    vm.wait_state("Replicating")
+    vm.write()
     vm.assert_exported()
 
 
 def unexport(vm: Vm) -> None:
-    is_exported(vm)
     vm.order("unexport", "beta", id=vm.export["id"])
     vm.pair.alpha.run("rm", f"{vm.disk}.then")
     assert vm.status("beta")["exports"] == []
