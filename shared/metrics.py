@@ -338,6 +338,12 @@ VM_METRICS: tuple[VmMetric, ...] = (
     ),
     _vm("exports", "Recovery points that are exported.", lambda vm: len(vm.exports), at="replica"),
     _vm(
+        "exports_failed",
+        "Of them, those that can't be read, for good or at present.",
+        lambda vm: sum(bool(export.error) for export in vm.exports),
+        at="replica",
+    ),
+    _vm(
         "spool_limit_bytes",
         "With more than this received and not applied the primary waits.",
         lambda vm: vm.spool_limit_bytes,

@@ -142,6 +142,6 @@ def _disk(disk: DiskStatus) -> str:
 
 def _export(export: ExportStatus) -> str:
     if export.error:
-        return f"{export.id}  ended: {export.error}"
+        return f"{export.id}  cut {export.cut.segment}  not readable: {export.error}"
     held = f"  (keeps {size_text(export.held_bytes)} of undo logs)" if export.held_bytes else ""
     return f"{export.id}  cut {export.cut.segment}  {'  '.join(export.uris)}{held}"
