@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from primary_agent.agent import PrimaryAgent
+from primary_agent.disk_changes import add_disk, remove_disk
 from primary_agent.enabling import split_address
 from primary_agent.probing import probe
 from primary_agent.record import VmRecord
@@ -23,6 +24,8 @@ from shared.admin.verbs import (
     ChurnParams,
     ConnectionParams,
     ConnectionReport,
+    DiskAddParams,
+    DiskRemoveParams,
     EnableParams,
     EventsParams,
     HistoryParams,
@@ -72,6 +75,8 @@ class AdminMethods:
         methods.add(verbs.VERIFY, VerifyParams, self.verify)
         methods.add(verbs.SET, SetParams, self.set)
         methods.add(verbs.RESIZE, VmParams, self.resize)
+        methods.add(verbs.DISK_ADD, DiskAddParams, self.disk_add)
+        methods.add(verbs.DISK_REMOVE, DiskRemoveParams, self.disk_remove)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
         methods.add(verbs.RECOVER, RecoverParams, self.recover)
         methods.add(verbs.RESYNC_SHOW, VmParams, self.resync_show)
@@ -139,6 +144,16 @@ class AdminMethods:
     async def resize(self, params: VmParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
         return await _ordered(vm, "resize", take_sizes(vm))
+
+    async def disk_add(self, params: DiskAddParams, client: Client) -> VmStatus:
+        vm, disk = self._agent.find(params.vm), params.disk
+        async with self._agent.changing:
+            others = [other.record for other in self._agent.vms.values()]
+            return await _ordered(vm, "disk add", add_disk(vm, disk.path, disk.export, others))
+
+    async def disk_remove(self, params: DiskRemoveParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "disk remove", remove_disk(vm, params.disk, exclude=params.exclude))
 
     async def remove(self, params: RemoveParams, client: Client) -> None:
         if not params.yes:

@@ -246,6 +246,11 @@ class PrimaryAgent:
                 found.append({**event, "vm": vm.name, "uuid": vm.uuid})
         return sorted(found, key=lambda event: (event["time"], event["id"]))[-limit:]
 
+    @property
+    def changing(self) -> asyncio.Lock:
+        """Held while VMs, or disks of them, come and go."""
+        return self._changing
+
     # --- enabling and removing -------------------------------------------------------------------------------------
 
     async def enable(self, params: EnableParams) -> PrimaryVm:

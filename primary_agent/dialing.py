@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import msgspec
+
 from primary_agent.replication import Replication
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import Connection
@@ -12,6 +14,7 @@ from protocol.bulk import Bulk
 from protocol.errors import ProtocolError
 from protocol.hrl import Geometry
 from protocol.messages import (
+    DISK_SETS,
     Body,
     Open,
     Opened,
@@ -48,6 +51,7 @@ class Dialled:
         resync = opened.resync
         return ReplicaView(
             disks=tuple(disk.geometry() for disk in opened.disks),
+            disk_set=opened.disk_set if isinstance(opened.disk_set, int) else None,
             epoch=opened.epoch,
             lineage=read_lineage(opened.lineage),
             promoted=opened.promoted,
@@ -86,6 +90,8 @@ async def greet(surroundings: Surroundings, address: Address) -> tuple[Channel, 
 async def dial(surroundings: Surroundings, address: Address, body: Open) -> Dialled:
     """Connect and open a connection as ``body`` says. Raises as :func:`greet`; nothing stays open then."""
     channel, welcome = await greet(surroundings, address)
+    if DISK_SETS not in welcome.capabilities:
+        body = msgspec.structs.replace(body, disk_set=msgspec.UNSET)
     try:
         channel.send(body)
         try:
@@ -118,6 +124,7 @@ def open_body(replication: Replication, connection: Connection, *, role: Role = 
         log_first_segment=status.first_segment if tracked else 0,
         log_position=WirePosition.of(status.position.position()) if tracked and status.position is not None else None,
         interval_seconds=vm.interval_seconds,
+        disk_set=vm.disk_set,
         control_token=token,
     )
 

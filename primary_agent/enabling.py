@@ -28,6 +28,7 @@ from shared.tap_config import (
     TapDisk,
     load_config,
     save_config,
+    save_settings,
 )
 
 MAX_NAME = 128
@@ -64,8 +65,7 @@ def plan_vm(params: EnableParams, taken: Sequence[VmRecord], ports: Ports) -> Vm
     disks: list[DiskRecord] = []
     for index, given in enumerate(params.disks):
         disk = given if isinstance(given, DiskParams) else DiskParams(path=given)
-        if disk.path in in_use:
-            raise UsageError(f"{disk.path} is replicated already, with the VM {in_use[disk.path]}.")
+        check_disk_path(disk.path, in_use)
         in_use[disk.path] = name
         export = disk.export or f"disk{index}"
         size = disk_size(ports.files, disk.path)
@@ -85,6 +85,12 @@ def plan_vm(params: EnableParams, taken: Sequence[VmRecord], ports: Ports) -> Vm
         created_time=ports.clock.wall(),
         excluded=list(params.exclude),
     )
+
+
+def check_disk_path(path: str, in_use: dict[str, str]) -> None:
+    """``in_use`` maps paths that are replicated to the VM's name. Raises UsageError."""
+    if path in in_use:
+        raise UsageError(f"{path} is replicated already, with the VM {in_use[path]}.")
 
 
 def _check_excluded(paths: Sequence[str], in_use: dict[str, str]) -> None:
@@ -191,16 +197,17 @@ def prepare_tap(files: FileSystem, folder: str, config: TapConfig) -> None:
     """The tap's folders and its configuration. Blocks.
 
     The configuration follows from the VM's record, which may have changed after the file was last written; folders of
-    sockets are gone after a boot.
+    sockets are gone after a boot. Disks that came or went since then do so later (TapLink).
     """
     files.make_folder(posixpath.dirname(config.control_socket))
     tap_folder = f"{folder}/tap"
     try:
-        if files.exists(f"{tap_folder}/{CONFIG_NAME}") and load_config(files, tap_folder) == config:
-            return
+        if files.exists(f"{tap_folder}/{CONFIG_NAME}"):
+            load_config(files, tap_folder)
     except VmreplicaError:
         log.warning("the tap's configuration is not readable and is written anew", folder=tap_folder)
-    save_config(files, tap_folder, config)
+        save_config(files, tap_folder, config)
+    save_settings(files, tap_folder, config)
 
 
 async def create(store: Store, vm: VmRecord, clock: Clock, text: str) -> None:

@@ -18,6 +18,7 @@ def view_of(replication: Replication, connection: Connection) -> PrimaryView:
     lost = connection.lost
     return PrimaryView(
         disks=replication.vm.geometry,
+        disk_set=replication.vm.disk_set,
         epoch=record.epoch,
         proposed=record.proposed,
         lineage=record.ancestors,

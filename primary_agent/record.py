@@ -94,6 +94,10 @@ class VmRecord(Record):
     block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
     excluded: Annotated[list[str], msgspec.Meta(max_length=MAX_DISKS)] = []
     """Paths of disks of the VM that are not replicated: no tap serves them, and the replica does not have them."""
+    disk_set: Count = 0
+    """How often a disk was added or removed: of two sets of disks the one with the higher number is the newer (I9)."""
+    next_index: Count = 0
+    """No disk ever had this index or a higher one; 0 where none was ever added or removed. Indexes are not reused."""
     verify_schedule: str = NEVER
     """When both sides are compared by themselves (shared.schedule.Recurrence)."""
     version: int = RECORD_VERSION

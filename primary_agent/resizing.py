@@ -16,7 +16,6 @@ from primary_agent.record import DiskRecord
 from shared.errors import InvalidStateError
 from shared.events import EventId
 from shared.states import ReplicationState
-from shared.tap_config import save_config
 
 if TYPE_CHECKING:
     from primary_agent.vm import PrimaryVm
@@ -77,8 +76,7 @@ async def take_sizes(vm: PrimaryVm, *, cause: str = "administrator") -> None:
         config.check()
         event = replication.event(EventId.DISK_RESIZED, f"{text}.", cause=cause, data={"disks": told})
         await replication.set_vm(msgspec.structs.replace(vm.record, disks=disks), event)
-        tap.config = config
-        await ports.workers.run(save_config, ports.files, tap.folder, config)
+        await tap.save(config)
         await tap.stop_tap()
         parts.observer.forget_sizes()
         replication.replan()

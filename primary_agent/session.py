@@ -133,7 +133,8 @@ class Session:
                 await self._resync(None)
 
     async def _decide(self) -> Decision:
-        await self._parts.tap.refresh()
+        if not self._parts.tap.serves(await self._parts.tap.refresh()):
+            raise Replan("the tap takes over other disks")
         await abandon(self._replication, self._parts.tap)
         while True:
             decision = decide(view_of(self._replication, self._connection), self._replica)

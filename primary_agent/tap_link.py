@@ -7,6 +7,7 @@ depends on one run of the tap (places in its log) is bound to a ``Connection`` a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,13 @@ from protocol.position import Position
 from shared.admin.client import OnNotification
 from shared.errors import UnreachableError, VmreplicaError
 from shared.ports import Ports
-from shared.tap_config import ERROR_NAME, TapConfig
+from shared.tap_config import ERROR_NAME, TapConfig, load_config, save_config, save_settings
 from shared.tap_control import (
     Lost,
     Progress,
     Sealed,
     TapClient,
+    TapProtocolError,
     TapStatus,
     Tracking,
     TrackingChanged,
@@ -118,14 +120,19 @@ class TapLink:
             except VmreplicaError as error:
                 self.failure = error
                 self.changed.notify()
+                await self._give_up_gone_disks()
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_LAST_SECONDS)
                 continue
-            self.connection = connection
-            self.failure = None
-            self.changed.notify()
             connected_at = self._ports.clock.monotonic()
             try:
+                if not self.serves(connection.status):
+                    # Nobody gets to see it: what is planned by the record does not fit it.
+                    await self._change_disks(connection)
+                    continue
+                self.connection = connection
+                self.failure = None
+                self.changed.notify()
                 await self._reconcile(connection)
                 await asyncio.shield(connection.client.rpc.closed)
             except VmreplicaError as error:
@@ -140,6 +147,67 @@ class TapLink:
                 # A tap that ends as soon as it serves is not started without a pause.
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_LAST_SECONDS)
+
+    # --- other disks -----------------------------------------------------------------------------------------------
+
+    def serves(self, status: TapStatus) -> bool:
+        """Whether the tap has the disks that it is configured to have from its next start on."""
+        return {disk.index for disk in status.disks} == {disk.index for disk in self.config.disks}
+
+    def reconnect(self) -> None:
+        """End the connection, so that the next one finds out whether the tap has the disks that it is to have."""
+        if self.connection is not None:
+            self.connection.client.close()
+
+    async def followed(self) -> None:
+        """Wait until the tap serves the disks that it is configured to have, or can't start with them."""
+        former, self.failure = self.connection, None
+        while self.connection is None or self.connection is former or not self.serves(self.connection.status):
+            if self.failure is not None and self.connection is None:
+                return
+            await self.changed.wait()
+
+    async def _change_disks(self, connection: Connection) -> None:
+        """Bring the tap to its end in an order that leaves nothing in doubt, and only then give it other disks.
+
+        Its log ends in the dirty map, so that the next start need not read it with disks that it does not name
+        (primary_agent.tap.other_disks). Raises VmreplicaError; then it is tried again.
+        """
+        before, after = ({disk.index for disk in disks} for disks in (connection.status.disks, self.config.disks))
+        told = [f"disk {index} was added" for index in sorted(after - before)]
+        told += [f"disk {index} was removed" for index in sorted(before - after)]
+        with contextlib.suppress(TapProtocolError):
+            # A tap of an older version is stopped as it is: then everything is compared.
+            await connection.client.leave_log(", ".join(told))
+        await connection.client.stop()
+        await self._ports.workers.run(save_config, self._ports.files, self.folder, self.config)
+
+    async def _give_up_gone_disks(self) -> None:
+        """Where the tap can't start, and has only to lose disks: one of these may be why, and it starts without them.
+
+        If it was not stopped in order before, nothing then proves what the log knew, and everything is compared.
+        """
+        files, run = self._ports.files, self._ports.workers.run
+
+        def work() -> None:
+            staying = {disk.index for disk in self.config.disks}
+            try:
+                former = load_config(files, self.folder).disks
+            except VmreplicaError:
+                return
+            if staying < {disk.index for disk in former}:
+                save_config(files, self.folder, self.config)
+
+        with contextlib.suppress(OSError):
+            await run(work)
+
+    async def save(self, config: TapConfig) -> None:
+        """Take over another configuration, in force from the tap's next start on. Raises UsageError or OSError.
+
+        Other disks come into the file only when the tap was stopped for them.
+        """
+        self.config = config
+        await self._ports.workers.run(save_settings, self._ports.files, self.folder, config)
 
     async def _reconcile(self, connection: Connection) -> None:
         """A tap that outlived a change of settings is told now."""
@@ -177,8 +245,8 @@ class TapLink:
             client.close()
 
     async def connected(self) -> Connection:
-        """Wait for a connection."""
-        while self.connection is None or not self.connection.alive:
+        """Wait for a connection to a tap with the disks that it is to have."""
+        while self.connection is None or not self.connection.alive or not self.serves(self.connection.status):
             await self.changed.wait()
         return self.connection
 

@@ -32,7 +32,7 @@ from shared.planning import ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
 from shared.stats import interval_text
 from shared.status import VmStatus, to_plain
-from shared.tap_config import TapConfig, save_config
+from shared.tap_config import TapConfig
 
 TICK_SECONDS = 1.0
 TAP_STATUS_SECONDS = 5.0
@@ -358,8 +358,7 @@ class PrimaryVm:
         text = "Settings changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items())
         await self._replication.set_vm(vm, self._replication.event(EventId.SETTINGS, text, data=changed))
         self.parts.surroundings.queue.reconsider()
-        tap.config = config
-        await self._ports.workers.run(save_config, self._ports.files, tap.folder, config)
+        await tap.save(config)
         if tap.connection is not None:
             await tap.connection.client.set(
                 interval=config.interval_seconds if vm.interval_seconds != before.interval_seconds else None,

@@ -31,6 +31,8 @@ MAX_VERIFY_GROUPS = 16
 MAX_ASKED_BYTES = 512
 """The longest bitmap of a DETAIL_REQUEST."""
 MAX_U63 = (1 << 63) - 1
+DISK_SETS = "disk-sets"
+"""The capability of both sides to have a disk added or removed by a resync."""
 MAX_SAMPLED = 512
 """Places of one SAMPLE_REQUEST."""
 MAX_CAUSES = 8
@@ -241,6 +243,7 @@ class Open(Body, frozen=True):
     ``epoch`` is the primary's baseline (16 zero bytes before the first), ``proposed`` an epoch whose commit was sent
     but not confirmed (R33). ``log_first_segment`` is the oldest segment in its log, ``log_position`` the log's end,
     nil where nothing is tracked. For a bulk connection ``control_token`` names the session it belongs to.
+    ``disk_set`` counts how often disks were added or removed; only with the capability DISK_SETS.
     """
 
     role: Role
@@ -254,6 +257,7 @@ class Open(Body, frozen=True):
     log_position: WirePosition | None = None
     interval_seconds: Seconds = 0.0
     control_token: U63 = 0
+    disk_set: U63 | msgspec.UnsetType = msgspec.UNSET
 
 
 class ResyncState(Body, frozen=True):
@@ -281,6 +285,7 @@ class Opened(Body, frozen=True):
     """The replica's answer: its own state, disks and positions. ``received`` resumes the log, also inside a segment.
 
     ``cut`` is the newest cut of the baseline's epoch that is received, ``causes`` why it requires a resync, if it does.
+    ``disk_set`` is the number of the set of ``disks``; only with the capability DISK_SETS.
     """
 
     state: Name
@@ -293,6 +298,7 @@ class Opened(Body, frozen=True):
     applied: WirePosition | None
     resync: ResyncState | None
     causes: Annotated[list[WireCause], msgspec.Meta(max_length=MAX_CAUSES)] = []
+    disk_set: U63 | msgspec.UnsetType = msgspec.UNSET
 
 
 class Heartbeat(Body, frozen=True):

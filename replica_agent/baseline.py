@@ -15,12 +15,13 @@ from protocol.errors import ProtocolError
 from protocol.hrl import Geometry
 from protocol.messages import ResyncBegin, ResyncKind, ResyncReady, Unsettle
 from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
+from replica_agent.disk_sets import changed_set, exchange, exchange_at_once, joining
 from replica_agent.finishing import finish
 from replica_agent.groups import Merge
 from replica_agent.growing import grow
 from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts
-from replica_agent.record import PositionRecord, ResyncRecord, lineage_records
+from replica_agent.record import DiskRecord, PositionRecord, ResyncRecord, lineage_records
 from replica_agent.replay import Replay, Source
 from replica_agent.resync import OpenResync, judge_begin
 from replica_agent.space import require_room, space_error
@@ -41,17 +42,18 @@ class Baseline:
 
     # --- begin -----------------------------------------------------------------------------------------------------
 
-    async def begin(self, body: ResyncBegin, disks: Sequence[Geometry] = ()) -> list[ResyncReady]:
+    async def begin(self, body: ResyncBegin, disks: Sequence[Geometry] = (), disk_set: int = 0) -> list[ResyncReady]:
         """Begin, or go on with, a resync; everything received of the present epoch is applied first (I5).
 
-        ``disks`` are the primary's: ours grow to their sizes.
+        ``disks`` are the primary's, its set of the number ``disk_set``: ours grow to their sizes, and a newer set takes
+        the place of ours with the commit.
         Raises ProtocolError, NoSpaceError, OSError; nothing was changed then.
         """
         judge_begin(body)
         await self.parts.applier.caught_up()
-        return await finish(self._begin(body, disks))
+        return await finish(self._begin(body, disks, disk_set))
 
-    async def _begin(self, body: ResyncBegin, disks: Sequence[Geometry]) -> list[ResyncReady]:
+    async def _begin(self, body: ResyncBegin, disks: Sequence[Geometry], disk_set: int) -> list[ResyncReady]:
         parts = self.parts
         async with parts.order:
             self._judge(body)
@@ -60,7 +62,9 @@ class Baseline:
                 resync = await self._next_round(resync, body)
             elif resync is None or not resync.is_continued_by(body):
                 await grow(parts, disks)
-                resync = await self._start(body)
+                if parts.ledger.replication.epoch == NO_EPOCH:
+                    await exchange_at_once(parts, disks, disk_set)
+                resync = await self._start(body, changed_set(disks, disk_set, parts.ledger.vm), disk_set)
             await finish(parts.ports.workers.run(self._check_room))
             ready = resync.enter(body)
         parts.changed.notify()
@@ -85,7 +89,7 @@ class Baseline:
     def _check_room(self) -> None:
         require_room(self.parts.ports.files, self.parts.layout.folder, BEGIN_BYTES, self.parts.surroundings.reserve)
 
-    async def _start(self, body: ResyncBegin) -> OpenResync:
+    async def _start(self, body: ResyncBegin, disks: list[DiskRecord] | None, disk_set: int) -> OpenResync:
         """A fresh resync in place of whatever was open. Its file is durable before the store names it."""
         parts = self.parts
         record = parts.ledger.replication
@@ -103,16 +107,10 @@ class Baseline:
             round=body.round,
             started_time=parts.ports.clock.wall(),
             in_place=record.epoch == NO_EPOCH,
+            disks=disks,
+            disk_set=disk_set if disks is not None else 0,
         )
-        opened = OpenResync(
-            ports=parts.ports,
-            record=fresh,
-            disks=parts.disks,
-            differences=parts.differencing_file(body.id),
-            tracked=parts.spool_from(parts.start_of(body.epoch)),
-            in_place=fresh.in_place,
-            reread=parts.ledger.replication.reread,
-        )
+        opened = parts.open_resync(fresh)
         await finish(parts.ports.workers.run(self._prepare, opened))
         async with parts.ledger.transaction() as draft:
             draft.resync = fresh
@@ -142,7 +140,7 @@ class Baseline:
 
     def _prepare(self, opened: OpenResync) -> None:
         """Blocks."""
-        opened.disks.open()
+        opened.disks.join(joining(opened.record, self.parts.ledger.vm))
         # Left over from a begin that a crash interrupted.
         opened.tracked.drop()
         try:
@@ -158,7 +156,7 @@ class Baseline:
             former.differences.close()
             former.tracked.drop()
         elif former is not None:
-            former.drop()
+            former.drop_received()
         spool = self.parts.applier.spool
         if spool is not None:
             spool.drop()
@@ -177,7 +175,9 @@ class Baseline:
         """Another round of the open resync, in one durable step: what it received stays, the tracked log goes (R32)."""
         parts = self.parts
         record = msgspec.structs.replace(former.record, round=body.round, epoch=body.epoch, unsettle=True)
-        opened = replace(former, record=record, tracked=parts.spool_from(parts.start_of(body.epoch)), key=None)
+        opened = replace(
+            former, record=record, tracked=parts.spool_from(parts.start_of(body.epoch), former.geometry), key=None
+        )
         # Left over from a round that a crash interrupted before the store named it.
         await finish(parts.ports.workers.run(opened.tracked.drop))
         async with parts.ledger.transaction() as draft:
@@ -289,7 +289,7 @@ class Baseline:
     def _take_room(self, opened: OpenResync, sources: list[Source]) -> None:
         """Blocks."""
         parts = self.parts
-        replay = Replay(parts.ports.files, parts.vm, parts.disks)
+        replay = Replay(parts.ports.files, parts.vm, parts.disks, opened.sizes)
         opened.differences.trim()
         parts.pool.empty()
         needed = replay.room(sources)
@@ -324,6 +324,7 @@ class Baseline:
             draft.resync.differences_end = PositionRecord.of(source.end)
             draft.resync.differences_length = source.length
             draft.resync.trusted = trusted
+            exchange(draft, record)
             draft.step(ReplicaEvent.INITIAL_COMPLETED if initial else ReplicaEvent.RESYNC_COMPLETED)
             draft.event(
                 EventId.BASELINE_COMMITTED,
@@ -335,6 +336,7 @@ class Baseline:
                 received_bytes=opened.received_bytes,
             )
         parts.resync = None
+        parts.disks.settle(parts.ledger.vm.geometry)
         parts.applier.merge = merge
         parts.applier.spool = opened.tracked
         await finish(parts.ports.workers.run(opened.differences.close))

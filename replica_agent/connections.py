@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from msgspec import UNSET
+
 from protocol.messages import (
+    DISK_SETS,
     MAX_CAUSE_TEXT,
     MAX_CAUSES,
     ErrorCode,
@@ -20,6 +23,7 @@ from protocol.messages import (
 from replica_agent.baseline import Baseline
 from replica_agent.bulk import BulkConnection
 from replica_agent.control import Control
+from replica_agent.disk_sets import number_of
 from replica_agent.finishing import finish
 from replica_agent.intake import Admit
 from replica_agent.ledger import LedgerError
@@ -77,7 +81,7 @@ class Connections:
         self._judge(body)
         self._judge_peer(channel)
         disks = [disk.geometry() for disk in body.disks]
-        control = Control(self._parts, self._baseline, channel, self._statistics, disks, admit)
+        control = Control(self._parts, self._baseline, channel, self._statistics, disks, number_of(body), admit)
         before = list(self._serving)
         self.control = control
         task = asyncio.current_task()
@@ -88,7 +92,7 @@ class Connections:
             # Much may have happened while the older connections ended.
             self._judge(body)
             await self._meet(channel, body)
-            channel.send(self.opened())
+            channel.send(self.opened(channel))
             self.trouble = None
             self.opened_time = self._parts.ports.clock.wall()
             self._parts.changed.notify()
@@ -137,7 +141,7 @@ class Connections:
             self.left_reason = control.channel.reason
         self._parts.changed.notify()
 
-    def opened(self) -> Opened:
+    def opened(self, channel: Channel) -> Opened:
         """What a primary is told of this VM."""
         ledger, resync, spool = self._parts.ledger, self._parts.resync, self._parts.applier.spool
         record = ledger.replication
@@ -145,12 +149,17 @@ class Connections:
         if resync is not None and resync.tracked.position.segment > 0:
             received = resync.tracked.position
         applied = record.applied.position if record.applied is not None else None
+        # A resync that brings other disks is about these.
+        brings = resync is not None and resync.record.disks is not None
+        geometry = resync.geometry if resync is not None else ledger.vm.geometry
+        number = resync.record.disk_set if resync is not None and brings else ledger.vm.disk_set
         return Opened(
             state=record.state.title,
             promoted=False,
             epoch=record.epoch,
             lineage=wire_lineage(record.ancestors),
-            disks=[WireDisk.of(disk) for disk in ledger.vm.geometry],
+            disks=[WireDisk.of(disk) for disk in geometry],
+            disk_set=number if DISK_SETS in channel.session.capabilities else UNSET,
             received=WirePosition.of(received) if received is not None else None,
             # Disks that are not trusted prove no cut, whatever state a resync has brought them to: a bounded compare
             # over them would miss what is wrong outside its bounds.
@@ -184,7 +193,7 @@ class Connections:
             if before is not None:
                 before.channel.refuse(ErrorCode.STALE, "A newer bulk connection took over.")
                 await before.ended.wait()
-            channel.send(self.opened())
+            channel.send(self.opened(channel))
             await bulk.run()
         except LedgerError as error:
             await self._fail(error)
@@ -202,7 +211,7 @@ class Connections:
     async def serve_sample(self, channel: Channel, body: Open) -> None:
         """Answer questions about places of the newest point; nothing is changed, and nothing else held up by it."""
         self._judge(body)
-        channel.send(self.opened())
+        channel.send(self.opened(channel))
         await answer_samples(self._parts, channel)
 
     # --- verify ----------------------------------------------------------------------------------------------------
@@ -216,7 +225,7 @@ class Connections:
             if before is not None:
                 before.channel.refuse(ErrorCode.STALE, "A newer verify connection took over.")
                 await before.ended.wait()
-            channel.send(self.opened())
+            channel.send(self.opened(channel))
             await verify.run()
         except LedgerError as error:
             await self._fail(error)

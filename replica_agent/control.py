@@ -54,11 +54,14 @@ class Control:
         channel: Channel,
         statistics: ReplicationStatistics,
         disks: Sequence[Geometry],
+        disk_set: int,
         admit: Admit,
     ) -> None:
-        """``disks`` are the primary's, by its OPEN; ``admit`` is asked before log is stored."""
+        """``disks`` are the primary's, by its OPEN, and ``disk_set`` numbers them; ``admit`` is asked before log is
+        stored.
+        """
         self.channel = channel
-        self._disks = disks
+        self._disks, self._disk_set = disks, disk_set
         self.ended = asyncio.Event()
         """Set when nothing of this connection runs any more."""
         self.resyncing = False
@@ -176,7 +179,7 @@ class Control:
 
     async def _begin(self, body: ResyncBegin) -> None:
         self._take_place(body)
-        ready = await self._baseline.begin(body, self._disks)
+        ready = await self._baseline.begin(body, self._disks, self._disk_set)
         self.resyncing = True
         for part in ready:
             self.channel.send(part)

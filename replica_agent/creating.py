@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from protocol.messages import ErrorCode, Open
 from replica_agent.description import keeper_of
+from replica_agent.disk_sets import number_of
 from replica_agent.disks import BaseDisks
 from replica_agent.finishing import finish
 from replica_agent.layout import Layout
@@ -35,7 +36,8 @@ def plan_vm(body: Open, peer: str, now: float) -> VmRecord:
                 "Enlarge it to whole sectors.",
             )
     disks = [DiskRecord(index=disk.index, uuid=disk.uuid, size=disk.size) for disk in body.disks]
-    return VmRecord(vm=body.vm, name=body.name, disks=disks, created_time=now, peer=peer)
+    number = number_of(body)
+    return VmRecord(vm=body.vm, name=body.name, disks=disks, created_time=now, peer=peer, disk_set=number)
 
 
 async def create_vm(ports: Ports, folder: str, record: VmRecord) -> Ledger:

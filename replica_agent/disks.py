@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from protocol.hrl import Geometry
 from replica_agent.changes import Write
@@ -26,6 +26,8 @@ class BaseDisks:
         self.geometry = geometry
         self._growing = growing or {}
         self.sizes = {disk.index: disk.size for disk in geometry}
+        self.joining: tuple[Geometry, ...] = ()
+        """Disks that an open resync adds: open as well, and part of no point. They are holes until it has committed."""
         self._files = files
         self._layout = layout
         self._open: dict[int, File] = {}
@@ -33,7 +35,7 @@ class BaseDisks:
 
     @property
     def opened(self) -> bool:
-        return len(self._open) == len(self.geometry)
+        return len(self._open) == len(self.geometry) + len(self.joining)
 
     @property
     def touched(self) -> bool:
@@ -48,7 +50,10 @@ class BaseDisks:
 
         Raises StorageError naming the disk.
         """
-        for disk in self.geometry:
+        self._create(self.geometry)
+
+    def _create(self, disks: Sequence[Geometry]) -> None:
+        for disk in disks:
             path = self.path(disk.index)
             try:
                 self._files.remove(path)
@@ -70,8 +75,9 @@ class BaseDisks:
         if self.opened:
             return
         try:
-            for disk in self.geometry:
-                self._open[disk.index] = self._open_disk(disk)
+            for disk in (*self.geometry, *self.joining):
+                if disk.index not in self._open:
+                    self._open[disk.index] = self._open_disk(disk)
         except BaseException:
             self.close()
             raise
@@ -110,6 +116,33 @@ class BaseDisks:
         } | self._growing
         self.geometry = geometry
         self.sizes.update({disk.index: disk.size for disk in geometry})
+
+    def join(self, disks: Sequence[Geometry]) -> None:
+        """Make and open the disks that a resync adds, in place of those of one before. Raises VmreplicaError."""
+        self.leave([disk for disk in self.joining if disk not in disks])
+        self._create(
+            [disk for disk in disks if disk not in self.joining or not self._files.exists(self.path(disk.index))]
+        )
+        self.joining = tuple(disks)
+        self.open()
+
+    def leave(self, disks: Sequence[Geometry]) -> None:
+        """Close and delete disks that were to be added. Raises OSError."""
+        for disk in disks:
+            if (file := self._open.pop(disk.index, None)) is not None:
+                file.close()
+            self._touched.discard(disk.index)
+            self.joining = tuple(each for each in self.joining if each != disk)
+            self._files.remove(self.path(disk.index))
+
+    def settle(self, geometry: tuple[Geometry, ...]) -> None:
+        """These are the disks from now on, those that joined among them; the files of others are closed and stay."""
+        staying = {disk.index for disk in geometry}
+        for index in [index for index in self._open if index not in staying]:
+            self._open.pop(index).close()
+            self._touched.discard(index)
+        self.geometry, self.joining = geometry, ()
+        self.sizes = {disk.index: disk.size for disk in geometry}
 
     def grow(self) -> None:
         """Give every file the size of its disk, durably; no file becomes smaller. Raises OSError."""
@@ -165,7 +198,7 @@ class BaseDisks:
         self.sync()
 
     def identities(self) -> list[IdentityRecord]:
-        return [IdentityRecord.of(index, file.identity()) for index, file in sorted(self._open.items())]
+        return [IdentityRecord.of(index, self._open[index].identity()) for index in sorted(self.sizes)]
 
     def remove(self) -> None:
         """Close and delete the files."""

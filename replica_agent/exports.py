@@ -162,7 +162,10 @@ class Exports:
                 id=identity,
                 position=PositionRecord.of(reading.position),
                 time=describe(reading.position).time,
-                disks=[ExportedDiskRecord(index=disk.index, size=disk.size) for disk in self._applier.disks.geometry],
+                disks=[
+                    ExportedDiskRecord(index=index, size=size)
+                    for index, size in sorted(self._applier.history.disks_at(reading.position).items())
+                ],
                 created_time=self._ports.clock.wall(),
             )
             await self._serve(record, reading)

@@ -11,6 +11,7 @@ from protocol.position import EPOCH_BYTES
 _SEGMENT = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})-([0-9]{{12,}})\.hrl")
 _POOLED = re.compile(r"free-([0-9]+)\.hrl")
 _UNDO = re.compile(r"([0-9]{12,})-([0-9]{12,})\.undo")
+_DISK = re.compile(r"disk-(0|[1-9][0-9]*)\.raw")
 _RESYNC = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})\.hrl")
 
 
@@ -40,6 +41,12 @@ class Layout:
 
     def disk(self, index: int) -> str:
         return f"{self.folder}/disk-{index}.raw"
+
+    @staticmethod
+    def read_disk(name: str) -> int | None:
+        """The index of a disk file's name, or None."""
+        match = _DISK.fullmatch(name)
+        return int(match[1]) if match else None
 
     def segment(self, epoch: bytes, number: int) -> str:
         return f"{self.spool}/{epoch.hex()}-{number:012d}.hrl"

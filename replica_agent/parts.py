@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from protocol.compression import CAPABILITY as ZSTD
-from protocol.hrl import chain_seed
+from protocol.hrl import Geometry, chain_seed
+from protocol.messages import DISK_SETS
 from protocol.position import Position
 from protocol.session import Identity
 from replica_agent.apply import Applier
@@ -19,6 +20,7 @@ from replica_agent.layout import Layout
 from replica_agent.ledger import Ledger
 from replica_agent.pool import SpoolPool
 from replica_agent.quota import QuotaFigures
+from replica_agent.record import ResyncRecord
 from replica_agent.resync import OpenResync
 from replica_agent.retention import Retention
 from replica_agent.spool import Spool
@@ -103,7 +105,7 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.software, self.host, self.heartbeat, (ZSTD,) if self.compress else ())
+        return Identity(self.software, self.host, self.heartbeat, (DISK_SETS, *((ZSTD,) if self.compress else ())))
 
 
 @dataclass(slots=True)
@@ -141,13 +143,13 @@ class VmParts:
         """The VM's UUID as people write it."""
         return str(UUID(bytes=self.vm))
 
-    def spool_from(self, start: Position) -> Spool:
-        """The spool of ``start``'s epoch from there on; nothing is read yet."""
+    def spool_from(self, start: Position, geometry: tuple[Geometry, ...] | None = None) -> Spool:
+        """The spool of ``start``'s epoch from there on; nothing is read yet. Its log may be about other disks."""
         return Spool(
             self.ports.files,
             self.layout,
             self.vm,
-            self.disks.geometry,
+            self.disks.geometry if geometry is None else geometry,
             start,
             self.pool,
             reserve=self.surroundings.reserve,
@@ -157,16 +159,30 @@ class VmParts:
         """The position before the first record of an epoch's log."""
         return Position(epoch, 0, 0, chain_seed(self.vm, epoch))
 
-    def differencing_file(self, identity: bytes) -> DifferencingFile:
-        """The differencing file of a resync; nothing is read or made yet."""
+    def differencing_file(self, identity: bytes, sizes: dict[int, int] | None = None) -> DifferencingFile:
+        """The differencing file of a resync, which may be about other disks; nothing is read or made yet."""
         return DifferencingFile(
             self.ports.files,
             self.ports.clock,
             self.layout.resync(identity),
             self.vm,
             identity,
-            self.disks.sizes,
+            self.disks.sizes if sizes is None else sizes,
             reserve=self.surroundings.reserve,
+        )
+
+    def open_resync(self, record: ResyncRecord) -> OpenResync:
+        """The open resync of that record; nothing is read or made yet."""
+        geometry = self.disks.geometry if record.disks is None else tuple(disk.geometry for disk in record.disks)
+        return OpenResync(
+            ports=self.ports,
+            record=record,
+            disks=self.disks,
+            differences=self.differencing_file(record.id, {disk.index: disk.size for disk in geometry}),
+            tracked=self.spool_from(self.start_of(record.epoch), geometry),
+            in_place=record.in_place,
+            reread=self.ledger.replication.reread,
+            geometry=geometry,
         )
 
 

@@ -35,10 +35,26 @@ class DiskRecord(Record):
     size: Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
     before: Annotated[int, msgspec.Meta(ge=0, le=MAX_DISK_BYTES)] = 0
     """While the disk is being grown: the size that its file may still have; else 0."""
+    since: Id16 = NO_EPOCH
+    """The epoch from which on points have it; NO_EPOCH for all."""
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.index, self.size, self.uuid)
+
+
+class FormerDiskRecord(Record):
+    """A disk that was removed: points of epochs from ``since`` on have it, but not those from ``until`` on."""
+
+    index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    uuid: Id16
+    size: Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
+    since: Id16
+    until: Id16
 
 
 class VmRecord(Record):
-    """Which VM this is a copy of (I9). Never changes but for the name, and for disks that grow."""
+    """Which VM this is a copy of (I9). Its disks grow, come and go only by a resync (replica_agent.disk_sets)."""
 
     vm: Id16
     name: str
@@ -47,10 +63,30 @@ class VmRecord(Record):
     version: int = RECORD_VERSION
     peer: str = ""
     """Fingerprint of the certificate that created it; for people, since authorization alone decides."""
+    disk_set: Count = 0
+    """The number of the set of disks that the newest points have, as the primary counts them."""
+    former: list[FormerDiskRecord] = []
+    """Removed disks that older points have; their files are kept."""
 
     @property
     def geometry(self) -> tuple[Geometry, ...]:
-        return tuple(Geometry(disk.index, disk.size, disk.uuid) for disk in self.disks)
+        return tuple(disk.geometry for disk in self.disks)
+
+    @property
+    def all_sizes(self) -> dict[int, int]:
+        """Of the present disks and the former ones: undo logs may be about both."""
+        return {disk.index: disk.size for disk in self.former} | {disk.index: disk.size for disk in self.disks}
+
+    def disks_at(self, lineage: Lineage, epoch: bytes) -> dict[int, int]:
+        """Index and size of the disks that a point of ``epoch`` has."""
+        order = {step.epoch: number for number, step in enumerate(lineage)}
+        # What the lineage does not tell any more is older than all that it tells.
+        at = order.get(epoch, -1)
+        found = {disk.index: disk.size for disk in self.disks if order.get(disk.since, -1) <= at}
+        for disk in self.former:
+            if order.get(disk.since, -1) <= at < order.get(disk.until, -1):
+                found[disk.index] = disk.size
+        return found
 
 
 class PositionRecord(Record):
@@ -222,6 +258,10 @@ class ResyncRecord(Record):
     """The merge has begun to change the disks."""
     trusted: bool = True
     """The disks were a whole point when it committed: what it overwrites may be kept as one (R38)."""
+    disks: list[DiskRecord] | None = None
+    """The set of disks that its commit brings; None where it stays the same."""
+    disk_set: Count = 0
+    """The number of that set."""
 
 
 class PromotionRecord(Record):

@@ -14,6 +14,7 @@ from protocol.errors import LogError
 from protocol.position import Position
 from replica_agent.baseline import Baseline
 from replica_agent.differencing import start_of_differences
+from replica_agent.disk_sets import joining, remove_unnamed
 from replica_agent.disks import foreign_changes
 from replica_agent.finishing import finish
 from replica_agent.groups import Merge
@@ -23,6 +24,7 @@ from replica_agent.replay import Source
 from replica_agent.resync import OpenResync
 from replica_agent.spool import Spool
 from replica_agent.strangers import remove_strangers
+from shared.errors import StorageError
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.status import Cause
@@ -74,6 +76,7 @@ def _read(parts: VmParts) -> _Found:
     found = _Found()
     files, layout = parts.ports.files, parts.layout
     files.make_folder(layout.spool)
+    remove_unnamed(parts)
     parts.disks.open()
     for name in files.list(layout.folder):
         if name.endswith(".spill"):
@@ -141,17 +144,10 @@ def _written_since(parts: VmParts, record: ResyncRecord) -> bool:
 
 def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
     """Take over the resync that has begun and not committed."""
-    opened = OpenResync(
-        ports=parts.ports,
-        record=record,
-        disks=parts.disks,
-        differences=parts.differencing_file(record.id),
-        tracked=parts.spool_from(parts.start_of(record.epoch)),
-        in_place=record.in_place,
-        reread=parts.ledger.replication.reread,
-    )
+    opened = parts.open_resync(record)
     found.resync = opened
     try:
+        parts.disks.join(joining(record, parts.ledger.vm))
         if record.in_place:
             # What the process before wrote and did not settle would be told equal, and never be synced.
             found.unsynced = True
@@ -160,11 +156,11 @@ def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
         opened.differences.load()
         if record.in_place and opened.differences.settled_bytes and _written_since(parts, record):
             opened.differences.close()
-            opened.differences = parts.differencing_file(record.id)
+            opened.differences = parts.differencing_file(record.id, opened.sizes)
             opened.differences.create()
             found.compared_again = True
         opened.tracked.load(torn=_other_boot(parts))
-    except (OSError, LogError) as error:
+    except (OSError, LogError, StorageError) as error:
         opened.close()
         found.unusable = f"What was received of it can't be used any more: {error}"
 

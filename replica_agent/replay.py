@@ -57,6 +57,8 @@ class Replay:
     files: FileSystem
     vm: bytes
     disks: BaseDisks
+    sizes: dict[int, int] | None = None
+    """Of the disks that the sources may name, where they are other ones."""
 
     def apply(self, source: Source, saved: Overwritten | None = None) -> Generator[int]:
         """Write a source's changes to the disks, some MiB with each step; yields the bytes of log done.
@@ -79,7 +81,7 @@ class Replay:
         """
         file = self._open(source)
         try:
-            yield from read_tables(file, self.disks.sizes, source.length)
+            yield from read_tables(file, self.sizes or self.disks.sizes, source.length)
         except (LogError, OSError) as error:
             raise _unreadable(source, str(error)) from error
         finally:

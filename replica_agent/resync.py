@@ -22,7 +22,7 @@ from protocol.bulk import (
 from protocol.entries import EntryKind
 from protocol.errors import ProtocolError
 from protocol.frames import MAX_DETAIL_TAGS, MAX_MANIFEST_BLOCKS
-from protocol.hrl import Settled
+from protocol.hrl import Geometry, Settled
 from protocol.messages import (
     DETAIL_BYTES,
     MAX_SETTLED_RUNS,
@@ -84,6 +84,8 @@ class OpenResync:
     in_place: bool
     reread: bool
     """What can be read of the disks is not to be trusted: every block is told to differ."""
+    geometry: tuple[Geometry, ...]
+    """The disks that it compares: the present ones, or those that its commit brings."""
     key: Key | None = None
     pending: dict[tuple[int, int, int], bool] = field(default_factory=dict)
     """The ranges (disk, offset, length) whose manifest was asked for in this session and that are not done; True once
@@ -92,6 +94,10 @@ class OpenResync:
     received_bytes: int = 0
     unreadable: list[str] = field(default_factory=list)
     """Ranges that could not be read, not yet told to anybody."""
+    sizes: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = {disk.index: disk.size for disk in self.geometry}
 
     @property
     def answers(self) -> Answers:
@@ -232,7 +238,7 @@ class OpenResync:
             raise ProtocolError("a question before it was told what was written since the last round", code="state")
 
     def _judge_range(self, disk: int, offset: int, length: int, block_size: int) -> None:
-        size = self.disks.sizes.get(disk)
+        size = self.sizes.get(disk)
         if size is None:
             raise ProtocolError(f"disk {disk} is asked for, which the VM does not have")
         end = offset + length
@@ -253,7 +259,7 @@ class OpenResync:
             if isinstance(item, RangeDone):
                 done.append(self._done(item))
             else:
-                self._store(decode_blocks(item.content(), self.disks.sizes))
+                self._store(decode_blocks(item.content(), self.sizes))
         if done:
             if self.in_place:
                 self._sync_disks()
@@ -332,10 +338,13 @@ class OpenResync:
         if self.pending:
             raise ProtocolError(f"COMMIT although {len(self.pending)} ranges are not settled", code="state")
         if self.record.kind is not ResyncKind.BOUNDED and not self.differences.is_settled():
-            total = sum(self.disks.sizes.values())
+            total = sum(self.sizes.values())
             raise ProtocolError(
                 f"COMMIT although {self.differences.settled_bytes} of {total} bytes are settled", code="state"
             )
+        for index in self.sizes.keys() - self.disks.sizes.keys():
+            if not self.differences.settled[index].covers(0, self.sizes[index]):
+                raise ProtocolError(f"COMMIT although the added disk {index} is not wholly settled", code="state")
         if all(segment.end != end for segment in self.tracked.segments):
             raise ProtocolError(f"COMMIT to {end}, but {self.tracked.received} is received", code="gap")
 
@@ -349,7 +358,12 @@ class OpenResync:
         self.tracked.close()
 
     def drop(self) -> None:
-        """Delete everything that was received (I7). Blocks."""
+        """Delete everything that was received (I7), with the disks that were to be added. Blocks."""
+        self.drop_received()
+        self.disks.leave(self.disks.joining)
+
+    def drop_received(self) -> None:
+        """The same, but the disks stay: another resync adds them. Blocks."""
         self.differences.remove()
         self.tracked.drop()
 

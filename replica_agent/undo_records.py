@@ -12,8 +12,7 @@ from shared.ports import Ports
 def open_log(ports: Ports, layout: Layout, ledger: Ledger, record: UndoRecord) -> UndoLog:
     """Open the undo log of a record, and check that it is the one. Blocks. Raises UndoDamagedError."""
     path = layout.undo(record.first, record.last)
-    sizes = {disk.index: disk.size for disk in ledger.vm.disks}
-    log = UndoLog(ports.files, path, ledger.vm.vm, sizes, record.last)
+    log = UndoLog(ports.files, path, ledger.vm.vm, ledger.vm.all_sizes, record.last)
     if (log.length, log.chain) != (record.length, record.chain):
         log.close()
         raise UndoDamagedError(

@@ -13,6 +13,7 @@ from protocol.messages import ErrorCode, Open
 from protocol.position import NO_EPOCH, Position
 from replica_agent.baseline import Baseline
 from replica_agent.connections import Connections
+from replica_agent.disk_sets import forget_former, mismatch_of, number_of
 from replica_agent.exports import Exports
 from replica_agent.finishing import finish
 from replica_agent.ledger import Ledger, LedgerError
@@ -24,7 +25,6 @@ from replica_agent.thinner import Thinner
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
 from shared.forecasts import ROOM_BYTES
-from shared.geometry import compare_geometry, is_growth
 from shared.rates import size_text
 from shared.states import ReplicaEvent, ReplicationState
 from shared.stats import ReplicationStatistics, interval_text
@@ -165,6 +165,7 @@ class ReplicaVm:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
             await self.exports.tell_failures()
             await self.exports.reopen()
+            await forget_former(self.parts)
             await self._keep_room()
             await self.ledger.describe()
             self._count_cycles()
@@ -235,9 +236,7 @@ class ReplicaVm:
                 f"Replication of {self.name} is suspended at the replica.",
                 f"Run `vmreplica resume {self.name}` there.",
             )
-        theirs, ours = tuple(disk.geometry() for disk in body.disks), self.ledger.vm.geometry
-        mismatch = compare_geometry(theirs, ours)
-        if mismatch and not is_growth(theirs, ours):
+        if mismatch := mismatch_of([disk.geometry() for disk in body.disks], number_of(body), self.ledger.vm):
             raise Refusal(
                 ErrorCode.GEOMETRY,
                 f"The disks of {self.name} differ: {mismatch}.",

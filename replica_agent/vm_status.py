@@ -58,6 +58,10 @@ def status_of(vm: ReplicaVm) -> VmStatus:
             )
             for disk in parts.disks.geometry
         ],
+        former_disks=[
+            DiskStatus(index=disk.index, uuid=disk.uuid.hex(), size_bytes=disk.size, path=parts.disks.path(disk.index))
+            for disk in parts.ledger.vm.former
+        ],
         exports=vm.exports.status(),
         older_points=sum(log.point for log in parts.ledger.points.logs),
         oldest_point_time=next((log.older_time for log in parts.ledger.points.logs if log.point), None),

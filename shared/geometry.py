@@ -36,3 +36,21 @@ def is_growth(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...]) -> b
         (other := theirs.get(disk.index)) is not None and other.uuid == disk.uuid and disk.size >= other.size
         for disk in primary
     )
+
+
+def is_other_set(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...]) -> bool:
+    """Whether disks came or went, while those that both sides have are the same ones, and none is smaller.
+
+    That says nothing about which of the two sets is the newer one.
+    """
+    theirs = {disk.index: disk for disk in replica}
+    both = [(disk, theirs[disk.index]) for disk in primary if disk.index in theirs]
+    same = all(ours.uuid == other.uuid and ours.size >= other.size for ours, other in both)
+    return bool(both) and same and {disk.index for disk in primary} != set(theirs)
+
+
+def is_newer_set(
+    primary: tuple[Geometry, ...], number: int, replica: tuple[Geometry, ...], replica_number: int | None
+) -> bool:
+    """Whether disks came or went at the primary after the replica took its set over, which it can (None: it can't)."""
+    return replica_number is not None and number > replica_number and is_other_set(primary, replica)

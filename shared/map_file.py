@@ -8,7 +8,7 @@ Everything that touches the file blocks.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from enum import IntEnum
 
 import xxhash
@@ -95,11 +95,13 @@ class MapFile:
         disks: Sequence[Geometry],
         *,
         like: MapFile | None = None,
+        whole: Collection[int] = (),
     ) -> MapFile:
         """Make a map, durably, in place of whatever has that name. Raises OSError, and leaves nothing then.
 
-        It is empty, or says all that ``like`` says, of the same disks in regions of another size: the regions that a
-        region of that one touches are set, and the note is the same. The annex is not taken over.
+        It is empty, or says all that ``like`` says of those of its disks that are among ``disks``, in regions of any
+        size: the regions that a region of that one touches are set, and note and annex are the same. ``whole`` names
+        disks of which every region is set.
         """
         part = f"{path}.part"
         files.remove(part)
@@ -108,10 +110,15 @@ class MapFile:
             made = cls(file, kind, vm, region_bits, disks)
             file.allocate(0, made.size)
             file.write(0, made._header())
-            for disk in disks if like is not None else ():
-                for offset, length in like.ranges(disk.index) if like is not None else ():
+            for disk in disks:
+                known = like is not None and disk.index in like._first_page
+                for offset, length in like.ranges(disk.index) if like is not None and known else ():
                     made.set_range(disk.index, offset, length)
+                if disk.index in whole:
+                    made.set_range(disk.index, 0, disk.size)
             made.write()
+            if like is not None and (annex := like.read_annex()):
+                made.write_annex(annex)
             for _ in range(NOTE_SLOTS):
                 made.write_note(like.note if like is not None else b"")
             file.sync()
@@ -150,6 +157,24 @@ class MapFile:
             file.close()
             raise
         return found
+
+    @staticmethod
+    def disks_of(files: FileSystem, path: str, kind: MapKind, vm: bytes, region_bits: int) -> list[Geometry]:
+        """Index and size of the disks that the map at ``path`` is about; their UUIDs are not on record and zero here.
+
+        Raises MapDamagedError where it is no such map, and OSError.
+        """
+        file = files.open(path)
+        try:
+            page = file.read(0, PAGE)
+        finally:
+            file.close()
+        if len(page) == PAGE and page == _checked(page[:PAYLOAD], 0):
+            magic, found_kind, bits, count, found_vm = _HEADER.unpack_from(page)
+            if (magic, found_kind, bits, found_vm) == (MAGIC, kind, region_bits, vm) and count <= MAX_DISKS:
+                places = (_DISK.unpack_from(page, _HEADER.size + number * _DISK.size) for number in range(count))
+                return [Geometry(index, size, bytes(16)) for index, size in places]
+        raise MapDamagedError(f"{path} is damaged, or no map of this VM")
 
     def _header(self) -> bytes:
         plain = _HEADER.pack(MAGIC, self.kind, self.region_bits, len(self.disks), self.vm)

@@ -14,7 +14,7 @@ from typing import Any
 
 from protocol.hrl import Geometry
 from protocol.position import NO_EPOCH, Lineage, Position, knows
-from shared.geometry import compare_geometry, is_growth
+from shared.geometry import compare_geometry, is_growth, is_newer_set
 
 
 class ResyncCause(StrEnum):
@@ -36,6 +36,7 @@ class ResyncCause(StrEnum):
     STATE_LOST = "state_lost"
     HISTORY_LOST = "history_lost"
     DISK_GROWN = "disk_grown"
+    DISKS_CHANGED = "disks_changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,11 @@ class PrimaryView:
     have been sent (R33). ``tracking`` is the tap's word (on, off, lost, map); ``log_epoch``, ``first_segment`` and
     ``log_end`` say what its log holds; ``acked`` is the last cut known to be durable at the replica.
     ``required`` says that a cause for a resync is already on record, ``rebuilt`` that ``epoch`` and ``lineage`` may
-    lack what was newest when the state was lost.
+    lack what was newest when the state was lost. ``disk_set`` numbers its set of disks.
     """
 
     disks: tuple[Geometry, ...]
+    disk_set: int = 0
     epoch: bytes = NO_EPOCH
     proposed: bytes | None = None
     lineage: Lineage = ()
@@ -82,9 +84,10 @@ class PrimaryView:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """Where the replica says it stands (the content of OPENED)."""
+    """Where the replica says it stands (the content of OPENED); without a ``disk_set`` it can't take over others."""
 
     disks: tuple[Geometry, ...]
+    disk_set: int | None = None
     epoch: bytes = NO_EPOCH
     lineage: Lineage = ()
     promoted: bool = False
@@ -212,7 +215,7 @@ def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
     if replica.promoted or (ahead and not primary.rebuilt):
         return _fenced(primary, replica)
     mismatch = compare_geometry(primary.disks, replica.disks)
-    if mismatch and not is_growth(primary.disks, replica.disks):
+    if mismatch and not (is_growth(primary.disks, replica.disks) or _is_newer(primary, replica)):
         return GeometryMismatch(mismatch)
     if primary.proposed is not None and replica.epoch == primary.proposed != primary.epoch:
         return CommitConfirmed(primary.proposed)
@@ -280,7 +283,10 @@ def _open_resync(primary: PrimaryView, resync: OpenResync, replica: ReplicaView)
         return RestartResync(f"the replica is in its round {theirs.round}, this side in {resync.round}")
     if theirs is not None and theirs.round == resync.round and theirs.epoch != resync.epoch:
         theirs = None
-    if grown := compare_geometry(primary.disks, replica.disks):
+    if _is_newer(primary, replica):
+        # It takes the set over when it hears of this resync, which it has not begun.
+        theirs = None
+    elif grown := compare_geometry(primary.disks, replica.disks):
         return RestartResync(f"a disk was made larger: {grown}.")
     if primary.tracking == "on" and primary.log_epoch == resync.epoch:
         return GoOnWithResync(resync.id, resync.epoch, theirs is not None)
@@ -316,6 +322,8 @@ def _same_epoch(primary: PrimaryView, replica: ReplicaView) -> Decision:
         "log_end": str(primary.log_end) if primary.log_end is not None else None,
         "first_segment": primary.first_segment,
     }
+    if _is_newer(primary, replica):
+        return _changed_set(primary, replica, evidence)
     if grown := compare_geometry(primary.disks, replica.disks):
         return _grown(primary, replica, grown)
     if replica.needs_resync:
@@ -363,6 +371,20 @@ def _grown(primary: PrimaryView, replica: ReplicaView, text: str) -> ResyncRequi
         if disk.size != theirs[disk.index]
     ]
     return ResyncRequired(ResyncCause.DISK_GROWN, f"A disk was made larger: {text}.", {"changes": changes})
+
+
+def _is_newer(primary: PrimaryView, replica: ReplicaView) -> bool:
+    return is_newer_set(primary.disks, primary.disk_set, replica.disks, replica.disk_set)
+
+
+def _changed_set(primary: PrimaryView, replica: ReplicaView, evidence: dict[str, Any]) -> ResyncRequired:
+    """Disks came or went at the primary. The tap's map, if it has one, names what the replica lacks."""
+    if replica.needs_resync:
+        return _requested(replica, evidence)
+    text = f"The disks of the VM were changed: {compare_geometry(primary.disks, replica.disks)}."
+    if primary.tracking == "map":
+        return ResyncRequired(ResyncCause.TRACKING_LOST, f"{text} {primary.lost_reason}".strip(), evidence)
+    return ResyncRequired(ResyncCause.DISKS_CHANGED, text, evidence)
 
 
 def _requested(replica: ReplicaView, evidence: dict[str, Any]) -> ResyncRequired:

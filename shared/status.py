@@ -276,6 +276,8 @@ class VmStatus(StatusStruct):
     disks: list[DiskStatus] = []
     excluded_disks: list[str] = []
     """Paths of disks of the VM that are not replicated, at the primary."""
+    former_disks: list[DiskStatus] = []
+    """Removed disks that older recovery points have, at the replica."""
     exports: list[ExportStatus] = []
     older_points: int = 0
     """Recovery points beside the newest."""

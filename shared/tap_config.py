@@ -183,3 +183,18 @@ def save_config(files: FileSystem, folder: str, config: TapConfig) -> None:
         raise OSError(errno.EFBIG, f"a configuration of {len(data)} bytes", path)
     files.make_folder(folder)
     replace_file(files, path, data)
+
+
+def save_settings(files: FileSystem, folder: str, config: TapConfig) -> None:
+    """The same, but that the file keeps its disks where ``config`` has others: an agent replaces these in order.
+
+    Blocks. Raises UsageError or OSError.
+    """
+    try:
+        former = load_config(files, folder)
+    except (NotFoundError, StorageError, UsageError):
+        former = config
+    if {disk.index for disk in former.disks} != {disk.index for disk in config.disks}:
+        config = msgspec.structs.replace(config, disks=former.disks)
+    if not files.exists(f"{folder}/{CONFIG_NAME}") or config != former:
+        save_config(files, folder, config)

@@ -17,6 +17,7 @@ from shared.admin.client import JsonRpcClient, OnNotification
 from shared.admin.methods import NoParams, Params
 from shared.errors import VmreplicaError
 from shared.ports import Address, Network
+from shared.tap_config import TapDisk
 
 Hex16 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
@@ -73,6 +74,8 @@ class LostReason(StrEnum):
     """The dirty map could not be written, or of block devices the hot-region map."""
     DISK_UNPROVEN = "disk_unproven"
     """A block device may have been changed while no tap held it, and the policy asks for a compare."""
+    DISKS_CHANGED = "disks_changed"
+    """The VM gets or loses a disk: what the log knew went to the dirty map, which names a new disk wholly."""
     ABANDONED = "abandoned"
     """The resynchronization that the log was for was cancelled: what it knew went to the older dirty map."""
 
@@ -262,6 +265,12 @@ class AbandonParams(Params, frozen=True):
     """The epoch of a resync that was cancelled."""
 
     epoch: Hex16
+
+
+class TryDiskParams(Params, frozen=True):
+    """``try_disk``: one disk, as the tap's configuration has it."""
+
+    disk: TapDisk
 
 
 class ReasonParams(Params, frozen=True, omit_defaults=True):
@@ -463,6 +472,17 @@ class TapClient:
         Where there is none, nobody tells any more what changes. A no-op unless that epoch is tracked.
         """
         return await self._call("abandon", AbandonParams(epoch=epoch.hex()), TapStatus, SLOW_CALL_TIMEOUT)
+
+    async def try_disk(self, disk: TapDisk) -> None:
+        """Whether the tap could serve one more disk: it opens and locks it, and lets go of it. Raises why it can't."""
+        await self._call("try_disk", TryDiskParams(disk=disk), dict[str, Any], SLOW_CALL_TIMEOUT)
+
+    async def leave_log(self, reason: str) -> TapStatus:
+        """Track in the dirty map instead of the log, before the tap is stopped to be started with other disks.
+
+        The map is complete when this returns, unless tracking was lost over it. A no-op where no log is tracked.
+        """
+        return await self._call("leave_log", ReasonParams(reason=reason), TapStatus, SLOW_CALL_TIMEOUT)
 
     async def forget(self, epoch: bytes) -> TapStatus:
         """Let go of the dirty map from before ``epoch``, which is tracked: what is in it is on record elsewhere.

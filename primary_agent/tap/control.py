@@ -49,6 +49,7 @@ from shared.tap_control import (
     TapPosition,
     TapStatus,
     TrackingChanged,
+    TryDiskParams,
     notification_name,
 )
 
@@ -75,7 +76,7 @@ class TapControl:
         self.stop_requested = asyncio.Event()
         """An orderly stop was asked for; ``stopped`` says that it is done."""
         self._engine = engine
-        self._clock = ports.clock
+        self._clock, self._files = ports.clock, ports.files
         self._surroundings = surroundings
         self._subscribers: dict[Client, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -88,6 +89,8 @@ class TapControl:
         methods.add("begin", BeginParams, self._begin)
         methods.add("stop_tracking", ReasonParams, self._stop_tracking)
         methods.add("abandon", AbandonParams, self._abandon)
+        methods.add("try_disk", TryDiskParams, self._try_disk)
+        methods.add("leave_log", ReasonParams, self._leave_log)
         methods.add("forget", AbandonParams, self._forget)
         methods.add("cut", ReasonParams, self._cut)
         methods.add("set", SetParams, self._set)
@@ -238,6 +241,17 @@ class TapControl:
 
     async def _abandon(self, params: AbandonParams, client: Client) -> TapStatus:
         await self._engine.abandon(bytes.fromhex(params.epoch))
+        return self.status()
+
+    async def _try_disk(self, params: TryDiskParams, client: Client) -> dict[str, Any]:
+        def work() -> None:
+            Disk.open(self._files, 0, params.disk).file.close()
+
+        await self._engine.workers.run(work)
+        return {}
+
+    async def _leave_log(self, params: ReasonParams, client: Client) -> TapStatus:
+        await self._engine.leave_log(params.reason)
         return self.status()
 
     async def _forget(self, params: AbandonParams, client: Client) -> TapStatus:

@@ -361,12 +361,16 @@ class TapEngine:
         async with self._orders:
             self.tracker.abandon(epoch)
 
+    async def leave_log(self, text: str) -> None:
+        """See the tracker."""
+        async with self._orders:
+            await self.tracker.leave_log(text)
+
     def set_log_limit(self, limit: int) -> None:
         """The bytes that log files may take. Raises UsageError for less than two files."""
         files = self.tracker.files
-        if limit < 2 * files.file_bytes:
-            text = f"A log limit of {limit} bytes is less than two log files of {files.file_bytes}."
-            raise UsageError(text, "Choose a larger limit.")
+        if limit < (least := 2 * files.file_bytes):
+            raise UsageError(f"A log limit of {limit} bytes is less than two log files.", f"Choose {least} or more.")
         files.limit = limit
         files.changed()
 

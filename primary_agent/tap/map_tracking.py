@@ -16,10 +16,10 @@ from shared.tap_control import LostReason
 
 ADD_AT_ONCE = 4096
 """Ranges that are brought into the dirty map before others get their turn."""
-BOUNDED = frozenset({LostReason.LOG_FULL, LostReason.LOG_FAILED, LostReason.BEGIN_FAILED, LostReason.ABANDONED})
-"""Losses of the log after which the dirty map still names all that changed."""
-WHOLE = frozenset({LostReason.LOG_FULL, LostReason.ABANDONED})
+WHOLE = frozenset({LostReason.LOG_FULL, LostReason.ABANDONED, LostReason.DISKS_CHANGED})
 """Losses of a log that has all that was ever written to it."""
+BOUNDED = WHOLE | {LostReason.LOG_FAILED, LostReason.BEGIN_FAILED}
+"""Losses of the log after which the dirty map still names all that changed."""
 NOT_WHOLE = frozenset({LostReason.LOG_FAILED, LostReason.UNCLEAN_STOP})
 """Losses after which the log may lack what it had; behind the last checkpoint only the hot regions tell of that."""
 

@@ -14,6 +14,7 @@ from primary_agent.tap.disks import Disk, join_ranges
 from primary_agent.tap.hot_regions import VOID, HotNote
 from primary_agent.tap.log_files import LogFile, LogFiles, prepare
 from primary_agent.tap.map_tracking import NOT_WHOLE
+from primary_agent.tap.other_disks import as_it_was, map_of_other_disks
 from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.recovery import (
     Tail,
@@ -182,8 +183,9 @@ def _open_map(
                 return MapFile.open(files, path, kind, config.vm_id, region_bits, disks), False
             except MapDamagedError as error:
                 resized = _resized_map(files, path, config) if kind is MapKind.HOT else None
-                if resized is not None:
-                    return resized, False
+                former = resized or map_of_other_disks(files, path, kind, config.vm_id, region_bits, disks)
+                if former is not None:
+                    return former, False
                 _log.warning("a map is made anew", path=path, reason=str(error))
         return MapFile.create(files, path, kind, config.vm_id, region_bits, disks), True
     except OSError as error:
@@ -285,11 +287,16 @@ def _former_epoch(files: FileSystem, config: TapConfig, names: Sequence[str], di
 
 def _check_disks(ports: TapPorts, folder: str, config: TapConfig, start: Start, state: TapState) -> None:
     """The disks are those that the tap left, as far as can be told without the log. Raises TrackingLost or OSError."""
-    identities = [disk.file.identity() for disk in start.disks]
-    check_disks(state, start.disks, identities, ports.clock.boot_id())
-    check_policy(config.block_device_policy, state, start.disks, identities)
+    state, disks = as_it_was(state, start.disks, start.dirty)
+    identities = [disk.file.identity() for disk in disks]
+    check_disks(state, disks, identities, ports.clock.boot_id())
+    check_policy(config.block_device_policy, state, disks, identities)
     if state.status is Status.CLEAN:
-        check_samples(ports.files, folder, state.samples, start.disks)
+        check_samples(ports.files, folder, state.samples, disks)
+    for disk in start.disks:
+        if disk not in disks:
+            # Whoever wrote it before did so untracked, and no region tells of it: a compare may read it any time now.
+            disk.file.sync()
 
 
 def _is_mapped(start: Start, state: TapState, boot_id: str) -> bool:

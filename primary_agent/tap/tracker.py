@@ -503,6 +503,15 @@ class Tracker:
         else:
             self._end(Tracking.OFF, None)
 
+    async def leave_log(self, text: str) -> None:
+        """The dirty map takes the place of the log, and is complete when this returns, if it can be."""
+        if self._dropping is not None:
+            # A map that is being let go of can't take the log's place.
+            await asyncio.shield(self._dropping)
+        if self.tracking is Tracking.ON:
+            self.lose(LostReason.DISKS_CHANGED, text)
+        await self.settle()
+
     def lose_log(self, error: OSError) -> None:
         """The log could not be written."""
         if isinstance(error, LogFullError):

@@ -57,6 +57,8 @@ STOP = "vm.stop"
 INITIAL = "vm.initial"
 SET = "vm.set"
 RESIZE = "vm.resize"
+DISK_ADD = "vm.disk_add"
+DISK_REMOVE = "vm.disk_remove"
 TEST_CONNECTION = "test_connection"
 DISK_USE = "disk_use"
 """What ``vmreplica watch-disks`` saw, for an agent that can't see other users' processes."""
@@ -131,6 +133,19 @@ class EnableParams(Params, frozen=True):
     uuid: str | None = None
     exclude: Annotated[tuple[str, ...], msgspec.Meta(max_length=DISKS_MAX)] = ()
     """Absolute paths of disks of the VM that are not replicated: they are on record, and nothing else is done."""
+
+
+class DiskAddParams(VmParams, frozen=True):
+    """``vm.disk_add``: replicate one more disk of the VM; returns when the tap serves it."""
+
+    disk: DiskParams
+
+
+class DiskRemoveParams(VmParams, frozen=True):
+    """``vm.disk_remove``: a disk by its number, export or path; ``exclude``: it stays on record as not replicated."""
+
+    disk: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    exclude: bool = False
 
 
 class ResumeParams(VmParams, frozen=True):

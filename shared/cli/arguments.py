@@ -11,6 +11,7 @@ from shared.admin.verbs import PLAN_BLOCKS, PLAN_BLOCKS_MAX
 from shared.block_devices import BlockDevicePolicy
 from shared.cli.adopt_verbs import ADOPT_VERBS
 from shared.cli.audit_verbs import AUDIT_VERBS
+from shared.cli.disk_verbs import DISK_VERBS
 from shared.cli.event_options import events_options
 from shared.cli.grammar import (
     Parser,
@@ -304,6 +305,7 @@ VERBS = (
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
     Verb("resync", "plan a resync, watch it, look at past ones", "", _resync, agents=False),
     Verb("resize", "replicate disks that were made larger at their new size", f"{_REPLICATION}:resize", _stop),
+    *DISK_VERBS,
     Verb("stop", "cancel a resync or initial replication before its commit", f"{_REPLICATION}:stop", _stop),
     Verb("verify", "compare both sides at a cut while replication goes on", f"{_VERIFY}:verify", _verify),
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),

@@ -1,0 +1,133 @@
+"""Which disks a VM has at which point, where some were added or removed at the primary.
+
+A set of disks is exchanged by a resync, with its commit (I1, I9): every point of an older epoch has the old set, every
+one from the commit on the new one. Until then an added disk is a hole that no point has, and what is received of it
+lies in the differencing file; what was removed stays as it is. From then on the file of a removed disk is not changed
+any more, and serves the points that have it until the last of them is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from protocol.hrl import Geometry
+from protocol.messages import Open
+from replica_agent.finishing import finish
+from replica_agent.ledger import Draft
+from replica_agent.parts import VmParts
+from replica_agent.record import DiskRecord, FormerDiskRecord, ResyncRecord, VmRecord
+from shared.events import EventId
+from shared.geometry import compare_geometry, is_growth, is_other_set
+
+
+def number_of(body: Open) -> int:
+    """The number of the primary's set of disks; 0 where it does not tell."""
+    return body.disk_set if isinstance(body.disk_set, int) else 0
+
+
+def mismatch_of(theirs: Sequence[Geometry], number: int, vm: VmRecord) -> str:
+    """What differs so that nothing may move, where the primary has ``theirs`` as its set ``number``; empty if nothing.
+
+    A newer set may differ, in disks that came or went; an older one, or one of other disks, is somebody else's (I9).
+    """
+    theirs, ours = tuple(theirs), vm.geometry
+    mismatch = compare_geometry(theirs, ours)
+    if not mismatch or is_growth(theirs, ours):
+        return ""
+    if not is_other_set(theirs, ours):
+        return mismatch
+    if number <= vm.disk_set:
+        return f"{mismatch}; the primary's set of disks is number {number}, and the replica has number {vm.disk_set}"
+    reused = sorted({disk.index for disk in theirs} & {disk.index for disk in vm.former})
+    return f"disk {reused[0]} was removed, and its number is used anew" if reused else ""
+
+
+def changed_set(theirs: Sequence[Geometry], number: int, vm: VmRecord) -> list[DiskRecord] | None:
+    """The disks that a resync is to bring, those that stay with our sizes; None where all do."""
+    known = {disk.index: disk for disk in vm.disks}
+    if number <= vm.disk_set or {disk.index for disk in theirs} == set(known):
+        return None
+    fresh = (DiskRecord(index=disk.index, uuid=disk.uuid, size=disk.size) for disk in theirs)
+    return [known.get(disk.index, disk) for disk in fresh]
+
+
+def joining(record: ResyncRecord, vm: VmRecord) -> list[Geometry]:
+    """The disks that an open resync adds."""
+    known = {disk.index for disk in vm.disks}
+    return [disk.geometry for disk in record.disks or () if disk.index not in known]
+
+
+def exchange(draft: Draft, record: ResyncRecord) -> None:
+    """Part of the transaction that commits a resync: the set of disks that it brings is the VM's from its epoch on."""
+    if record.disks is None:
+        return
+    vm, staying, known = draft.vm, {disk.index for disk in record.disks}, {disk.index for disk in draft.vm.disks}
+    left = [
+        FormerDiskRecord(index=disk.index, uuid=disk.uuid, size=disk.size, since=disk.since, until=record.epoch)
+        for disk in vm.disks
+        if disk.index not in staying
+    ]
+    came = [disk.index for disk in record.disks if disk.index not in known]
+    grown = {disk.index: disk for disk in vm.disks}
+    disks = [
+        msgspec.structs.replace(disk, since=record.epoch) if disk.index in came else grown[disk.index]
+        for disk in record.disks
+    ]
+    draft.vm.disks, draft.vm.former, draft.vm.disk_set = disks, [*vm.former, *left], record.disk_set
+    for index in came:
+        text = f"Disk {index} was added: recovery points have it from now on."
+        draft.event(EventId.DISK_ADDED, text, disk=index, disk_set=record.disk_set)
+    for disk in left:
+        text = f"Disk {disk.index} was removed: only older recovery points have it, and it goes with the last of them."
+        draft.event(EventId.DISK_REMOVED, text, disk=disk.index, disk_set=record.disk_set)
+
+
+async def exchange_at_once(parts: VmParts, theirs: Sequence[Geometry], number: int) -> None:
+    """Before the first point there is none that has the old set: ``order`` is held. Raises OSError or StorageError."""
+    vm = parts.ledger.vm
+    disks = changed_set(theirs, number, vm)
+    if disks is None:
+        return
+    known, geometry = {disk.index for disk in vm.disks}, tuple(disk.geometry for disk in disks)
+    await finish(parts.ports.workers.run(parts.disks.join, [disk for disk in geometry if disk.index not in known]))
+    async with parts.ledger.transaction() as draft:
+        draft.vm.disks, draft.vm.disk_set = disks, number
+        text = f"The primary has other disks now: {compare_geometry(geometry, vm.geometry)}."
+        draft.event(EventId.DISK_ADDED, text, disk_set=number)
+    parts.disks.settle(geometry)
+    await finish(parts.ports.workers.run(remove_unnamed, parts))
+
+
+async def forget_former(parts: VmParts) -> None:
+    """Delete the files of removed disks that no point has any more, and what a crash left of that. Raises OSError."""
+    ledger = parts.ledger
+    if not ledger.vm.former:
+        return
+    async with ledger.transaction() as draft:
+        record, lineage = draft.replication, draft.replication.ancestors
+        epochs = {log.older.epoch for log in draft.points.logs}
+        epochs |= {record.undo.older.epoch} if record.undo is not None else set()
+        epochs |= {record.applied.epoch} if record.applied is not None else set()
+        needed: set[int] = set().union(*(draft.vm.disks_at(lineage, epoch) for epoch in epochs))
+        gone = [disk for disk in draft.vm.former if disk.index not in needed]
+        if gone:
+            draft.vm.former = [disk for disk in draft.vm.former if disk.index in needed]
+            names = ", ".join(str(disk.index) for disk in gone)
+            text = f"The last recovery point that had it is gone, and so is what was kept of disk {names}."
+            draft.event(EventId.DISK_REMOVED, text, cause="deleted", disks=[disk.index for disk in gone])
+    if gone:
+        await finish(parts.ports.workers.run(remove_unnamed, parts))
+
+
+def remove_unnamed(parts: VmParts) -> None:
+    """Delete disk files that no record names: of removed disks, and of ones that were never wholly added. Blocks."""
+    vm, resync = parts.ledger.vm, parts.ledger.resync
+    named = set(vm.all_sizes)
+    if resync is not None:
+        named |= {disk.index for disk in resync.disks or ()}
+    for name in parts.ports.files.list(parts.layout.folder):
+        index = parts.layout.read_disk(name)
+        if index is not None and index not in named:
+            parts.ports.files.remove(f"{parts.layout.folder}/{name}")
