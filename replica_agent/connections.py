@@ -92,7 +92,7 @@ class Connections:
             # Much may have happened while the older connections ended.
             self._judge(body)
             await self._meet(channel, body)
-            channel.send(self.opened(channel))
+            channel.send(self.opened(disk_sets=DISK_SETS in channel.session.capabilities))
             self.trouble = None
             self.opened_time = self._parts.ports.clock.wall()
             self._parts.changed.notify()
@@ -141,8 +141,8 @@ class Connections:
             self.left_reason = control.channel.reason
         self._parts.changed.notify()
 
-    def opened(self, channel: Channel) -> Opened:
-        """What a primary is told of this VM."""
+    def opened(self, *, disk_sets: bool = False) -> Opened:
+        """What a primary is told of this VM; ``disk_sets``: it knows of their numbers."""
         ledger, resync, spool = self._parts.ledger, self._parts.resync, self._parts.applier.spool
         record = ledger.replication
         received = spool.position if spool is not None else None
@@ -159,7 +159,7 @@ class Connections:
             epoch=record.epoch,
             lineage=wire_lineage(record.ancestors),
             disks=[WireDisk.of(disk) for disk in geometry],
-            disk_set=number if DISK_SETS in channel.session.capabilities else UNSET,
+            disk_set=number if disk_sets else UNSET,
             received=WirePosition.of(received) if received is not None else None,
             # Disks that are not trusted prove no cut, whatever state a resync has brought them to: a bounded compare
             # over them would miss what is wrong outside its bounds.
@@ -193,7 +193,7 @@ class Connections:
             if before is not None:
                 before.channel.refuse(ErrorCode.STALE, "A newer bulk connection took over.")
                 await before.ended.wait()
-            channel.send(self.opened(channel))
+            channel.send(self.opened(disk_sets=DISK_SETS in channel.session.capabilities))
             await bulk.run()
         except LedgerError as error:
             await self._fail(error)
@@ -211,7 +211,7 @@ class Connections:
     async def serve_sample(self, channel: Channel, body: Open) -> None:
         """Answer questions about places of the newest point; nothing is changed, and nothing else held up by it."""
         self._judge(body)
-        channel.send(self.opened(channel))
+        channel.send(self.opened(disk_sets=DISK_SETS in channel.session.capabilities))
         await answer_samples(self._parts, channel)
 
     # --- verify ----------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Connections:
             if before is not None:
                 before.channel.refuse(ErrorCode.STALE, "A newer verify connection took over.")
                 await before.ended.wait()
-            channel.send(self.opened(channel))
+            channel.send(self.opened(disk_sets=DISK_SETS in channel.session.capabilities))
             await verify.run()
         except LedgerError as error:
             await self._fail(error)
