@@ -381,11 +381,10 @@ class TapEngine:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def read_cached(self, disk: Disk, offset: int, length: int) -> bytes | None:
-        """The bytes if they are in the page cache, else None."""
+        """The bytes if they are in the page cache, else None: reading them in a worker finds what is wrong."""
         try:
             return disk.file.read_cached(offset, length)
         except OSError:
-            # Reading them in a worker finds the same, and may say so.
             return None
 
     async def read(self, disk: Disk, offset: int, length: int) -> bytes:

@@ -266,6 +266,32 @@ def test_a_disk_that_grew_requires_a_compare_of_everything_and_only_growth_does(
     assert isinstance(decide(PRIMARY, replace(REPLICA, disks=(LARGER, *REPLICA.disks[1:]))), GeometryMismatch)
 
 
+THIRD = Geometry(2, 1 << 20, b"f" * 16)
+
+
+@pytest.mark.parametrize("disks", [(DISK, SECOND, THIRD), (DISK,), (DISK, THIRD), (LARGER, THIRD)])
+def test_a_newer_set_of_disks_requires_a_resync_and_any_other_one_is_refused(disks: tuple[Geometry, ...]) -> None:
+    """I9: the replica follows what came and went at the primary, and nobody else's disks or older ones."""
+    replica = replace(REPLICA, disk_set=4)
+    changed = replace(PRIMARY, disks=disks, disk_set=5, tracking="map", lost_reason="disk 2 was added")
+    decision = decide(changed, replica)
+    assert cause_of(decision) is ResyncCause.TRACKING_LOST, "what the map names bounds it"
+    assert isinstance(decision, ResyncRequired) and "disk 2 was added" in decision.text
+    # With a log that goes on nothing names what the replica lacks: it was brought back to an earlier state.
+    assert cause_of(decide(replace(changed, tracking="on"), replica)) is ResyncCause.DISKS_CHANGED
+    # The resync is open, and the replica has not heard of it.
+    open_resync = replace(changed, tracking="on", log_epoch=NEXT, resync=OpenResync(b"r" * 16, NEXT))
+    assert decide(open_resync, replica) == GoOnWithResync(b"r" * 16, NEXT, known=False)
+    for other in (replace(changed, disk_set=4), replace(changed, disk_set=3)):
+        assert isinstance(decide(other, replica), GeometryMismatch)
+    assert isinstance(decide(changed, REPLICA), GeometryMismatch), "a replica that does not know of sets"
+    foreign = replace(changed, disks=(replace(DISK, uuid=b"x" * 16), *disks[1:]))
+    assert isinstance(decide(foreign, replica), GeometryMismatch)
+    smaller = replace(changed, disks=(replace(DISK, size=512), THIRD))
+    assert isinstance(decide(smaller, replica), GeometryMismatch)
+    assert isinstance(decide(replace(changed, disks=(THIRD,)), replica), GeometryMismatch), "none in common"
+
+
 def test_what_the_replica_found_is_our_evidence_also_beside_other_causes() -> None:
     replica = replace(REPLICA, needs_resync=True, causes=(("disk_changed", "Somebody wrote."),))
     for required in (False, True):
