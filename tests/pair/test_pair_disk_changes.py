@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from primary_agent import disk_changes
 from primary_agent.disk_changes import add_disk, remove_disk
 from primary_agent.resync_report import history
+from primary_agent.tap_link import TapLink
 from protocol.messages import ResyncKind
 from protocol.position import Position
 from replica_agent.points import points_of
@@ -18,6 +21,7 @@ from shared.errors import InvalidStateError, NotFoundError, StorageError, UsageE
 from shared.events import EventId
 from shared.states import ReplicationState
 from tests.pair.rig import MIB, Pair
+from tests.pair.test_pair_identity import stop_primary
 from tests.pair.test_replica_failover import image_of
 
 SIZE = 8 * MIB
@@ -72,6 +76,7 @@ class Guest:
         self._end = True
 
 
+@pytest.mark.slow
 async def test_a_disk_is_added_and_one_removed_while_the_guest_writes(pair: Pair, tmp_path: Path) -> None:
     await pair.replicate(SIZE, MIB)
     disk = pair.disk(2)
@@ -170,3 +175,48 @@ async def test_disks_that_can_not_be_added_or_removed(pair: Pair) -> None:
     await pair.vm.resume(resynchronize=False)
     await pair.assert_same()
     assert pair.vm.parts.replication.record.causes == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tap_dies", [False, True], ids=["the agent ends", "agent and tap end"])
+async def test_an_order_that_is_on_record_is_carried_out_whatever_ends(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, tap_dies: bool
+) -> None:
+    """The tap still has the disks of before, or is killed with them: it takes its leave of the log first."""
+    await pair.replicate(SIZE, MIB)
+    pair.disk(2).write_bytes(os.urandom(MIB))
+    await pair.assert_same()
+    epoch, tap = pair.vm.parts.replication.record.epoch, pair.vm.parts.tap.require().status.pid
+    monkeypatch.setattr(TapLink, "reconnect", lambda _link: None)
+    monkeypatch.setattr(disk_changes, "SERVED_SECONDS", 0.05)
+    await add(pair, pair.disk(2))
+    await pair.primary.stop()
+    monkeypatch.undo()
+    if tap_dies:
+        os.kill(tap, signal.SIGKILL)
+    await pair.start_primary()
+    await compared(pair, epoch)
+    assert history(pair.vm, 1).runs[0].kind == ResyncKind.BOUNDED
+    await pair.write(2, "write -P 3 0 64k")
+    await pair.assert_same()
+
+
+@pytest.mark.slow
+async def test_a_disk_that_is_gone_is_removed_without_a_tap_that_could_serve_it(pair: Pair) -> None:
+    await pair.replicate(SIZE, MIB)
+    await pair.assert_same()
+    await stop_primary(pair)
+    pair.disk(1).unlink()
+    await pair.start_primary()
+    await pair.until("the refusal", lambda: pair.vm.parts.tap.failure)
+    await remove_disk(pair.vm, str(pair.disk(1)), exclude=False)
+    await pair.until("the tap", lambda: pair.vm.parts.tap.connection)
+    # The tap was not stopped for it, so nothing proves what its log knew.
+    await pair.state(ReplicationState.WAITING_FOR_START_RESYNCHRONIZE)
+    epoch = pair.vm.parts.replication.record.epoch
+    await pair.healthy()
+    await pair.vm.resume(resynchronize=True)
+    await compared(pair, epoch)
+    await pair.write(0, "write -P 4 0 64k")
+    await pair.assert_same()
+    assert [disk.index for disk in pair.copy.ledger.vm.disks] == [0]
