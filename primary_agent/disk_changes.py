@@ -56,7 +56,7 @@ async def add_disk(vm: PrimaryVm, path: str, export: str, others: Sequence[VmRec
             record,
             disks=[*record.disks, disk],
             excluded=[each for each in record.excluded if each != path],
-            disk_set=record.disk_set + 1,
+            disk_set=_next_set(vm),
             next_index=index + 1,
         )
         data = {"disk": index, "path": path, "export": disk.export, "size_bytes": size, "disk_set": changed.disk_set}
@@ -96,7 +96,7 @@ async def remove_disk(vm: PrimaryVm, name: str, *, exclude: bool) -> None:
             record,
             disks=left,
             excluded=[*record.excluded, disk.path] if exclude and disk.path not in record.excluded else record.excluded,
-            disk_set=record.disk_set + 1,
+            disk_set=_next_set(vm),
             next_index=_next_index(record),
         )
         data = {"disk": disk.index, "path": disk.path, "export": disk.export, "disk_set": changed.disk_set}
@@ -116,6 +116,13 @@ def find_disk(vm: VmRecord, name: str) -> DiskRecord:
 def _next_index(vm: VmRecord) -> int:
     """Points of the replica may still have a disk of any number below."""
     return max(vm.next_index, 1 + max(disk.index for disk in vm.disks))
+
+
+def _next_set(vm: PrimaryVm) -> int:
+    """The number of the next set of disks: records that were rebuilt after a loss may lag behind the replica."""
+    dialled = vm.parts.link.dialled
+    theirs = dialled.opened.disk_set if dialled is not None else 0
+    return 1 + max(vm.record.disk_set, theirs if isinstance(theirs, int) else 0)
 
 
 def _config(config: TapConfig, disks: Sequence[DiskRecord]) -> TapConfig:

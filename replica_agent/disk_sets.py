@@ -101,9 +101,10 @@ async def exchange_at_once(parts: VmParts, theirs: Sequence[Geometry], number: i
 
 
 async def forget_former(parts: VmParts) -> None:
-    """Delete the files of removed disks that no point has any more, and what a crash left of that. Raises OSError."""
+    """Delete the files of removed disks that no point has any more. Raises OSError, LedgerError."""
     ledger = parts.ledger
-    if not ledger.vm.former:
+    if not ledger.vm.former or ledger.promotion is not None:
+        # What was failed over may be a point that has them.
         return
     async with ledger.transaction() as draft:
         record, lineage = draft.replication, draft.replication.ancestors

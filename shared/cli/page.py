@@ -58,6 +58,8 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield label, text
     for label, text in _numbered("not replicated", vm.excluded_disks):
         yield label, text
+    for label, text in _numbered("removed disk", [f"{_disk(disk)}, for older points" for disk in vm.former_disks]):
+        yield label, text
     shown = {disk.uri for disk in vm.disks}
     for label, text in _numbered("served at", [uri for uri in vm.uris if uri not in shown]):
         yield label, text

@@ -49,6 +49,8 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.RESUME: admin.ResumeParams,
     admin.STOP: admin.VmParams,
     admin.RESIZE: admin.VmParams,
+    admin.DISK_ADD: admin.DiskAddParams,
+    admin.DISK_REMOVE: admin.DiskRemoveParams,
     admin.REMOVE: admin.RemoveParams,
     admin.RECOVER: admin.RecoverParams,
     admin.ENABLE: admin.EnableParams,

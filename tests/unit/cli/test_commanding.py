@@ -156,6 +156,20 @@ def test_continue_goes_on_and_stop_cancels(vmreplica: Command) -> None:
     ]
 
 
+def test_a_disk_is_added_and_removed(vmreplica: Command) -> None:
+    canned = vmreplica.agent()
+    ran = vmreplica("disk", "add", "web", "/images/web.raw,export=data")
+    assert (ran.code, ran.err) == (0, "")
+    assert URI in ran.out and "vmreplica status web --watch" in ran.out
+    refused = vmreplica("disk", "remove", "web", "data")
+    assert refused.code != 0 and "--yes" in refused.err
+    assert vmreplica("disk", "remove", "web", "data", "--exclude", "--yes").code == 0
+    assert canned.calls == [
+        (admin.DISK_ADD, {"vm": UUID, "disk": {"path": "/images/web.raw", "export": "data"}}),
+        (admin.DISK_REMOVE, {"vm": UUID, "disk": "data", "exclude": True}),
+    ]
+
+
 def test_remove_asks_and_is_not_guessed(vmreplica: Command) -> None:
     primary = vmreplica.agent()
     ran = vmreplica("remove", "web")
