@@ -21,6 +21,7 @@ from shared.errors import InvalidStateError, NotFoundError, UsageError
 from shared.events import EventId
 from shared.states import ReplicationState
 from shared.tap_config import TapConfig, TapDisk
+from shared.tasks import uninterrupted
 
 if TYPE_CHECKING:
     from primary_agent.vm import PrimaryVm
@@ -179,10 +180,12 @@ async def _exchange(
     tap, former = parts.tap, parts.tap.config
     # From here on no session begins before the tap has followed.
     tap.config = config
+    event = parts.replication.event(number, text, cause="administrator", data=data)
     try:
-        await parts.replication.set_vm(record, parts.replication.event(number, text, cause="administrator", data=data))
+        await uninterrupted(parts.replication.set_vm(record, event))
     except BaseException:
-        tap.config = former
+        if parts.replication.vm is not record:
+            tap.config = former
         raise
     parts.observer.forget_sizes()
     parts.replication.replan()

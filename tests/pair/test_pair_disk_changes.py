@@ -187,7 +187,15 @@ async def test_an_order_that_is_on_record_is_carried_out_whatever_ends(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tap is killed with the disks of before, and started with them again: it leaves its log before others come."""
-    await pair.replicate(SIZE, MIB)
+    # Before the first copy there is nothing to keep: the set is exchanged at once.
+    await pair.enable(SIZE)
+    await pair.healthy()
+    pair.disk(1).write_bytes(os.urandom(MIB))
+    await add(pair, pair.disk(1))
+    await pair.healthy()
+    await pair.vm.initial()
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.assert_same()
     pair.disk(2).write_bytes(os.urandom(MIB))
     await pair.assert_same()
     epoch, tap = pair.vm.parts.replication.record.epoch, pair.vm.parts.tap.require().status.pid
