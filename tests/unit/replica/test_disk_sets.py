@@ -183,3 +183,18 @@ async def test_a_restart_in_the_middle_of_an_exchange_goes_on_with_it(world: Wor
         assert reading is not None
         assert {disk.index: reading.reader.read(disk.index, 0, disk.size) for disk in DISKS} == old
         await vm.parts.history.end(reading)
+
+
+async def test_a_failover_before_the_commit_has_the_disks_of_its_point(world: World) -> None:
+    async with replicating(world) as pair:
+        dialler = setting(pair)
+        control, _ = await dialler.open(epoch=pair.tap.epoch)
+        resync = exchanging(pair, control, dialler)
+        await resync.begin()
+        await resync.compare_range(CAME, 0, CAME.size)
+        vm = pair.agent.vms[VM]
+        assert await vm.promotion.decide()
+        assert vm.ledger.resync is None and vm.ledger.vm.geometry == DISKS == vm.parts.disks.geometry
+        assert not file_of(world, CAME.index).exists()
+        for disk in DISKS:
+            assert file_of(world, disk.index).read_bytes() == pair.tap.cuts[pair.tap.segment][disk.index]
