@@ -7,7 +7,9 @@ from typing import Any
 
 from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
+from replica_agent.marks import mark_point
 from replica_agent.points import find_point, point_settings, points_of
+from replica_agent.test_failover import begin_test, end_test
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
 from shared.admin import verbs
@@ -17,10 +19,14 @@ from shared.admin.verbs import (
     AnyVmParams,
     EventsParams,
     ExportParams,
+    MarkPointParams,
+    PointsParams,
+    ProveParams,
     RecoverParams,
     RemoveParams,
     ResumeParams,
     SetParams,
+    TestFailoverParams,
     UnexportParams,
     VmParams,
 )
@@ -29,7 +35,8 @@ from shared.events import EventId
 from shared.health import measured
 from shared.measures import Statistics
 from shared.monitoring import metrics_text
-from shared.status import AgentStatus, ExportStatus, PointsStatus, VmStatus
+from shared.point_status import PointProof, PointsStatus
+from shared.status import AgentStatus, ExportStatus, VmStatus
 
 
 class AdminMethods:
@@ -52,9 +59,12 @@ class AdminMethods:
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
         methods.add(verbs.RECOVER, RecoverParams, self.recover)
         methods.add(verbs.SET, SetParams, self.set)
-        methods.add(verbs.POINTS, VmParams, self.points)
+        methods.add(verbs.POINTS, PointsParams, self.points)
+        methods.add(verbs.MARK_POINT, MarkPointParams, self.mark_point)
+        methods.add(verbs.PROVE, ProveParams, self.prove)
         methods.add(verbs.EXPORT, ExportParams, self.export)
         methods.add(verbs.UNEXPORT, UnexportParams, self.unexport)
+        methods.add(verbs.TEST_FAILOVER, TestFailoverParams, self.test_failover)
         methods.add(verbs.FAILOVER, VmParams, self.failover)
         return methods
 
@@ -113,14 +123,41 @@ class AdminMethods:
         await finish(vm.set_retention(point_settings(params.settings)))
         return status_of(vm)
 
-    async def points(self, params: VmParams, client: Client) -> PointsStatus:
-        return points_of(self._agent.find(params.vm))
+    async def points(self, params: PointsParams, client: Client) -> PointsStatus:
+        return points_of(self._agent.find(params.vm), params.at_time)
+
+    async def mark_point(self, params: MarkPointParams, client: Client) -> PointsStatus:
+        vm = self._usable(params.vm)
+        position = find_point(vm, params.point, params.at_time)
+        await finish(mark_point(vm.parts.history, position, name=params.name, pinned=params.pinned))
+        vm.parts.applier.changed.notify()
+        return points_of(vm)
+
+    async def prove(self, params: ProveParams, client: Client) -> PointProof | None:
+        vm = self._usable(params.vm)
+        if params.stop:
+            await finish(vm.prover.stop())
+            return vm.prover.status
+        return await finish(vm.prover.start(vm.describe, find_point(vm, params.point, params.at_time)))
 
     async def export(self, params: ExportParams, client: Client) -> ExportStatus:
-        vm = self._agent.find(params.vm)
+        vm = self._usable(params.vm)
+        position = find_point(vm, params.point, params.at_time)
+        return await finish(vm.exports.start(vm.describe, position, writable=params.writable))
+
+    async def test_failover(self, params: TestFailoverParams, client: Client) -> VmStatus:
+        vm = self._usable(params.vm)
+        if params.stop:
+            return await _ordered(vm, "failover --test --stop", end_test(vm))
+        position = find_point(vm, params.point, params.at_time)
+        return await _ordered(vm, "failover --test", begin_test(vm, position))
+
+    def _usable(self, name: str) -> ReplicaVm:
+        """Raises NotFoundError, InvalidStateError."""
+        vm = self._agent.find(name)
         if vm.failure is not None:
             raise InvalidStateError(f"{vm.name} is in error: {vm.failure.text}", vm.failure.remedy)
-        return await finish(vm.exports.start(vm.describe, find_point(vm, params.point)))
+        return vm
 
     async def unexport(self, params: UnexportParams, client: Client) -> None:
         await finish(self._agent.find(params.vm).exports.stop(params.id))

@@ -73,6 +73,7 @@ class ReplicaAgent:
             self._copies,
         )
         self.surroundings.volumes.folders = lambda: self.sessions.authorization.storages
+        self.surroundings.overlay_room.quota = self._quota_left
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""
@@ -238,6 +239,11 @@ class ReplicaAgent:
             yield Copy(vm.parts.vm, folder, folder.rpartition("/")[0], nominal)
         for damaged in self.damaged.values():
             yield Copy(damaged.vm, damaged.folder, damaged.folder.rpartition("/")[0], 0)
+
+    async def _quota_left(self, vm: bytes) -> int | None:
+        """What the entries that are for this VM leave of their quotas to its writable exports; None for any."""
+        grants = self.sessions.authorization.entries_of(vm, self._storage_of(vm))
+        return await self.sessions.quotas.left(grants)
 
     async def _vm_for(self, grant: Grant, body: Open, peer: str) -> ReplicaVm:
         """The VM of an authorized OPEN; made where there is none yet."""

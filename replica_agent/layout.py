@@ -11,6 +11,7 @@ from protocol.position import EPOCH_BYTES
 _SEGMENT = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})-([0-9]{{12,}})\.hrl")
 _POOLED = re.compile(r"free-([0-9]+)\.hrl")
 _UNDO = re.compile(r"([0-9]{12,})-([0-9]{12,})\.undo")
+_OVERLAY = re.compile(r"([0-9a-f]{8})-[0-9]+\.(?:raw|map|live)(?:\.part)?")
 _RESYNC = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})\.hrl")
 
 
@@ -35,6 +36,10 @@ class Layout:
         return f"{self.folder}/undo"
 
     @property
+    def overlays(self) -> str:
+        return f"{self.folder}/overlays"
+
+    @property
     def tap(self) -> str:
         return f"{self.folder}/tap"
 
@@ -47,6 +52,10 @@ class Layout:
     def undo(self, first: int, last: int) -> str:
         """The undo log of the applies with these numbers: one, or neighbours that were merged."""
         return f"{self.undo_logs}/{first:012d}-{last:012d}.undo"
+
+    def overlay(self, export: str, disk: int) -> str:
+        """What clients of an export wrote to a disk of its point; beside it its maps, ``.map`` and ``.live``."""
+        return f"{self.overlays}/{export}-{disk}.raw"
 
     def pooled(self, number: int) -> str:
         return f"{self.spool}/free-{number}.hrl"
@@ -90,6 +99,12 @@ def read_undo(name: str) -> tuple[int, int] | None:
     """The numbers of the first and the last apply of an undo log's name, or None."""
     match = _UNDO.fullmatch(name)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def read_overlay(name: str) -> str | None:
+    """The export that a file of that name in the folder of overlays belongs to, or None."""
+    match = _OVERLAY.fullmatch(name)
+    return match[1] if match else None
 
 
 def read_resync(name: str) -> bytes | None:

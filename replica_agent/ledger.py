@@ -54,9 +54,9 @@ class Draft:
     now: float
     events: list[dict[str, Any]] = field(default_factory=list)
 
-    def event(self, number: EventId, text: str, *, cause: str = "", **data: Any) -> None:
-        """Record an event with the transaction."""
-        self.events.append(make_event(number, text, time=self.now, cause=cause, data=data))
+    def event(self, number: EventId, text: str, *, cause: str = "", level: str = "", **data: Any) -> None:
+        """Record an event with the transaction; ``level`` is for one whose number does not tell how bad it is."""
+        self.events.append(make_event(number, text, time=self.now, cause=cause, level=level, data=data))
 
     def step(self, event: ReplicaEvent, cause: str = "") -> None:
         """Go to the state that ``event`` leads to, and record that (I16). Raises InvalidStateError."""

@@ -16,6 +16,7 @@ from replica_agent.disks import BaseDisks
 from replica_agent.history import History
 from replica_agent.layout import Layout
 from replica_agent.ledger import Ledger
+from replica_agent.overlay_room import OverlayRoom
 from replica_agent.pool import SpoolPool
 from replica_agent.resync import OpenResync
 from replica_agent.retention import Retention
@@ -66,9 +67,12 @@ class Surroundings:
     monitoring: float = MONITORING_SECONDS
     """The interval of the statistics, in seconds."""
     volumes: VolumeWatch = field(init=False)
+    overlay_room: OverlayRoom = field(init=False)
+    """That of all writable exports."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volumes", VolumeWatch(self.ports))
+        self.overlay_room = OverlayRoom(self.ports)
 
     @classmethod
     def of(cls, config: ReplicaConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
@@ -81,7 +85,7 @@ class Surroundings:
             config.nbd_group,
             reserve=config.storage.reserve_bytes,
             resyncs_at_once=config.storage.resyncs_at_once,
-            retention=Retention(config.points.newest, config.points.hourly, config.points.limit_bytes),
+            retention=_retention(config),
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,
             monitoring=config.monitoring_seconds,
@@ -93,13 +97,18 @@ class Surroundings:
         """Take over a new configuration. Heartbeats and deadlines are those of sessions that open from now on."""
         self.reserve = config.storage.reserve_bytes
         self.resyncs_at_once = config.storage.resyncs_at_once
-        self.retention = Retention(config.points.newest, config.points.hourly, config.points.limit_bytes)
+        self.retention = _retention(config)
         self.heartbeat = config.heartbeat_seconds
         self.dead_after = config.dead_after_seconds
 
     @property
     def identity(self) -> Identity:
         return Identity(self.software, self.host, self.heartbeat, (ZSTD,) if self.compress else ())
+
+
+def _retention(config: ReplicaConfig) -> Retention:
+    points = config.points
+    return Retention(points.newest, points.hourly, points.limit_bytes, points.daily, points.weekly, points.age_seconds)
 
 
 @dataclass(slots=True)

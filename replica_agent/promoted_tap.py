@@ -9,9 +9,9 @@ import asyncio
 
 import msgspec
 
-from replica_agent.exports import export_name
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
+from replica_agent.point_disks import export_name
 from shared.errors import UnreachableError, VmreplicaError
 from shared.ports import FileSystem
 from shared.status import TapStatus as TapView

@@ -114,15 +114,49 @@ class UndoRecord(Record):
     point: bool = True
 
 
+class MarkRecord(Record):
+    """What an administrator gave a recovery point, older or the newest: a name (empty: none), a pin, or both."""
+
+    position: PositionRecord
+    time: float
+    name: str = ""
+    pinned: bool = False
+    """No rule ends it: it goes last where bytes are short."""
+
+
+class ImageRecord(Record):
+    """The SHA-256 of the SHA-256 digests of a disk's blocks (shared.disks.leaves)."""
+
+    disk: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class ProofRecord(Record):
+    """What a point's disks have to be: a verify found both sides equal at its cut, by the digests of their blocks."""
+
+    position: PositionRecord
+    time: float
+    images: Annotated[list[ImageRecord], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
+
+
 class PointsRecord(Record):
     """The older recovery points: ``logs`` lead one after another from the oldest to the newest point.
 
-    ``newest`` and ``hourly`` are this VM's own retention, None where the agent's configuration decides.
+    ``newest`` to ``age_seconds`` are this VM's own retention, None where the agent's configuration decides. ``marks``
+    and ``proofs`` are of points that are there, the newest among them.
     """
 
     logs: list[UndoRecord] = []
     newest: Count | None = None
     hourly: Count | None = None
+    daily: Count | None = None
+    weekly: Count | None = None
+    limit_bytes: Count | None = None
+    age_seconds: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    marks: list[MarkRecord] = []
+    proofs: list[ProofRecord] = []
+    last_test_time: float | None = None
+    """When a test failover was begun last."""
 
 
 class ExportedDiskRecord(Record):
@@ -146,6 +180,10 @@ class ExportRecord(Record):
     created_time: float
     lost: Cause | None = None
     """Why its point is gone for good; such an export keeps nothing, and only tells so."""
+    writable: bool = False
+    """What its clients write lies in files of its own over the point, which go with it."""
+    test: bool = False
+    """It is the VM's test failover."""
 
 
 class ExportsRecord(Record):
@@ -160,6 +198,11 @@ class ExportsRecord(Record):
 
     def find(self, identity: str) -> ExportRecord | None:
         return next((export for export in self.exports if export.id == identity), None)
+
+    @property
+    def test(self) -> ExportRecord | None:
+        """The test failover, if there is one."""
+        return next((export for export in self.exports if export.test), None)
 
 
 class ReplicationRecord(Record):

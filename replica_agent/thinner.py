@@ -34,7 +34,7 @@ class Thinner:
     async def run(self) -> None:
         """Merge what is to be merged, one group after the other; returns when there is nothing left."""
         async with self._turn:
-            while (place := merge_next(self.history.ledger.points, self.history.retention.newest)) is not None:
+            while (place := merge_next(self.history.ledger.points, self.history.retention)) is not None:
                 chosen = self.history.ledger.points.logs[slice(*place)]
                 try:
                     if not await self._merge(chosen):

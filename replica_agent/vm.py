@@ -18,6 +18,7 @@ from replica_agent.finishing import finish
 from replica_agent.ledger import Ledger, LedgerError
 from replica_agent.parts import Surroundings, VmParts, assemble
 from replica_agent.promotion import Promotion, fenced
+from replica_agent.prover import Prover
 from replica_agent.recovery import recover
 from replica_agent.refusals import Refusal
 from replica_agent.thinner import Thinner
@@ -49,7 +50,10 @@ class ReplicaVm:
             parts.applier,
             f"{surroundings.runtime_folder}/{parts.uuid}",
             group=surroundings.nbd_group,
+            room=surroundings.overlay_room,
         )
+        parts.history.spare = self.exports.yield_room
+        self.prover = Prover(parts, self.exports.view)
         self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self.exports.stop)
         self.statistics = ReplicationStatistics(
             ledger.statistics, surroundings.ports.clock.wall(), monitoring_seconds=surroundings.monitoring
@@ -106,6 +110,7 @@ class ReplicaVm:
         for task in list(self._tasks):
             task.cancel()
         await settle(self._tasks)
+        await self.prover.stop()
         await self.exports.close()
         await finish(self.parts.ports.workers.run(self._close))
 
@@ -199,7 +204,7 @@ class ReplicaVm:
     async def _keep_room(self) -> None:
         """Older points make room for what arrives before it is refused for want of it."""
         parts = self.parts
-        if not self.ledger.points.logs:
+        if not self.ledger.points.logs and not self.ledger.exports.kept:
             return
         try:
             free = await finish(parts.ports.workers.run(parts.ports.files.free_space, parts.layout.folder))
@@ -281,15 +286,16 @@ class ReplicaVm:
         async with self.parts.order, self.ledger.transaction() as draft:
             draft.step(ReplicaEvent.RESUMED, "resumed by the administrator")
 
-    async def set_retention(self, changes: dict[str, int | None]) -> None:
-        """Change how many points are kept, with the keys ``newest`` and ``hourly``; None for the agent's own rule."""
+    async def set_retention(self, changes: dict[str, Any]) -> None:
+        """Change which points are kept, by fields of the record of points; None for the agent's own rule."""
         async with self.ledger.transaction() as draft:
-            before = self.parts.history.retention
+            was = self.parts.history.retention
             draft.points = msgspec.structs.replace(draft.points, **changes)
             told = ", ".join(f"{key} {'as configured' if value is None else value}" for key, value in changes.items())
             draft.event(
                 EventId.SETTINGS,
-                f"Recovery points to keep: {told}; it was newest {before.newest}, hourly {before.hourly}.",
+                f"Recovery points to keep: {told}; it was newest {was.newest}, hourly {was.hourly}, daily {was.daily}, "
+                f"weekly {was.weekly}, limit_bytes {was.limit}, age_seconds {was.age:g}.",
                 cause="set",
             )
             self.parts.history.prune(draft)

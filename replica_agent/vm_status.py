@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from protocol.position import NO_EPOCH, Position
-from replica_agent.exports import export_name
+from replica_agent.exports import TEST_SUFFIX
 from replica_agent.parts import VmParts
+from replica_agent.point_disks import export_name, point_text
+from replica_agent.retention import pinned_cost
 from replica_agent.vm import ReplicaVm
 from shared.errors import VmreplicaError
 from shared.expiry import certificates_of_link
 from shared.health import assessed
 from shared.progress_status import DiskProgress, ProgressStatus
 from shared.states import ReplicationState
-from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, VmStatus
+from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, TestFailoverStatus, VmStatus
 
 
 def status_of(vm: ReplicaVm) -> VmStatus:
@@ -25,6 +27,9 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     pending = parts.applier.pending_bytes
     surroundings, folder = parts.surroundings, parts.layout.folder
     volume, lost = surroundings.volumes.of(folder), parts.history.lost
+    pinned = pinned_cost(parts.ledger.points)
+    statistics = vm.statistics.report(now, pending_bytes=pending)
+    statistics.last_test_failover_time = parts.ledger.points.last_test_time
     status = VmStatus(
         name=vm.name,
         uuid=parts.uuid,
@@ -46,7 +51,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         link=_link(vm, now),
         tap=tap.view() if tap is not None else None,
         progress=_progress(parts),
-        statistics=vm.statistics.report(now, pending_bytes=pending),
+        statistics=statistics,
         disks=[
             DiskStatus(
                 index=disk.index,
@@ -63,6 +68,11 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         points_bytes=parts.history.bytes,
         points_lost_time=lost.time if lost is not None else None,
         points_lost_text=lost.text if lost is not None else "",
+        points_limit_bytes=parts.history.retention.limit,
+        points_pinned=sum(mark.pinned for mark in parts.ledger.points.marks),
+        points_pinned_bytes=pinned.bytes,
+        points_pinned_oldest=pinned.oldest,
+        test_failover=_test_failover(vm),
         store_free_bytes=volume.free,
         store_full_seconds=volume.full_seconds(surroundings.reserve),
         store_reserve_bytes=surroundings.reserve,
@@ -73,6 +83,10 @@ def status_of(vm: ReplicaVm) -> VmStatus:
             "interval_seconds": record.interval_seconds,
             "points_newest": parts.history.retention.newest,
             "points_hourly": parts.history.retention.hourly,
+            "points_daily": parts.history.retention.daily,
+            "points_weekly": parts.history.retention.weekly,
+            "points_limit_bytes": parts.history.retention.limit,
+            "points_age_seconds": parts.history.retention.age,
         },
     )
     return assessed(status, now)
@@ -91,6 +105,22 @@ def damaged_status(name: str, identity: str, folder: str, error: VmreplicaError,
         folder=folder,
     )
     return assessed(status, now)
+
+
+def _test_failover(vm: ReplicaVm) -> TestFailoverStatus | None:
+    record = vm.ledger.exports.test
+    if record is None:
+        return None
+    export = next(each for each in vm.exports.status() if each.id == record.id)
+    return TestFailoverStatus(
+        name=vm.name + TEST_SUFFIX,
+        export=export.id,
+        point=point_text(record.position.position),
+        cut=export.cut,
+        started_time=record.created_time,
+        uris=export.uris,
+        error=export.error,
+    )
 
 
 def _cut(vm: ReplicaVm, position: Position | None) -> CutStatus | None:

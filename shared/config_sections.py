@@ -80,15 +80,21 @@ class StorageSection(Section, frozen=True):
 
 
 class PointsSection(Section, frozen=True):
-    """Which recovery points are kept of a VM that has no rules of its own (``vmreplica set VM points-newest=...
-    points-hourly=...``). With ``newest = 1`` and ``hourly = 0`` nothing but the newest point is kept, and applying
-    writes no undo logs.
+    """Which recovery points are kept of a VM that has no rules of its own (``vmreplica set VM points-newest=...``, and
+    likewise the others). With ``newest = 1`` and none of the others nothing but the newest point is kept, and applying
+    writes no undo logs as long as no point is pinned or exported.
     """
 
     newest: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
     """The newest cuts, with the newest of all."""
     hourly: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 24
     """Points that stand for an hour each: its first cut."""
+    daily: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    """Points that stand for a day (UTC) each: its first cut."""
+    weekly: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    """Points that stand for a week each, which begins with Monday (UTC): its first cut."""
+    age_seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0
+    """No point is so many seconds older than the newest one, but for pinned ones. 0: any may be."""
     limit_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
     """Bytes that all undo logs of a VM may have; past them the oldest points go. 0: the size of its disks, at least
     64 MiB.

@@ -179,29 +179,19 @@ class VerifyStatus(StatusStruct):
     last: VerifyResult | None = None
 
 
-class PointStatus(StatusStruct):
-    """A recovery point at the replica."""
+class TestFailoverStatus(StatusStruct):
+    """A test failover at the replica: one export that is written to, and nothing else."""
 
+    __test__ = False
+
+    name: str
+    """Of the VM to start from it."""
+    export: str
     point: str
-    """Its name for commands: the first digits of the epoch, and the cut."""
     cut: CutStatus
-    newest: bool = False
-    hourly: bool = False
-    """It stands for its hour."""
-    bytes: int = 0
-    """What the undo logs that lead from the next newer point to it take; 0 for the newest."""
-    exports: list[str] = []
-
-
-class PointsStatus(StatusStruct):
-    """The recovery points of a VM at the replica, the newest first, and the rules by which they are kept."""
-
-    points: list[PointStatus] = []
-    keep_newest: int = 0
-    keep_hourly: int = 0
-    bytes: int = 0
-    """What all undo logs together take."""
-    limit_bytes: int = 0
+    started_time: float
+    uris: list[str] = []
+    error: str = ""
 
 
 class ExportStatus(StatusStruct):
@@ -214,6 +204,14 @@ class ExportStatus(StatusStruct):
     held_bytes: int = 0
     """What the undo logs that it reads through take: they are kept as long as it lasts."""
     error: str = ""
+    writable: bool = False
+    """What clients write is kept beside the point until the export is ended, and deleted with it."""
+    written_bytes: int = 0
+    """What that takes on the volume."""
+    full: bool = False
+    """Its clients' last write found no room: their guest sees a full disk, and nobody else is affected."""
+    test: bool = False
+    """It is the VM's test failover."""
 
 
 class VmStatus(StatusStruct):
@@ -286,6 +284,13 @@ class VmStatus(StatusStruct):
     points_lost_time: float | None = None
     """When recovery points were last deleted, or not kept, for want of room, since the agent started,"""
     points_lost_text: str = ""
+    points_limit_bytes: int = 0
+    points_pinned: int = 0
+    points_pinned_bytes: int = 0
+    """At least so much of the undo logs is there because of pinned points."""
+    points_pinned_oldest: bool = False
+    """The oldest point is pinned: it is the next to go where room is short."""
+    test_failover: TestFailoverStatus | None = None
     """and why."""
     promised_lag_seconds: float | None = None
     """The newest recovery point is not to be older than this: three intervals, and at least a minute."""

@@ -69,6 +69,9 @@ CHURN = "vm.churn"
 POINTS = "vm.points"
 EXPORT = "vm.export"
 UNEXPORT = "vm.unexport"
+MARK_POINT = "vm.mark_point"
+PROVE = "vm.prove"
+TEST_FAILOVER = "vm.test_failover"
 FAILOVER = "vm.failover"
 
 READING = frozenset(
@@ -277,10 +280,48 @@ class AuditAnswer(msgspec.Struct, kw_only=True):
     report: AuditReport | None = None
 
 
-class ExportParams(VmParams, frozen=True):
-    """``vm.export``: a point as ``vm.points`` names it."""
+Moment = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+"""Seconds since the Unix epoch."""
+
+
+class PointsParams(VmParams, frozen=True):
+    """``vm.points``: with ``at_time`` also which points are nearest to it."""
+
+    at_time: Moment | None = None
+
+
+class PointParams(VmParams, frozen=True):
+    """A point of a VM as ``vm.points`` names it, or the newest one at or before a moment."""
 
     point: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "newest"
+    at_time: Moment | None = None
+
+
+class ExportParams(PointParams, frozen=True):
+    """``vm.export``. ``writable``: what clients write is kept beside the point, until the export is ended."""
+
+    writable: bool = False
+
+
+class MarkPointParams(PointParams, frozen=True):
+    """``vm.mark_point``: name a point (empty: no name any more) and pin it, or no longer; the PointsStatus after it."""
+
+    name: Annotated[str, msgspec.Meta(max_length=63)] | None = None
+    pinned: bool | None = None
+
+
+class ProveParams(PointParams, frozen=True):
+    """``vm.prove``: read a point to its end, or join whoever does; ``stop`` ends it. A PointProof, or null."""
+
+    stop: bool = False
+
+
+class TestFailoverParams(PointParams, frozen=True):
+    """``vm.test_failover``; ``stop`` ends it. The VmStatus after it."""
+
+    __test__ = False
+
+    stop: bool = False
 
 
 class UnexportParams(VmParams, frozen=True):

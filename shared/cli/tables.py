@@ -9,8 +9,9 @@ from typing import Any
 from shared.cli.console import Palette
 from shared.cli.text import columns, joined, time_text
 from shared.cli.units import SETTINGS
+from shared.point_status import PointsStatus
 from shared.rates import duration_text, size_text
-from shared.status import PointsStatus, VmStatus
+from shared.status import VmStatus
 
 
 def settings_lines(vm: VmStatus) -> list[str]:

@@ -15,8 +15,9 @@ from shared.cli.text import printable_values, time_text
 from shared.cli.verbs.reading import rejoin_command
 from shared.cli.verbs.replication import disk_uris
 from shared.errors import InvalidStateError, NotFoundError
+from shared.point_status import PointsStatus
 from shared.rates import duration_text
-from shared.status import ExportStatus, PointsStatus
+from shared.status import ExportStatus
 
 EXPORT_SECONDS = 600.0
 """An export begins between two applies, so it may have to wait for one."""

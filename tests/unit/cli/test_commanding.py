@@ -11,8 +11,9 @@ import pytest
 
 from shared.admin import verbs as admin
 from shared.errors import InvalidStateError, NoSpaceError
+from shared.point_status import PointsStatus, PointStatus
 from shared.progress_status import ProgressStatus
-from shared.status import Cause, LinkStatus, PointsStatus, PointStatus, VmStatus, to_plain
+from shared.status import Cause, LinkStatus, VmStatus, to_plain
 from tests.unit.cli.conftest import WAIT, CannedAgent, Command
 from tests.unit.cli.samples import NOW, URI, UUID, agent, cut, healthy, replica
 

@@ -53,7 +53,7 @@ async def texts(pair: Pair) -> list[str]:
 async def thinned(vm: ReplicaVm) -> None:
     """Until nothing is left to merge."""
     history = vm.parts.history
-    await until(lambda: replica_agent.retention.merge_next(vm.ledger.points, history.retention.newest) is None)
+    await until(lambda: replica_agent.retention.merge_next(vm.ledger.points, history.retention) is None)
 
 
 async def test_newest_cuts_are_kept_and_right(world: World) -> None:

@@ -51,7 +51,7 @@ class Story:
         self.logs = thinned(self.logs, self.time, self.rules, self.pinned)
 
     def merge(self) -> None:
-        while (place := merge_next(PointsRecord(logs=self.logs), self.rules.newest)) is not None:
+        while (place := merge_next(PointsRecord(logs=self.logs), self.rules)) is not None:
             low, high = place
             chosen = self.logs[low:high]
             assert high - low >= 2
