@@ -74,6 +74,7 @@ class ReplicaAgent:
         )
         self.surroundings.volumes.folders = lambda: self.sessions.authorization.storages
         self.surroundings.overlay_room.quota = self._quota_left
+        self.surroundings.quota_of = self.sessions.quota_of
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
         """When this host's certificate ends, in seconds since the Unix epoch: shown, lest it expire unseen."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 from importlib import metadata
 
@@ -28,12 +30,14 @@ class _Service:
         self._agent.certificate_end = real.network.certificate_end
         volumes = self._agent.surroundings.volumes
         self._monitoring = Monitoring(real.ports, config.metrics, volumes, self._status)
+        self._quotas: asyncio.Task[None] | None = None
         self._agent.arrivals = real.network.arrivals
         self._agent.sessions.on_refused = operations.refused
         self._agent.problems = lambda: [*self._monitoring.problems(), *operations.problems()]
 
     async def start(self) -> None:
         await self._agent.start()
+        self._quotas = asyncio.get_running_loop().create_task(self._agent.sessions.quotas.run())
         await self._monitoring.start()
 
     async def served(self) -> None:
@@ -41,6 +45,10 @@ class _Service:
 
     async def stop(self) -> None:
         await self._monitoring.stop()
+        if self._quotas is not None:
+            self._quotas.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._quotas
         await self._agent.stop()
 
     async def vms(self) -> list[VmStatus]:

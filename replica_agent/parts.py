@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from replica_agent.layout import Layout
 from replica_agent.ledger import Ledger
 from replica_agent.overlay_room import OverlayRoom
 from replica_agent.pool import SpoolPool
+from replica_agent.quota import QuotaFigures
 from replica_agent.resync import OpenResync
 from replica_agent.retention import Retention
 from replica_agent.spool import Spool
@@ -66,6 +68,8 @@ class Surroundings:
     """The VMs of which a view is held for a verify just now."""
     monitoring: float = MONITORING_SECONDS
     """The interval of the statistics, in seconds."""
+    quota_of: Callable[[bytes], QuotaFigures | None] = lambda _vm: None
+    """How full the quota is that a VM's copy counts for; None where there is none."""
     volumes: VolumeWatch = field(init=False)
     overlay_room: OverlayRoom = field(init=False)
     """That of all writable exports."""

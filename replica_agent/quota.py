@@ -3,6 +3,8 @@
 A quota counts what the files of the copies really take, so that holes are free; the sizes of their disks together must
 fit into it, lest a copy be begun that can't be completed. Only what comes is refused: what was acknowledged is always
 applied, and the newest point stays whole. So undo logs may go past a quota, for which the oldest points then make room.
+
+Whoever runs the agent runs :meth:`Quotas.run`, which looks now and then how full they are, and how fast they fill.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from replica_agent.refusals import Refusal
 from shared.errors import NoSpaceError, VmreplicaError
 from shared.ports import FileSystem, Ports
 from shared.rates import size_text
+from shared.tasks import Signal
+from shared.volumes import LOOK_SECONDS, Volume
 
 MEASURE_SECONDS = 5.0
 """What was measured counts for so long, with what was let in since; nothing is refused by it without another look."""
@@ -38,6 +42,18 @@ class Copy:
     nominal: int
 
 
+@dataclass(frozen=True, slots=True)
+class QuotaFigures:
+    """How full an entry's quota is: bytes that may be used, bytes that are, and in how many seconds it is used up.
+
+    ``used`` is None while nobody has looked; ``full_seconds`` where it does not fill, or that is not known.
+    """
+
+    limit: int
+    used: int | None
+    full_seconds: float | None
+
+
 @dataclass(slots=True)
 class _Usage:
     """Of one entry. ``admitted`` bytes were let in since ``measured`` were found at the monotonic time ``when``."""
@@ -45,16 +61,25 @@ class _Usage:
     measured: int = 0
     admitted: int = 0
     when: float = float("-inf")
+    room: Volume = field(default_factory=Volume)
+    """What was left of the quota each time, as if it were a volume of its own."""
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Quotas:
-    """The quotas of all entries; ``copies_of`` are the copies that an entry's peer may replicate."""
+    """The quotas of all ``grants``, the entries; ``copies_of`` are the copies that an entry's peer may replicate."""
 
-    def __init__(self, ports: Ports, copies_of: Callable[[Grant], Iterable[Copy]]) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        grants: Callable[[], Iterable[Grant]],
+        copies_of: Callable[[Grant], Iterable[Copy]],
+    ) -> None:
         self._ports = ports
+        self._grants = grants
         self._copies_of = copies_of
         self._usages: dict[Grant, _Usage] = {}
+        self._changed = Signal()
 
     def judge(self, grant: Grant, body: Open) -> None:
         """Whether the VM of an OPEN fits into its entry's limits. Raises Refusal where it is new or grown and does not.
@@ -116,8 +141,40 @@ class Quotas:
         return min(lefts, default=None)
 
     def forget(self) -> None:
-        """The entries have changed."""
-        self._usages.clear()
+        """The entries have changed: what was measured counts no more, and those that are there still are looked at."""
+        present = set(self._grants())
+        for grant, usage in list(self._usages.items()):
+            usage.when = float("-inf")
+            if grant not in present:
+                del self._usages[grant]
+        self._changed.notify()
+
+    # --- figures ---------------------------------------------------------------------------------------------------
+
+    def figures(self, grant: Grant) -> QuotaFigures | None:
+        """How full the quota of an entry is, as it was seen last; None for one without."""
+        if not grant.quota:
+            return None
+        usage = self._usages.get(grant)
+        if usage is None or usage.room.free is None:
+            return QuotaFigures(grant.quota, None, None)
+        return QuotaFigures(grant.quota, usage.measured + usage.admitted, usage.room.full_seconds())
+
+    async def look(self) -> None:
+        """See how full all quotas are now."""
+        for grant in list(self._grants()):
+            if grant.quota:
+                await self._look(grant, self._usages.setdefault(grant, _Usage()))
+
+    async def run(self) -> None:
+        """Look now and then, and when the entries have changed, until cancelled."""
+        while True:
+            changed = self._changed.upcoming()
+            await self.look()
+            if not changed.is_set():
+                await self._changed.wait_for(LOOK_SECONDS)
+
+    # --- measuring -------------------------------------------------------------------------------------------------
 
     async def _look(self, grant: Grant, usage: _Usage) -> None:
         asked = self._ports.clock.monotonic()
@@ -128,6 +185,7 @@ class Quotas:
             folders = [copy.folder for copy in self._copies_of(grant)]
             usage.when, usage.admitted = self._ports.clock.monotonic(), 0
             usage.measured = await finish(self._ports.workers.run(_measure, self._ports.files, folders))
+            usage.room.see(grant.quota - usage.measured, usage.when)
 
 
 def _measure(files: FileSystem, folders: Iterable[str]) -> int:

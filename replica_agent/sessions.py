@@ -20,7 +20,7 @@ from protocol.session import ReplicaSession
 from replica_agent.authorize import Authorization, Grant
 from replica_agent.intake import Admit
 from replica_agent.parts import Surroundings
-from replica_agent.quota import Copy, Quotas
+from replica_agent.quota import Copy, QuotaFigures, Quotas
 from replica_agent.refusals import Refusal, refusal
 from replica_agent.vm import ReplicaVm, settle
 from shared.channel import Channel, ChannelClosed
@@ -67,7 +67,7 @@ class Sessions:
         self._find_vm = find_vm
         self._known_vms = known_vms
         self._copies = copies
-        self.quotas = Quotas(surroundings.ports, self._copies_of)
+        self.quotas = Quotas(surroundings.ports, lambda: self.authorization.grants, self._copies_of)
         self._limits = surroundings.limits
         self._unopened: dict[Channel, str] = {}
         """Links that have not come to an OPEN, the oldest first, with the peer's fingerprint."""
@@ -76,6 +76,8 @@ class Sessions:
         self._left_out = 0
         self._of_peer: Counter[str] = Counter()
         self._open: dict[Channel, bytes] = {}
+        self._brought_by: dict[bytes, Peer] = {}
+        """Who last opened a VM that is here."""
         self._served: set[Channel] = set()
         self._withdrawn: dict[Channel, Refusal] = {}
         """Why those are being ended that were allowed once."""
@@ -272,6 +274,7 @@ class Sessions:
             # Nobody's first connection makes a VM for a question alone.
             raise Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
         vm = await self._find_vm(grant, body, channel.peer.fingerprint)
+        self._brought_by[body.vm] = channel.peer
         if body.role is Role.SAMPLE:
             await vm.connections.serve_sample(channel, body)
             return
@@ -297,6 +300,18 @@ class Sessions:
         """The copies that an entry is for."""
         reaches = self.authorization.reaches
         return [copy for copy in self._copies() if grant.allows(copy.vm) and reaches(grant, copy.storage)]
+
+    def quota_of(self, vm: bytes) -> QuotaFigures | None:
+        """How full the quota is that a copy here counts for: by the entry of who replicates it, else by the first."""
+        authorization, storage = self.authorization, self._locate(vm)
+        if storage is None or not any(grant.quota for grant in authorization.grants):
+            return None
+        peer = self._brought_by.get(vm)
+        grant = authorization.find(peer, vm, storage) if peer is not None else None
+        if grant is None:
+            fitting = (g for g in authorization.grants if g.allows(vm) and authorization.reaches(g, storage))
+            grant = next(fitting, None)
+        return self.quotas.figures(grant) if grant is not None else None
 
     def _intake_of(self, channel: Channel, vm: bytes) -> Admit:
         """Lets bytes of a connection in, by its entry as it stands at that moment. Raises NoSpaceError."""

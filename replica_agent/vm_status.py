@@ -30,6 +30,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     pinned = pinned_cost(parts.ledger.points)
     statistics = vm.statistics.report(now, pending_bytes=pending)
     statistics.last_test_failover_time = parts.ledger.points.last_test_time
+    quota = surroundings.quota_of(parts.vm)
     status = VmStatus(
         name=vm.name,
         uuid=parts.uuid,
@@ -76,6 +77,9 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         store_free_bytes=volume.free,
         store_full_seconds=volume.full_seconds(surroundings.reserve),
         store_reserve_bytes=surroundings.reserve,
+        quota_limit_bytes=quota.limit if quota is not None else None,
+        quota_used_bytes=quota.used if quota is not None else None,
+        quota_full_seconds=quota.full_seconds if quota is not None else None,
         spool_limit_bytes=surroundings.spool_limit,
         uris=tap.uris if tap is not None else [],
         folder=folder,

@@ -26,6 +26,8 @@ STATE_ROOM_BYTES = 64 << 20
 """With less than this free, a primary's volume can't be relied on for the VM's state and log."""
 ROOM_BYTES = 32 << 20
 """At a replica the oldest points are deleted while the volume has less than this beside the reserve."""
+QUOTA_FRACTION = 0.9
+"""Of an authorization entry's quota: from there on it is told how full it is, whatever the rate."""
 POINTS_LOST_SECONDS = 24 * 3600.0
 """Deleting points for want of room is told for so long, unless they are all there again."""
 
@@ -59,6 +61,7 @@ def forecasts(status: VmStatus, now: float) -> Iterator[Reason]:
     else:
         yield from _backlog(status, now)
         yield from _store_volume(status)
+        yield from _quota(status)
         yield from _points(status, now)
 
 
@@ -199,6 +202,32 @@ def _store_volume(status: VmStatus) -> Iterator[Reason]:
             f"{size_text(free)} are left. Then older recovery points are deleted, and in the end nothing is received."
         )
         yield Health.WARNING, text, f"{remedy} Or keep fewer points: `vmreplica set {status.name} points-hourly=N`."
+
+
+def _quota(status: VmStatus) -> Iterator[Reason]:
+    """The quota of the authorization entry that the copy counts for, with all copies of that entry."""
+    limit, used, full = status.quota_limit_bytes, status.quota_used_bytes, status.quota_full_seconds
+    if not limit or used is None:
+        return
+    whose = f" of {status.peer_host}" if status.peer_host else ""
+    what = f"The quota of {size_text(limit)} for the copies{whose} here"
+    remedy = (
+        "Raise quota_bytes of its [[authorize]] entry in the replica's configuration and reload the agent there, or "
+        f"free some: `vmreplica set {status.name} points-hourly=N` there, or remove VMs."
+    )
+    soon = f" At the rate of the last hour it is full in {duration_text(full)}." if full is not None else ""
+    then = "Then older recovery points are deleted, and in the end nothing is received."
+    if used >= limit:
+        text = (
+            f"{what} is used up ({size_text(used)}): older recovery points are deleted, and nothing more is received "
+            "until there is room. What was received is applied."
+        )
+        yield Health.CRITICAL, text, remedy
+    elif used >= QUOTA_FRACTION * limit:
+        yield Health.WARNING, f"{what} is used to {100 * used // limit} %.{soon} {then}", remedy
+    elif full is not None and full < VOLUME_SOON_SECONDS:
+        text = f"{what} is full in {duration_text(full)} at the rate of the last hour; {size_text(used)} are used."
+        yield Health.WARNING, f"{text} {then}", remedy
 
 
 def _points(status: VmStatus, now: float) -> Iterator[Reason]:

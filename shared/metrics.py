@@ -350,4 +350,22 @@ VM_METRICS: tuple[VmMetric, ...] = (
         "Until that volume is full at the rate of the last hour, while it fills.",
         lambda vm: vm.store_full_seconds,
     ),
+    _vm(
+        "quota_used_bytes",
+        "What the copies take together that the VM's authorization entry is for.",
+        lambda vm: vm.quota_used_bytes if vm.quota_limit_bytes is not None else None,
+        at="replica",
+    ),
+    _vm(
+        "quota_limit_bytes",
+        "What they may take, where there is a quota.",
+        lambda vm: vm.quota_limit_bytes,
+        at="replica",
+    ),
+    _vm(
+        "quota_full_seconds",
+        "Until it is used up at the rate of the last hour, while it fills.",
+        lambda vm: vm.quota_full_seconds,
+        at="replica",
+    ),
 )

@@ -302,6 +302,12 @@ class VmStatus(StatusStruct):
     """When that volume is full at the rate of the last hour; None while it does not fill, or that is not known."""
     store_reserve_bytes: int = 0
     """What of it stays free for applying, at the replica."""
+    quota_limit_bytes: int | None = None
+    """At the replica: what the copies of the VM's authorization entry may take together; None without a quota."""
+    quota_used_bytes: int | None = None
+    """What they take; None while nobody has looked."""
+    quota_full_seconds: float | None = None
+    """When the quota is used up at the rate of the last hour; None while it does not fill, or that is not known."""
     spool_limit_bytes: int | None = None
     """At the replica: with more than this received and not applied, the primary is made to wait."""
     uris: list[str] = []

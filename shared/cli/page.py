@@ -75,6 +75,10 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         full = vm.store_full_seconds
         soon = "" if full is None else f", full in {duration_text(full)} at the rate of the last hour"
         yield "volume", f"{size_text(vm.store_free_bytes)} free{soon}"
+    if vm.quota_limit_bytes is not None and vm.quota_used_bytes is not None:
+        full = vm.quota_full_seconds
+        soon = "" if full is None else f", full in {duration_text(full)} at the rate of the last hour"
+        yield "quota", f"{size_text(vm.quota_used_bytes)} of {size_text(vm.quota_limit_bytes)} used{soon}"
 
 
 def _numbered(label: str, texts: list[str]) -> Iterator[tuple[str, str]]:

@@ -180,6 +180,12 @@ MUTANTS = {
             rounds.kept_empty, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05, "kill_primary": 1.0}, first=0
         ),
         Mutant(points.export_not_preserved, ("I1",), {**BUSY, "exports": 0.5}),
+        Mutant(
+            points.export_unpinned,
+            ("I1",),
+            {**BUSY, "exports": 1.0, "kill_replica": 0.3, "newest": 1, "hourly": 0, "seconds": 14.0, "interval": 1.0},
+            first=3,
+        ),
         Mutant(points.undo_nosync, ("I6", "R25"), {**REPLICA_POWER, **KEPT}),
         Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),
         Mutant(points.newer_wins, ("I1",), {**BUSY, **KEPT}),

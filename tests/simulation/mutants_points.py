@@ -8,6 +8,7 @@ from typing import Any
 import replica_agent.history
 import replica_agent.thinning
 from replica_agent.apply import Applier
+from replica_agent.exports import Exports
 from replica_agent.groups import Group
 from replica_agent.history import History
 from replica_agent.record import UndoRecord
@@ -27,6 +28,25 @@ def export_not_preserved() -> Sequence[Patch]:
         return publish
 
     return [(History, "publish", make)]
+
+
+def export_unpinned() -> Sequence[Patch]:
+    """R37: what an export shows is kept for its reader only, and may go before a start has made another one."""
+
+    def reopened_late(original: Any) -> Any:
+        started: list[Exports] = []
+
+        async def reopen(exports: Exports) -> None:
+            if any(each is exports for each in started):
+                await original(exports)
+            started.append(exports)
+
+        return reopen
+
+    return [
+        (Exports, "reopen", reopened_late),
+        (replica_agent.history, "exported", lambda _original: lambda _logs, _exports: set()),
+    ]
 
 
 def undo_nosync() -> Sequence[Patch]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.pair.hosts import compare
 from tests.systemd.pair import Pair, Status
 
 MIB = 1 << 20
@@ -27,6 +28,8 @@ class Vm:
         self.writes = 0
         self.served_at = "alpha"
         self.promoted: dict[int, int] = {}
+        self.export: Status = {}
+        """What was exported, while something is."""
         pair.alpha.shell(
             f"mkdir -p /srv/images && head -c {DISK_BYTES // 3} /dev/urandom >{self.disk} && "
             f"truncate -s {DISK_BYTES} {self.disk}"
@@ -85,6 +88,26 @@ class Vm:
 
     def assert_same(self) -> None:
         self.pair.assert_same(self.name, self.disk)
+
+    def start_export(self) -> None:
+        """Export what the disk holds now, which no rule of recovery points keeps from the next write on."""
+        self.order("set", "beta", settings={"points_newest": 1, "points_hourly": 0})
+        self.assert_same()
+        self.pair.alpha.run("cp", self.disk, f"{self.disk}.then")
+        self.export = self.pair.call("beta", "vm.export", vm=self.name)
+
+    def assert_exported(self) -> None:
+        """The same export is served at the same place, with what the disk held then."""
+        identity, uris = self.export["id"], self.export["uris"]
+
+        def served(now: Status) -> bool:
+            return [(each["id"], each["uris"], each["error"]) for each in now["exports"]] == [(identity, uris, "")]
+
+        self.wait("its export", served, "beta")
+        image = f"/srv/{self.name}.then"
+        self.pair.beta.run("qemu-img", "convert", "-f", "raw", "-O", "raw", uris[0], image)
+        compare(self.pair.alpha.path(f"{self.disk}.then"), self.pair.beta.path(image))
+        self.pair.beta.run("rm", image)
 
     def remove(self) -> None:
         """End replication on both hosts, and take the files away."""
@@ -234,6 +257,26 @@ def open_window(vm: Vm) -> None:
     catches_up(vm)
 
 
+def export(vm: Vm) -> None:
+    vm.initial()
+    vm.write()
+    vm.start_export()
+
+
+def is_exported(vm: Vm) -> None:
+    """What it shows stays as it was, and replication goes on."""
+    vm.wait_state("Replicating")
+    vm.write()
+    vm.assert_exported()
+
+
+def unexport(vm: Vm) -> None:
+    vm.order("unexport", "beta", id=vm.export["id"])
+    vm.pair.alpha.run("rm", f"{vm.disk}.then")
+    assert vm.status("beta")["exports"] == []
+    catches_up(vm)
+
+
 def fail_over(vm: Vm) -> None:
     vm.initial()
     vm.write()
@@ -259,6 +302,7 @@ STATES = {
     "suspended at the replica": State(suspend_replica, is_suspended_there, resume_replica),
     "ready for initial": State(lambda vm: None, is_in("ReadyForInitialReplication"), lambda vm: vm.initial()),
     "initial under way": State(copy_slowly, is_copying, compare_fast),
+    "exported": State(export, is_exported, unexport),
     "failed over": State(fail_over, is_promoted, is_promoted),
 }
 """While the wire is whole."""

@@ -195,6 +195,31 @@ FORECASTS: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
     "the replica's volume is full later": (
         "replica", {"store_free_bytes": 10 * GIB, "store_full_seconds": VOLUME_SOON_SECONDS}, "Normal", "", "",
     ),
+    "the quota is used up": (
+        "replica", {"quota_limit_bytes": 10 * GIB, "quota_used_bytes": 10 * GIB, "quota_full_seconds": 0.0},
+        "Critical", "nothing more is received until there is room", "Raise quota_bytes",
+    ),
+    "the quota is nearly used up": (
+        "replica", {"quota_limit_bytes": 10 * GIB, "quota_used_bytes": 9 * GIB},
+        "Warning", "of 10.0 GiB for the copies of b here is used to 90 %. Then", "points-hourly=N",
+    ),
+    "the quota is nearly used up, and it is known when": (
+        "replica", {"quota_limit_bytes": 10 * GIB, "quota_used_bytes": 9 * GIB, "quota_full_seconds": 11520.0},
+        "Warning", "it is full in 3 h 12 min. Then", "remove VMs",
+    ),
+    "the quota is full tomorrow": (
+        "replica", {
+            "quota_limit_bytes": 10 * GIB, "quota_used_bytes": GIB, "quota_full_seconds": VOLUME_SOON_SECONDS - 1,
+        },
+        "Warning", "is full in 23 h 59 min at the rate of the last hour; 1.0 GiB are used", "[[authorize]]",
+    ),
+    "the quota is full later": (
+        "replica", {
+            "quota_limit_bytes": 10 * GIB, "quota_used_bytes": 9 * GIB - 1, "quota_full_seconds": VOLUME_SOON_SECONDS,
+        },
+        "Normal", "", "",
+    ),
+    "nobody has looked at the quota": ("replica", {"quota_limit_bytes": 10 * GIB}, "Normal", "", ""),
     "the spool is above its limit": (
         "replica", {"pending_bytes": 5 * GIB, "spool_limit_bytes": 4 * GIB},
         "Warning", "the primary is made to wait", "slower than what arrives",

@@ -130,7 +130,10 @@ def everything() -> Iterator[AgentStatus]:
         certificates=[CertificateStatus(what="own", subject="alpha", not_before_time=NOW, not_after_time=NOW)],
         limits=LimitsStatus(),
     )  # fmt: skip
-    there = replica(oldest_point_time=NOW, points_lost_time=NOW, spool_limit_bytes=1)
+    there = replica(
+        oldest_point_time=NOW, points_lost_time=NOW, spool_limit_bytes=1,
+        quota_limit_bytes=2, quota_used_bytes=1, quota_full_seconds=1.0,
+    )  # fmt: skip
     yield agent("replica", [there])
 
 

@@ -130,6 +130,16 @@ def test_the_volume_and_when_it_is_full() -> None:
     assert page(filling)[-1] == "  volume        3.0 GiB free, full in 3 h 12 min at the rate of the last hour"
 
 
+def test_the_quota_and_when_it_is_full() -> None:
+    known = msgspec.structs.replace(replica(), quota_limit_bytes=4 << 30, quota_used_bytes=3 << 30)
+    assert page(known)[-1] == "  quota         3.0 GiB of 4.0 GiB used"
+    filling = msgspec.structs.replace(known, quota_full_seconds=11520.0)
+    assert (
+        page(filling)[-1] == "  quota         3.0 GiB of 4.0 GiB used, full in 3 h 12 min at the rate of the last hour"
+    )
+    assert not any("quota" in line for line in page(msgspec.structs.replace(known, quota_used_bytes=None)))
+
+
 def test_a_failure_that_does_not_heal_by_itself_says_so() -> None:
     link = LinkStatus(
         peer="beta:7443", attempts=1, since_time=NOW - 60, last_error="Not authorized.", retryable=False,

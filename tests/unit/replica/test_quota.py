@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import random
 import shutil
 from typing import Any
@@ -11,9 +13,12 @@ import pytest
 
 from protocol.hrl import Geometry
 from protocol.messages import Role, WireDisk
-from replica_agent.quota import Quotas
+from replica_agent.quota import QuotaFigures, Quotas
+from replica_agent.vm_status import status_of
 from shared.channel import ChannelClosed
 from shared.config_sections import AuthorizeSection
+from shared.ports.clock import RealClock
+from shared.volumes import RATE_KNOWN_SECONDS
 from tests.unit.replica.logs import EPOCH, VM, Tap
 from tests.unit.replica.rig import DISKS, Resync, World, disk_bytes, random_content
 from tests.unit.replica.test_sessions import OTHER_VM, dialler_of, refusal_of, refused_open, replicating, until
@@ -136,6 +141,63 @@ async def test_usage_is_what_the_files_take(world: World) -> None:
         files = [path for path in files if path.parent.name != "tap"]
         assert usage.measured == sum(path.stat().st_blocks * 512 for path in files) > 0
         assert usage.admitted == 100
+
+
+class LaterClock(RealClock):
+    """The real clock, and the time that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead
+
+
+async def test_figures_tell_how_full_a_quota_is_and_when_it_is_used_up(world: World) -> None:
+    quota = 64 << 20
+    world.authorize = [limited(world, quota_bytes=quota)]
+    async with replicating(world) as pair:
+        clock, sessions = LaterClock(), pair.agent.sessions
+        ports = dataclasses.replace(pair.agent.ports, clock=clock)
+        (grant,) = sessions.authorization.grants
+        quotas = Quotas(ports, lambda: [grant], sessions._copies_of)
+        assert quotas.figures(grant) == QuotaFigures(quota, None, None)
+        await quotas.look()
+        before = quotas.figures(grant)
+        assert before is not None and before.used and before.full_seconds is None
+        (world.folder_of() / "undo" / "000000000098-000000000099.undo").write_bytes(bytes(1 << 20))
+        clock.ahead = RATE_KNOWN_SECONDS + 100
+        await quotas.look()
+        after = quotas.figures(grant)
+        assert after is not None and after.used == before.used + (1 << 20)
+        assert after.full_seconds == pytest.approx((quota - after.used) / ((1 << 20) / clock.ahead), rel=0.01)
+        await quotas.admit(grant, 4096)
+        admitted = quotas.figures(grant)
+        assert admitted is not None and admitted.used == after.used + 4096
+        assert quotas.figures(dataclasses.replace(grant, quota=0)) is None
+
+
+async def test_status_shows_the_quota_that_the_copy_counts_for(world: World) -> None:
+    """That of the entry by which it is replicated; without a session that of the first that is for it."""
+    entries = [limited(world, "other", trust_group="all", quota_bytes=1 << 30), limited(world, trust_group="all")]
+    world.authorize = entries
+    async with replicating(world) as pair:
+        vm, quotas = pair.agent.vms[VM], pair.agent.sessions.quotas
+        watching = asyncio.create_task(quotas.run())
+        try:
+            assert status_of(vm).quota_limit_bytes is None
+            world.authorize = [entries[0], msgspec.structs.replace(entries[1], quota_bytes=2 << 30)]
+            await pair.agent.reload(world.config())
+            # It is looked at right after the reload.
+            await until(lambda: status_of(vm).quota_used_bytes is not None)
+            shown = status_of(vm)
+            assert shown.quota_limit_bytes == 2 << 30 and (shown.quota_used_bytes or 0) > 0
+        finally:
+            watching.cancel()
+    async with world.agent() as agent:
+        await agent.sessions.quotas.look()
+        shown = status_of(agent.vms[VM])
+        assert shown.quota_limit_bytes == 1 << 30 and (shown.quota_used_bytes or 0) > 0
 
 
 async def test_host_of_the_same_trust_group_goes_on_with_a_vm_that_moved(world: World) -> None:
