@@ -31,7 +31,7 @@ class Statistics(msgspec.Struct, kw_only=True):
     last_snapshot_time: float | None = None
     """Of an application-consistent point; None, since there are none yet."""
     last_test_failover_time: float | None = None
-    """None, since there is no test failover yet."""
+    """When one was begun; known at the replica."""
     replication_health: str = ""
     """With ``replication_health_details``, all reasons: in the answer of ``vm.measure`` only."""
     replication_health_details: list[str] = []

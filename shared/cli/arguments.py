@@ -26,6 +26,7 @@ from shared.cli.grammar import (
 from shared.cli.host_verbs import HOST_VERBS
 from shared.cli.measuring_verbs import MEASURING_VERBS
 from shared.cli.pki_verbs import PKI_VERBS
+from shared.cli.point_verbs import POINT_VERBS, point_options
 from shared.cli.units import (
     SETTINGS,
     parse_blocks,
@@ -192,26 +193,15 @@ def _recover(parser: argparse.ArgumentParser) -> None:
     yes_option(parser)
 
 
-def _points(parser: argparse.ArgumentParser) -> None:
-    vm_argument(parser, role=False)
-    json_option(parser)
-
-
-def _export(parser: argparse.ArgumentParser) -> None:
-    vm_argument(parser, role=False)
-    parser.add_argument(
-        "--point", metavar="POINT", default="newest", help="which recovery point, as `points` names it (default newest)"
-    )
-    json_option(parser)
-
-
-def _unexport(parser: argparse.ArgumentParser) -> None:
-    vm_argument(parser, role=False)
-    parser.add_argument("id", nargs="?", metavar="ID", help="the export (default: all of the VM)")
-
-
 def _failover(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help="serve the point for a test, writable, while replication goes on; nothing of it is kept",
+    )
+    parser.add_argument("--stop", action="store_true", help="with --test: end it, and delete what was written to it")
+    point_options(parser, "with --test: which recovery point")
     yes_option(parser)
     json_option(parser)
 
@@ -311,9 +301,7 @@ VERBS = (
     *MEASURING_VERBS,
     *AUDIT_VERBS,
     Verb("events", "print what happened, the newest last", "shared.cli.verbs.events:events", events_options),
-    Verb("points", "list the recovery points of a VM at the replica", f"{_REPLICA}:points", _points),
-    Verb("export", "serve a recovery point of the replica read-only over NBD", f"{_REPLICA}:export", _export),
-    Verb("unexport", "end such an export", f"{_REPLICA}:unexport", _unexport),
+    *POINT_VERBS,
     Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_REPLICA}:failover", _failover),
     Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),
     Verb("pki", "make and look at certificates", "", _pki, agents=False),

@@ -63,7 +63,12 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield label, text
     if vm.older_points:
         oldest = "" if vm.oldest_point_time is None else f", the oldest of {time_text(vm.oldest_point_time, zone)}"
-        yield "points", f"{vm.older_points} older{oldest}; they take {size_text(vm.points_bytes)}"
+        pinned = f"; {vm.points_pinned} pinned" if vm.points_pinned else ""
+        yield "points", f"{vm.older_points} older{oldest}; they take {size_text(vm.points_bytes)}{pinned}"
+    if vm.test_failover is not None:
+        test = vm.test_failover
+        text = test.error or f"{test.name}, point {test.point}, since {time_text(test.started_time, zone)}"
+        yield "test", f"{text}; to end it: vmreplica failover {vm.name} --test --stop"
     for label, text in _numbered("export", [_export(export) for export in vm.exports]):
         yield label, text
     if vm.epoch:
@@ -144,4 +149,6 @@ def _export(export: ExportStatus) -> str:
     if export.error:
         return f"{export.id}  ended: {export.error}"
     held = f"  (keeps {size_text(export.held_bytes)} of undo logs)" if export.held_bytes else ""
-    return f"{export.id}  cut {export.cut.segment}  {'  '.join(export.uris)}{held}"
+    full = ", and finds no room for more" if export.full else ""
+    written = f"  (writable: {size_text(export.written_bytes)} written{full})" if export.writable else ""
+    return f"{export.id}  cut {export.cut.segment}  {'  '.join(export.uris)}{written}{held}"

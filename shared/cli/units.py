@@ -89,6 +89,16 @@ def parse_points(text: str) -> int | None:
     return int(text)
 
 
+def parse_points_limit(text: str) -> int | None:
+    """Bytes, None for ``default``. Raises UsageError."""
+    return None if text == DEFAULT else parse_size(text)
+
+
+def parse_points_age(text: str) -> float | None:
+    """Seconds, None for ``default``. Raises UsageError."""
+    return None if text == DEFAULT else parse_duration(text)
+
+
 def parse_number(text: str) -> int:
     """A whole number above 0. Raises UsageError."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= NUMBER_MAX):
@@ -248,9 +258,21 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         "at the replica: how many newest cuts are kept, or default",
     ),
     "points-hourly": ("points_hourly", parse_points, "at the replica: how many hourly points are kept, or default"),
+    "points-daily": ("points_daily", parse_points, "the same of daily ones"),
+    "points-weekly": ("points_weekly", parse_points, "and of weekly ones"),
+    "points-limit": (
+        "points_limit_bytes",
+        parse_points_limit,
+        "at the replica: size that all undo logs may have, 0 (that of the disks) or default",
+    ),
+    "points-age": (
+        "points_age_seconds",
+        parse_points_age,
+        "at the replica: how much older than the newest a point may be, e.g. 7d, 0 (any) or default",
+    ),
 }
 """What ``set`` changes: key to (name in the agent, parser, help)."""
-REPLICA_SETTINGS = frozenset({"points_newest", "points_hourly"})
+REPLICA_SETTINGS = frozenset(name for name, _, _ in SETTINGS.values() if name.startswith("points_"))
 """Those of them that are the replica's."""
 
 

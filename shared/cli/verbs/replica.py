@@ -1,4 +1,4 @@
-"""Verbs that command the replica agent: points, export, unexport, failover."""
+"""Verbs that command the replica agent: export, unexport, failover."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from shared.cli.agents import Agent, Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.cli.text import printable_values, time_text
+from shared.cli.verbs.points import point_of
 from shared.cli.verbs.reading import rejoin_command
 from shared.cli.verbs.replication import disk_uris
-from shared.errors import InvalidStateError, NotFoundError
-from shared.point_status import PointsStatus
+from shared.errors import InvalidStateError, NotFoundError, UsageError
 from shared.rates import duration_text
 from shared.status import ExportStatus
 
@@ -26,41 +26,32 @@ SERVING_SECONDS = 30.0
 SERVING_POLL_SECONDS = 0.2
 
 
-def points(options: argparse.Namespace, context: Context) -> int:
-    """List the recovery points."""
-    from shared.cli.tables import point_lines
-
-    paths, named = socket_paths(options.socket, context.environment)
-    with connect(paths, named=named) as agents:
-        found = agents.find_one(options.vm, "replica")
-        raw = found.call(admin.POINTS)
-        now = found.agent.status.time
-    if options.json:
-        context.console.print_json(raw)
-        return SUCCESS
-    context.console.print(point_lines(found.vm, msgspec.convert(printable_values(raw), PointsStatus), now))
-    return SUCCESS
-
-
 def export(options: argparse.Namespace, context: Context) -> int:
-    """Serve a recovery point read-only."""
+    """Serve a recovery point, read-only or writable."""
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "replica")
-        raw = found.call(admin.EXPORT, EXPORT_SECONDS, point=options.point)
+        writable = {"writable": True} if options.writable else {}
+        raw = found.call(admin.EXPORT, EXPORT_SECONDS, **point_of(options), **writable)
     if options.json:
         context.console.print_json(raw)
         return SUCCESS
     status = msgspec.convert(printable_values(raw), ExportStatus)
-    name = found.vm.name
+    name, how = found.vm.name, "writable" if status.writable else "read-only"
     context.console.print(
         [
-            f"{name} as of cut {status.cut.segment}, {time_text(status.cut.time, None)}, read-only:",
+            f"{name} as of cut {status.cut.segment}, {time_text(status.cut.time, None)}, {how}:",
             *(f"  {uri}" for uri in status.uris),
-            f"It stays as it is while replication goes on. To end it: vmreplica unexport {name} {status.id}",
+            f"{_promise(status)} To end it: vmreplica unexport {name} {status.id}",
         ]
     )
     return SUCCESS
+
+
+def _promise(export: ExportStatus) -> str:
+    if export.writable:
+        return "What is written to it is deleted at its end; the point stays as it is, and replication goes on."
+    return "It stays as it is while replication goes on."
 
 
 def unexport(options: argparse.Namespace, context: Context) -> int:
@@ -83,6 +74,13 @@ def failover(options: argparse.Namespace, context: Context) -> int:
     """Promote the replica."""
     from shared.cli.attach import attachment_lines
     from shared.cli.live import call_while_showing
+
+    if options.test or options.stop:
+        from shared.cli.verbs.test_failover import test_failover
+
+        return test_failover(options, context)
+    if options.point != "newest" or options.at is not None:
+        raise UsageError("A failover promotes the newest cut.", "Give --point and --at with --test.")
 
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:

@@ -377,7 +377,7 @@ def test_points_and_the_export_of_one(vmreplica: Command) -> None:
     canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
     canned.calls.clear()
     vmreplica("export", "web", "--point", "01234567/3")
-    assert canned.calls == [(admin.EXPORT, {"vm": UUID, "point": "01234567/3"})]
+    assert canned.calls == [(admin.EXPORT, {"vm": UUID, "point": "01234567/3", "at_time": None, "writable": False})]
 
 
 def test_settings_of_the_replica(vmreplica: Command) -> None:
@@ -484,7 +484,7 @@ def test_name_that_one_agent_has_twice_needs_the_uuid(vmreplica: Command) -> Non
     assert f"Name it by UUID: {UUID}, {twin}." in ran.err
     canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
     assert vmreplica("export", twin).code == 0
-    assert canned.calls == [(admin.EXPORT, {"vm": twin, "point": "newest"})]
+    assert canned.calls == [(admin.EXPORT, {"vm": twin, "point": "newest", "at_time": None, "writable": False})]
 
 
 # --- test-connection
