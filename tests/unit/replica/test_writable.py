@@ -21,6 +21,7 @@ from replica_agent.vm_status import status_of
 from replica_agent.writable import OverlayLostError, WritableDisk, create_overlay, open_overlay
 from shared.config_sections import AuthorizeSection, ReplicaConfig
 from shared.errors import InvalidStateError, NotFoundError
+from shared.events import EventId
 from shared.nbd.backend import CommandKind, Mutation
 from shared.ports import Extent
 from shared.ports.file_system import RealFileSystem
@@ -365,4 +366,7 @@ async def test_one_test_at_a_time_and_none_of_a_point_that_is_resynchronized(wor
             vm.parts.resync = None
         await end_test(vm)
         numbers = [event["event"] for event in await pair.agent.events(None, limit=100, after=0)]
-        assert (numbers.count(60081), numbers.count(60082)) == (2, 2)
+        assert [numbers.count(number) for number in (EventId.TEST_FAILOVER_STARTED, EventId.TEST_FAILOVER_ENDED)] == [
+            2,
+            2,
+        ]
