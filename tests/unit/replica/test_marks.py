@@ -190,9 +190,8 @@ async def test_a_point_of_a_verified_cut_is_proven_as_long_as_it_is_what_it_was(
                 file.write(os.urandom(512))
         wrong = await proof(pair, vm, "proven")
         assert wrong.outcome == "wrong" and "Disk 0" in wrong.text
-        levels = {
-            e["cause"]: e["level"] for e in await pair.agent.events(None, limit=100, after=0) if e["event"] == 60083
-        }
+        events = await pair.agent.events(None, limit=100, after=0)
+        levels = {event["cause"]: event["level"] for event in events if event["event"] == EventId.POINT_READ}
         assert levels == {"proven": "info", "unrecorded": "info", "wrong": "error"}
 
 
