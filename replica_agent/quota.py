@@ -183,8 +183,10 @@ class Quotas:
                 # Somebody else has looked while we waited for our turn.
                 return
             folders = [copy.folder for copy in self._copies_of(grant)]
-            usage.when, usage.admitted = self._ports.clock.monotonic(), 0
+            usage.when, before = self._ports.clock.monotonic(), usage.admitted
             usage.measured = await finish(self._ports.workers.run(_measure, self._ports.files, folders))
+            # What was let in meanwhile counts beside it.
+            usage.admitted -= before
             usage.room.see(grant.quota - usage.measured, usage.when)
 
 

@@ -346,6 +346,12 @@ VM_METRICS: tuple[VmMetric, ...] = (
     _vm("points_limit_bytes", "What all undo logs may take.", lambda vm: vm.points_limit_bytes, at="replica"),
     _vm("exports", "Recovery points that are exported.", lambda vm: len(vm.exports), at="replica"),
     _vm(
+        "exports_failed",
+        "Of them, those that can't be read, for good or at present.",
+        lambda vm: sum(bool(export.error) for export in vm.exports),
+        at="replica",
+    ),
+    _vm(
         "exports_written_bytes",
         "What clients have written to writable exports.",
         lambda vm: sum(export.written_bytes for export in vm.exports),

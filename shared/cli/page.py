@@ -147,7 +147,7 @@ def _disk(disk: DiskStatus) -> str:
 
 def _export(export: ExportStatus) -> str:
     if export.error:
-        return f"{export.id}  ended: {export.error}"
+        return f"{export.id}  cut {export.cut.segment}  not readable: {export.error}"
     held = f"  (keeps {size_text(export.held_bytes)} of undo logs)" if export.held_bytes else ""
     full = ", and finds no room for more" if export.full else ""
     written = f"  (writable: {size_text(export.written_bytes)} written{full})" if export.writable else ""

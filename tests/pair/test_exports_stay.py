@@ -9,6 +9,7 @@ import pytest
 from tests.pair.hosts import MIB, VM, Hosts
 
 RECONNECT_SECONDS = 60
+QUOTA = 64 * MIB
 
 
 class Reader:
@@ -52,10 +53,15 @@ def test_client_of_an_export_reads_on_after_the_agent_was_killed(hosts: Hosts) -
         hosts.wait("the client", "replica", lambda vm: vm["exports"][0]["clients"] == 1)
         guest(hosts, 34)
         hosts.kill("replica")
+        with (hosts.folder / "replica.toml").open("a") as entry:
+            entry.write(f"quota_bytes = {QUOTA}\n")
         reader.ask(17)
         hosts.start("replica")
         again = hosts.wait("the client again", "replica", lambda vm: vm["exports"] and vm["exports"][0]["clients"] == 1)
         assert again["exports"][0] == {**export, "clients": 1, "held_bytes": again["exports"][0]["held_bytes"]}
+        # The agent looks at its quotas by itself.
+        limited = hosts.wait("figures of the quota", "replica", lambda vm: vm["quota_used_bytes"])
+        assert limited["quota_limit_bytes"] == QUOTA > limited["quota_used_bytes"]
         hosts.connect()
         guest(hosts, 51)
         reader.ask(17)

@@ -75,6 +75,13 @@ def test_each_role_has_its_own() -> None:
     assert labels["role"] == "replica"
 
 
+def test_exports_that_can_not_be_read_are_counted() -> None:
+    (export,) = replica().exports
+    exports = [export, msgspec.structs.replace(export, id="2", error="gone")]
+    status = agent("replica", [replica(exports=exports)])
+    assert [value for name in ("exports", "exports_failed") for _, value in read(status)[f"vmreplica_{name}"]] == [2, 1]
+
+
 def test_names_of_vms_can_break_nothing() -> None:
     name = 'a"}\n\\ evil 1\n'
     status = agent(vms=[healthy(name=name)])

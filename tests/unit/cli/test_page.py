@@ -140,6 +140,12 @@ def test_the_quota_and_when_it_is_full() -> None:
     assert not any("quota" in line for line in page(msgspec.structs.replace(known, quota_used_bytes=None)))
 
 
+def test_an_export_that_can_not_be_read_says_why() -> None:
+    lost = msgspec.structs.replace(replica().exports[0], error="The recovery point was deleted.")
+    lines = page(msgspec.structs.replace(replica(), exports=[lost]))
+    assert "  export        1  cut 15  not readable: The recovery point was deleted." in lines
+
+
 def test_a_failure_that_does_not_heal_by_itself_says_so() -> None:
     link = LinkStatus(
         peer="beta:7443", attempts=1, since_time=NOW - 60, last_error="Not authorized.", retryable=False,

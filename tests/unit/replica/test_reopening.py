@@ -15,7 +15,7 @@ from replica_agent.agent import ReplicaAgent
 from replica_agent.ledger import LedgerError
 from replica_agent.points import points_of
 from replica_agent.vm import ReplicaVm
-from shared.errors import InvalidStateError, NotFoundError
+from shared.errors import InvalidStateError, NotFoundError, StorageError
 from shared.status import ExportStatus
 from tests.unit.replica.failing import FailingFiles
 from tests.unit.replica.logs import EPOCH, VM
@@ -241,3 +241,17 @@ async def test_export_outlasts_a_restart_between_a_commit_and_its_merge(world: W
         (shown,) = vm.exports.status()
         assert (shown.id, shown.error) == (export.id, "")
         assert await content_of(vm, export.id) == first[cut] != tap.cuts[tap.segment]
+
+
+async def test_export_outlasts_a_failure_of_its_vm_and_ends_with_the_vm(world: World) -> None:
+    async with replicating(world) as pair:
+        vm, cut = pair.agent.vms[VM], pair.tap.segment
+        export = await vm.exports.start(vm.describe)
+        await vm.fail(StorageError("The volume did not answer."))
+        await pair.agent.revive(vm)
+        again = pair.agent.vms[VM]
+        assert again is not vm and again.failure is None
+        assert [(each.id, each.error) for each in again.exports.status()] == [(export.id, "")]
+        assert await content_of(again, export.id) == pair.tap.cuts[cut]
+        await pair.agent.remove(again.name)
+        assert not os.path.exists(socket_of(export)) and not world.folder_of().exists()
