@@ -14,7 +14,7 @@ from shared.cli.exit_codes import SUCCESS
 from shared.cli.text import time_text
 from shared.cli.verbs.points import BEGIN_SECONDS, point_of
 from shared.errors import UsageError, VmreplicaError
-from shared.status import to_plain
+from shared.status import TestFailoverStatus, VmStatus, to_plain
 
 
 def test_failover(options: argparse.Namespace, context: Context) -> int:
@@ -30,7 +30,8 @@ def test_failover(options: argparse.Namespace, context: Context) -> int:
             context.console.print(f"The test failover of {name} is ended, and what was written to it is deleted.")
             return SUCCESS
         found.call(admin.TEST_FAILOVER, BEGIN_SECONDS, **point_of(options))
-        test = found.refresh().test_failover
+        vm = found.refresh()
+        test = vm.test_failover
     if test is None:
         raise VmreplicaError(f"The test failover of {name} has ended already.", f"See `vmreplica events {name}`.")
     command = start_command(test.name, test.uris)
@@ -50,13 +51,22 @@ def test_failover(options: argparse.Namespace, context: Context) -> int:
             f"  {first}",
             *(f"    {line}" for line in rest),
             "",
-            "Its disks for a libvirt domain of that name:",
-            *(f"  {line}" for at, uri in enumerate(test.uris) for line in libvirt_lines(uri, at)),
+            *_libvirt(vm, test),
             "",
             f"What it writes is thrown away at the end: vmreplica failover {name} --test --stop",
         ]
     )
     return SUCCESS
+
+
+def _libvirt(vm: VmStatus, test: TestFailoverStatus) -> list[str]:
+    if getattr(vm, "definition", None) is not None:
+        return [
+            "Its definition, under that name and with these disks (--define puts it into libvirt):",
+            f"  vmreplica definition {vm.name} --test --point {test.point}",
+        ]
+    lines = [line for at, uri in enumerate(test.uris) for line in libvirt_lines(uri, at)]
+    return ["Its disks for a libvirt domain of that name:", *(f"  {line}" for line in lines)]
 
 
 test_failover.__test__ = False  # type: ignore[attr-defined]
