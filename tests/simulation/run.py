@@ -113,6 +113,7 @@ def run(
         result.counts["older points checked"] = world.view.history_checks
         result.counts["rounds at P"], result.counts["rounds at R"] = map(rounds_of, world.hosts)
         result.counts["exports checked"] = world.exports.checks
+        result.counts["writable exports checked"] = world.overlays.checks
         result.counts["exports read on after a death"] = world.exports.outlived
         result.counts["starts judged"] = world.schedule.starts
         result.counts["compare questions judged"] = world.schedule.asked

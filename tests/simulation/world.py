@@ -47,6 +47,7 @@ from tests.simulation.loop import Process, SimulationLoop
 from tests.simulation.net import Wire
 from tests.simulation.options import Options
 from tests.simulation.oracle import Oracle, Violation
+from tests.simulation.overlays import OverlayWriters
 from tests.simulation.replica_view import ReplicaView
 from tests.simulation.runs_view import check_runs
 from tests.simulation.schedule_view import ScheduleView
@@ -122,6 +123,7 @@ class World:
         self.doomed: set[Process] = set()
         """Processes with whose death their host loses power."""
         self.exports = ExportReaders(self)
+        self.overlays = OverlayWriters(self)
         self.verifies = Verifies(self)
 
     @property
@@ -247,7 +249,7 @@ class World:
             authorize=[AuthorizeSection(storage=STORAGE, vms=["*"], fingerprint="P" * 64)],
             heartbeat_seconds=HEARTBEAT,
             dead_after_seconds=DEAD_AFTER,
-            points=PointsSection(newest=self.options.newest, hourly=self.options.hourly),
+            points=PointsSection(newest=self.options.newest, hourly=self.options.hourly, daily=int(self.options.daily)),
         )
         agent = ReplicaAgent(config, ports)
         await agent.start()
