@@ -338,10 +338,7 @@ VM_METRICS: tuple[VmMetric, ...] = (
     ),
     _vm("points_pinned", "Recovery points that are pinned.", lambda vm: vm.points_pinned, at="replica"),
     _vm(
-        "points_pinned_bytes",
-        "What undo logs take at least because of those.",
-        lambda vm: vm.points_pinned_bytes,
-        at="replica",
+        "points_pinned_bytes", "What they take of undo logs, at least.", lambda vm: vm.points_pinned_bytes, at="replica"
     ),
     _vm("points_limit_bytes", "What all undo logs may take.", lambda vm: vm.points_limit_bytes, at="replica"),
     _vm("exports", "Recovery points that are exported.", lambda vm: len(vm.exports), at="replica"),
@@ -357,12 +354,7 @@ VM_METRICS: tuple[VmMetric, ...] = (
         lambda vm: sum(export.written_bytes for export in vm.exports),
         at="replica",
     ),
-    _vm(
-        "test_failover",
-        "1 while a test failover is served.",
-        lambda vm: int(vm.test_failover is not None),
-        at="replica",
-    ),
+    _vm("test_failover", "1 while one is served.", lambda vm: vm.test_failover is not None, at="replica"),
     _vm(
         "test_failover_timestamp_seconds",
         "When a test failover was begun last.",

@@ -86,6 +86,7 @@ LOG_FAILURES = {"write_rate": 15.0, "in_flight": 4, "log_errors": 1.0, "zeroes":
 RESYNCS = {**BUSY, "resyncs": 0.5}
 LONG_ZEROES = {**BUSY, "zeroes": 0.6, "stalls": 0.1}
 VERIFIES = {**BUSY, "verifies": 2.0, "pages": 128, "seconds": 14.0}
+OVERLAYS = {"overlays": 1.0, "newest": 4, "seconds": 14.0, "interval": 1.0}
 KEPT = {"newest": 4, "hourly": 5, "seconds": 14.0, "interval": 1.0}
 WINDOWS = {**BUSY, "windows": 2.0, "slow": 0.3, "pages": 128, "seconds": 14.0}
 ROUNDS = {**BUSY, "resyncs": 1.0, "log_errors": 2.0, "zeroes": 0.5, "pages": 128, "seconds": 14.0}
@@ -186,6 +187,9 @@ MUTANTS = {
             {**BUSY, "exports": 1.0, "kill_replica": 0.3, "newest": 1, "hourly": 0, "seconds": 14.0, "interval": 1.0},
             first=3,
         ),
+        Mutant(points.overlay_unlisted, ("I4",), {**OVERLAYS, "kill_replica": 0.6}),
+        Mutant(points.overlay_unsynced, ("I4",), {**OVERLAYS, "power_replica": 0.8}, first=17),
+        Mutant(points.overlay_unfilled, ("I1", "I4"), OVERLAYS),
         Mutant(points.undo_nosync, ("I6", "R25"), {**REPLICA_POWER, **KEPT}),
         Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),
         Mutant(points.newer_wins, ("I1",), {**BUSY, **KEPT}),
