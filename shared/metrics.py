@@ -337,9 +337,7 @@ VM_METRICS: tuple[VmMetric, ...] = (
         at="replica",
     ),
     _vm("points_pinned", "Recovery points that are pinned.", lambda vm: vm.points_pinned, at="replica"),
-    _vm(
-        "points_pinned_bytes", "What they take of undo logs, at least.", lambda vm: vm.points_pinned_bytes, at="replica"
-    ),
+    _vm("points_pinned_bytes", "What they take, at least.", lambda vm: vm.points_pinned_bytes, at="replica"),
     _vm("points_limit_bytes", "What all undo logs may take.", lambda vm: vm.points_limit_bytes, at="replica"),
     _vm("exports", "Recovery points that are exported.", lambda vm: len(vm.exports), at="replica"),
     _vm(
