@@ -192,7 +192,7 @@ async def test_order_between_two_sessions_waits_for_the_next_one(pair: Pair) -> 
     before = pair.vm.parts.replication.record.epoch
     link = pair.vm.parts.link
     pair.vm.parts.replication.replan()
-    while link.dialled is not None:
+    while link.dialled is not None:  # noqa: ASYNC110 - it lasts for a few turns of the loop only
         await asyncio.sleep(0)
     await pair.vm.resume(resynchronize=True)
     await resynchronized(pair, before)
