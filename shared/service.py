@@ -210,7 +210,7 @@ async def _reload_on(
         hangup.clear()
         state.manager.reloading()
         try:
-            await operations.reload(lambda config: _take_over(real, service, config))
+            await operations.reload(lambda config: take_over(real, service, config))
         except VmreplicaError as error:
             state.refused = str(error)
             _log.error("not reloaded", reason=str(error))
@@ -228,10 +228,14 @@ async def _reload_on(
             state.manager.ready(await state.line())
 
 
-async def _take_over(real: RealPorts, service: Service, config: Any) -> None:
-    """Put a new configuration in force, with the certificate files as they are now. Raises VmreplicaError."""
-    real.network.reload_tls()
+async def take_over(real: RealPorts, service: Service, config: Any) -> None:
+    """Put a new configuration in force, with the certificate files as they are now: all of it, or nothing.
+
+    Raises VmreplicaError.
+    """
+    use_certificates = real.network.read_tls()
     await service.reload(config)
+    use_certificates()
     log.set_format(config.log_format)
 
 

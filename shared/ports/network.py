@@ -79,20 +79,32 @@ class RealNetwork:
         self._crl_stamp: tuple[int, ...] = ()
         self.reload_tls()
 
+    def read_tls(self) -> Callable[[], None]:
+        """Read the identity's files again; what is returned puts them in force, which can't fail.
+
+        Raises UsageError where they can't be used.
+        """
+        if self._identity is None:
+            return lambda: None
+        # Who needs no TLS, such as the tap, need not load all that belongs to it.
+        from shared.ports.tls import load_contexts  # noqa: PLC0415
+
+        # Before it is read: a change in the middle is noticed by the next look.
+        stamp = self._look_at_crl()
+        contexts = load_contexts(self._identity)
+
+        def use() -> None:
+            self._contexts, self._crl_stamp = contexts, stamp
+
+        return use
+
     def reload_tls(self) -> None:
         """Read the identity's files again; new connections use them, established ones go on untouched: whoever serves
         them asks ``trust`` whether they may.
 
         Raises UsageError where they can't be used; then everything stays as it was.
         """
-        if self._identity is not None:
-            # Who needs no TLS, such as the tap, need not load all that belongs to it.
-            from shared.ports.tls import load_contexts  # noqa: PLC0415
-
-            # Before it is read: a change in the middle is noticed by the next look.
-            stamp = self._look_at_crl()
-            self._contexts = load_contexts(self._identity)
-            self._crl_stamp = stamp
+        self.read_tls()()
 
     def has_other_crl(self) -> bool:
         """Whether the revocation list's file is another one than was loaded. Blocks for a look at it."""
@@ -239,7 +251,13 @@ class RealNetwork:
         if oldest is not None:
             assert isinstance(oldest, TlsLink)
             oldest.displace()
-        await loop.connect_accepted_socket(lambda: link, connection)
+        try:
+            await loop.connect_accepted_socket(lambda: link, connection)
+        except BaseException:
+            # Nobody will tell of its end: without a transport it has none.
+            self.admission.end(link)
+            link.abort()
+            raise
         try:
             await self._secure(link, link.peer.address)
             self._judge_again(link, contexts)
