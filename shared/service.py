@@ -158,7 +158,7 @@ async def _serve(
         await auditor.note("agent.start", version=metadata.version("vmreplica"), config=path)
         reloading = asyncio.create_task(_reload_on(hangup, path, real, service, operations, state, auditor))
         watching = asyncio.create_task(keep_trust(real.network, real.ports.workers, service.reexamine))
-        await operations.started(metadata.version("vmreplica"), service.vms, real.network.certificate_end)
+        await operations.started(metadata.version("vmreplica"), service.vms, lambda: real.network.trust)
         manager.ready(await state.line())
         try:
             await stop.wait()
