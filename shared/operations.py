@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from protocol.messages import ErrorCode
 from shared.admin import verbs
 from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
@@ -27,7 +28,7 @@ from shared.errors import VmreplicaError
 from shared.events import EventId
 from shared.expiry import certificates_of, endings
 from shared.journal_entries import entry_of
-from shared.ports import Ports
+from shared.ports import Peer, Ports
 from shared.ports.alarm_ways import AlarmWays
 from shared.ports.journal import Journal
 from shared.ports.trust import Trust
@@ -72,6 +73,8 @@ class Operations:
         self.state = ConfigState(path, config, ports.clock.wall())
         self.events = AgentEvents(self.ports, config.state_dir, self._undurable)
         self.alarms = Alarms(ports.clock, ways, blocking, config.host, role, self._alarm_failed)
+        self.on_refused: Callable[[Peer, str, str], None] = lambda _peer, _code, _text: None
+        """Told each refusal of a peer, with code and text."""
         self._journal = journal
         self._blocking = blocking
         self._entries: deque[dict[str, str]] = deque()
@@ -137,16 +140,19 @@ class Operations:
 
     # --- what the agent tells
 
-    def refused(self, peer: str, text: str) -> None:
-        """A peer was refused: an event, but not for each of its attempts."""
+    def refused(self, peer: Peer, text: str) -> None:
+        """A peer is not authorized, and was refused: an event, but not for each of its attempts."""
+        self.on_refused(peer, ErrorCode.UNAUTHORIZED.value, text)
         now = self.ports.clock.monotonic()
-        host = peer.rpartition(":")[0] or peer
+        host = peer.address.rpartition(":")[0] or peer.address
         if now - self._refused.get(host, -REFUSED_SECONDS) < REFUSED_SECONDS:
             return
         if len(self._refused) >= PEERS_MAX:
             self._refused.clear()
         self._refused[host] = now
-        work = self.events.note(EventId.PEER_REFUSED, f"{peer} was refused: {text}", data={"peer": peer})
+        told = f"{peer.address} was refused: {text}"
+        data = {"peer": peer.address, "fingerprint": peer.fingerprint, "names": list(peer.names)}
+        work = self.events.note(EventId.PEER_REFUSED, told, data=data)
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)

@@ -23,6 +23,7 @@ from shared.admin.access import Access
 from shared.admin.audit import Auditor
 from shared.admin.audit_log import AuditLog
 from shared.admin.methods import Method, Methods
+from shared.admin.refused_peers import RefusedPeers
 from shared.admin.server import JsonRpcServer
 from shared.admin.verbs import READING
 from shared.config import load_config
@@ -137,6 +138,9 @@ async def _serve(
     methods = Methods(service.methods())
     operations.add_methods(methods)
     auditor = _auditor(config, real)
+    refusals = RefusedPeers(auditor.note_peer, real.ports.clock)
+    operations.on_refused = refusals.refused
+    real.network.on_forbidden = lambda peer, error: refusals.refused(peer, error.code, error.text)
     admin = JsonRpcServer(
         real.network,
         _admin_address(config),
@@ -168,6 +172,7 @@ async def _serve(
             reloading.cancel()
             watching.cancel()
             await _within(STOP_SECONDS, admin.close())
+            await _within(STOP_SECONDS, refusals.close())
             await _within(STOP_SECONDS, auditor.note("agent.stop"))
     finally:
         await _within(STOP_SECONDS, service.stop())

@@ -74,6 +74,8 @@ class RealNetwork:
         self.admission: Admission[StreamLink] = Admission(half_open_max, failures_per_minute)
         self.handshake_seconds = handshake_seconds
         self._refused = refused or self._log_refusal
+        self.on_forbidden: Callable[[Peer, ForbiddenError], None] = lambda _peer, _error: None
+        """Told each peer that connected and was refused for its certificate, or for want of one that is right."""
         self._reported = float("-inf")
         self._unreported = 0
         self._crl_stamp: tuple[int, ...] = ()
@@ -264,6 +266,8 @@ class RealNetwork:
         except (ForbiddenError, UnreachableError) as error:
             self.admission.counts.refused += not link.displaced
             self._refused(link.peer.address, error)
+            if isinstance(error, ForbiddenError):
+                self.on_forbidden(link.peer, error)
             raise
         self.admission.let_in(link, loop.time())
         return link

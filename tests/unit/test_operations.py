@@ -17,6 +17,7 @@ from shared.errors import UsageError
 from shared.events import EventId
 from shared.expiry import certificates_of, endings
 from shared.operations import Operations
+from shared.ports import Peer
 from shared.ports.alarm_ways import RealAlarmWays
 from shared.ports.real import RealPorts
 from shared.ports.trust import Credential, Trust
@@ -156,8 +157,8 @@ async def test_peer_that_is_refused_again_and_again_is_one_event(rigs: Callable[
     rig = rigs()
     await rig.start()
     for port in range(100):
-        rig.operations.refused(f"10.0.0.1:{port}", "not authorized")
-    rig.operations.refused("10.0.0.2:1", "not authorized")
+        rig.operations.refused(Peer(address=f"10.0.0.1:{port}"), "not authorized")
+    rig.operations.refused(Peer(address="10.0.0.2:1"), "not authorized")
     found = await rig.until(EventId.PEER_REFUSED, 2)
     assert [event["data"]["peer"] for event in found] == ["10.0.0.1:0", "10.0.0.2:1"]
 
@@ -190,7 +191,7 @@ async def test_journal_that_fails_costs_entries_and_nothing_else(rigs: Callable[
     rig.journal.broken = True
     await rig.start()
     await rig.until(EventId.AGENT_STARTED, 1)
-    rig.operations.refused("10.0.0.1:1", "x")
+    rig.operations.refused(Peer(address="10.0.0.1:1"), "x")
     await rig.until(EventId.PEER_REFUSED, 1)
     assert rig.journal.entries == []
 
