@@ -189,6 +189,28 @@ def test_a_stop_is_orderly_within_its_time(vm: Vm) -> None:
     vm.connected()
 
 
+def test_a_stop_of_the_tap_is_a_pause_and_costs_no_resync(vm: Vm) -> None:
+    """Nobody should; whoever does it stops the guest's I/O until the agent has started it again, at once."""
+    alpha, unit = vm.pair.alpha, tap_unit(vm)
+    vm.write()
+    before = vm.status()
+    alpha.systemctl("stop", unit)
+    after = vm.wait("another tap", lambda now: now["tap"]["running"] and now["tap"]["pid"] != before["tap"]["pid"])
+    assert (after["tap"]["tracking"], after["state"], after["causes"]) == ("on", "Replicating", [])
+    # With the agent stopped it stays where it was put, and the agent's start brings it back.
+    alpha.systemctl("stop", PRIMARY)
+    alpha.systemctl("stop", unit)
+    assert alpha.show(unit, "ActiveState") == "inactive"
+    assert not alpha.path(f"/run/vmreplica/primary/{before['uuid']}/nbd.sock").exists()
+    alpha.systemctl("start", PRIMARY)
+    # Ready means that guests are served (Service.served).
+    assert alpha.show(unit, "ActiveState") == "active"
+    vm.wait("the session", lambda now: now["link"]["connected"] and now["tap"]["tracking"] == "on")
+    vm.write()
+    vm.assert_same()
+    assert vm.status()["newest_cut"]["epoch"] == before["newest_cut"]["epoch"], "no compare was needed"
+
+
 def test_the_sandbox_is_in_force(vm: Vm) -> None:
     pair = vm.pair
     units = ((pair.alpha, PRIMARY), (pair.alpha, tap_unit(vm)), (pair.beta, REPLICA))

@@ -136,6 +136,8 @@ def test_a_wheel_has_everything_and_runs_elsewhere(wheel: Path, tmp_path: Path) 
         for path in packaging.glob(pattern):
             assert f"shared/packaged/{path.relative_to(packaging)}" in names
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "packaging/"))]
+    # With it whoever has the wheel alone installs exactly what it was tried with.
+    assert zipfile.ZipFile(wheel).read("shared/packaged/requirements.lock") == (ROOT / "requirements.lock").read_bytes()
 
     home = tmp_path / "home"
     run(sys.executable, "-m", "venv", "--without-pip", str(home))
