@@ -8,8 +8,9 @@ with the log, or push everything else out of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from shared.ports import Clock, Peer
 from shared.ports.admission import network_of
@@ -22,7 +23,7 @@ PEERS_MAX = 1000
 LINES_AT_ONCE, LINES_PER_SECOND = 60, 0.1
 """Lines of all peers."""
 
-Note = Callable[[Peer, str, str, int], Awaitable[None]]
+Note = Callable[[Peer, str, str, int], Coroutine[Any, Any, None]]
 """Writes a line of a peer: the refusal's code and text, and how many before it have none."""
 
 

@@ -18,6 +18,7 @@ from shared.ports.clock import RealClock
 from shared.ports.file_system import RealFileSystem
 from shared.ports.users import user_name
 from shared.ports.workers import ThreadWorkers
+from shared.rates import Ration
 
 FILES = RealFileSystem()
 
@@ -86,7 +87,7 @@ async def test_flood_from_everywhere_has_few_lines_and_all_are_counted(rig: Rig)
     await rig.refusals.close()
     # The next line has the number of those that have none.
     monotonic = rig.refusals._clock.monotonic()
-    rig.refusals._lines = module.Ration(1, 1.0, monotonic)
+    rig.refusals._lines = Ration(1, 1.0, monotonic)
     rig.refusals.refused(Peer(address="10.99.0.1:7"), "forbidden", "No certificate.")
     (*_, last) = await rig.until(LINES_AT_ONCE + 1)
     assert last.left_out == flood - LINES_AT_ONCE
