@@ -19,8 +19,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd-services")]
 
 PRIMARY, REPLICA = "vmreplica-primary", "vmreplica-replica"
 WAIT_SECONDS = 60.0
-HEAD = "heartbeat_seconds = 0.5\ndead_after_seconds = 2\n"
-"""Of every configuration: a peer that beats more rarely than the other one waits would count as dead."""
 
 
 def until(what: str, reached: Callable[[], object]) -> None:
@@ -32,7 +30,7 @@ def until(what: str, reached: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="module")
 def installed(pair: Pair) -> Pair:
-    set_up(pair, head=HEAD)
+    set_up(pair, head="heartbeat_seconds = 0.5\ndead_after_seconds = 2\n")
     return pair
 
 
@@ -191,6 +189,28 @@ def test_a_stop_is_orderly_within_its_time(vm: Vm) -> None:
     vm.connected()
 
 
+def test_a_stop_of_the_tap_is_a_pause_and_costs_no_resync(vm: Vm) -> None:
+    """Nobody should; whoever does it stops the guest's I/O until the agent has started it again, at once."""
+    alpha, unit = vm.pair.alpha, tap_unit(vm)
+    vm.write()
+    before = vm.status()
+    alpha.systemctl("stop", unit)
+    after = vm.wait("another tap", lambda now: now["tap"]["running"] and now["tap"]["pid"] != before["tap"]["pid"])
+    assert (after["tap"]["tracking"], after["state"], after["causes"]) == ("on", "Replicating", [])
+    # With the agent stopped it stays where it was put, and the agent's start brings it back.
+    alpha.systemctl("stop", PRIMARY)
+    alpha.systemctl("stop", unit)
+    assert alpha.show(unit, "ActiveState") == "inactive"
+    assert not alpha.path(f"/run/vmreplica/primary/{before['uuid']}/nbd.sock").exists()
+    alpha.systemctl("start", PRIMARY)
+    # Ready means that guests are served (Service.served).
+    assert alpha.show(unit, "ActiveState") == "active"
+    vm.wait("the session", lambda now: now["link"]["connected"] and now["tap"]["tracking"] == "on")
+    vm.write()
+    vm.assert_same()
+    assert vm.status()["newest_cut"]["epoch"] == before["newest_cut"]["epoch"], "no compare was needed"
+
+
 def test_the_sandbox_is_in_force(vm: Vm) -> None:
     pair = vm.pair
     units = ((pair.alpha, PRIMARY), (pair.alpha, tap_unit(vm)), (pair.beta, REPLICA))
@@ -286,10 +306,8 @@ def test_whoever_writes_past_the_tap_is_seen(vm: Vm) -> None:
 def test_both_roles_live_on_one_host(vm: Vm) -> None:
     """beta becomes a primary as well, and replicates a VM of its own to itself."""
     beta = vm.pair.beta
-    beta.shell("vmreplica setup primary --yes")
-    primary = beta.path("/etc/vmreplica/primary.toml")
-    primary.write_text(HEAD + primary.read_text())
-    beta.shell("systemctl enable --now vmreplica-primary")
+    # It has the default's heartbeat, the replica another: each is judged by what it tells.
+    beta.shell("vmreplica setup primary --yes && systemctl enable --now vmreplica-primary")
     config = beta.path("/etc/vmreplica/replica.toml")
     config.write_text(
         config.read_text()
