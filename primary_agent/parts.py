@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from dataclasses import dataclass, field
 
@@ -25,8 +26,8 @@ from shared.tasks import Signal
 
 STREAMING_SECONDS = 60.0
 """The rate at which the log is streamed is that of so many seconds."""
-PROOFS, PROOF_SECONDS = 5, 0.2
-"""So often, and after such waits, an exchange is tried whose session ended in the middle of it."""
+PROOF_SECONDS, PROOF_WAIT_SECONDS = 0.2, 1.0
+"""Between two looks for a session whose exchange proves connectivity, and how long they go on."""
 
 
 @dataclass(slots=True)
@@ -51,20 +52,21 @@ class LinkState:
         """Whether connectivity is proven in both directions right now (I20)."""
         return self.dialled is not None and self.dialled.channel.healthy()
 
-    async def proven(self) -> bool:
+    async def proven(self, seconds: float = PROOF_WAIT_SECONDS) -> bool:
         """Whether an exchange that is made now gets to the replica and back (I20).
 
-        A session that is just planned anew ends in the middle of it; the next one, dialled at once, is asked then.
+        A session that is planned anew ends, and that is no outage: the next one, dialled at once, is asked then, and so
+        is the one that a poke called for. It is waited for so many seconds, and no longer than until an attempt failed.
         """
-        for attempt in range(PROOFS):
+        for attempt in range(max(1, math.ceil(seconds / PROOF_SECONDS))):
             dialled = self.dialled
-            if dialled is None and attempt == 0:
-                return False
             if dialled is not None:
                 if await dialled.channel.prove() and self.dialled is dialled:
                     return True
                 if self.dialled is dialled and not dialled.channel.closed:
                     return False
+            elif attempt > 0 and self.next_attempt is not None:
+                return False
             await asyncio.sleep(PROOF_SECONDS)
         return False
 

@@ -41,6 +41,8 @@ STATUS_SECONDS, FRESH_SECONDS = 1.0, 0.5
 """A status does not wait longer for the tap, then it tells what is known; what is so fresh is not asked for."""
 RESTART_SECONDS = 5.0
 """After an unexpected error of its own a task begins again after so long."""
+GATE_SECONDS = 15.0
+"""An order waits so long for a session that is just dialled, rather than being refused."""
 
 _S = ReplicationState
 log = structlog.get_logger(__name__)
@@ -331,8 +333,8 @@ class PrimaryVm:
                 f"The {what} of {self.name} can't begin: {replication.record.problem.text}",
                 replication.record.problem.remedy,
             )
-        if not await link.proven():
-            reason = link.last_error or "no answer to a heartbeat came"
+        if not await link.proven(GATE_SECONDS):
+            reason = link.last_error or "no answer to a heartbeat came."
             raise InvalidStateError(
                 f"The {what} of {self.name} can't begin, since connectivity to {self.parts.address} is not "
                 f"healthy: {reason}",

@@ -324,10 +324,10 @@ class AgentSection(Section, frozen=True):
     Empty: what the agent's unit says (``VMREPLICA_TAP_COMMAND``), and without one the agent starts a detached process.
     """
     heartbeat_seconds: Seconds = 5.0
-    """Interval of the heartbeats on a session, in seconds."""
+    """Interval of the heartbeats on a session, in seconds; peers are told, and may have another."""
     dead_after_seconds: Seconds = 15.0
-    """A peer that is silent for so many seconds is dead; at least two heartbeats, of the other hosts, too: set them
-    alike everywhere.
+    """A peer that is silent for so many seconds is dead; at least two heartbeats. A peer that told to beat more rarely
+    is given three of its own, of these 120 s at most.
     """
     log_format: Literal["text", "json"] = "text"
     """Form of the log lines on standard error."""

@@ -19,6 +19,8 @@ from shared.states import Health, ReplicationState
 from shared.status import DiskStatus, VmStatus
 
 MISSED_FRACTION = 0.2
+CYCLES_MIN = 20
+"""Of fewer cycles there is no percentage: those up to this many are taken for ones that will not be missed."""
 DISCONNECTED_GRACE_SECONDS = 30.0
 
 _INITIAL = (
@@ -250,8 +252,8 @@ def _judge_cycles(status: VmStatus, state: ReplicationState, result: Assessment)
     if state is not ReplicationState.REPLICATING:
         return
     statistics = status.statistics
-    cycles = statistics.successful_replication_count + statistics.missed_replication_count
-    if cycles and statistics.missed_replication_count > MISSED_FRACTION * cycles:
+    cycles = max(_cycles_needed(status), statistics.successful_replication_count + statistics.missed_replication_count)
+    if statistics.missed_replication_count > MISSED_FRACTION * cycles:
         result.warn(
             f"More than 20 percent of replication cycles have been missed for virtual machine '{status.name}'. "
             "Replication might be encountering problems."
@@ -262,6 +264,14 @@ def _judge_cycles(status: VmStatus, state: ReplicationState, result: Assessment)
             f"The average latency of {duration_text(latency)} is longer than the replication interval of "
             f"{duration_text(status.interval_seconds)}."
         )
+
+
+def _cycles_needed(status: VmStatus) -> float:
+    """The cycles that a percentage is taken of at least; of a long interval those of one monitoring interval."""
+    monitored = status.statistics.monitoring_interval_seconds
+    if monitored is None or not status.interval_seconds:
+        return CYCLES_MIN
+    return min(CYCLES_MIN, monitored / status.interval_seconds)
 
 
 def _is_protected(status: VmStatus, state: ReplicationState) -> bool:

@@ -90,12 +90,11 @@ READING = frozenset(
         POINTS,
         RESYNC_SHOW,
         RESYNC_HISTORY,
-        RESYNC_PLAN,
     }
 )
 """Methods that change nothing, for viewers. (DISK_USE takes nobody's word but root's, whoever may call it.)"""
-UNRECORDED = frozenset({TEST_CONNECTION, AUDIT})
-"""Methods that change nothing either, but are for administrators."""
+UNRECORDED = frozenset({TEST_CONNECTION, AUDIT, RESYNC_PLAN})
+"""Methods that change nothing either, but are for administrators. (RESYNC_PLAN reads the disks of both hosts.)"""
 
 
 class VmParams(Params, frozen=True):

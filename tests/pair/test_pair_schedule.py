@@ -185,6 +185,24 @@ async def test_an_old_heartbeat_opens_no_gate(pair: Pair, monkeypatch: pytest.Mo
     assert pair.vm.parts.replication.state is ReplicationState.REPLICATING
 
 
+async def test_order_between_two_sessions_waits_for_the_next_one(pair: Pair) -> None:
+    """I20: a session that ends to be planned anew is no outage, and neither is one that was lost and comes back."""
+    await pair.replicate(4 * MIB)
+    await pair.healthy()
+    before = pair.vm.parts.replication.record.epoch
+    link = pair.vm.parts.link
+    pair.vm.parts.replication.replan()
+    while link.dialled is not None:  # noqa: ASYNC110 - it lasts for a few turns of the loop only
+        await asyncio.sleep(0)
+    await pair.vm.resume(resynchronize=True)
+    await resynchronized(pair, before)
+    pair.cut_link()
+    await pair.until("the wait after a loss", lambda: link.dialled is None and link.next_attempt is not None)
+    before = pair.vm.parts.replication.record.epoch
+    await pair.vm.resume(resynchronize=True)
+    await resynchronized(pair, before)
+
+
 async def test_start_by_itself_waits_for_connectivity_and_goes(
     pair: Pair, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
