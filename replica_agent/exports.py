@@ -225,8 +225,9 @@ class Exports:
 
         Trouble stays the export's own. Raises LedgerError.
         """
-        async with self._starting:
-            await self.overlays.sweep(self._ledger.exports.kept)
+        if not self.overlays.swept:
+            async with self._starting:
+                await self.overlays.sweep(self._ledger.exports.kept)
         for record in self._ledger.exports.kept:
             if record.id not in self._exports and self._ledger.exports.find(record.id) is not None:
                 await self._reopen(record)

@@ -35,7 +35,8 @@ class Overlays:
     ports: Ports
     history: History
     room: OverlayRoom
-    _swept: bool = False
+    swept: bool = False
+    """Whether what crashes left was looked for."""
 
     @property
     def _vm(self) -> bytes:
@@ -109,15 +110,13 @@ class Overlays:
             remove_overlay(self.ports, self._path(record, disk.index))
 
     async def sweep(self, kept: Sequence[ExportRecord]) -> None:
-        """Delete, once, what was written to exports that are not among these: a crash came between."""
-        if self._swept:
-            return
+        """Delete what was written to exports that are not among these: a crash came between."""
         try:
             gone = await finish(self.ports.workers.run(self._sweep, {record.id for record in kept}))
         except (OSError, VmreplicaError) as error:
             log.warning("overlays can't be looked at", folder=self.history.layout.overlays, reason=str(error))
             return
-        self._swept = True
+        self.swept = True
         for identity in sorted(gone):
             text = f"What was written to export {identity} was deleted: the export has ended."
             await self.history.ledger.note(EventId.EXPORT, text, cause="leftover", export=identity)

@@ -194,7 +194,7 @@ class WritableDisk:
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
         runs = list(self._files.live.runs(self._index, offset, length))
-        if len(runs) > 1:
+        if len(runs) != 1:
             return None
         if runs[0][2]:
             if self._point.failed:

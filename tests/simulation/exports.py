@@ -92,7 +92,8 @@ class ExportReaders:
 
     async def _piece(self, identity: str, index: int, offset: int, length: int) -> bytes | None:
         """One read, asked again of each agent that comes until it is answered."""
-        return await self._asked(identity, lambda export: _attempt(export.disks[index], offset, length))
+        found: bytes | None = await self._asked(identity, lambda export: _attempt(export.disks[index], offset, length))
+        return found
 
     async def _asked(self, identity: str, attempt: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         """What an attempt on the export comes to, made again with each agent; None where it is gone, or fails."""

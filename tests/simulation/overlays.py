@@ -60,7 +60,7 @@ class Written:
                 if got not in allowed:
                     what = "after power loss" if lost_power else "in one boot"
                     raise Violation(
-                        f"I4: a writable export {what} has something else: {difference(disk, wanted, image)}"
+                        f"I4: a writable export {what} has something else: {difference(disk, bytes(wanted), image)}"
                     )
                 self.unflushed.setdefault(key, set()).update(allowed)
             self.images[disk] = bytearray(image)
