@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scripts.agent_pair import PairError
 from tests.pair.hosts import DEBIAN_PYTHON, MIB, VM, Hosts
 from tests.pair.test_exports_stay import RECONNECT_SECONDS
 
@@ -65,7 +66,7 @@ def test_test_failover_of_a_pinned_point(hosts: Hosts, tmp_path: Path) -> None:
     hosts.caught_up()
     proven = hosts.command("verify", VM)
     assert proven.returncode == 0, proven.stderr
-    listed = order(hosts, "points", VM)["points"]
+    listed = hosts.call("replica", "vm.points", vm=VM)["points"]
     point = next(each for each in listed if each["proven_time"] is not None)
     order(hosts, "point", VM, "--point", point["point"], "--name", "before-upgrade", "--pin")
     truth = hosts.copy(0).read_bytes()
@@ -73,7 +74,8 @@ def test_test_failover_of_a_pinned_point(hosts: Hosts, tmp_path: Path) -> None:
     hosts.caught_up()
     found = order(hosts, "prove", VM, "--point", "before-upgrade")
     assert found["outcome"] == "proven", found
-    assert order(hosts, "points", VM, "--at", "0s")["nearest"] == order(hosts, "points", VM)["points"][0]["point"]
+    told = order(hosts, "points", VM, "--at", "0s")
+    assert told["nearest"] == told["points"][0]["point"]
 
     test = order(hosts, "failover", VM, "--test", "--point", "before-upgrade")
     assert test["name"] == f"{VM} - Test"
@@ -123,16 +125,21 @@ def test_test_failover_of_a_pinned_point(hosts: Hosts, tmp_path: Path) -> None:
     vm = hosts.status("replica")
     assert vm["test_failover"]["export"] == test["export"] and vm["test_failover"]["error"] == ""
     assert hosts.call("replica", "vm.measure", vm=VM)["last_test_failover_time"] is not None
-    again = hosts.command("failover", VM, "--test")
-    assert again.returncode != 0 and "already" in again.stderr
+    with pytest.raises(PairError, match="already"):
+        hosts.call("replica", "vm.test_failover", vm=VM)
     start(test["command"])
 
     ended = hosts.command("failover", VM, "--test", "--stop")
     assert ended.returncode == 0, ended.stderr
     assert hosts.status("replica")["test_failover"] is None
     assert not list(hosts.storage.glob("*/overlays/*"))
-    assert order(hosts, "prove", VM, "--point", "before-upgrade")["outcome"] == "proven"
+    hosts.call("replica", "vm.prove", vm=VM, point="before-upgrade")
+    hosts.wait("the proof", "replica", lambda _vm: proof_of(hosts)["outcome"] == "proven")
     assert {60081, 60082, 60083} <= {event["event"] for event in hosts.events("replica")}
+
+
+def proof_of(hosts: Hosts) -> Any:
+    return hosts.call("replica", "vm.points", vm=VM)["proof"]
 
 
 def start(command: str) -> None:
