@@ -9,7 +9,7 @@ from primary_agent.dialing_queue import DialingQueue
 from primary_agent.pacing import Rates
 from primary_agent.resync_queue import ResyncQueue
 from protocol.compression import CAPABILITY as ZSTD
-from protocol.session import Identity
+from protocol.session import DEFINITION, MARKS, Identity
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
 from shared.config_sections import PrimaryConfig, RatesSection, ResyncSection
 from shared.ports import Ports
@@ -81,4 +81,5 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.software, self.host, self.heartbeat, (ZSTD,) if self.compress else ())
+        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION)
+        return Identity(self.software, self.host, self.heartbeat, capabilities)

@@ -9,7 +9,7 @@ from uuid import UUID
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.hrl import chain_seed
 from protocol.position import Position
-from protocol.session import Identity
+from protocol.session import DEFINITION, MARKS, Identity
 from replica_agent.apply import Applier
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
@@ -99,7 +99,8 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.software, self.host, self.heartbeat, (ZSTD,) if self.compress else ())
+        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION)
+        return Identity(self.software, self.host, self.heartbeat, capabilities)
 
 
 @dataclass(slots=True)
