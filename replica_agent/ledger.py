@@ -12,6 +12,7 @@ from typing import Any
 from replica_agent.description import Description
 from replica_agent.finishing import finish
 from replica_agent.record import (
+    CompanionsRecord,
     PointsRecord,
     PromotionRecord,
     Record,
@@ -48,6 +49,7 @@ class Draft:
     resync: ResyncRecord | None
     promotion: PromotionRecord | None
     points: PointsRecord
+    companions: CompanionsRecord
     statistics: Any
     now: float
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -108,6 +110,7 @@ class Ledger:
         self.resync = load(store, "resync", ResyncRecord)
         self.promotion = load(store, "promotion", PromotionRecord)
         self.points = load(store, "points", PointsRecord) or PointsRecord()
+        self.companions = load(store, "companions", CompanionsRecord) or CompanionsRecord()
         self.statistics: Any = store.get("statistics")
         self.keeper: Keeper[Description] | None = None
         """Keeps what ``recover`` would need; a transaction ends only when it has been told."""
@@ -127,6 +130,7 @@ class Ledger:
                 resync=copy.copy(self.resync),
                 promotion=copy.copy(self.promotion),
                 points=copy.copy(self.points),
+                companions=copy.copy(self.companions),
                 statistics=self.statistics,
                 now=self._clock.wall(),
             )
@@ -140,7 +144,7 @@ class Ledger:
 
     async def _commit(self, draft: Draft) -> None:
         changes: dict[str, Any] = {}
-        for name in ("vm", "replication", "resync", "promotion", "points"):
+        for name in ("vm", "replication", "resync", "promotion", "points", "companions"):
             before: Record | None = getattr(self, name)
             after: Record | None = getattr(draft, name)
             if before != after:
@@ -156,6 +160,7 @@ class Ledger:
                 ) from error
         self.vm, self.replication = draft.vm, draft.replication
         self.resync, self.promotion, self.points = draft.resync, draft.promotion, draft.points
+        self.companions = draft.companions
         self.statistics = draft.statistics
         await self._keep()
 

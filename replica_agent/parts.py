@@ -22,7 +22,7 @@ from replica_agent.retention import Retention
 from replica_agent.spool import Spool
 from shared.budget import Budget
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
-from shared.config_sections import LimitsSection, ReplicaConfig
+from shared.config_sections import DefinitionSection, LimitsSection, ReplicaConfig
 from shared.ports import Ports
 from shared.stats import MONITORING_SECONDS
 from shared.tasks import Signal
@@ -32,6 +32,7 @@ RESERVE_BYTES = 64 << 20
 SPOOL_LIMIT_BYTES = 4 << 30
 RETENTION = Retention()
 LIMITS = LimitsSection()
+DEFINITION_DEFAULT = DefinitionSection()
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +58,8 @@ class Surroundings:
     compress: bool = True
     resyncs_at_once: int = 3
     limits: LimitsSection = LIMITS
+    definition: DefinitionSection = DEFINITION_DEFAULT
+    """How definitions of VMs are changed for this host."""
     memory: Budget = field(default_factory=Budget)
     """What all connections received and is not stored yet."""
     resyncing: set[bytes] = field(default_factory=set)
@@ -86,6 +89,7 @@ class Surroundings:
             dead_after=config.dead_after_seconds,
             monitoring=config.monitoring_seconds,
             limits=config.limits,
+            definition=config.definition,
             memory=Budget(config.limits.memory_bytes),
         )
 
@@ -96,6 +100,7 @@ class Surroundings:
         self.retention = Retention(config.points.newest, config.points.hourly, config.points.limit_bytes)
         self.heartbeat = config.heartbeat_seconds
         self.dead_after = config.dead_after_seconds
+        self.definition = config.definition
 
     @property
     def identity(self) -> Identity:

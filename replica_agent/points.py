@@ -32,6 +32,10 @@ def points_of(vm: ReplicaVm) -> PointsStatus:
         found.append(newest)
     for point, is_first in zip(found, hourly_of([point.cut.time or 0.0 for point in found]), strict=True):
         point.hourly = is_first
+    marked = {(position.epoch.hex(), position.segment) for position in vm.companions.marked()}
+    for point in found:
+        if (point.cut.epoch, point.cut.segment) in marked:
+            point.consistency = "application"
     for export in vm.exports.status():
         for point in found:
             if (point.cut.epoch, point.cut.segment) == (export.cut.epoch, export.cut.segment):

@@ -44,6 +44,11 @@ class EventId(IntEnum):
     VERIFY_ENDED = 60072
     VERIFY_DIFFERENT = 60073
     VERIFY_SCHEDULED = 60074
+    CUT_CONSISTENT = 60081
+    CUT_NOT_CONSISTENT = 60082
+    GUEST_NOT_THAWED = 60083
+    DEFINITION_SENT = 60084
+    DEFINITION_NOT_SENT = 60085
     AGENT_STARTED = 60201
     AGENT_STOPPED = 60202
     RELOADED = 60203
@@ -68,6 +73,7 @@ _ERRORS = frozenset(
         EventId.VERIFY_DIFFERENT,
         EventId.NOT_RELOADED,
         EventId.BYPASSED,
+        EventId.GUEST_NOT_THAWED,
     }
 )
 _WARNINGS = frozenset(
@@ -80,6 +86,8 @@ _WARNINGS = frozenset(
         EventId.ALARM_FAILED,
         EventId.PEER_REFUSED,
         EventId.CERTIFICATE_ENDS,
+        EventId.CUT_NOT_CONSISTENT,
+        EventId.DEFINITION_NOT_SENT,
     }
 )
 LEVELS = ("info", "warning", "error")
