@@ -156,8 +156,8 @@ class ConsistentCuts:
         connection = tap.require()
         if not connection.tracks(replication.record.epoch):
             raise InvalidStateError(
-                f"{replication.vm.name} can't be cut: it is in state {replication.state.title}, and the writes since its "
-                "baseline are not tracked.",
+                f"{replication.vm.name} can't be cut in state {replication.state.title}: what is written since its "
+                "baseline is not tracked.",
                 f"`vmreplica status {replication.vm.name}` says what to do.",
             )
         if not consistent:

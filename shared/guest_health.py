@@ -19,7 +19,7 @@ def judge_guest(status: VmStatus, now: float) -> Iterator[tuple[Health, str, str
     if cuts is not None:
         if cuts.frozen_since is not None:
             age = duration_text(max(0.0, now - cuts.frozen_since))
-            text = f"The guest of virtual machine '{status.name}' was frozen for a cut {age} ago and could not be thawed yet"
+            text = f"The guest of virtual machine '{status.name}' was frozen for a cut {age} ago and is not thawed yet"
             remedy = "It is tried again and again. Thaw it from inside, or reset the VM."
             yield Health.CRITICAL, f"{text}: {cuts.frozen_text}", remedy
         if cuts.failure is not None:

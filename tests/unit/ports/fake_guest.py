@@ -16,6 +16,7 @@ class FakeGuest:
     """Listens from its making to :meth:`close`; like QEMU's end of the channel it serves one client at a time.
 
     ``hangs`` are commands that are carried out and not answered, ``refuses`` those that end in an error.
+    ``thaws_itself``: before anybody asks how it is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,6 +25,7 @@ class FakeGuest:
         self.asked: list[str] = []
         self.hangs: set[str] = set()
         self.refuses: set[str] = set()
+        self.thaws_itself = False
         self.changed = threading.Condition()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -81,6 +83,7 @@ class FakeGuest:
                 case "guest-fsfreeze-thaw":
                     answer, self.frozen = FILE_SYSTEMS if self.frozen else 0, False
                 case "guest-fsfreeze-status":
+                    self.frozen = self.frozen and not self.thaws_itself
                     answer = "frozen" if self.frozen else "thawed"
             self.changed.notify_all()
         if command not in self.hangs:
