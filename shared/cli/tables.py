@@ -32,18 +32,28 @@ def resync_lines(vms: Iterable[VmStatus]) -> list[str]:
 
 def point_lines(vm: VmStatus, points: PointsStatus, now: float, zone: tzinfo | None = None) -> list[str]:
     """The recovery points of a VM, the newest first, and the rules by which they are kept."""
-    rows = [["POINT", "SEALED", "AGE", "KEPT AS", "TAKES", "EXPORTS"]]
+    rows = [["POINT", "SEALED", "AGE", "KEPT AS", "CONSISTENT", "TAKES", "EXPORTS"]]
     for point in points.points:
         kept = [word for word, fits in (("newest", point.newest), ("hourly", point.hourly)) if fits]
         age = "" if point.cut.time is None else duration_text(max(0.0, now - point.cut.time))
         size = "" if point.newest else size_text(point.bytes)
         exports = ", ".join(point.exports)
-        rows.append([point.point, time_text(point.cut.time, zone), age, ", ".join(kept) or "cut", size, exports])
+        rows.append(
+            [
+                point.point,
+                time_text(point.cut.time, zone),
+                age,
+                ", ".join(kept) or "cut",
+                point.consistency,
+                size,
+                exports,
+            ]
+        )
     if not points.points:
         return [f"{vm.name} has no recovery point yet."]
     rules = f"{points.keep_newest} newest and {points.keep_hourly} hourly points are kept"
     room = f"they take {size_text(points.bytes)} of at most {size_text(points.limit_bytes)}"
-    return [f"{vm.name}  {vm.role}: {rules}; {room}.", *(f"  {joined(row)}" for row in columns(rows, right=[2, 4]))]
+    return [f"{vm.name}  {vm.role}: {rules}; {room}.", *(f"  {joined(row)}" for row in columns(rows, right=[2, 5]))]
 
 
 def _setting_text(vm: VmStatus, name: str, value: Any) -> str:
