@@ -72,7 +72,12 @@ DOMAIN = f"""<!-- as libvirt writes it -->
 
 
 def here(**options: Any) -> tuple[ET.Element, list[str], Any]:
-    mapping: dict[str, Any] = {"disks": URIS, "networks": {"br0": "br7"}, "files": {NVRAM: "/out/1-web_VARS.fd"}, "uuid": UUID}
+    mapping: dict[str, Any] = {
+        "disks": URIS,
+        "networks": {"br0": "br7"},
+        "files": {NVRAM: "/out/1-web_VARS.fd"},
+        "uuid": UUID,
+    }
     result = mapped(DOMAIN.encode(), KNOWN, HostMapping(**(mapping | options)), "web")
     return ET.fromstring(result.text), result.notes, result
 
