@@ -47,6 +47,8 @@ class Companions:
             works.append(self._send_marks(dialled))
         if DEFINITION in agreed:
             works.append(self._send_definition(dialled, answers))
+        else:
+            works.append(self._tell_older(dialled))
         await all_of(*works)
 
     async def _sort(self, answers: asyncio.Queue[DefinitionWanted | DefinitionKept]) -> None:
@@ -67,6 +69,14 @@ class Companions:
                     sent.add((position.epoch, position.segment))
                     dialled.channel.send(CutMark(cut=WirePosition.of(position), kind=CutKind.APPLICATION))
             await self.cuts.changed.wait()
+
+    async def _tell_older(self, dialled: Dialled) -> None:
+        """The replica takes no definitions: said where there is one."""
+        text = f"The replica ({dialled.welcome.software}) is of a version that keeps no definitions."
+        while True:
+            if self.definition.current is not None:
+                await self.definition.fail("not_agreed", text, "Upgrade it.")
+            await self.definition.changed.wait()
 
     # --- the definition --------------------------------------------------------------------------------------------
 

@@ -91,7 +91,8 @@ class ConsistentCuts:
             told=newest is None or newest not in record.untold,
             tried_time=record.tried_time,
             next_time=self._next(),
-            failure=record.failure,
+            # Nothing is promised any more where nothing is set.
+            failure=record.failure if vm.consistency != NONE else None,
             frozen_since=record.freeze.time if record.freeze is not None and self._thaw_error else None,
             frozen_text=self._thaw_error,
         )
@@ -100,7 +101,11 @@ class ConsistentCuts:
         vm = self.parts.replication.vm
         if vm.consistency == NONE or not vm.consistency_hours:
             return None
-        return (self.record.tried_time or 0.0) + vm.consistency_hours * HOUR_SECONDS
+        tried = self.record.tried_time
+        # The first one is taken at once.
+        return (
+            self.parts.surroundings.ports.clock.wall() if tried is None else tried + vm.consistency_hours * HOUR_SECONDS
+        )
 
     # --- the schedule ----------------------------------------------------------------------------------------------
 

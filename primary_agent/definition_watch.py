@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from primary_agent.definition_reading import Content, DefinitionReader
+from primary_agent.definition_reading import Content, DefinitionError, DefinitionReader
 from primary_agent.parts import Parts
 from protocol.messages import Definition, DefinitionDisk, DefinitionFile
 from protocol.position import NO_EPOCH
@@ -93,7 +93,9 @@ class DefinitionWatch:
             self.current = Version(self._numbers, contents, epoch, segment)
             self.failure = None
             self.changed.notify()
-        elif self.failure is not None and self.kept == self.current.number:
+        elif self.failure is not None and (
+            self.failure.code == DefinitionError.code or self.kept == self.current.number
+        ):
             self.failure = None
 
     def message(self, version: Version) -> Definition:
