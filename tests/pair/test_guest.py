@@ -117,15 +117,15 @@ async def test_points_say_which_kind_they_are_and_have_their_own_definition(pair
     assert {path.name for path in folder.iterdir()} == {
         hashlib.sha256(each).hexdigest() for each in (first, second, variables)
     }
-    status = (await pair.vm.status()).definition
-    assert status is not None and status.kept and status.failure is None
+    told = (await pair.vm.status()).definition
+    assert told is not None and told.kept and told.failure is None
 
     # What is too large is refused with a clear error, and what was kept stays.
     with nvram.open("r+b") as file:
         file.truncate((64 << 20) + 1)
     await pair.vm.definition.look()
-    status = (await pair.vm.status()).definition
-    assert status is not None and status.failure is not None and "has more than 64.0 MiB" in status.failure.text
+    told = (await pair.vm.status()).definition
+    assert told is not None and told.failure is not None and "has more than 64.0 MiB" in told.failure.text
     nvram.write_bytes(variables)
 
     # --- both, over restarts

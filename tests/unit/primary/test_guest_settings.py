@@ -1,4 +1,4 @@
-"""How a guest is frozen and where its definition lies are judged before they are taken; files are read within bounds."""
+"""How a guest is frozen and where its definition lies: judged before they are taken; files are read within bounds."""
 
 from __future__ import annotations
 
