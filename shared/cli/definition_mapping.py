@@ -345,6 +345,11 @@ def _identity(domain: Domain, mapping: HostMapping, result: Mapped) -> None:
         for entry in system.findall("entry[@name='uuid']"):
             # It has to be the domain's.
             system.remove(entry)
+    for sysinfo in root.findall("sysinfo"):
+        for system in [each for each in sysinfo.findall("system") if not len(each)]:
+            sysinfo.remove(system)
+        if not len(sysinfo):
+            root.remove(sysinfo)
 
 
 def _short(tag: str) -> str:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -173,26 +174,33 @@ DOMAIN = """<domain type='kvm'><name>demo</name><os><type>hvm</type></os><device
 def test_an_agent_that_is_killed_leaves_no_frozen_guest(hosts: Hosts) -> None:
     """By the command; then SIGKILL between freeze and thaw: the guard thaws, and the next start sees to the record."""
     guest = FakeGuest(hosts.folder / "qga.sock")
-    hosts.replicate(4 * MIB)
+    # No cut of the interval pushes the point out that is looked at.
+    hosts.replicate(4 * MIB, interval=60.0)
     xml, variables = hosts.folder / "demo.xml", hosts.folder / "VARS.fd"
     xml.write_text(DOMAIN.format(disk=hosts.disks[0]))
     variables.write_bytes(os.urandom(60_000))
-    settings = (f"consistency=agent:{guest.path}", f"definition=file:{xml}", f"definition-files={variables}")
-    assert hosts.command("set", "demo", *settings).returncode == 0
+    settings = {"consistency": f"agent:{guest.path}", "definition": f"file:{xml}"}
+    hosts.call("primary", "vm.set", vm="demo", settings=settings | {"definition_files": [str(variables)]})
     done = hosts.command("cut", "demo", "--consistent", "--json")
     report = json.loads(done.stdout)
     assert report["consistency"] == "application" and not guest.frozen
     number = report["cut"]["segment"]
     hosts.wait("the mark", "replica", lambda vm: (vm["application_cut"] or {}).get("segment") == number)
     hosts.wait("the definition", "replica", lambda vm: vm["definition"])
-    assert " application " in hosts.command("points", "demo").stdout
+    points = hosts.call("replica", "vm.points", vm="demo")["points"]
+    assert [each["consistency"] for each in points if each["cut"]["segment"] == number] == ["application"]
     output = hosts.folder / "out"
     shown = hosts.command("definition", "demo", "--output", str(output), "--test")
     assert shown.returncode == 0 and "Disk 0 is not served here yet" in shown.stderr
     text = (output / "definition.xml").read_text()
     assert "demo - Test" in text and "{disk0}" in text and str(hosts.disks[0]) not in text
     assert (output / "1-VARS.fd").read_bytes() == variables.read_bytes()
-    assert hosts.command("definition", "demo", "--define").returncode == 4
+    # Of an export of that very point it has the disks.
+    export = hosts.call("replica", "vm.export", vm="demo")
+    here = json.loads(hosts.command("definition", "demo", "--json").stdout)
+    socket = export["uris"][0].rpartition("socket=")[2]
+    same = here["report"]["cut"]["segment"] == export["cut"]["segment"]
+    assert (unquote(socket) in here["text"]) is same
 
     # A tap that is stopped makes the cut, and so the freeze, last.
     tap = hosts.tap_pid()

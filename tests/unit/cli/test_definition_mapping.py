@@ -33,6 +33,7 @@ DOMAIN = f"""<!-- as libvirt writes it -->
     <nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>{NVRAM}</nvram>
     <kernel>/etc/shadow</kernel>
   </os>
+  <features><acpi/></features>
   <seclabel type='none'/>
   <devices>
     <emulator>/tmp/evil</emulator>
