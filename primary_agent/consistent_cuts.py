@@ -235,7 +235,6 @@ class ConsistentCuts:
             EventId.CUT_CONSISTENT, text, data={"frozen_seconds": round(seconds, 3), "segment": sealed.segment}
         )
         await self._store(event, freeze=None, untold=untold, newest=mark, failure=None)
-        self.parts.replication.statistics.snapshot(sealed.time_ns / 1e9)
         return CutTaken(sealed, None, seconds, consistent=True)
 
     async def _crash_consistent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass, field
 
@@ -44,6 +45,7 @@ class DefinitionWatch:
     """Why it can't be read, or the replica does not keep it."""
     changed: Signal = field(default_factory=Signal)
     _numbers: int = 0
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.reader = DefinitionReader(self.parts.surroundings.ports.files)
@@ -77,6 +79,10 @@ class DefinitionWatch:
 
     async def look(self) -> None:
         """Read what has changed."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
         vm, connection = self.parts.replication.vm, self.parts.tap.connection
         if vm.definition == NONE or connection is None or connection.epoch is None:
             return

@@ -80,7 +80,9 @@ def with_guest(
     if consistency is None and definition is None:
         return status
     status.consistency, status.definition = consistency, definition
-    status.application_cut = consistency.newest if consistency is not None else None
+    if consistency is not None and consistency.newest is not None:
+        status.application_cut = consistency.newest
+        status.statistics.last_snapshot_time = consistency.newest.time
     return assessed(status, now)
 
 

@@ -313,21 +313,26 @@ class Companions:
 
     async def tidy(self) -> None:
         """Forget marks and versions that no point needs any more, and delete the files that no version has."""
-        record, points, ranks = self.record, self.points(), self.ranks()
-        if not record.marks and not record.definitions:
+        if self.record == CompanionsRecord():
             return
         async with self._turn:
             if self._incoming is not None:
                 return
-            marks = needed_marks(record.marks, points, ranks)
-            definitions = needed_definitions(record.definitions, points, ranks)
-            if (len(marks), len(definitions)) != (len(record.marks), len(record.definitions)):
+            if self._needed(self.record) != self.record:
                 async with self.parts.ledger.transaction() as draft:
-                    draft.companions = CompanionsRecord(marks=marks, definitions=definitions)
+                    # A mark may have come meanwhile.
+                    draft.companions = self._needed(draft.companions)
             try:
                 await self.parts.ports.workers.run(self._sweep)
             except OSError as error:
                 log.warning("files of a definition can't be removed", vm=self.parts.uuid, reason=str(error))
+
+    def _needed(self, record: CompanionsRecord) -> CompanionsRecord:
+        points, ranks = self.points(), self.ranks()
+        return CompanionsRecord(
+            marks=needed_marks(record.marks, points, ranks),
+            definitions=needed_definitions(record.definitions, points, ranks),
+        )
 
     def _sweep(self) -> None:
         """Blocks."""

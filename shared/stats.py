@@ -38,7 +38,6 @@ class StatisticsRecord(msgspec.Struct, kw_only=True):
     initial_bytes: int | None = None
     last_replication: float | None = None
     last_applied: float | None = None
-    last_snapshot: float | None = None
     told: float | None = None
     """When the figures were last told in an event."""
 
@@ -95,10 +94,6 @@ class ReplicationStatistics:
         """The replica exposed a newer cut."""
         self._record.last_applied = now
 
-    def snapshot(self, time: float) -> None:
-        """An application-consistent cut was sealed at ``time``."""
-        self._record.last_snapshot = max(time, self._record.last_snapshot or 0.0)
-
     def failed(self, now: float) -> None:
         """One attempt to replicate failed."""
         self._bucket(now).errors += 1
@@ -152,7 +147,6 @@ class ReplicationStatistics:
             initial_replication_bytes=self._record.initial_bytes,
             last_replication_time=self._record.last_replication,
             last_applied_time=self._record.last_applied,
-            last_snapshot_time=self._record.last_snapshot,
             replications_since_start=self._totals.successful,
             replicated_bytes_since_start=self._totals.bytes_total,
             missed_since_start=self._totals.missed,
