@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from primary_agent.agent import PrimaryAgent
+from primary_agent.consistent_cuts import APPLICATION, CRASH
 from primary_agent.enabling import split_address
 from primary_agent.probing import probe
 from primary_agent.record import VmRecord
@@ -23,6 +24,8 @@ from shared.admin.verbs import (
     ChurnParams,
     ConnectionParams,
     ConnectionReport,
+    CutParams,
+    CutReport,
     EnableParams,
     EventsParams,
     HistoryParams,
@@ -38,6 +41,7 @@ from shared.block_devices import BlockDevicePolicy
 from shared.churn import ChurnReport
 from shared.config_sections import Rate
 from shared.errors import InvalidStateError, UsageError
+from shared.guest_settings import HOURS_MAX, NONE, check_files, parse_consistency, parse_definition
 from shared.health import measured
 from shared.measures import Statistics
 from shared.monitoring import metrics_text
@@ -70,6 +74,7 @@ class AdminMethods:
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.STOP, VmParams, self.stop)
         methods.add(verbs.VERIFY, VerifyParams, self.verify)
+        methods.add(verbs.CUT, CutParams, self.cut)
         methods.add(verbs.SET, SetParams, self.set)
         methods.add(verbs.RESIZE, VmParams, self.resize)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
@@ -130,6 +135,21 @@ class AdminMethods:
         vm = self._agent.find(params.vm)
         order = vm.verifier.order(at=params.at, repair=params.repair, stop=params.stop)
         return await _ordered(vm, "verify", order)
+
+    async def cut(self, params: CutParams, client: Client) -> CutReport:
+        vm = self._agent.find(params.vm)
+        if params.consistent:
+            # The definition as it is now belongs to the cut.
+            await vm.definition.look()
+        taken = await vm.cuts.take(consistent=params.consistent)
+        failure = taken.failure
+        return CutReport(
+            cut=taken.status,
+            consistency=APPLICATION if taken.consistent else CRASH,
+            frozen_seconds=taken.frozen_seconds,
+            text=failure.text if failure is not None else "",
+            remedy=failure.remedy if failure is not None else "",
+        )
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
@@ -199,6 +219,10 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     hot_regions: Annotated[int, msgspec.Meta(ge=1, le=MAX_HOT_REGIONS)] | msgspec.UnsetType = msgspec.UNSET
     block_device_policy: BlockDevicePolicy | msgspec.UnsetType = msgspec.UNSET
     verify_schedule: str | msgspec.UnsetType = msgspec.UNSET
+    consistency: str | msgspec.UnsetType = msgspec.UNSET
+    consistency_hours: Annotated[int, msgspec.Meta(ge=0, le=HOURS_MAX)] | msgspec.UnsetType = msgspec.UNSET
+    definition: str | msgspec.UnsetType = msgspec.UNSET
+    definition_files: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 _COMPOSED = frozenset({"replica", "resync_window"})
@@ -221,6 +245,9 @@ def with_settings(record: VmRecord, settings: dict[str, Any]) -> VmRecord:
         changes["replica_host"], changes["replica_port"] = split_address(given.replica)
     if given.resync_window is not msgspec.UNSET:
         record = with_window(record, given.resync_window)
+    parse_consistency(changes.get("consistency", NONE))
+    parse_definition(changes.get("definition", NONE))
+    check_files(changes.get("definition_files", ()))
     if "verify_schedule" in changes:
         changes["verify_schedule"] = str(Recurrence.parse(changes["verify_schedule"]) or NEVER)
     for end in ("resync_window_start", "resync_window_end"):

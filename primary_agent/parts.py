@@ -7,7 +7,7 @@ import math
 import uuid
 from dataclasses import dataclass, field
 
-from primary_agent.dialing import Dialled
+from primary_agent.dialing import Dialled, name_of
 from primary_agent.observing import TapObserver
 from primary_agent.precedence import Precedence
 from primary_agent.progress import MERGING, ResyncProgress
@@ -16,7 +16,10 @@ from primary_agent.sampling import Sampled
 from primary_agent.scheduling import backs_off
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
+from protocol.errors import ProtocolError
+from protocol.messages import Body, CutMarked, DefinitionKept, DefinitionWanted
 from protocol.position import Position
+from protocol.session import Message
 from shared.churn import DAY_SECONDS, ChurnCounter, ChurnReport
 from shared.ports import Address
 from shared.rates import RateMeter
@@ -92,6 +95,8 @@ class Parts:
     precedence: Precedence = field(init=False)
     churn: ChurnCounter = field(init=False)
     """What of the disks is written most."""
+    beside: asyncio.Queue[Body] = field(default_factory=asyncio.Queue)
+    """What the replica answers to what goes beside the log (primary_agent.companions)."""
     streaming: RateMeter = field(default_factory=lambda: RateMeter(STREAMING_SECONDS))
 
     def __post_init__(self) -> None:
@@ -103,6 +108,12 @@ class Parts:
             lambda: backs_off(self.replication.vm, surroundings.resync),
             surroundings.pacing.watching,
         )
+
+    def take_beside(self, message: Message) -> None:
+        """An answer of the replica that is not for the session itself. Raises ProtocolError for any other message."""
+        if not isinstance(message, CutMarked | DefinitionWanted | DefinitionKept):
+            raise ProtocolError(f"{name_of(message)} is not expected here", code="state")
+        self.beside.put_nowait(message)
 
     @property
     def address(self) -> Address:

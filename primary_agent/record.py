@@ -1,7 +1,8 @@
 """What the primary agent durably knows about one VM: typed records, read strictly, written in single transactions.
 
 The names of the records in the store are ``vm`` (which VM, and its settings), ``replication`` (state, baseline, open
-resync, causes), ``acked`` (evidence only: the newest cut that the replica acknowledged), ``verify`` and ``statistics``.
+resync, causes), ``acked`` (evidence only: the newest cut that the replica acknowledged), ``verify``, ``consistency``
+(application-consistent cuts) and ``statistics``.
 
 Nothing has to be durable here before log is released: when a session opens the replica tells its own position, which
 is durable there (I5). ``acked`` is written now and then, so that a replica that stands *before* it is known to have
@@ -21,13 +22,17 @@ from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Lineage, Position
 from shared.block_devices import BlockDevicePolicy
 from shared.config_sections import Rate
 from shared.errors import StoreDamagedError
+from shared.guest_settings import FILES_MAX, HOURS_MAX, NONE
 from shared.ports import Store
+from shared.ports.guest_freezing import FreezeKind
 from shared.schedule import NEVER, PastWindow, ResyncMode
 from shared.states import ReplicationState
 from shared.status import Cause, VerifyResult
 
 RECORD_VERSION = 1
 MAX_CAUSES = 32
+MAX_UNTOLD = 64
+"""Marks of cuts that wait for the replica; of more the oldest are forgotten."""
 
 Id16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -96,6 +101,14 @@ class VmRecord(Record):
     """Paths of disks of the VM that are not replicated: no tap serves them, and the replica does not have them."""
     verify_schedule: str = NEVER
     """When both sides are compared by themselves (shared.schedule.Recurrence)."""
+    consistency: str = NONE
+    """How the guest is frozen for an application-consistent cut (shared.guest_settings)."""
+    consistency_hours: Annotated[int, msgspec.Meta(ge=0, le=HOURS_MAX)] = 0
+    """One is taken after so many hours; 0: only by order."""
+    definition: str = NONE
+    """Where the VM's definition lies (shared.guest_settings),"""
+    definition_files: Annotated[list[str], msgspec.Meta(max_length=FILES_MAX)] = []
+    """and the small files that go with it."""
     version: int = RECORD_VERSION
 
     @property
@@ -212,6 +225,39 @@ class VerifyRecord(Record):
     """whose moments up to then are past."""
     running: float | None = None
     """Since when one runs."""
+
+
+class FreezeRecord(Record):
+    """A freeze that was begun: whoever finds it has the guest thawed before anything else (R44)."""
+
+    kind: FreezeKind
+    target: str
+    time: float
+    """When it began, in seconds since the Unix epoch."""
+
+
+class MarkRecord(Record):
+    """An application-consistent cut, and when it was sealed (nanoseconds, Unix epoch)."""
+
+    position: PositionRecord
+    time_ns: Count
+
+
+class ConsistencyRecord(Record):
+    """Application-consistent cuts: the freeze under way, the cuts that the replica has to be told of, the last one.
+
+    Times are seconds since the Unix epoch.
+    """
+
+    freeze: FreezeRecord | None = None
+    untold: Annotated[list[MarkRecord], msgspec.Meta(max_length=MAX_UNTOLD)] = []
+    """Marks that the replica has not confirmed, the oldest first."""
+    newest: MarkRecord | None = None
+    """The newest application-consistent cut."""
+    tried_time: float | None = None
+    """When one was tried last,"""
+    failure: Cause | None = None
+    """and why it became a crash-consistent one."""
 
 
 def mint(

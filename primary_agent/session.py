@@ -14,7 +14,7 @@ from typing import NoReturn
 import msgspec
 
 from primary_agent.conclusions import Replan, conclude
-from primary_agent.dialing import Dialled, expect, name_of
+from primary_agent.dialing import Dialled, expect
 from primary_agent.forecast import foresee
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
 from primary_agent.parts import Parts
@@ -29,7 +29,6 @@ from primary_agent.starting import Starting
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
 from primary_agent.tracking_loss import note_loss
-from protocol.errors import ProtocolError
 from protocol.messages import (
     Applied,
     Body,
@@ -337,7 +336,7 @@ class Session:
                 case ResyncReady() | Unsettled() | Committed() | ResyncCancelled():
                     self._answers.put_nowait(message)
                 case _:
-                    raise ProtocolError(f"{name_of(message)} is not expected here", code="state")
+                    self._parts.take_beside(message)
 
     def _take_received(self, position: Position) -> None:
         newly = self.ledger.acknowledge(position)

@@ -11,6 +11,7 @@ import contextlib
 
 import structlog
 
+from primary_agent.companions import Companions
 from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import dial, open_body
 from primary_agent.parts import Parts
@@ -32,6 +33,7 @@ from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.rates import duration_text
 from shared.states import ReplicationState
+from shared.tasks import together
 
 BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_LAST_SECONDS = 30.0
@@ -56,8 +58,9 @@ log = structlog.get_logger(__name__)
 class SessionLoop:
     """The session loop of one VM."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, companions: Companions) -> None:
         self._parts = parts
+        self._companions = companions
         self._link = parts.link
         self._replication = parts.replication
         self._ports = parts.surroundings.ports
@@ -96,7 +99,7 @@ class SessionLoop:
         opened_at = self._ports.clock.monotonic()
         session = Session(parts, dialled, connection)
         try:
-            await session.run()
+            await together(session.run(), self._companions.run(dialled))
         except asyncio.CancelledError:
             channel.abort("the agent stops")
             raise

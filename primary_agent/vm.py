@@ -10,6 +10,9 @@ from typing import Any
 
 import structlog
 
+from primary_agent.companions import Companions
+from primary_agent.consistent_cuts import ConsistentCuts
+from primary_agent.definition_watch import DefinitionWatch
 from primary_agent.enabling import with_settings_of
 from primary_agent.parts import Parts
 from primary_agent.problems import set_problem
@@ -24,7 +27,7 @@ from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.tracking_loss import note_bound, note_loss
 from primary_agent.verifying import Verifier
-from primary_agent.vm_status import status_of
+from primary_agent.vm_status import status_of, with_guest
 from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
 from shared.events import EventId
@@ -55,6 +58,8 @@ class PrimaryVm:
         self.folder = folder
         self.parts = Parts(surroundings, replication, TapLink(f"{folder}/tap", config, surroundings.ports))
         self.verifier = Verifier(self.parts, folder)
+        self.cuts = ConsistentCuts(self.parts)
+        self.definition = DefinitionWatch(self.parts)
         self.failure: VmreplicaError | None = None
         """Why this VM's tasks have ended, where its store failed."""
         self.on_failure: Callable[[PrimaryVm], None] | None = None
@@ -97,13 +102,16 @@ class PrimaryVm:
         await self._replication.store.close()
 
     async def _run(self) -> None:
+        companions = Companions(self.parts, self.cuts, self.definition)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._guard("tap link", self.parts.tap.run))
-                group.create_task(self._guard("session", SessionLoop(self.parts).run))
+                group.create_task(self._guard("session", SessionLoop(self.parts, companions).run))
                 group.create_task(self._guard("tracking", self._watch_tracking))
                 group.create_task(self._guard("clockwork", self._tick))
                 group.create_task(self._guard("verify", self.verifier.run))
+                group.create_task(self._guard("consistent cuts", self.cuts.run))
+                group.create_task(self._guard("definition", self.definition.run))
         except* VmreplicaError as group_error:
             found = group_error.exceptions[0]
             assert isinstance(found, VmreplicaError)
@@ -201,7 +209,8 @@ class PrimaryVm:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_SECONDS):
                     await self._refresh_tap(FRESH_SECONDS)
-        return status_of(self.parts, self.folder, self.failure, self.verifier.status())
+        status = status_of(self.parts, self.folder, self.failure, self.verifier.status())
+        return with_guest(status, self.cuts.status(), self.definition.status(), self._ports.clock.wall())
 
     async def initial(self) -> None:
         """Start the initial replication; joins the running one."""

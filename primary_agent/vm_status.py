@@ -17,6 +17,7 @@ from protocol.position import NO_EPOCH, Position
 from shared.config_sections import ResyncSection
 from shared.errors import VmreplicaError
 from shared.expiry import certificates_of_link
+from shared.guest_status import ConsistencyStatus, DefinitionStatus
 from shared.health import assessed
 from shared.states import ReplicationState
 from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, TapStatus, VerifyStatus, VmStatus
@@ -72,6 +73,19 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
     return assessed(status, now)
 
 
+def with_guest(
+    status: VmStatus, consistency: ConsistencyStatus | None, definition: DefinitionStatus | None, now: float
+) -> VmStatus:
+    """The status with what concerns the VM beside its disks, judged anew where there is any."""
+    if consistency is None and definition is None:
+        return status
+    status.consistency, status.definition = consistency, definition
+    if consistency is not None and consistency.newest is not None:
+        status.application_cut = consistency.newest
+        status.statistics.last_snapshot_time = consistency.newest.time
+    return assessed(status, now)
+
+
 def damaged_status(vm: DamagedVm, now: float) -> VmStatus:
     """The status of a VM whose state can't be read."""
     state = ReplicationState.ERROR
@@ -104,6 +118,10 @@ def _settings(vm: VmRecord, config: TapConfig, defaults: ResyncSection) -> dict[
         "hot_regions": config.hot_regions,
         "block_device_policy": config.block_device_policy.value,
         "verify_schedule": vm.verify_schedule,
+        "consistency": vm.consistency,
+        "consistency_hours": vm.consistency_hours,
+        "definition": vm.definition,
+        "definition_files": vm.definition_files,
         "resync_priority": vm.resync_priority,
         "resync_back_off": backs_off(vm, defaults),
         **{name: getattr(vm, name) for name in RATES},

@@ -36,6 +36,14 @@ MAX_SAMPLED = 512
 MAX_CAUSES = 8
 MAX_CAUSE_TEXT = 512
 """Causes that a replica tells, and characters of each: OPENED has to fit its limit."""
+MAX_DEFINITION_FILES = 32
+"""Files of one version of a VM's definition, the definition itself among them."""
+MAX_DEFINITION_FILE = 64 << 20
+MAX_DEFINITION_BYTES = 128 << 20
+MAX_DEFINITION_TEXT = 1 << 20
+"""Bytes of one of its files, of all of them together, and of the definition itself."""
+MAX_DEFINITION_PART = 48 << 10
+"""Bytes of a file that one DEFINITION_PART carries, so that it fits a control message."""
 
 
 class MessageType(IntEnum):
@@ -80,6 +88,12 @@ class MessageType(IntEnum):
     VERIFY_LOST = 57
     SAMPLE_REQUEST = 64
     SAMPLE = 65
+    CUT_MARK = 80
+    CUT_MARKED = 81
+    DEFINITION = 82
+    DEFINITION_WANTED = 83
+    DEFINITION_PART = 84
+    DEFINITION_KEPT = 85
 
 
 BULK_TYPES = frozenset(
@@ -589,6 +603,85 @@ class VerifyLost(Body, frozen=True):
     text: Text
 
 
+class CutKind(StrEnum):
+    """What a cut is beyond being a whole moment of all disks."""
+
+    APPLICATION = "application"
+    """Programs in the guest had written what they held back, and wrote nothing while it was taken."""
+
+
+class CutMark(Body, frozen=True):
+    """The cut is of that kind. Sent at any time from the cut on, and again until CUT_MARKED answers it."""
+
+    cut: WirePosition
+    kind: CutKind
+
+
+class CutMarked(Body, frozen=True):
+    """The mark is durable, or the replica has no such cut any more."""
+
+    cut: WirePosition
+
+
+Path = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+
+
+class DefinitionFile(Body, frozen=True):
+    """A file of a definition: its SHA-256, its size in bytes, and the path that it has at the primary.
+
+    The path is for people, and to be found in the definition; nothing is ever stored or read by it at the replica.
+    """
+
+    path: Path
+    digest: Id32
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_DEFINITION_FILE)]
+
+
+class DefinitionDisk(Body, frozen=True):
+    """A replicated disk as the definition may name it: by its path, or by its export at the primary's tap."""
+
+    index: U16
+    path: Path
+    export: Name
+
+
+class Definition(Body, frozen=True):
+    """A version of what the VM needs to start beside its disks; it belongs to cut ``segment`` of ``epoch`` and later.
+
+    The first of ``files`` is the definition itself. ``number`` is the sender's, and comes back in the answers.
+    """
+
+    number: U63
+    epoch: Id16
+    segment: U63
+    files: Annotated[list[DefinitionFile], msgspec.Meta(min_length=1, max_length=MAX_DEFINITION_FILES)]
+    disks: Annotated[list[DefinitionDisk], msgspec.Meta(max_length=MAX_DISKS)]
+
+
+class DefinitionWanted(Body, frozen=True):
+    """The contents that the replica has not: each is to be sent in parts, in this order."""
+
+    number: U63
+    digests: Annotated[list[Id32], msgspec.Meta(min_length=1, max_length=MAX_DEFINITION_FILES)]
+
+
+class DefinitionPart(Body, frozen=True):
+    """Bytes of the content that is sent just now, from ``offset`` on."""
+
+    number: U63
+    digest: Id32
+    offset: U63
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_DEFINITION_PART)]
+
+
+class DefinitionKept(Body, frozen=True):
+    """The version is durable at the replica; or it is not kept, for the reason that the text tells."""
+
+    number: U63
+    kept: bool
+    text: Text = ""
+
+
 BODIES: dict[MessageType, type[Body]] = {
     MessageType.HELLO: Hello, MessageType.WELCOME: Welcome, MessageType.ERROR: Problem,
     MessageType.OPEN: Open, MessageType.OPENED: Opened, MessageType.HEARTBEAT: Heartbeat, MessageType.CLOSE: Close,
@@ -604,6 +697,9 @@ BODIES: dict[MessageType, type[Body]] = {
     MessageType.VERIFY_HELD: VerifyHeld, MessageType.VERIFY_REQUEST: VerifyRequest,
     MessageType.VERIFY_ANSWER: VerifyAnswer, MessageType.VERIFY_END: VerifyEnd, MessageType.VERIFY_ENDED: VerifyEnded,
     MessageType.VERIFY_LOST: VerifyLost,
+    MessageType.CUT_MARK: CutMark, MessageType.CUT_MARKED: CutMarked,
+    MessageType.DEFINITION: Definition, MessageType.DEFINITION_WANTED: DefinitionWanted,
+    MessageType.DEFINITION_PART: DefinitionPart, MessageType.DEFINITION_KEPT: DefinitionKept,
 }  # fmt: skip
 TYPE_OF: dict[type[Body], MessageType] = {body: kind for kind, body in BODIES.items()}
 

@@ -30,6 +30,18 @@ from protocol.messages import (
 
 Message = Body | Bulk
 
+MARKS = "marks"
+DEFINITION = "definition"
+NEEDED: dict[MessageType, str] = {
+    MessageType.CUT_MARK: MARKS,
+    MessageType.CUT_MARKED: MARKS,
+    MessageType.DEFINITION: DEFINITION,
+    MessageType.DEFINITION_WANTED: DEFINITION,
+    MessageType.DEFINITION_PART: DEFINITION,
+    MessageType.DEFINITION_KEPT: DEFINITION,
+}
+"""The capability that both sides must have said that they have before a message of that type is sent."""
+
 
 class SessionState(StrEnum):
     """States of a session. A connection starts in NEW and its end is CLOSED."""
@@ -102,6 +114,9 @@ def _transitions() -> Transitions:
     # Cuts sent before a resync began are still received and applied while it runs.
     for state in (s.OPEN, s.BEGINNING, s.RESYNC, s.COMMITTING, s.CANCELLING):
         table |= _stay(state, replica, (m.RECEIVED, m.APPLIED))
+        # What belongs to cuts beside the log goes its own way, whatever else the session does.
+        table |= _stay(state, primary, (m.CUT_MARK, m.DEFINITION, m.DEFINITION_PART))
+        table |= _stay(state, replica, (m.CUT_MARKED, m.DEFINITION_WANTED, m.DEFINITION_KEPT))
     # A resync that the replica reported as open is dropped without being begun again.
     table[s.OPEN, primary, m.RESYNC_CANCEL] = s.CANCELLING
     table |= _stay(s.BULK, primary, (m.MANIFEST_REQUEST, m.DETAIL_REQUEST, m.HOLES_REQUEST, m.BLOCKS, m.RANGE_DONE))
@@ -183,7 +198,8 @@ class Session:
 
     def allows(self, kind: MessageType) -> bool:
         """Whether this side may send ``kind`` now."""
-        return (self.state, self.side, kind) in TRANSITIONS
+        needed = NEEDED.get(kind)
+        return (self.state, self.side, kind) in TRANSITIONS and (needed is None or needed in self.capabilities)
 
     def receive(self, frame: Frame) -> Message:
         """The message in a frame that the peer sent. Raises ProtocolError; the session is then to be ended."""
@@ -233,6 +249,8 @@ class Session:
         following = TRANSITIONS.get((self.state, sender, kind))
         if following is None:
             raise ProtocolError(f"{kind.name} from the {sender} in state {self.state}", code="state")
+        if (needed := NEEDED.get(kind)) is not None and needed not in self.capabilities:
+            raise ProtocolError(f"{kind.name} from the {sender}, which was not agreed on: it needs {needed}")
         if kind is MessageType.OPENED and self.role is not None:
             return STATE_OF_ROLE[self.role]
         return following

@@ -17,6 +17,8 @@ from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
 from shared.admin.verbs import (
     AnyVmParams,
+    DefinitionParams,
+    DefinitionReadParams,
     EventsParams,
     ExportParams,
     MarkPointParams,
@@ -32,6 +34,7 @@ from shared.admin.verbs import (
 )
 from shared.errors import InvalidStateError, UsageError
 from shared.events import EventId
+from shared.guest_status import DefinitionReport
 from shared.health import measured
 from shared.measures import Statistics
 from shared.monitoring import metrics_text
@@ -66,6 +69,8 @@ class AdminMethods:
         methods.add(verbs.UNEXPORT, UnexportParams, self.unexport)
         methods.add(verbs.TEST_FAILOVER, TestFailoverParams, self.test_failover)
         methods.add(verbs.FAILOVER, VmParams, self.failover)
+        methods.add(verbs.DEFINITION, DefinitionParams, self.definition)
+        methods.add(verbs.DEFINITION_READ, DefinitionReadParams, self.definition_read)
         return methods
 
     async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:
@@ -161,6 +166,20 @@ class AdminMethods:
 
     async def unexport(self, params: UnexportParams, client: Client) -> None:
         await finish(self._agent.find(params.vm).exports.stop(params.id))
+
+    async def definition(self, params: DefinitionParams, client: Client) -> DefinitionReport:
+        vm = self._agent.find(params.vm)
+        position = find_point(vm, params.point)
+        if position is None:
+            applied = vm.ledger.replication.applied
+            if applied is None:
+                raise InvalidStateError(f"{vm.name} has no recovery point yet.", "Its initial replication comes first.")
+            position = applied.position
+        return vm.companions.report(position, vm.describe(position))
+
+    async def definition_read(self, params: DefinitionReadParams, client: Client) -> dict[str, str]:
+        vm = self._agent.find(params.vm)
+        return {"data": await vm.companions.read(bytes.fromhex(params.sha256), params.offset)}
 
     async def failover(self, params: VmParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)

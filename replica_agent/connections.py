@@ -19,6 +19,7 @@ from protocol.messages import (
 )
 from replica_agent.baseline import Baseline
 from replica_agent.bulk import BulkConnection
+from replica_agent.companions import Companions
 from replica_agent.control import Control
 from replica_agent.finishing import finish
 from replica_agent.intake import Admit
@@ -47,6 +48,7 @@ class Connections:
         statistics: ReplicationStatistics,
         judge: Callable[[Open], None],
         fail: Callable[[Exception], Awaitable[None]],
+        companions: Companions,
     ) -> None:
         self.control: Control | None = None
         """The newest control connection."""
@@ -64,6 +66,7 @@ class Connections:
         self._statistics = statistics
         self._judge = judge
         self._fail = fail
+        self._companions = companions
         self._serving: dict[Control, asyncio.Task[Any]] = {}
 
     def __len__(self) -> int:
@@ -77,7 +80,7 @@ class Connections:
         self._judge(body)
         self._judge_peer(channel)
         disks = [disk.geometry() for disk in body.disks]
-        control = Control(self._parts, self._baseline, channel, self._statistics, disks, admit)
+        control = Control(self._parts, self._baseline, channel, self._statistics, disks, admit, self._companions)
         before = list(self._serving)
         self.control = control
         task = asyncio.current_task()

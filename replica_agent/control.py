@@ -29,6 +29,7 @@ from protocol.messages import (
 )
 from protocol.position import Position
 from replica_agent.baseline import Baseline
+from replica_agent.companions import Companions
 from replica_agent.finishing import finish
 from replica_agent.intake import Admit, Intake
 from replica_agent.parts import VmParts
@@ -55,8 +56,9 @@ class Control:
         statistics: ReplicationStatistics,
         disks: Sequence[Geometry],
         admit: Admit,
+        companions: Companions,
     ) -> None:
-        """``disks`` are the primary's, by its OPEN; ``admit`` is asked before log is stored."""
+        """``disks`` are the primary's, by its OPEN; ``admit`` is asked before anything is stored."""
         self.channel = channel
         self._disks = disks
         self.ended = asyncio.Event()
@@ -67,6 +69,7 @@ class Control:
         self._baseline = baseline
         self._statistics = statistics
         self._admit = admit
+        self._companions = companions
         self._intake: Intake[Bulk] = Intake(budget=parts.surroundings.memory)
 
     @property
@@ -82,6 +85,7 @@ class Control:
             self._intake.close()
             self._parts.applier.exposed.remove(self._tell_applied)
             self._leave_place()
+            await finish(self._companions.leave())
             if self._parts.resync is not None and self.resyncing:
                 self._parts.resync.leave()
 
@@ -90,6 +94,8 @@ class Control:
             message = await self.channel.receive()
             if isinstance(message, Bulk):
                 await self._intake.put(message, len(message.payload))
+                continue
+            if await self._companions.take(message, self.channel, self._admit):
                 continue
             await self._intake.emptied()
             match message:

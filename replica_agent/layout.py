@@ -43,6 +43,19 @@ class Layout:
     def tap(self) -> str:
         return f"{self.folder}/tap"
 
+    @property
+    def definitions(self) -> str:
+        """Files of definitions, each under the SHA-256 of its content."""
+        return f"{self.folder}/definition"
+
+    def definition_file(self, digest: bytes) -> str:
+        return f"{self.definitions}/{digest.hex()}"
+
+    @property
+    def definition_incoming(self) -> str:
+        """What is being received; nothing refers to it."""
+        return f"{self.definitions}/incoming"
+
     def disk(self, index: int) -> str:
         return f"{self.folder}/disk-{index}.raw"
 

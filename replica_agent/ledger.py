@@ -12,6 +12,7 @@ from typing import Any
 from replica_agent.description import Description
 from replica_agent.finishing import finish
 from replica_agent.record import (
+    CompanionsRecord,
     ExportsRecord,
     PointsRecord,
     PromotionRecord,
@@ -50,6 +51,7 @@ class Draft:
     promotion: PromotionRecord | None
     points: PointsRecord
     exports: ExportsRecord
+    companions: CompanionsRecord
     statistics: Any
     now: float
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -111,6 +113,7 @@ class Ledger:
         self.promotion = load(store, "promotion", PromotionRecord)
         self.points = load(store, "points", PointsRecord) or PointsRecord()
         self.exports = load(store, "exports", ExportsRecord) or ExportsRecord()
+        self.companions = load(store, "companions", CompanionsRecord) or CompanionsRecord()
         self.statistics: Any = store.get("statistics")
         self.keeper: Keeper[Description] | None = None
         """Keeps what ``recover`` would need; a transaction ends only when it has been told."""
@@ -131,6 +134,7 @@ class Ledger:
                 promotion=copy.copy(self.promotion),
                 points=copy.copy(self.points),
                 exports=copy.copy(self.exports),
+                companions=copy.copy(self.companions),
                 statistics=self.statistics,
                 now=self._clock.wall(),
             )
@@ -144,7 +148,7 @@ class Ledger:
 
     async def _commit(self, draft: Draft) -> None:
         changes: dict[str, Any] = {}
-        for name in ("vm", "replication", "resync", "promotion", "points", "exports"):
+        for name in ("vm", "replication", "resync", "promotion", "points", "exports", "companions"):
             before: Record | None = getattr(self, name)
             after: Record | None = getattr(draft, name)
             if before != after:
@@ -160,7 +164,8 @@ class Ledger:
                 ) from error
         self.vm, self.replication = draft.vm, draft.replication
         self.resync, self.promotion, self.points = draft.resync, draft.promotion, draft.points
-        self.exports, self.statistics = draft.exports, draft.statistics
+        self.exports, self.companions = draft.exports, draft.companions
+        self.statistics = draft.statistics
         await self._keep()
 
     async def describe(self) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.hrl import chain_seed
 from protocol.position import Position
-from protocol.session import Identity
+from protocol.session import DEFINITION, MARKS, Identity
 from replica_agent.apply import Applier
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
@@ -25,7 +25,7 @@ from replica_agent.retention import Retention
 from replica_agent.spool import Spool
 from shared.budget import Budget
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
-from shared.config_sections import LimitsSection, ReplicaConfig
+from shared.config_sections import DefinitionSection, LimitsSection, ReplicaConfig
 from shared.ports import Ports
 from shared.stats import MONITORING_SECONDS
 from shared.tasks import Signal
@@ -35,6 +35,7 @@ RESERVE_BYTES = 64 << 20
 SPOOL_LIMIT_BYTES = 4 << 30
 RETENTION = Retention()
 LIMITS = LimitsSection()
+DEFINITION_DEFAULT = DefinitionSection()
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +61,8 @@ class Surroundings:
     compress: bool = True
     resyncs_at_once: int = 3
     limits: LimitsSection = LIMITS
+    definition: DefinitionSection = DEFINITION_DEFAULT
+    """How definitions of VMs are changed for this host."""
     memory: Budget = field(default_factory=Budget)
     """What all connections received and is not stored yet."""
     resyncing: set[bytes] = field(default_factory=set)
@@ -94,6 +97,7 @@ class Surroundings:
             dead_after=config.dead_after_seconds,
             monitoring=config.monitoring_seconds,
             limits=config.limits,
+            definition=config.definition,
             memory=Budget(config.limits.memory_bytes),
         )
 
@@ -104,10 +108,12 @@ class Surroundings:
         self.retention = _retention(config)
         self.heartbeat = config.heartbeat_seconds
         self.dead_after = config.dead_after_seconds
+        self.definition = config.definition
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.software, self.host, self.heartbeat, (ZSTD,) if self.compress else ())
+        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION)
+        return Identity(self.software, self.host, self.heartbeat, capabilities)
 
 
 def _retention(config: ReplicaConfig) -> Retention:

@@ -39,6 +39,10 @@ def points_of(vm: ReplicaVm, at_time: float | None = None) -> PointsStatus:
         point.hourly, point.daily, point.weekly = of_hour, of_day, of_week
     for point, (position, _) in zip(found, _all(vm), strict=True):
         _add_marks(vm, point, position)
+    marked = {(position.epoch.hex(), position.segment) for position in vm.companions.marked()}
+    for point in found:
+        if (point.cut.epoch, point.cut.segment) in marked:
+            point.consistency = "application"
     for export in vm.exports.status():
         for point in found:
             if (point.cut.epoch, point.cut.segment) == (export.cut.epoch, export.cut.segment):

@@ -200,7 +200,7 @@ def _measure(files: FileSystem, folders: Iterable[str]) -> int:
     for folder in folders:
         layout = Layout(folder)
         try:
-            for inner in (folder, layout.spool, layout.resyncs, layout.undo_logs):
+            for inner in (folder, layout.spool, layout.resyncs, layout.undo_logs, layout.definitions):
                 total += sum(files.allocated(f"{inner}/{name}") for name in files.list(inner) if not is_pooled(name))
         except (VmreplicaError, OSError) as error:
             # One copy that is damaged must not stop the others of its entry.

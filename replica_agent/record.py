@@ -1,8 +1,8 @@
 """What a replica durably knows about one VM: typed records, read strictly, written in single transactions.
 
 The names of the records in the store are ``vm`` (whose copy this is), ``replication`` (how far it has got),
-``resync``, ``promotion``, ``points`` (the older recovery points), ``exports`` and ``statistics``.
-``docs/replica-store.md`` tells what each field promises.
+``resync``, ``promotion``, ``points`` (the older recovery points), ``exports``, ``companions`` (what came beside the
+log) and ``statistics``. ``docs/replica-store.md`` tells what each field promises.
 """
 
 from __future__ import annotations
@@ -278,6 +278,46 @@ class PromotionRecord(Record):
     host: str
     serving: bool = False
     """The disks stand at the promoted cut and were handed to the tap; only the tap may open them now."""
+
+
+class ConsistentRecord(Record):
+    """An application-consistent cut."""
+
+    position: PositionRecord
+
+
+class FileRecord(Record):
+    """A file of a definition: its path at the primary, for people; its SHA-256, which names its file here; its size."""
+
+    path: str
+    digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    size: Count
+
+
+class DefinitionDiskRecord(Record):
+    """A disk as a definition may name it, by its path or its export at the primary."""
+
+    index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    path: str
+    export: str
+
+
+class DefinitionRecord(Record):
+    """A version of a VM's definition, the first of ``files``; it belongs to cut ``segment`` of ``epoch`` and later."""
+
+    epoch: Id16
+    segment: Count
+    files: Annotated[list[FileRecord], msgspec.Meta(min_length=1)]
+    disks: list[DefinitionDiskRecord]
+    time: float
+    """When it was received, in seconds since the Unix epoch."""
+
+
+class CompanionsRecord(Record):
+    """What came beside the log: marks of cuts, and the versions of the definition, in the order of their coming."""
+
+    marks: list[ConsistentRecord] = []
+    definitions: list[DefinitionRecord] = []
 
 
 R = TypeVar("R", bound=Record)

@@ -12,6 +12,7 @@ import structlog
 from protocol.messages import ErrorCode, Open
 from protocol.position import NO_EPOCH, Position
 from replica_agent.baseline import Baseline
+from replica_agent.companions import Companions
 from replica_agent.connections import Connections
 from replica_agent.exports import Exports
 from replica_agent.finishing import finish
@@ -62,7 +63,10 @@ class ReplicaVm:
         parts.history.changed = parts.changed.notify
         self.failure: Cause | None = None
         self.on_failure: Callable[[ReplicaVm], None] | None = None
-        self.connections = Connections(self.parts, self.baseline, self.statistics, self.judge, self.fail)
+        self.companions = Companions(parts)
+        self.connections = Connections(
+            self.parts, self.baseline, self.statistics, self.judge, self.fail, self.companions
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -171,6 +175,7 @@ class ReplicaVm:
             await self.exports.tell_failures()
             await self.exports.reopen()
             await self._keep_room()
+            await self.companions.tidy()
             await self.ledger.describe()
             self._count_cycles()
             if self.statistics.is_due(self.parts.ports.clock.wall()):

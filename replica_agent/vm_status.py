@@ -93,6 +93,11 @@ def status_of(vm: ReplicaVm) -> VmStatus:
             "points_age_seconds": parts.history.retention.age,
         },
     )
+    marked = vm.companions.marked()
+    if marked:
+        status.application_cut = vm.describe(marked[-1])
+        status.statistics.last_snapshot_time = status.application_cut.time
+    status.definition = vm.companions.status()
     return assessed(status, now)
 
 

@@ -180,6 +180,19 @@ class RatesSection(Section, frozen=True):
             raise ValueError(f"{error.text} {error.remedy}") from None
 
 
+class ConsistencySection(Section, frozen=True):
+    """Time limits of application-consistent cuts (``vmreplica set VM consistency=...``, [failover.md](failover.md))."""
+
+    freeze_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 10.0
+    """Freezing a guest may take so long, in seconds; then it is thawed, and the cut is a crash-consistent one."""
+    frozen_seconds: Annotated[float, msgspec.Meta(ge=0.2, le=120)] = 20.0
+    """From the beginning of the freeze on a guest is thawed after so many seconds, whatever happened."""
+
+    def __post_init__(self) -> None:
+        if self.frozen_seconds <= self.freeze_seconds:
+            raise ValueError("frozen_seconds has to be more than freeze_seconds")
+
+
 class MetricsSection(Section, frozen=True):
     """Metrics for Prometheus ([monitoring.md](monitoring.md)), over plain HTTP and for whoever reaches the address:
     names of VMs, sizes and times, and nothing that is on the disks. Keep it on the loopback address or in a network of
@@ -209,6 +222,23 @@ def split_listen(text: str) -> tuple[str, int] | None:
     if not 1 <= int(port[:6]) <= 65535:
         raise UsageError(f"{port} is no TCP port.", "Give one from 1 to 65535, e.g. 127.0.0.1:9441.")
     return host, int(port)
+
+
+class DefinitionSection(Section, frozen=True):
+    """How ``vmreplica definition VM`` changes a VM's definition for this host ([failover.md](failover.md)): entries are
+    ``THERE=HERE``, the name of a network or bridge at the primary, and of the one that takes its place here.
+    """
+
+    networks: Annotated[list[Annotated[str, msgspec.Meta(max_length=160)]], msgspec.Meta(max_length=256)] = []
+    """Networks and bridges of VMs that are failed over; one that is not named keeps its name."""
+    test_networks: Annotated[list[Annotated[str, msgspec.Meta(max_length=160)]], msgspec.Meta(max_length=256)] = []
+    """The same for tests; an interface whose network is not named has its link down."""
+
+    def __post_init__(self) -> None:
+        for entry in (*self.networks, *self.test_networks):
+            there, equals, here = entry.partition("=")
+            if not equals or not there or not here or not entry.isprintable():
+                raise ValueError(f"{entry!r} is not THERE=HERE")
 
 
 class AuthorizeSection(Section, frozen=True):
@@ -353,6 +383,7 @@ class PrimaryConfig(AgentSection, frozen=True):
     """The socket of the ``vmreplica`` command."""
     resync: ResyncSection = ResyncSection()
     rates: RatesSection = RatesSection()
+    consistency: ConsistencySection = ConsistencySection()
 
 
 class ReplicaConfig(AgentSection, frozen=True):
@@ -370,4 +401,5 @@ class ReplicaConfig(AgentSection, frozen=True):
     storage: StorageSection = StorageSection()
     points: PointsSection = PointsSection()
     limits: LimitsSection = LimitsSection()
+    definition: DefinitionSection = DefinitionSection()
     authorize: list[AuthorizeSection] = []

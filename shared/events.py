@@ -47,6 +47,11 @@ class EventId(IntEnum):
     TEST_FAILOVER_STARTED = 60081
     TEST_FAILOVER_ENDED = 60082
     POINT_READ = 60083
+    CUT_CONSISTENT = 60091
+    CUT_NOT_CONSISTENT = 60092
+    GUEST_NOT_THAWED = 60093
+    DEFINITION_SENT = 60094
+    DEFINITION_NOT_SENT = 60095
     AGENT_STARTED = 60201
     AGENT_STOPPED = 60202
     RELOADED = 60203
@@ -71,6 +76,7 @@ _ERRORS = frozenset(
         EventId.VERIFY_DIFFERENT,
         EventId.NOT_RELOADED,
         EventId.BYPASSED,
+        EventId.GUEST_NOT_THAWED,
     }
 )
 _WARNINGS = frozenset(
@@ -83,6 +89,8 @@ _WARNINGS = frozenset(
         EventId.ALARM_FAILED,
         EventId.PEER_REFUSED,
         EventId.CERTIFICATE_ENDS,
+        EventId.CUT_NOT_CONSISTENT,
+        EventId.DEFINITION_NOT_SENT,
     }
 )
 LEVELS = ("info", "warning", "error")

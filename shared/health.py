@@ -13,6 +13,7 @@ import msgspec
 
 from shared import expiry
 from shared.forecasts import LOG_FRACTIONS, forecasts, long_behind, promised_lag
+from shared.guest_health import judge_guest
 from shared.measures import Statistics
 from shared.rates import duration_text, size_text
 from shared.states import Health, ReplicationState
@@ -68,6 +69,7 @@ def assess(status: VmStatus, now: float) -> Assessment:
         _judge_replica(status, state, result)
     _judge_age(status, state, now, result)
     _judge_cycles(status, state, result)
+    result.reasons += judge_guest(status, now)
     result.reasons += forecasts(status, now)
     result.reasons += expiry.judge(status.link.certificates, now)
     result.reasons.sort(key=lambda reason: -reason[0])

@@ -29,7 +29,7 @@ class Statistics(msgspec.Struct, kw_only=True):
     last_replication_time: float | None = None
     last_applied_time: float | None = None
     last_snapshot_time: float | None = None
-    """Of an application-consistent point; None, since there are none yet."""
+    """When the newest application-consistent cut was sealed; None where there was none."""
     last_test_failover_time: float | None = None
     """When one was begun; known at the replica."""
     replication_health: str = ""

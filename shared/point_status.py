@@ -14,6 +14,8 @@ class PointStatus(msgspec.Struct, kw_only=True):
     """Its name for commands: the first digits of the epoch, and the cut."""
     cut: CutStatus
     newest: bool = False
+    consistency: str = "crash"
+    """``crash``: as after a power cut; ``application``: the guest was frozen for it."""
     hourly: bool = False
     """It stands for its hour."""
     daily: bool = False

@@ -10,7 +10,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from shared.cut_status import Cause as Cause  # noqa: PLC0414 - of a status, for whoever reads one
+from shared.cut_status import CutStatus as CutStatus  # noqa: PLC0414 - the same
 from shared.expiry import CertificateStatus
+from shared.guest_status import ConsistencyStatus, DefinitionStatus
 from shared.limits import LimitsStatus
 from shared.measures import Statistics
 from shared.progress_status import ProgressStatus
@@ -20,16 +23,6 @@ AgentRole = Literal["primary", "replica"]
 
 class StatusStruct(msgspec.Struct, kw_only=True):
     """Base of all parts of a status; unknown fields are ignored by readers, so that fields can be added."""
-
-
-class CutStatus(StatusStruct):
-    """One cut: ``epoch`` in hex, the number of its ``segment``, ``entry`` = writes of the epoch before it."""
-
-    epoch: str
-    segment: int
-    entry: int
-    time: float | None
-    """When the segment was sealed at the primary, seconds since the Unix epoch."""
 
 
 class LinkStatus(StatusStruct):
@@ -105,18 +98,6 @@ class DiskStatus(StatusStruct):
     found_size_bytes: int | None = None
     """The size that it was seen to have last at the primary, where that is known."""
     block_device: bool = False
-
-
-class Cause(StatusStruct):
-    """One reason why a resync is required or why the VM is in trouble: ``code`` is stable, the text is for
-    people.
-    """
-
-    code: str
-    text: str
-    time: float
-    remedy: str = ""
-    evidence: dict[str, Any] = {}
 
 
 class VerifyRange(StatusStruct):
@@ -270,6 +251,12 @@ class VmStatus(StatusStruct):
     """When the resync starts that an administrator scheduled."""
     verify: VerifyStatus | None = None
     """At the primary."""
+    consistency: ConsistencyStatus | None = None
+    """At the primary."""
+    application_cut: CutStatus | None = None
+    """The newest application-consistent cut (at the replica: that is a recovery point)."""
+    definition: DefinitionStatus | None = None
+    """None where none is set (at the replica: where none was received)."""
     statistics: Statistics = msgspec.field(default_factory=Statistics)
     disks: list[DiskStatus] = []
     excluded_disks: list[str] = []

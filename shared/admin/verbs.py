@@ -4,7 +4,8 @@ A VM is named by its name or its UUID. Long work returns at once; it shows as ``
 Results of methods not named here are a ``shared.status`` struct: an AgentStatus for ``status``, else the VmStatus
 after the change (``vm.export``: the ExportStatus; ``vm.points``: the PointsStatus; ``vm.remove``, ``vm.unexport``:
 null; ``vm.measure``, ``vm.measure_reset``: the Statistics; ``metrics``: {text}, in Prometheus' form; ``vm.churn``: a
-ChurnReport). Those of ``vm.resync_show``, ``_history`` and ``_plan`` are in ``shared.resync_runs``.
+ChurnReport; ``vm.cut``: a CutReport; ``vm.definition``: a DefinitionReport). Those of ``vm.resync_show``, ``_history``
+and ``_plan`` are in ``shared.resync_runs``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
 from shared.ports import Peer
 from shared.ports.disk_use import Usage
+from shared.status import CutStatus
 
 VmName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
@@ -64,6 +66,7 @@ RESYNC_SHOW = "vm.resync_show"
 RESYNC_HISTORY = "vm.resync_history"
 RESYNC_PLAN = "vm.resync_plan"
 VERIFY = "vm.verify"
+CUT = "vm.cut"
 CHURN = "vm.churn"
 # The replica agent
 POINTS = "vm.points"
@@ -73,6 +76,8 @@ MARK_POINT = "vm.mark_point"
 PROVE = "vm.prove"
 TEST_FAILOVER = "vm.test_failover"
 FAILOVER = "vm.failover"
+DEFINITION = "vm.definition"
+DEFINITION_READ = "vm.definition_read"
 
 READING = frozenset(
     {
@@ -88,13 +93,17 @@ READING = frozenset(
         DISK_USE,
         ALARMS,
         POINTS,
+        DEFINITION,
         RESYNC_SHOW,
         RESYNC_HISTORY,
     }
 )
 """Methods that change nothing, for viewers. (DISK_USE takes nobody's word but root's, whoever may call it.)"""
-UNRECORDED = frozenset({TEST_CONNECTION, AUDIT, RESYNC_PLAN})
-"""Methods that change nothing either, but are for administrators. (RESYNC_PLAN reads the disks of both hosts.)"""
+UNRECORDED = frozenset({TEST_CONNECTION, AUDIT, RESYNC_PLAN, DEFINITION_READ})
+"""Methods that change nothing either, but are for administrators.
+
+RESYNC_PLAN reads the disks of both hosts, and a definition may have passwords in it.
+"""
 
 
 class VmParams(Params, frozen=True):
@@ -327,6 +336,37 @@ class UnexportParams(VmParams, frozen=True):
     """``vm.unexport``: one export, or all of the VM."""
 
     id: str | None = None
+
+
+class CutParams(VmParams, frozen=True):
+    """``vm.cut``: take a cut now; ``consistent``: with the guest frozen, as its setting says."""
+
+    consistent: bool = False
+
+
+class CutReport(msgspec.Struct, kw_only=True):
+    """The result of ``vm.cut``; ``text`` and ``remedy`` say why one is not application-consistent that was to be."""
+
+    cut: CutStatus
+    consistency: str
+    frozen_seconds: float | None = None
+    text: str = ""
+    remedy: str = ""
+
+
+class DefinitionParams(VmParams, frozen=True):
+    """``vm.definition``: the definition that belongs to a point, as ``vm.points`` names it."""
+
+    point: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "newest"
+
+
+class DefinitionReadParams(VmParams, frozen=True):
+    """``vm.definition_read``: bytes of a file of a definition, by its SHA-256 in hex: {data} in base64, empty at its
+    end.
+    """
+
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    offset: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 0
 
 
 class ConnectionParams(Params, frozen=True):

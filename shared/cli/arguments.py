@@ -23,6 +23,7 @@ from shared.cli.grammar import (
     vm_argument,
     yes_option,
 )
+from shared.cli.guest_verbs import CUT_VERB, DEFINITION_VERB
 from shared.cli.host_verbs import HOST_VERBS
 from shared.cli.measuring_verbs import MEASURING_VERBS
 from shared.cli.pki_verbs import PKI_VERBS
@@ -296,6 +297,7 @@ VERBS = (
     Verb("resize", "replicate disks that were made larger at their new size", f"{_REPLICATION}:resize", _stop),
     Verb("stop", "cancel a resync or initial replication before its commit", f"{_REPLICATION}:stop", _stop),
     Verb("verify", "compare both sides at a cut while replication goes on", f"{_VERIFY}:verify", _verify),
+    CUT_VERB,
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
     *MEASURING_VERBS,
@@ -303,6 +305,7 @@ VERBS = (
     Verb("events", "print what happened, the newest last", "shared.cli.verbs.events:events", events_options),
     *POINT_VERBS,
     Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_REPLICA}:failover", _failover),
+    DEFINITION_VERB,
     Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),
     Verb("pki", "make and look at certificates", "", _pki, agents=False),
     Verb(

@@ -71,6 +71,11 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield "test", f"{text}; to end it: vmreplica failover {vm.name} --test --stop"
     for label, text in _numbered("export", [_export(export) for export in vm.exports]):
         yield label, text
+    if vm.definition is not None and vm.definition.files:
+        size = sum(file.size_bytes for file in vm.definition.files)
+        kept = "kept at the replica" if vm.definition.kept and vm.role == "primary" else ""
+        count = f"{len(vm.definition.files)} file(s), {size_text(size)}"
+        yield "definition", "  ".join(part for part in (vm.definition.setting, count, kept) if part)
     if vm.epoch:
         yield "epoch", vm.epoch
     yield "uuid", vm.uuid
@@ -100,6 +105,8 @@ def _cuts(vm: VmStatus) -> Iterator[tuple[str, CutStatus]]:
     for label, cut in ((newest, vm.newest_cut), ("acknowledged", vm.acked_cut), ("applied", vm.applied_cut)):
         if cut is not None and not (label == "acknowledged" and vm.role == "replica"):
             yield label, cut
+    if vm.application_cut is not None:
+        yield "consistent", vm.application_cut
 
 
 def _link(vm: VmStatus, now: float) -> str:

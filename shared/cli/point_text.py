@@ -17,19 +17,20 @@ def point_lines(vm: VmStatus, points: PointsStatus, now: float, zone: tzinfo | N
         return [f"{vm.name} has no recovery point yet."]
     named = any(point.name for point in points.points)
     proven = any(point.proven_time is not None for point in points.points)
-    rows = [["POINT", "SEALED", "AGE", "KEPT AS", "TAKES", "EXPORTS"]]
+    rows = [["POINT", "SEALED", "AGE", "KEPT AS", "CONSISTENT", "TAKES", "EXPORTS"]]
     for point in points.points:
         age = "" if point.cut.time is None else duration_text(max(0.0, now - point.cut.time))
         size = "" if point.newest else size_text(point.bytes)
         kept = ", ".join(_kept_as(point, points)) or "cut"
-        rows.append([point.point, time_text(point.cut.time, zone), age, kept, size, ", ".join(point.exports)])
+        sealed, exports = time_text(point.cut.time, zone), ", ".join(point.exports)
+        rows.append([point.point, sealed, age, kept, point.consistency, size, exports])
     if named:
         for row, name in zip(rows, ["NAME", *(point.name for point in points.points)], strict=True):
             row.append(name)
     if proven:
         for row, moment in zip(rows, ["PROVEN", *(_proven(point, zone) for point in points.points)], strict=True):
             row.append(moment)
-    return [f"{vm.name}  {vm.role}: {_rules(points)}.", *(f"  {joined(row)}" for row in columns(rows, right=[2, 4]))]
+    return [f"{vm.name}  {vm.role}: {_rules(points)}.", *(f"  {joined(row)}" for row in columns(rows, right=[2, 5]))]
 
 
 def _kept_as(point: PointStatus, points: PointsStatus) -> Iterator[str]:

@@ -11,6 +11,7 @@ from shared.admin.verbs import PLAN_BLOCKS_MAX
 from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
 from shared.events import EventId
+from shared.guest_settings import HOURS_MAX, NONE, check_files, parse_consistency, parse_definition
 from shared.schedule import NEVER, PastWindow, Recurrence, ResyncMode, Window, parse_time, time_text
 
 INTERVAL_SECONDS_MIN = 1.0
@@ -160,6 +161,32 @@ def parse_schedule(text: str) -> str:
     return str(Recurrence.parse(text) or NEVER)
 
 
+def parse_freeze(text: str) -> str:
+    """``none``, ``agent:/SOCKET``, ``libvirt:DOMAIN`` or ``program:/PATH``. Raises UsageError."""
+    parse_consistency(text)
+    return text
+
+
+def parse_hours(text: str) -> int:
+    """A number of hours from 0 to 12. Raises UsageError."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) <= HOURS_MAX):
+        raise UsageError(f"{text!r} is not a number of hours from 0 to {HOURS_MAX}.")
+    return int(text)
+
+
+def parse_definition_setting(text: str) -> str:
+    """``none``, ``libvirt:DOMAIN`` or ``file:/PATH``. Raises UsageError."""
+    parse_definition(text)
+    return text
+
+
+def parse_paths(text: str) -> list[str]:
+    """Absolute paths with commas between; ``none``: no path. Raises UsageError."""
+    paths = [] if text == NONE else text.split(",")
+    check_files(paths)
+    return paths
+
+
 def parse_time_of_day(text: str) -> str | None:
     """``18:30``, None for ``default``. Raises UsageError."""
     return None if text == DEFAULT else time_text(parse_time(text))
@@ -242,6 +269,26 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         "verify_schedule",
         parse_schedule,
         "when both sides are compared by themselves: never, 'daily 03:00' or 'weekly sunday 03:00', local time",
+    ),
+    "consistency": (
+        "consistency",
+        parse_freeze,
+        "how the guest is frozen for application-consistent cuts: none, agent:/SOCKET, libvirt:DOMAIN, program:/PATH",
+    ),
+    "consistency-hours": (
+        "consistency_hours",
+        parse_hours,
+        "one such cut after so many hours, 1 to 12; 0: only by order (vmreplica cut VM --consistent)",
+    ),
+    "definition": (
+        "definition",
+        parse_definition_setting,
+        "what the VM needs to start goes to the replica: none, libvirt:DOMAIN or file:/PATH",
+    ),
+    "definition-files": (
+        "definition_files",
+        parse_paths,
+        "small files that go with it, e.g. the NVRAM, with commas between: /PATH,/PATH or none",
     ),
     "resync-read-rate": (
         "resync_read_rate",

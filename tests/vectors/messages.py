@@ -12,6 +12,15 @@ from protocol.messages import (
     Close,
     Commit,
     Committed,
+    CutKind,
+    CutMark,
+    CutMarked,
+    Definition,
+    DefinitionDisk,
+    DefinitionFile,
+    DefinitionKept,
+    DefinitionPart,
+    DefinitionWanted,
     DetailRequest,
     ErrorCode,
     Heartbeat,
@@ -188,6 +197,21 @@ EXAMPLES: dict[MessageType, Body] = {
     MessageType.VERIFY_END: VerifyEnd(id=RESYNC),
     MessageType.VERIFY_ENDED: VerifyEnded(id=RESYNC, images=[ImageDigest(disk=0, digest=pattern(32, 15))]),
     MessageType.VERIFY_LOST: VerifyLost(id=RESYNC, code="point_lost", text="The recovery point was deleted."),
+    MessageType.CUT_MARK: CutMark(cut=POSITION, kind=CutKind.APPLICATION),
+    MessageType.CUT_MARKED: CutMarked(cut=POSITION),
+    MessageType.DEFINITION: Definition(
+        number=7,
+        epoch=EPOCH,
+        segment=2,
+        files=[
+            DefinitionFile(path="/etc/libvirt/qemu/web.xml", digest=pattern(32, 16), size=4711),
+            DefinitionFile(path="/var/lib/libvirt/qemu/nvram/web_VARS.fd", digest=pattern(32, 17), size=540672),
+        ],
+        disks=[DefinitionDisk(index=0, path="/images/web.raw", export="disk0")],
+    ),
+    MessageType.DEFINITION_WANTED: DefinitionWanted(number=7, digests=[pattern(32, 17)]),
+    MessageType.DEFINITION_PART: DefinitionPart(number=7, digest=pattern(32, 17), offset=49152, data=pattern(512, 18)),
+    MessageType.DEFINITION_KEPT: DefinitionKept(number=7, kept=False, text="The volume is full."),
 }
 
 

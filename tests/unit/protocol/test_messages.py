@@ -56,6 +56,8 @@ def test_every_type_is_control_or_bulk_and_numbers_stay() -> None:
     assert set(MessageType) == set(BODIES) | BULK_TYPES
     assert not set(BODIES) & BULK_TYPES
     assert {kind.name: int(kind) for kind in MessageType} == {
+        "CUT_MARK": 80, "CUT_MARKED": 81, "DEFINITION": 82, "DEFINITION_WANTED": 83, "DEFINITION_PART": 84,
+        "DEFINITION_KEPT": 85,
         "HELLO": 1, "WELCOME": 2, "ERROR": 3, "OPEN": 4, "OPENED": 5, "HEARTBEAT": 6, "CLOSE": 7,
         "LOG": 16, "SEAL": 17, "RECEIVED": 18, "APPLIED": 19,
         "RESYNC_BEGIN": 32, "RESYNC_READY": 33, "MANIFEST_REQUEST": 34, "MANIFEST": 35, "BLOCKS": 36,

@@ -33,8 +33,8 @@ from protocol.session import (
 from tests.vectors.logs import VM
 from tests.vectors.messages import BULK_EXAMPLES, EXAMPLES, TOKEN
 
-ME = Identity("vmreplica 0.1.0", "alpha", capabilities=("zstd", "future"))
-YOU = Identity("vmreplica 0.1.0", "beta", capabilities=("zstd",))
+ME = Identity("vmreplica 0.1.0", "alpha", capabilities=("zstd", "marks", "definition", "future"))
+YOU = Identity("vmreplica 0.1.0", "beta", capabilities=("zstd", "marks", "definition"))
 VERIFYING = (
     SessionState.VERIFY,
     SessionState.ANNOUNCING,
