@@ -359,7 +359,9 @@ def test_points_and_the_export_of_one(vmreplica: Command) -> None:
             points=[
                 PointStatus(point="01234567/15", cut=cut(15, 61.0), newest=True, exports=["1"]),
                 PointStatus(point="01234567/14", cut=cut(14, 121.0), bytes=4 << 20),
-                PointStatus(point="01234567/3", cut=cut(3, 7200.0), bytes=1 << 30, hourly=True),
+                PointStatus(
+                    point="01234567/3", cut=cut(3, 7200.0), bytes=1 << 30, hourly=True, consistency="application"
+                ),
             ],
             keep_newest=4,
             keep_hourly=24,
@@ -369,10 +371,10 @@ def test_points_and_the_export_of_one(vmreplica: Command) -> None:
     )
     assert vmreplica("points", "web").lines == [
         "web  replica: 4 newest and 24 hourly points are kept; they take 1.0 GiB of at most 20.0 GiB.",
-        "  POINT        SEALED                     AGE  KEPT AS    TAKES  EXPORTS",
-        "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest            1",
-        "  01234567/14  2030-03-17 17:44:39  2 min 1 s  cut      4.0 MiB",
-        "  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly   1.0 GiB",
+        "  POINT        SEALED                     AGE  KEPT AS  CONSISTENT     TAKES  EXPORTS",
+        "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest   crash                 1",
+        "  01234567/14  2030-03-17 17:44:39  2 min 1 s  cut      crash        4.0 MiB",
+        "  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly   application  1.0 GiB",
     ]
     assert len(json.loads(vmreplica("points", "web", "--json").out)["points"]) == 3
     canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
