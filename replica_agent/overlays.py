@@ -13,6 +13,7 @@ from replica_agent.layers import PointReader
 from replica_agent.layout import read_overlay
 from replica_agent.overlay_room import OverlayRoom
 from replica_agent.record import ExportRecord
+from replica_agent.space import space_error
 from replica_agent.writable import (
     OverlayFiles,
     WritableDisk,
@@ -21,7 +22,7 @@ from replica_agent.writable import (
     open_overlay,
     remove_overlay,
 )
-from shared.errors import VmreplicaError
+from shared.errors import StorageError, VmreplicaError
 from shared.events import EventId
 from shared.ports import Ports
 
@@ -50,9 +51,16 @@ class Overlays:
         await self.room.admit(self._vm, self.history.layout.folder, count, self.history.reserve)
 
     async def create(self, record: ExportRecord) -> None:
-        """Make the empty overlays of a new export, durably. Raises NoSpaceError or OSError, and leaves nothing then."""
-        await self.admit(sum(_map_bytes(disk.size) for disk in record.disks))
-        await finish(self.ports.workers.run(self._create, record))
+        """Make the empty overlays of a new export, durably. Raises NoSpaceError, StorageError; leaves nothing then."""
+        folder, needed = self.history.layout.folder, sum(_map_bytes(disk.size) for disk in record.disks)
+        try:
+            await self.admit(needed)
+            await finish(self.ports.workers.run(self._create, record))
+        except OSError as error:
+            full = space_error(error, folder, needed)
+            if full is not error:
+                raise full from error
+            raise StorageError(f"Nothing can be kept for a writable export: {error}", "Check the volume.") from error
 
     def _create(self, record: ExportRecord) -> None:
         """Blocks."""

@@ -95,7 +95,7 @@ def open_overlay(ports: Ports, raw: str, vm: bytes, record: ExportRecord, index:
     """
     files, disks, bits = ports.files, [Geometry(index, size, bytes(16))], block_bits(size)
     path, durable_path, live_path = overlay_paths(raw)
-    if not all(files.exists(each) for each in (path, durable_path)):
+    if not all(files.exists(each) for each in (path, durable_path, live_path)):
         raise OverlayLostError(f"What was written to disk {index} is gone: its files are missing.")
     opened: list[File | MapFile] = []
     try:
@@ -103,8 +103,11 @@ def open_overlay(ports: Ports, raw: str, vm: bytes, record: ExportRecord, index:
         opened.append(data)
         if data.size() != size:
             raise OverlayLostError(f"What was written to disk {index} is not whole: its file has another size.")
-        durable = _open_map(ports, durable_path, vm, bits, disks, _note(record))
+        durable = _open_map(ports, durable_path, vm, bits, disks)
         opened.append(durable)
+        if durable.note != _note(record):
+            raise OverlayLostError(f"What was written to disk {index} can't be told: {durable_path} is another's.")
+        _require_sound(durable)
         live = _live(ports, live_path, vm, bits, disks, record, durable)
         opened.append(live)
     except BaseException:
@@ -118,28 +121,33 @@ def _live(
     ports: Ports, path: str, vm: bytes, bits: int, disks: list[Geometry], record: ExportRecord, durable: MapFile
 ) -> MapFile:
     """The map of what was written in this boot; after another one that of what was durable, under this one's name."""
-    note = _note(record, ports.clock.boot_id())
-    try:
-        live = _open_map(ports, path, vm, bits, disks, note)
-    except (OverlayLostError, OSError):
+    note, found = _note(record, ports.clock.boot_id()), _open_map(ports, path, vm, bits, disks)
+    if found.note != note:
+        # Of another boot: power loss may have left anything in it.
+        found.close()
         live = MapFile.create(ports.files, path, MapKind.OVERLAY, vm, bits, disks, like=durable)
         live.write_note(note)
         return live
+    _require_sound(found)
     # Of the process before it is not known what was synced: the next FLUSH syncs everything.
-    for offset, length in live.ranges(disks[0].index):
+    for offset, length in found.ranges(disks[0].index):
         durable.set_range(disks[0].index, offset, length)
-    return live
+    return found
 
 
-def _open_map(ports: Ports, path: str, vm: bytes, bits: int, disks: list[Geometry], note: bytes) -> MapFile:
+def _open_map(ports: Ports, path: str, vm: bytes, bits: int, disks: list[Geometry]) -> MapFile:
+    """Raises OverlayLostError, OSError."""
     try:
-        found = MapFile.open(ports.files, path, MapKind.OVERLAY, vm, bits, disks)
+        return MapFile.open(ports.files, path, MapKind.OVERLAY, vm, bits, disks)
     except MapDamagedError as error:
         raise OverlayLostError(f"What was written to the export can't be told any more: {error}") from error
-    if found.damaged or found.note != note:
+
+
+def _require_sound(found: MapFile) -> None:
+    """A damaged page counts as wholly set, which here would be the overlay's holes in the place of the point."""
+    if found.damaged:
         found.close()
-        raise OverlayLostError(f"What was written to the export can't be told any more: {path} is damaged.")
-    return found
+        raise OverlayLostError(f"What was written to the export can't be told any more: {found.path} is damaged.")
 
 
 def _note(record: ExportRecord, boot: str = "") -> bytes:

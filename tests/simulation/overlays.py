@@ -65,9 +65,8 @@ class Written:
                 self.unflushed.setdefault(key, set()).update(allowed)
             self.images[disk] = bytearray(image)
         self.open.clear()
+        # What was changed since the host came back is not flushed either: nothing of it is forgotten before a FLUSH.
         self.boots = boots
-        if lost_power:
-            self.unflushed.clear()
 
 
 class OverlayWriters(ExportReaders):
