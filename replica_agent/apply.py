@@ -24,13 +24,13 @@ from replica_agent.record import PositionRecord, UndoRecord
 from replica_agent.replay import Replay, Source, UnreadableError, UnsavedError
 from replica_agent.space import no_space, space_error
 from replica_agent.spool import SealedSegment, Spool
-from replica_agent.undo import Link, UndoDamagedError, UndoUnreadableError
 from shared.errors import NoSpaceError, StorageError
 from shared.events import EventId
 from shared.ports import Ports
 from shared.stats import ReplicationStatistics
 from shared.status import Cause
 from shared.tasks import Signal
+from shared.undo_log import Link, UndoDamagedError, UndoUnreadableError
 
 GROUP_BYTES = 64 << 20
 GROUP_SEGMENTS = 64

@@ -27,13 +27,13 @@ from replica_agent.record import PointsRecord, UndoRecord
 from replica_agent.replay import Replay, Source
 from replica_agent.retention import LostPoints, Retention, cut_short, thinned, without_oldest
 from replica_agent.saving import save
-from replica_agent.undo import Link, Sealed, UndoDamagedError, UndoLog
 from replica_agent.undo_records import open_log, record_of
 from replica_agent.undo_writer import UndoWriter
 from shared.errors import NoSpaceError, NotFoundError
 from shared.events import EventId
 from shared.ports import Ports
 from shared.rates import size_text
+from shared.undo_log import Link, Sealed, UndoDamagedError, UndoLog
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -384,7 +384,7 @@ async def failing_commit(_store: object, *_arguments: object) -> None:
 def test_a_read_takes_each_batch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I13: many small pieces of many logs; memory and time do not grow with gaps times batches."""
     from replica_agent.changes import Write
-    from replica_agent.undo import UndoLog
+    from shared.undo_log import UndoLog
     from tests.unit.replica import test_undo
 
     rig = test_undo.Rig(tmp_path)
