@@ -121,6 +121,7 @@ class UndoLog:
         """Open the log and verify header, index and end. Raises UndoDamagedError, or OSError for want of means."""
         self.path = path
         self.order = order
+        self._kept: tuple[int, Batch] | None = None
         try:
             self._file = files.open(path)
         except (OSError, StorageError) as error:
@@ -232,17 +233,22 @@ class UndoLog:
             yield self._read(number)[0]
 
     def batch(self, number: int) -> Batch:
-        """A batch, verified. Raises OSError EIO where it is damaged."""
+        """A batch, verified. Raises OSError EIO where it is damaged. The one that was read last is kept."""
+        kept = self._kept
+        if kept is not None and kept[0] == number:
+            return kept[1]
         table, payloads = self._read(number)
         starts = table["offset"].astype(np.int64)
         payload = table["payload"].astype(np.int64)
-        return Batch(
+        batch = Batch(
             starts,
             starts + table["length"].astype(np.int64),
             table["kind"] != EntryKind.DATA,
             np.cumsum(payload) - payload,
             payloads,
         )
+        self._kept = number, batch
+        return batch
 
     def _read(self, number: int) -> tuple[NDArray[Any], memoryview]:
         """Table and payload of a batch."""
