@@ -11,14 +11,18 @@ import msgspec
 import pytest
 
 from primary_agent.tap import layered, settling
+from primary_agent.tap.disks import Disk
 from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.ports import OwnPorts
 from primary_agent.tap.settling import Settling
+from primary_agent.tap.watch import Watch
 from protocol.position import Position
 from replica_agent.undo_writer import UndoWriter
 from shared.errors import StorageError
 from shared.nbd.backend import Mutation
-from shared.overlay import Overlay
+from shared.overlay import Overlay, map_path
+from shared.overlay_map import PAGE, Blocks, OverlayMap, _page
+from shared.ports import Buffer
 from shared.tap_config import TapConfig, TapLayer, TapOverlay
 from shared.tap_control import Tracking
 from shared.undo_log import Link
@@ -223,7 +227,7 @@ def test_reads_and_writes_through_layers() -> None:
 @pytest.mark.parametrize("power", [False, True], ids=["kill", "power loss"])
 def test_crash_before_the_commit(power: bool) -> None:
     """I4, I6: whatever was flushed is there, nothing is what it never was, and the failover can still be undone."""
-    for die_at in range(3, DIE_AT_MOST, 9):
+    for die_at in range(3, DIE_AT_MOST, 29):
         layers = Layers(die_at, logs=die_at % 3)
         lived = layers.run(layers.guest, die_at)
         if power:
@@ -250,7 +254,7 @@ def test_crash_while_a_commit_settles(monkeypatch: pytest.MonkeyPatch, power: bo
     monkeypatch.setattr(layered, "WINDOW", 8 * KIB)
     monkeypatch.setattr(layered, "GAP", KIB)
     monkeypatch.setattr(settling, "RETRY_SECONDS", 0.1)
-    for die_at in range(150, 5 * DIE_AT_MOST, 31):
+    for die_at in range(150, 5 * DIE_AT_MOST, 97):
         layers = Layers(die_at, logs=die_at % 3)
         layers.world.latency = 0.0005
         lived = layers.run(layers.committed, die_at)
@@ -279,6 +283,156 @@ def test_crash_while_a_commit_settles(monkeypatch: pytest.MonkeyPatch, power: bo
             break
     else:
         raise AssertionError("no life was long enough to end by itself")
+
+
+def test_change_during_a_copy_is_not_overwritten_by_it() -> None:
+    """R5: the copy has read a block, the guest writes it, and only then the copy arrives below."""
+    layers = Layers(11)
+
+    async def life(ports: OwnPorts) -> None:
+        tap = await layers.start(ports)
+        disk = tap.disks[0]
+        file = disk.layers
+        assert file is not None
+        write_below, late = file.base.write, [write(4 * KIB + SECTOR, b"guest" + bytes(507)), zeroes(16 * KIB, 8 * KIB)]
+
+        def arrive(offset: int, data: Buffer) -> None:
+            while late:
+                mutation = late.pop()
+                apply(layers.model[0], mutation)
+                assert tap.mutate(disk, [mutation]) is None
+            write_below(offset, data)
+
+        file.commit()
+        file.mirror()
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr(file.base, "write", arrive)
+        file.open_window((0, disk.size))
+        file.copy(0, disk.size)
+        monkey.undo()
+        file.close_window()
+        assert file.base.read(0, disk.size) == layers.model[0]
+        await tap.stop()
+
+    assert layers.run(life)
+    layers.world.close()
+
+
+def test_what_was_flushed_while_the_copy_was_synced_survives_power_loss() -> None:
+    """I4: once a disk counts as settled, only it is read, so that all of it has to be durable."""
+    layers = Layers(12)
+
+    async def life(ports: OwnPorts) -> None:
+        tap = await layers.start(ports)
+        for disk in tap.disks:
+            file = disk.layers
+            assert file is not None
+            file.commit()
+            file.mirror()
+            for window in file.unsettled():
+                file.copy(*window)
+            file.base.sync()
+            await layers.change(tap, 8)
+            for other in tap.disks:
+                await tap.flush(other)
+            disk.unlay(*file.settle())
+        layers.allowed = [copy(layers.model)]
+        layers.world.process.kill()
+
+    layers.run(life)
+    layers.world.lose_power()
+    assert layers.world.images() == copy(layers.model)
+    layers.world.close()
+
+
+def test_kill_between_settled_and_the_witness_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R27: the disk has other times from one moment to the next, and nobody else gave it them."""
+    layers = Layers(13)
+    saw_through = Watch.saw_through
+
+    def die(watch: Watch, disk: Disk, time_ns: int) -> None:
+        if disk.renamed is not None and layers.world.process.die_at is None:
+            layers.world.process.kill()
+        saw_through(watch, disk, time_ns)
+
+    async def again(ports: OwnPorts) -> None:
+        tap = await layers.start(ports)
+        assert tap.disks[0].renamed is not None
+        assert tap.tracker.tracking is Tracking.ON
+        await layers.check(tap)
+        await tap.stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "saw_through", die)
+        layers.run(layers.committed)
+    assert layers.run(again)
+    assert layers.lost == []
+    layers.world.close()
+
+
+def test_map_after_power_loss_is_what_it_was() -> None:
+    """I4: a page that was being written is torn; what was durable before it is still there."""
+    torn = 0
+    for seed in range(40):
+        layers = Layers(seed, logs=0)
+        path = map_path("/vm/tap/overlay-0.raw")
+
+        def opened(layers: Layers = layers, path: str = path) -> OverlayMap:
+            config = layers.config
+            return OverlayMap.open(layers.world.files, path, config.vm_id, config.disks[0].geometry, IDENTITY)
+
+        blocks, states = Blocks(), []
+        found = opened()
+        for number in (3, 17, 5):
+            page = blocks.missing(number, number + 1)
+            blocks.take(page)
+            found.put(page)
+            states.append(bytes(blocks.pages[0]))
+            if number != 5:
+                found.sync()
+        layers.world.lose_power()
+        again = opened()
+        content = bytes(again.load()[0])
+        assert content in states[1:]
+        image = layers.world.volume.entries[path].image()
+        slots = {number: image[number * PAGE : (number + 1) * PAGE] for number in (3, 4)}
+        torn += any(slot not in (_page(number, slot[:-8]), bytes(PAGE)) for number, slot in slots.items())
+        # And what is written next does not go over the only one that is sound.
+        again.put(blocks.missing(9, 9))
+        layers.world.lose_power()
+        assert bytes(opened().load()[0]) in (content, blocks.missing(9, 9)[0][1])
+        layers.world.close()
+    assert torn
+
+
+def test_kill_and_then_power_loss() -> None:
+    """I4: what a killed tap had not brought to its map is flushed by the next one."""
+    layers = Layers(14)
+
+    async def killed(ports: OwnPorts) -> None:
+        tap = await layers.start(ports)
+        await layers.change(tap, 1)
+        layers.model[0][: 4 * KIB] = b"k" * 4 * KIB
+        tap.mutate(tap.disks[0], [write(0, b"k" * 4 * KIB)])
+        layers.world.process.kill()
+
+    async def flushed(ports: OwnPorts) -> None:
+        tap = await layers.start(ports)
+        for disk in tap.disks:
+            assert await tap.flush(disk) == 0
+        layers.world.process.kill()
+
+    async def again(ports: OwnPorts) -> None:
+        tap = await layers.start(ports)
+        await layers.check(tap)
+        await tap.stop()
+
+    layers.run(killed)
+    layers.run(flushed)
+    layers.world.lose_power()
+    assert layers.run(again)
+    layers.check_untouched()
+    layers.world.close()
 
 
 def test_what_lies_below_changed_behind_our_back() -> None:
