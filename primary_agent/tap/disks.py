@@ -105,6 +105,7 @@ class Disk:
         """All has settled: from now on it is the plain disk. Returns what lay over it, to be closed."""
         assert self.layers is not None
         former, self.layers = self.layers, None
+        former.left = True
         self.file, self.renamed = former.base, (told, base)
         return former
 

@@ -50,6 +50,8 @@ class LayeredFile:
         """and what of that was changed meanwhile, or could not be written below."""
         self.missed = False
         """A change could not be made below: everything has to be copied once more."""
+        self.left = False
+        """The disk has settled: whoever comes from now on, having been told of this file before, gets the plain one."""
         self._users: list[None] = []
         """One for each read or sync that is under way: nothing is closed under it."""
 
@@ -66,6 +68,8 @@ class LayeredFile:
         buffer = bytearray(length)
         self._users.append(None)
         try:
+            if self.left:
+                return self.base.read(offset, length)
             done = self._read_into(offset, memoryview(buffer))
         finally:
             self._users.pop()
@@ -134,6 +138,8 @@ class LayeredFile:
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         self._users.append(None)
         try:
+            if self.left:
+                return self.base.extents(offset, length)
             found = (
                 [
                     extent
@@ -317,7 +323,10 @@ class LayeredFile:
     def sync(self) -> None:
         self._users.append(None)
         try:
-            self.overlay.sync()
+            if self.left:
+                self.base.sync()
+            else:
+                self.overlay.sync()
         finally:
             self._users.pop()
 
