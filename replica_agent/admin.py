@@ -17,6 +17,7 @@ from shared.admin.verbs import (
     AnyVmParams,
     EventsParams,
     ExportParams,
+    FailoverParams,
     RecoverParams,
     RemoveParams,
     ResumeParams,
@@ -55,7 +56,9 @@ class AdminMethods:
         methods.add(verbs.POINTS, VmParams, self.points)
         methods.add(verbs.EXPORT, ExportParams, self.export)
         methods.add(verbs.UNEXPORT, UnexportParams, self.unexport)
-        methods.add(verbs.FAILOVER, VmParams, self.failover)
+        methods.add(verbs.FAILOVER, FailoverParams, self.failover)
+        methods.add(verbs.FAILOVER_UNDO, VmParams, self.undo_failover)
+        methods.add(verbs.FAILOVER_COMMIT, VmParams, self.commit_failover)
         return methods
 
     async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:
@@ -125,9 +128,17 @@ class AdminMethods:
     async def unexport(self, params: UnexportParams, client: Client) -> None:
         await finish(self._agent.find(params.vm).exports.stop(params.id))
 
-    async def failover(self, params: VmParams, client: Client) -> VmStatus:
+    async def failover(self, params: FailoverParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
-        return await _ordered(vm, "failover", vm.failover())
+        return await _ordered(vm, "failover", vm.failover(find_point(vm, params.point)))
+
+    async def undo_failover(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --undo", vm.undo_failover())
+
+    async def commit_failover(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --commit", vm.promotion.commit())
 
 
 async def _ordered(vm: ReplicaVm, verb: str, order: Coroutine[Any, Any, None]) -> VmStatus:

@@ -112,7 +112,7 @@ class History:
     def wanted(self) -> bool:
         """Whether an apply has to save what it overwrites."""
         read = any(not reading.reader.failed for reading in self.readings)
-        return read or (self.retention.keeps_older and self.ledger.promotion is None)
+        return read or (self.retention.keeps_older and (self.ledger.promotion is None or self.ledger.frozen))
 
     @property
     def bytes(self) -> int:
@@ -263,9 +263,9 @@ class History:
         """Part of a transaction: what is not kept any more loses its mark, and what leads nowhere is forgotten."""
         logs, rules = draft.points.logs, self._rules(draft.points)
         pinned = {reading.first for reading in self.readings if not reading.reader.failed}
-        kept = thinned(logs, draft.replication.applied_time or 0.0, rules, pinned)
+        kept = logs if self.ledger.frozen else thinned(logs, draft.replication.applied_time or 0.0, rules, pinned)
         limit = f"undo logs have at most {size_text(rules.limit)}."
-        if cut_short(logs, draft.replication.applied_time or 0.0, rules, pinned):
+        if not self.ledger.frozen and cut_short(logs, draft.replication.applied_time or 0.0, rules, pinned):
             self.lost = LostPoints(draft.now, f"The {limit}")
         draft.points = msgspec.structs.replace(draft.points, logs=kept)
         lost = pinned & ({log.first for log in logs} - {log.first for log in kept})
@@ -277,7 +277,7 @@ class History:
         """Delete the oldest point, since room is needed (never the newest). False where there is none."""
         async with self.ledger.transaction() as draft:
             logs = draft.points.logs
-            if not logs:
+            if not logs or self.ledger.frozen:
                 return False
             oldest = logs[0]
             self.lost = LostPoints(draft.now, reason)

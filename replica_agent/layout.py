@@ -38,6 +38,15 @@ class Layout:
     def tap(self) -> str:
         return f"{self.folder}/tap"
 
+    @property
+    def reverse_map(self) -> str:
+        """Which blocks the promoted point and the newest received one may differ in; missing where they are one."""
+        return f"{self.folder}/reverse.map"
+
+    def overlay(self, index: int) -> str:
+        """What a promoted VM's guest writes over a disk (shared.overlay)."""
+        return f"{self.tap}/overlay-{index}.raw"
+
     def disk(self, index: int) -> str:
         return f"{self.folder}/disk-{index}.raw"
 

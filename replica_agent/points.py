@@ -14,6 +14,8 @@ from shared.errors import NotFoundError, UsageError
 from shared.status import CutStatus, PointsStatus, PointStatus
 
 NEWEST = "newest"
+APPLIED = "applied"
+"""The newest that the disks are at, whatever was received beyond."""
 
 
 def points_of(vm: ReplicaVm) -> PointsStatus:
@@ -51,18 +53,21 @@ def _point(position: Position, time: float | None) -> PointStatus:
 
 
 def find_point(vm: ReplicaVm, name: str) -> Position | None:
-    """The point with this name: ``newest`` (None), the cut's number, or it after the first digits of its epoch.
+    """The point with this name: ``newest`` (None), ``applied``, the cut's number, or it after digits of its epoch.
 
     Raises UsageError, NotFoundError.
     """
+    applied = vm.ledger.replication.applied
     if name == NEWEST:
         return None
+    if name == APPLIED and applied is not None:
+        return applied.position
     epoch, _, number = name.rpartition("/")
     if not number.isdecimal() or len(number) > 20 or len(epoch) > 32:
         raise UsageError(
             f"{name!r} names no recovery point.", "Give `newest`, or EPOCH/CUT as `vmreplica points` has it."
         )
-    history, applied = vm.parts.history, vm.ledger.replication.applied
+    history = vm.parts.history
     positions = [*history.positions(), *([applied.position] if applied is not None else [])]
     fitting = {p for p in positions if p.segment == int(number) and p.epoch.hex().startswith(epoch.lower())}
     if not fitting:

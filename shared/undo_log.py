@@ -210,6 +210,13 @@ class UndoLog:
         """The disks of which it has anything."""
         return sorted(self._places)
 
+    def spans(self) -> Iterator[tuple[int, int, int]]:
+        """Disk, beginning and end of each batch, in order: all that it has lies within, and in between what it has not.
+
+        From memory.
+        """
+        yield from self._index[["disk", "first", "end"]].tolist()
+
     def batches(self, disk: int, start: int = 0, end: int = 1 << 63) -> range:
         """The numbers of the batches that may hold parts of a range."""
         place = self._places.get(disk)

@@ -70,6 +70,8 @@ POINTS = "vm.points"
 EXPORT = "vm.export"
 UNEXPORT = "vm.unexport"
 FAILOVER = "vm.failover"
+FAILOVER_UNDO = "vm.failover_undo"
+FAILOVER_COMMIT = "vm.failover_commit"
 
 READING = frozenset(
     {
@@ -279,6 +281,14 @@ class AuditAnswer(msgspec.Struct, kw_only=True):
 
 class ExportParams(VmParams, frozen=True):
     """``vm.export``: a point as ``vm.points`` names it."""
+
+    point: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "newest"
+
+
+class FailoverParams(VmParams, frozen=True):
+    """``vm.failover``: a point as ``vm.points`` names it; ``newest`` is the newest that was received, which may have to
+    be applied first, and ``applied`` the newest that the disks are at.
+    """
 
     point: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "newest"
 

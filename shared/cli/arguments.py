@@ -212,6 +212,20 @@ def _unexport(parser: argparse.ArgumentParser) -> None:
 
 def _failover(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--point",
+        metavar="POINT",
+        default="newest",
+        help="which recovery point, as `points` names it; `newest` (the default) is the newest that was received, and "
+        "is applied first, and `applied` the newest that the copy is at",
+    )
+    what.add_argument(
+        "--undo", action="store_true", help="go back to before the failover: what was written here since is dropped"
+    )
+    what.add_argument(
+        "--commit", action="store_true", help="keep the failover for good: the other recovery points are deleted"
+    )
     yes_option(parser)
     json_option(parser)
 
@@ -287,6 +301,7 @@ RESYNC_VERBS = (
 _REPLICATION = "shared.cli.verbs.replication"
 _VERIFY = "shared.cli.verbs.verify"
 _REPLICA = "shared.cli.verbs.replica"
+_FAILOVER = "shared.cli.verbs.failover_verbs"
 _READING = "shared.cli.verbs.reading"
 VERBS = (
     Verb("status", "tell whether the VMs are protected, how far behind, and what to do", f"{_READING}:status", _status),
@@ -314,7 +329,7 @@ VERBS = (
     Verb("points", "list the recovery points of a VM at the replica", f"{_REPLICA}:points", _points),
     Verb("export", "serve a recovery point of the replica read-only over NBD", f"{_REPLICA}:export", _export),
     Verb("unexport", "end such an export", f"{_REPLICA}:unexport", _unexport),
-    Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_REPLICA}:failover", _failover),
+    Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_FAILOVER}:failover", _failover),
     Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),
     Verb("pki", "make and look at certificates", "", _pki, agents=False),
     Verb(
