@@ -383,7 +383,7 @@ class History:
         named = self._files = {(log.first, log.last) for log in self.logs}
         for name in self.ports.files.list(self.layout.undo_logs):
             numbers = read_undo(name)
-            if numbers is not None and numbers not in named:
+            if numbers is not None and numbers not in named and not self.ledger.frozen:
                 self.ports.files.remove(f"{self.layout.undo_logs}/{name}")
         bad: list[UndoRecord] = []
         reasons = []

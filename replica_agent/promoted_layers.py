@@ -28,8 +28,8 @@ def layer_records(parts: VmParts, record: PromotionRecord) -> list[UndoRecord]:
     Raises InvalidStateError where it is no point any more.
     """
     replication, logs = parts.ledger.replication, parts.history.logs
-    applied = replication.applied
-    if record.cut == applied and replication.applying is None:
+    at_cut = record.cut is not None and record.cut == replication.applied and replication.applying is None
+    if at_cut or (record.cut is not None and record.serving and not record.older):
         return []
     for number, log in enumerate(logs):
         if log.older == record.cut:

@@ -227,7 +227,7 @@ class Promotion:
 
 def require_settled(record: PromotionRecord, name: str) -> None:
     """Raises InvalidStateError while what a guest wrote since the failover is not in the disks."""
-    if record.layered:
+    if record.layered and record.serving:
         raise InvalidStateError(
             f"What was written to {name} since its failover is not in its disks yet.",
             f"Undo the failover, or commit it and let it settle (`vmreplica failover {name} --commit`), first.",

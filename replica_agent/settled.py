@@ -10,6 +10,7 @@ from replica_agent.promoted_layers import remove_overlays
 from replica_agent.promoted_tap import PromotedTap
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
+from shared.planning import ResyncCause
 from shared.states import ReplicaEvent, ReplicationState
 from shared.status import Cause
 
@@ -65,7 +66,7 @@ async def undo(parts: VmParts, clients: int) -> None:
         if record.undoing:
             return
         if not record.undoable or record.before is None:
-            how = "is committed" if record.committed_time is not None else "was made by an older version"
+            how = "is committed" if record.committed_time is not None else "left nothing on record to go back to"
             raise InvalidStateError(
                 f"The failover of {name} {how}: its disks have been written, so that it can't be undone.",
                 "Replicate it back to its old host instead.",
@@ -110,10 +111,17 @@ async def finish_undo(parts: VmParts) -> None:
             draft.step(ReplicaEvent.SUSPENDED, "as before the failover")
         elif record.before.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE:
             draft.step(ReplicaEvent.RESYNC_REQUIRED, "as before the failover")
-        draft.event(
-            EventId.FAILOVER_UNDONE,
-            f"The failover of {draft.vm.name} is undone: disks and recovery points are what they were before it.",
-        )
+        text = f"The failover of {draft.vm.name} is undone"
+        if draft.replication.applied is None:
+            # The state was lost meanwhile: nothing tells any more which cut the disks are at.
+            cause = Cause(
+                code=ResyncCause.STATE_LOST,
+                text=f"{text}, and the state that told which cut its disks are at was lost.",
+                time=draft.now,
+                remedy="Resynchronize at the primary.",
+            )
+            draft.require_resync(cause, suspect=True)
+        draft.event(EventId.FAILOVER_UNDONE, f"{text}: disks and recovery points are what they were before it.")
     parts.applier.problem = None
 
 

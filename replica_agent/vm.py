@@ -236,10 +236,10 @@ class ReplicaVm:
 
     def judge(self, body: Open) -> None:
         """Whether a connection may be opened now. Raises Refusal or InvalidStateError."""
-        if self.failure is not None:
-            raise self._refusal_of_failure()
         if self.ledger.promotion is not None:
             raise fenced(self.ledger.promotion, self.name)
+        if self.failure is not None:
+            raise self._refusal_of_failure()
         if self.promotion.deciding.locked():
             raise self._failing_over()
         if self.parts.closing:

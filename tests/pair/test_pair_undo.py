@@ -100,8 +100,11 @@ async def test_failover_to_an_older_point_is_undone_and_the_next_is_committed(pa
     # A tap that is started anew serves the plain disks, and nothing is in doubt.
     tap = pair.copy.promotion.tap
     assert tap is not None
+    assert tap.status is not None
+    before = tap.status.pid
     await tap.stop_tap()
-    await pair.until("another tap", lambda: tap.status is not None and tap.status.layers is None)
+    await pair.until("another tap", lambda: tap.status is not None and tap.status.pid != before)
+    assert tap.status.layers is None
     await pair.until("tracking", lambda: tap.status is not None and tap.status.tracking.value == "on")
     assert await image_of(uri, tmp_path) == expected
     status = status_of(pair.copy)
