@@ -25,8 +25,10 @@ INLINE_LAYERS = 8
 
 WINDOW = 4 << 20
 """Bytes that are copied below at a time."""
-GAP = 64 << 10
-"""What lies between two ranges may be copied with them if it is no more than this."""
+RANGES_MAX = 512
+"""Ranges that are copied at a time."""
+GAP = 4 << 10
+"""What lies between two ranges is copied with them if it is no more than this."""
 
 Range = tuple[int, int]
 """Offset and end in bytes."""
@@ -248,20 +250,29 @@ class LayeredFile:
         """From this moment on every change is made below as well. After :meth:`commit`."""
         self._phase = Phase.SETTLING
 
-    def unsettled(self) -> Iterator[Range]:
-        """What has to be copied below, a few MiB at a time; some of it perhaps twice. Blocks. Raises OSError."""
+    def unsettled(self) -> Iterator[list[Range]]:
+        """What has to be copied below, in windows: ranges of a few MiB together, in order; some of it perhaps twice.
+
+        Blocks. Raises OSError.
+        """
         for log in self.layers:
-            for number in log.batches(self._index):
-                yield from _windows((piece.start, piece.end) for piece in log.batch(number).pieces(0, self._size))
+            pieces = (piece for number in log.batches(self._index) for piece in log.batch(number).pieces(0, self._size))
+            yield from _windows((piece.start, piece.end) for piece in pieces)
         yield from _windows(ranges_of(self.overlay.blocks, self.overlay.shift, self._size))
 
-    def open_window(self, window: Range) -> None:
-        """The range is going to be copied: changes of it are noted from now on. On the event loop."""
-        self._window = window
+    def open_window(self, window: Sequence[Range]) -> None:
+        """The ranges are going to be copied: changes between the first and the last are noted from now on.
 
-    def copy(self, start: int, end: int) -> int:
-        """Bring what the range reads as to the disk below; the bytes that were written. Blocks. Raises OSError."""
-        written = 0
+        On the event loop.
+        """
+        self._window = window[0][0], window[-1][1]
+
+    def copy(self, window: Sequence[Range]) -> None:
+        """Bring what the ranges read as to the disk below. Blocks. Raises OSError."""
+        for start, end in window:
+            self._copy(start, end)
+
+    def _copy(self, start: int, end: int) -> None:
         for extent in self.extents(start, end - start):
             if extent.hole:
                 self.base.punch_hole(extent.offset, extent.length)
@@ -270,9 +281,7 @@ class LayeredFile:
             if len(data) != extent.length:
                 raise OSError(errno.EIO, "the file has become shorter", self.path)
             self.base.write(extent.offset, data)
-            written += len(data)
         self.base.write_behind(start, end - start)
-        return written
 
     def close_window(self) -> None:
         """Copy once more what was changed during the copy. On the event loop: it was written just now. Raises OSError.
@@ -284,7 +293,7 @@ class LayeredFile:
             low, high = self._window
             while self._touched:
                 start, end = self._touched.pop()
-                self.copy(max(start, low), min(end, high))
+                self._copy(max(start, low), min(end, high))
         finally:
             self.forget_window()
 
@@ -353,19 +362,22 @@ def times_of(identity: FileIdentity) -> tuple[int, int]:
     return identity.mtime_ns, identity.ctime_ns
 
 
-def _windows(ranges: Iterable[Range]) -> Iterator[Range]:
-    """Ranges in order as windows of at most WINDOW bytes: neighbours with little between them as one."""
-    low = high = -1
+def _windows(ranges: Iterable[Range]) -> Iterator[list[Range]]:
+    """Ranges in order as windows of at most WINDOW bytes and RANGES_MAX ranges; neighbours are one."""
+    window: list[Range] = []
+    size = 0
     for start, end in ranges:
         while start < end:
-            if low >= 0 and start - high <= GAP and start - low < WINDOW:
-                stop = min(end, low + WINDOW)
-                high = max(high, stop)
+            if size >= WINDOW or len(window) >= RANGES_MAX:
+                yield window
+                window, size = [], 0
+            stop = min(end, start + WINDOW - size)
+            if window and start <= window[-1][1] + GAP:
+                first = window.pop()[0]
+                window.append((first, stop))
             else:
-                if low >= 0:
-                    yield low, high
-                stop = min(end, start + WINDOW)
-                low, high = start, stop
+                window.append((start, stop))
+            size += stop - start
             start = stop
-    if low >= 0:
-        yield low, high
+    if window:
+        yield window

@@ -115,16 +115,16 @@ class Settling:
         if not self._over.is_set():
             await self._finish(disk, file)
 
-    async def _copy(self, file: LayeredFile, window: Range) -> None:
+    async def _copy(self, file: LayeredFile, window: list[Range]) -> None:
         began = self._clock.monotonic()
         file.open_window(window)
         try:
-            await self._workers.run(file.copy, *window)
+            await self._workers.run(file.copy, window)
         except BaseException:
             file.forget_window()
             raise
         file.close_window()
-        self._done += window[1] - window[0]
+        self._done += sum(end - start for start, end in window)
         self._failed = ""
         last = self._engine.last_write_time
         busy = last is not None and abs(self._clock.wall() - last) < BUSY_SECONDS

@@ -309,8 +309,8 @@ def test_change_during_a_copy_is_not_overwritten_by_it() -> None:
         file.mirror()
         monkey = pytest.MonkeyPatch()
         monkey.setattr(file.base, "write", arrive)
-        file.open_window((0, disk.size))
-        file.copy(0, disk.size)
+        file.open_window([(0, disk.size)])
+        file.copy([(0, disk.size)])
         monkey.undo()
         file.close_window()
         assert file.base.read(0, disk.size) == layers.model[0]
@@ -332,7 +332,7 @@ def test_what_was_flushed_while_the_copy_was_synced_survives_power_loss() -> Non
             file.commit()
             file.mirror()
             for window in file.unsettled():
-                file.copy(*window)
+                file.copy(window)
             file.base.sync()
             await layers.change(tap, 8)
             for other in tap.disks:
