@@ -77,7 +77,7 @@ async def measure(folder: Path, sockets: str, disk: Geometry, cut_bytes: int) ->
     print(f"  {len(positions)} older points, undo logs of {undo >> 20} MiB", flush=True)
     for name, point in (("newest", None), ("oldest", positions[0]), ("newest", None)):
         undone = asyncio.Event()
-        vm.on_undone = lambda _vm, undone=undone: undone.set()  # type: ignore[misc]
+        vm.on_undone = lambda _vm, undone=undone: undone.set()
         began = time.perf_counter()
         await vm.failover(point)
         served = time.perf_counter() - began

@@ -62,7 +62,9 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.POINTS: admin.VmParams,
     admin.EXPORT: admin.ExportParams,
     admin.UNEXPORT: admin.UnexportParams,
-    admin.FAILOVER: admin.VmParams,
+    admin.FAILOVER: admin.FailoverParams,
+    admin.FAILOVER_UNDO: admin.VmParams,
+    admin.FAILOVER_COMMIT: admin.VmParams,
 }
 
 
