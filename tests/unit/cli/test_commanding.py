@@ -411,7 +411,7 @@ def test_failover_shows_progress_and_ends_with_the_disks(vmreplica: Command) -> 
         "web is failed over to this host as of 2030-03-17 17:46:09; its old primary can no longer write."
     )
     assert f"  {URI}" in out.splitlines()
-    assert canned.calls == [(admin.FAILOVER, {"vm": UUID})]
+    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "newest"})]
 
 
 def test_failover_that_goes_on_after_the_answer_is_followed(vmreplica: Command) -> None:
