@@ -308,11 +308,11 @@ class PrimaryVm:
                 text = f"After a failover: {record.fenced}"
                 await self._replication.require_resync(ResyncCause.AFTER_FAILOVER, text)
             case _S.FAILED_OVER:
-                raise self._not_now(
-                    "resume",
-                    "The VM was failed over at the replica. Once it was removed there, add --resynchronize: all "
-                    "blocks of this side then replace those of the replica.",
-                )
+                # Where the failover still stands the next session is told so, and nothing was sent by then (I8).
+                cause = "the administrator asked for it"
+                await self._replication.transition(PrimaryEvent.UNFENCED, cause, fenced="")
+                if record.causes:
+                    await self._replication.transition(PrimaryEvent.RESYNC_REQUIRED, "as before the failover")
             case _S.READY_FOR_INITIAL_REPLICATION:
                 raise self._not_now("resume", f"Run `vmreplica initial {self.name}`.")
 

@@ -21,6 +21,7 @@ from shared.admin.verbs import (
     DefinitionReadParams,
     EventsParams,
     ExportParams,
+    FailoverParams,
     MarkPointParams,
     PointsParams,
     ProveParams,
@@ -68,9 +69,11 @@ class AdminMethods:
         methods.add(verbs.EXPORT, ExportParams, self.export)
         methods.add(verbs.UNEXPORT, UnexportParams, self.unexport)
         methods.add(verbs.TEST_FAILOVER, TestFailoverParams, self.test_failover)
-        methods.add(verbs.FAILOVER, VmParams, self.failover)
         methods.add(verbs.DEFINITION, DefinitionParams, self.definition)
         methods.add(verbs.DEFINITION_READ, DefinitionReadParams, self.definition_read)
+        methods.add(verbs.FAILOVER, FailoverParams, self.failover)
+        methods.add(verbs.FAILOVER_UNDO, VmParams, self.undo_failover)
+        methods.add(verbs.FAILOVER_COMMIT, VmParams, self.commit_failover)
         return methods
 
     async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:
@@ -181,9 +184,17 @@ class AdminMethods:
         vm = self._agent.find(params.vm)
         return {"data": await vm.companions.read(bytes.fromhex(params.sha256), params.offset)}
 
-    async def failover(self, params: VmParams, client: Client) -> VmStatus:
+    async def failover(self, params: FailoverParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
-        return await _ordered(vm, "failover", vm.failover())
+        return await _ordered(vm, "failover", vm.failover(find_point(vm, params.point, params.at_time)))
+
+    async def undo_failover(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --undo", vm.undo_failover())
+
+    async def commit_failover(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --commit", vm.promotion.commit())
 
 
 async def _ordered(vm: ReplicaVm, verb: str, order: Coroutine[Any, Any, None]) -> VmStatus:

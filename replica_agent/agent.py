@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from replica_agent.finishing import finish
 from replica_agent.layout import read_vm_folder, vm_folder
 from replica_agent.ledger import Ledger
 from replica_agent.parts import Surroundings
+from replica_agent.promotion import require_settled
 from replica_agent.quota import Copy
 from replica_agent.rebuilding import RECOVERABLE, rebuild
 from replica_agent.refusals import Refusal
@@ -184,6 +185,7 @@ class ReplicaAgent:
 
         vm.on_exposed(exposed)
         vm.on_failure = self._failed
+        vm.on_undone = lambda vm: self._spawn(self.revive(vm, failed=False))
         await vm.start()
         return vm
 
@@ -194,20 +196,24 @@ class ReplicaAgent:
             await asyncio.sleep(REVIVAL_SECONDS)
             await self.revive(vm)
 
-        task = asyncio.get_running_loop().create_task(later())
+        self._spawn(later())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._revivals.add(task)
         task.add_done_callback(self._revivals.discard)
 
-    async def revive(self, vm: ReplicaVm) -> None:
-        """Start a failed VM anew from its durable state."""
+    async def revive(self, vm: ReplicaVm, *, failed: bool = True) -> None:
+        """Start a VM anew from its durable state, by default one that failed."""
         async with self._changing:
-            if self.vms.get(vm.parts.vm) is vm and vm.failure is not None:
+            if self.vms.get(vm.parts.vm) is vm and (vm.failure is not None or not failed):
                 await finish(self._reload_vm(vm))
 
     async def _reload_vm(self, vm: ReplicaVm) -> None:
         await vm.stop()
-        del self.vms[vm.parts.vm]
         await self._load(vm.parts.vm, vm.parts.layout.folder)
+        if self.vms[vm.parts.vm] is vm:
+            del self.vms[vm.parts.vm]
 
     async def _list_damaged(self, vm: bytes, folder: str, error: VmreplicaError | OSError) -> None:
         if isinstance(error, OSError):
@@ -382,6 +388,7 @@ class ReplicaAgent:
         if promotion is None:
             await vm.end()
             return ""
+        require_settled(promotion, vm.name)
         if tap is not None and tap.status is not None and any(disk.clients for disk in tap.status.disks):
             raise InvalidStateError(
                 f"The disks of {vm.name} are in use: a client is connected to its tap.",

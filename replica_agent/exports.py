@@ -24,13 +24,13 @@ from replica_agent.overlay_room import OverlayRoom
 from replica_agent.overlays import Overlays
 from replica_agent.point_disks import PointDirectory, PointDisk, export_name, point_text
 from replica_agent.record import ExportedDiskRecord, ExportRecord, ExportsRecord, PositionRecord
-from replica_agent.undo import UndoDamagedError
 from replica_agent.writable import OverlayLostError, WritableDisk
 from shared.errors import InvalidStateError, NotFoundError, VmreplicaError
 from shared.events import EventId
 from shared.nbd.server import NbdServer
 from shared.ports import Ports
 from shared.status import Cause, CutStatus, ExportStatus
+from shared.undo_log import UndoDamagedError
 
 EXPORTS_MAX = 8
 """Exports of one VM at a time."""

@@ -28,13 +28,13 @@ from replica_agent.record import PointsRecord, UndoRecord
 from replica_agent.replay import Replay, Source
 from replica_agent.retention import LostPoints, Retention, cut_short, exported, pinned_of, thinned, without_oldest
 from replica_agent.saving import save
-from replica_agent.undo import Link, Sealed, UndoDamagedError, UndoLog
 from replica_agent.undo_records import open_log, record_of
 from replica_agent.undo_writer import UndoWriter
 from shared.errors import NoSpaceError, NotFoundError
 from shared.events import EventId
 from shared.ports import Ports
 from shared.rates import size_text
+from shared.undo_log import Link, Sealed, UndoDamagedError, UndoLog
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,7 +113,7 @@ class History:
         """Whether an apply has to save what it overwrites."""
         read = any(not reading.reader.failed for reading in self.readings) or bool(self.ledger.exports.kept)
         kept = self.retention.keeps_older or self.pinning > 0 or any(mark.pinned for mark in self.ledger.points.marks)
-        return read or (kept and self.ledger.promotion is None)
+        return read or (kept and (self.ledger.promotion is None or self.ledger.frozen))
 
     @property
     def bytes(self) -> int:
@@ -265,9 +265,10 @@ class History:
         held = {reading.first for reading in self.readings if not reading.reader.failed}
         held |= exported(logs, draft.exports)
         pinned = pinned_of(logs, draft.points)
-        kept = thinned(logs, sealed, rules, held, pinned, now=draft.now)
+        frozen = self.ledger.frozen
+        kept = logs if frozen else thinned(logs, sealed, rules, held, pinned, now=draft.now)
         limit = f"undo logs have at most {size_text(rules.limit)}."
-        if cut_short(logs, sealed, rules, held, pinned, now=draft.now):
+        if not frozen and cut_short(logs, sealed, rules, held, pinned, now=draft.now):
             self.lost = LostPoints(draft.now, f"The {limit}")
         draft.points = msgspec.structs.replace(draft.points, logs=kept)
         gone = {log.first for log in logs} - {log.first for log in kept}
@@ -282,7 +283,7 @@ class History:
             return True
         async with self.ledger.transaction() as draft:
             logs = draft.points.logs
-            if not logs:
+            if not logs or self.ledger.frozen:
                 return False
             oldest = logs[0]
             self.lost = LostPoints(draft.now, reason)
@@ -386,7 +387,7 @@ class History:
         named = self._files = {(log.first, log.last) for log in self.logs}
         for name in self.ports.files.list(self.layout.undo_logs):
             numbers = read_undo(name)
-            if numbers is not None and numbers not in named:
+            if numbers is not None and numbers not in named and not self.ledger.frozen:
                 self.ports.files.remove(f"{self.layout.undo_logs}/{name}")
         bad: list[UndoRecord] = []
         reasons = []

@@ -56,6 +56,15 @@ class Layout:
         """What is being received; nothing refers to it."""
         return f"{self.definitions}/incoming"
 
+    @property
+    def reverse_map(self) -> str:
+        """Which blocks the promoted point and the newest received one may differ in; missing where they are one."""
+        return f"{self.folder}/reverse.map"
+
+    def promoted_overlay(self, index: int) -> str:
+        """What a promoted VM's guest writes over a disk (shared.overlay)."""
+        return f"{self.tap}/overlay-{index}.raw"
+
     def disk(self, index: int) -> str:
         return f"{self.folder}/disk-{index}.raw"
 

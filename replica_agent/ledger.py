@@ -120,6 +120,11 @@ class Ledger:
         self._clock = clock
         self._turn = asyncio.Lock()
 
+    @property
+    def frozen(self) -> bool:
+        """Whether all points stay: a failover that is not settled shows one of them, and an undo has them all."""
+        return self.promotion is not None and self.promotion.layered
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Draft]:
         """Change records and append events in one durable step: committed at the end of the block.

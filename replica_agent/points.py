@@ -18,6 +18,9 @@ from shared.errors import NotFoundError, UsageError
 from shared.point_status import PointsStatus, PointStatus
 from shared.status import CutStatus
 
+APPLIED = "applied"
+"""The newest that the disks are at, whatever was received beyond."""
+
 
 def points_of(vm: ReplicaVm, at_time: float | None = None) -> PointsStatus:
     """All recovery points, the newest first, and which are nearest to ``at_time`` (seconds since the Unix epoch)."""
@@ -105,8 +108,8 @@ def nearest(vm: ReplicaVm, moment: float) -> tuple[Position | None, Position | N
 
 
 def find_point(vm: ReplicaVm, name: str, at_time: float | None = None) -> Position | None:
-    """The point with this name: ``newest`` (None), one that was given to it, the cut's number, or that after the first
-    digits of its epoch. With a moment (seconds since the Unix epoch) the newest point at or before it.
+    """The point with this name: ``newest`` (None), ``applied``, a name that was given to it, the cut's number, or that
+    after the first digits of its epoch. With a moment (seconds since the Unix epoch) the newest at or before it.
 
     Raises UsageError, NotFoundError.
     """
@@ -114,8 +117,11 @@ def find_point(vm: ReplicaVm, name: str, at_time: float | None = None) -> Positi
         if name != NEWEST:
             raise UsageError("A point was named, and a time was given as well.", "Give one of the two.")
         return _find_before(vm, at_time)
+    applied = vm.ledger.replication.applied
     if name == NEWEST:
         return None
+    if name == APPLIED and applied is not None:
+        return applied.position
     mark = named(vm.ledger.points, name)
     if mark is not None:
         return mark.position.position
@@ -127,7 +133,7 @@ def find_point(vm: ReplicaVm, name: str, at_time: float | None = None) -> Positi
             "Give `newest`, EPOCH/CUT as `vmreplica points` has it, or the name of one"
             + (f": {', '.join(known)}." if known else "."),
         )
-    history, applied = vm.parts.history, vm.ledger.replication.applied
+    history = vm.parts.history
     positions = [*history.positions(), *([applied.position] if applied is not None else [])]
     fitting = {p for p in positions if p.segment == int(number) and p.epoch.hex().startswith(epoch.lower())}
     if not fitting:

@@ -159,6 +159,7 @@ def _promotion(remains: Remains, *, host: str, fresh_epoch: bytes, now: float) -
         time=now,
         host=host,
         serving=True,
+        layered=remains.layered,
     )
 
 

@@ -267,6 +267,14 @@ class ResyncRecord(Record):
     """The disks were a whole point when it committed: what it overwrites may be kept as one (R38)."""
 
 
+class BeforeRecord(Record):
+    """What a failover replaced in the record ``replication``: an undo brings it back."""
+
+    epoch: Id16
+    lineage: Annotated[list[AncestorRecord], msgspec.Meta(max_length=MAX_LINEAGE)]
+    state: ReplicationState
+
+
 class PromotionRecord(Record):
     """The failover to this host: written before anything else is done for it (R14)."""
 
@@ -277,7 +285,27 @@ class PromotionRecord(Record):
     time: float
     host: str
     serving: bool = False
-    """The disks stand at the promoted cut and were handed to the tap; only the tap may open them now."""
+    """The disks were handed to the tap, which shows the promoted cut; only the tap may open them now."""
+    cut: PositionRecord | None = None
+    """The promoted cut; None in a record that an older version wrote."""
+    received: PositionRecord | None = None
+    """The newest cut that was received when it was promoted."""
+    layered: bool = False
+    """The tap writes overlays, and the disks are what they were, until what lies over them has settled in them."""
+    before: BeforeRecord | None = None
+    undoing: bool = False
+    """It is being undone, which can't be stopped any more."""
+    committed_time: float | None = None
+    """Since when it can't be undone; None while it can, or where an older version made it."""
+
+    @property
+    def older(self) -> bool:
+        """Whether it is an older point than the newest that was received: nothing is applied then."""
+        return self.layered and self.cut != self.received
+
+    @property
+    def undoable(self) -> bool:
+        return self.layered and self.committed_time is None and not self.undoing
 
 
 class ConsistentRecord(Record):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from protocol.chain import Cursor
 from protocol.errors import LogError
 from protocol.hrl import (
@@ -46,6 +48,8 @@ class Remains:
     name: str = ""
     geometry: tuple[Geometry, ...] = ()
     promoted: bool = False
+    layered: bool = False
+    """The tap writes overlays: what was written since the failover is not in the disks."""
     tap_epoch: bytes | None = None
     spool: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -124,7 +128,9 @@ def _read_tap(files: FileSystem, layout: Layout, vm: bytes, found: Remains) -> T
     try:
         config = load_config(files, layout.tap)
     except VmreplicaError:
+        found.layered = any(name.startswith("overlay-") for name in files.list(layout.tap))
         return None
+    found.layered = any(disk.overlay is not msgspec.UNSET for disk in config.disks)
     return config if config.vm_id == vm else None
 
 

@@ -17,10 +17,10 @@ from replica_agent.history import History
 from replica_agent.record import UndoRecord
 from replica_agent.retention import merge_next
 from replica_agent.thinning import merge
-from replica_agent.undo import Link, UndoDamagedError, UndoLog, UndoUnreadableError
 from replica_agent.undo_records import record_of
 from shared.errors import NoSpaceError
 from shared.events import EventId
+from shared.undo_log import Link, UndoDamagedError, UndoLog, UndoUnreadableError
 
 
 @dataclass(slots=True)

@@ -38,7 +38,6 @@ from replica_agent.history import Reading
 from replica_agent.layers import PointReader
 from replica_agent.marks import put_proof
 from replica_agent.parts import VmParts
-from replica_agent.undo import UndoDamagedError
 from shared.channel import Channel
 from shared.disks.leaves import LEAF_BYTES, LEAF_HASH, group_digests, has_unreadable, leaves_of
 from shared.disks.leaves import ImageDigest as ImageSum
@@ -46,6 +45,7 @@ from shared.errors import NotFoundError
 from shared.events import EventId
 from shared.ports import Extent
 from shared.tasks import together
+from shared.undo_log import UndoDamagedError
 
 VERIFIES_AT_ONCE = 2
 """VMs of which views are held at the same time."""

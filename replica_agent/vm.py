@@ -22,6 +22,7 @@ from replica_agent.promotion import Promotion, fenced
 from replica_agent.prover import Prover
 from replica_agent.recovery import recover
 from replica_agent.refusals import Refusal
+from replica_agent.settled import finish_undo, undo
 from replica_agent.thinner import Thinner
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
@@ -55,7 +56,7 @@ class ReplicaVm:
         )
         parts.history.spare = self.exports.yield_room
         self.prover = Prover(parts, self.exports.view)
-        self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self.exports.stop)
+        self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self.exports.stop, self._halt)
         self.statistics = ReplicationStatistics(
             ledger.statistics, surroundings.ports.clock.wall(), monitoring_seconds=surroundings.monitoring
         )
@@ -63,11 +64,16 @@ class ReplicaVm:
         parts.history.changed = parts.changed.notify
         self.failure: Cause | None = None
         self.on_failure: Callable[[ReplicaVm], None] | None = None
+        self.on_undone: Callable[[ReplicaVm], None] | None = None
+        """Told when a failover is undone: the VM has to be started anew."""
         self.companions = Companions(parts)
         self.connections = Connections(
             self.parts, self.baseline, self.statistics, self.judge, self.fail, self.companions
         )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._applying: asyncio.Task[None] | None = None
+        self._thinning: asyncio.Task[None] | None = None
+        self._completing: asyncio.Task[None] | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -82,6 +88,9 @@ class ReplicaVm:
     async def start(self) -> None:
         """Bring files and state in line, and go on where the last run stopped. Never raises for this VM's trouble."""
         promotion = self.ledger.promotion
+        if promotion is not None and promotion.undoing:
+            self._completing = self._spawn(self._finish_undo())
+            return
         try:
             if promotion is None or not promotion.serving:
                 await recover(self.parts)
@@ -96,11 +105,11 @@ class ReplicaVm:
         if self.parts.applier.whole and applied is not None:
             for callback in list(self.parts.applier.exposed):
                 callback(applied.position)
-        self._spawn(self.parts.applier.run())
+        self._applying = self._spawn(self.parts.applier.run())
         self._spawn(self._keep_house())
-        self._spawn(self._thin())
+        self._thinning = self._spawn(self._thin())
         if promotion is not None:
-            self._spawn(self.promotion.complete())
+            self._completing = self._spawn(self.promotion.complete())
 
     async def stop(self) -> None:
         """End connections, tasks and exports, and close files and store."""
@@ -154,7 +163,7 @@ class ReplicaVm:
         except (VmreplicaError, OSError):
             log.exception("the failure of a VM can't be recorded", vm=self.name, failure=text)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run ``work`` as a task of this VM; an error that it ends with is this VM's failure."""
 
         async def guarded() -> None:
@@ -168,6 +177,14 @@ class ReplicaVm:
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _halt(self, applying: bool) -> None:
+        """From now on no undo log is merged, and, where that is said, nothing is applied: both go on after an undo."""
+        tasks = {task for task in (self._thinning, self._applying if applying else None) if task is not None}
+        for task in tasks:
+            task.cancel()
+        await settle(tasks)
 
     async def _keep_house(self) -> None:
         while True:
@@ -231,10 +248,10 @@ class ReplicaVm:
 
     def judge(self, body: Open) -> None:
         """Whether a connection may be opened now. Raises Refusal or InvalidStateError."""
-        if self.failure is not None:
-            raise self._refusal_of_failure()
         if self.ledger.promotion is not None:
             raise fenced(self.ledger.promotion, self.name)
+        if self.failure is not None:
+            raise self._refusal_of_failure()
         if self.promotion.deciding.locked():
             raise self._failing_over()
         if self.parts.closing:
@@ -306,13 +323,31 @@ class ReplicaVm:
             self.parts.history.prune(draft)
         await self.parts.history.tidy()
 
-    async def failover(self) -> None:
-        """Promote the newest cut and serve it. Returns when that is durable and, if it takes no long, complete."""
+    async def failover(self, point: Position | None = None) -> None:
+        """Promote the newest cut, or ``point``, and serve it. Returns when that is durable and, soon, complete."""
         if self.failure is not None:
             raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
-        if await self.promotion.decide():
-            self._spawn(self.promotion.complete())
+        if await self.promotion.decide(point):
+            self._completing = self._spawn(self.promotion.complete())
         await self._await_service(FAILOVER_WAIT_SECONDS)
+
+    async def undo_failover(self) -> None:
+        """Be a replica again, with everything as it was before the failover. Raises InvalidStateError."""
+        if self.failure is not None:
+            raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
+        tap = self.promotion.tap
+        await undo(self.parts, await tap.clients() if tap is not None else 0)
+        if self._completing is not None:
+            self._completing.cancel()
+            await settle({self._completing})
+        await self._halt(applying=True)
+        self.promotion.tap = None
+        self._completing = self._spawn(self._finish_undo())
+
+    async def _finish_undo(self) -> None:
+        await finish_undo(self.parts)
+        if self.on_undone is not None:
+            self.on_undone(self)
 
     async def _await_service(self, seconds: float) -> None:
         """Wait until the promoted disks are served, but no longer than this."""

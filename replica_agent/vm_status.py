@@ -13,7 +13,7 @@ from shared.expiry import certificates_of_link
 from shared.health import assessed
 from shared.progress_status import DiskProgress, ProgressStatus
 from shared.states import ReplicationState
-from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, TestFailoverStatus, VmStatus
+from shared.status import Cause, CutStatus, DiskStatus, FailoverStatus, LinkStatus, TestFailoverStatus, VmStatus
 
 
 def status_of(vm: ReplicaVm) -> VmStatus:
@@ -53,6 +53,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         tap=tap.view() if tap is not None else None,
         progress=_progress(parts),
         statistics=statistics,
+        failover=failover_of(vm),
         disks=[
             DiskStatus(
                 index=disk.index,
@@ -136,12 +137,35 @@ def _cut(vm: ReplicaVm, position: Position | None) -> CutStatus | None:
     return vm.describe(position) if position is not None and position.segment > 0 else None
 
 
+def failover_of(vm: ReplicaVm) -> FailoverStatus | None:
+    """The failover to this host, if there was one."""
+    record, tap = vm.ledger.promotion, vm.promotion.tap
+    if record is None:
+        return None
+    layers = tap.status.layers if tap is not None and tap.status is not None else None
+    return FailoverStatus(
+        time=record.time,
+        epoch=record.epoch.hex(),
+        cut=_cut(vm, record.cut.position if record.cut is not None else None),
+        received=_cut(vm, record.received.position if record.received is not None else None),
+        undoable=record.undoable,
+        undoing=record.undoing,
+        committed_time=record.committed_time,
+        layered=record.layered,
+        written_bytes=layers.written_bytes if layers is not None else 0,
+        settled_bytes=layers.done_bytes if layers is not None else 0,
+        settling_bytes=layers.total_bytes if layers is not None else 0,
+        trouble=layers.failed if layers is not None else "",
+    )
+
+
 def _link(vm: ReplicaVm, now: float) -> LinkStatus:
     trust = vm.parts.ports.network.trust
     channel = vm.connections.control.channel if vm.connections.control is not None else None
     if channel is None:
         trouble = vm.connections.trouble
         return LinkStatus(
+            heard_time=vm.connections.left_time,
             since_time=vm.connections.left_time,
             last_error=trouble.text if trouble is not None else vm.connections.left_reason,
             last_error_code=trouble.code if trouble else "",
@@ -150,6 +174,7 @@ def _link(vm: ReplicaVm, now: float) -> LinkStatus:
     return LinkStatus(
         connected=not channel.closed,
         healthy=channel.healthy(),
+        heard_time=now - max(0.0, vm.parts.ports.clock.monotonic() - channel.last_heard),
         peer=channel.peer.address,
         since_time=vm.connections.opened_time,
         certificates=certificates_of_link(trust, channel.peer, now),

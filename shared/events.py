@@ -35,6 +35,8 @@ class EventId(IntEnum):
     POINTS = 60012
     RECOVERED = 60015
     RESYNC_BOUNDED = 60016
+    FAILOVER_UNDONE = 60021
+    FAILOVER_COMMITTED = 60022
     LOG_FILLING = 60031
     DISK_RESIZED = 60032
     RESYNC_SCHEDULED = 60061
@@ -84,6 +86,8 @@ _WARNINGS = frozenset(
         EventId.WILL_RETRY,
         EventId.INVALID_STATE,
         EventId.PROMOTED,
+        EventId.FAILOVER_UNDONE,
+        EventId.FAILOVER_COMMITTED,
         EventId.RECOVERED,
         EventId.LOG_FILLING,
         EventId.ALARM_FAILED,

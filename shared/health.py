@@ -107,7 +107,7 @@ def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) 
         result.critical(
             f"Replication for virtual machine '{name}' is in error. Fix the error(s) and resume replication."
         )
-    if state is ReplicationState.FAILED_OVER:
+    if state is ReplicationState.FAILED_OVER and status.role == "primary":
         result.critical(
             status.fenced or "The VM was failed over at the replica.",
             f"Do not run the VM here. To replicate from here again, remove the VM at the replica and run "
@@ -231,8 +231,20 @@ def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment
     name = status.name
     if status.suspended or state is ReplicationState.SUSPENDED:
         result.critical("Replication is suspended at the replica.", f"Run `vmreplica resume {name}`.")
-    if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
-        result.warn("The VM was failed over to this host and is not replicated to another one.")
+    failover = status.failover
+    if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION or state is ReplicationState.FAILED_OVER:
+        remedy = ""
+        if failover is not None and failover.undoable:
+            remedy = (
+                f"Keep it with `vmreplica failover {name} --commit`, or go back to before it with "
+                f"`vmreplica failover {name} --undo`."
+            )
+        result.warn("The VM was failed over to this host and is not replicated to another one.", remedy)
+    if failover is not None and failover.trouble:
+        result.critical(
+            f"What was written since the failover can't settle in the disks: {failover.trouble}.",
+            "Check their volume; it is tried again, and the disks are served meanwhile.",
+        )
 
 
 def _judge_age(status: VmStatus, state: ReplicationState, now: float, result: Assessment) -> None:
@@ -286,7 +298,8 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
 
 
 def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> str:
-    if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
+    here = status.role == "replica" and state is ReplicationState.FAILED_OVER
+    if here or state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
         return "Failed over: the VM's disks are served from this host, without a replica of their own."
     if state is ReplicationState.FAILED_OVER:
         return f"Not protected: {status.fenced or 'the VM was failed over at the replica.'}"

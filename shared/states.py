@@ -74,6 +74,7 @@ class PrimaryEvent(Enum):
     RESYNC_CANCELLED = "resynchronization cancelled"
     FENCED = "failed over at the replica"
     RETRIED = "tried again by the administrator after a failover"
+    UNFENCED = "resumed by the administrator after a failover"
     REMOVED = "replication removed"
 
 
@@ -92,6 +93,8 @@ class ReplicaEvent(Enum):
     RESYNC_DROPPED = "resynchronization dropped"
     RESYNC_CANCELLED = "resynchronization cancelled"
     PROMOTED = "promoted"
+    FAILOVER_UNDONE = "failover undone"
+    FAILOVER_COMMITTED = "failover committed"
     REMOVED = "replication removed"
 
 
@@ -132,6 +135,8 @@ PRIMARY_TRANSITIONS: dict[tuple[ReplicationState, PrimaryEvent], ReplicationStat
     (_S.FAILED_OVER, _P.RESYNC_REQUIRED): _S.FAILED_OVER,
     (_S.FAILED_OVER, _P.FENCED): _S.FAILED_OVER,
     (_S.FAILED_OVER, _P.RETRIED): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    # Whether the failover was undone the next session tells: until then nothing is sent.
+    (_S.FAILED_OVER, _P.UNFENCED): _S.REPLICATING,
 } | {(state, _P.REMOVED): _S.DISABLED for state in _S if state is not _S.DISABLED}
 
 REPLICA_TRANSITIONS: dict[tuple[ReplicationState, ReplicaEvent], ReplicationState] = {
@@ -157,6 +162,9 @@ REPLICA_TRANSITIONS: dict[tuple[ReplicationState, ReplicaEvent], ReplicationStat
     # By its primary, and nothing is wrong on this side: what it holds is what it held before.
     (_S.RESYNCHRONIZING, _R.RESYNC_CANCELLED): _S.REPLICATING,
     (_S.RESYNCHRONIZING, _R.PROMOTED): _S.FAILED_OVER_WAITING_COMPLETION,
+    # Back to what it was; what else was on record before the failover is told by the events for it.
+    (_S.FAILED_OVER_WAITING_COMPLETION, _R.FAILOVER_UNDONE): _S.REPLICATING,
+    (_S.FAILED_OVER_WAITING_COMPLETION, _R.FAILOVER_COMMITTED): _S.FAILED_OVER,
 } | {(state, _R.REMOVED): _S.DISABLED for state in _S if state is not _S.DISABLED}
 
 E = TypeVar("E", PrimaryEvent, ReplicaEvent)

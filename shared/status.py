@@ -32,6 +32,8 @@ class LinkStatus(StatusStruct):
     """A session is open: certificates, authorization and positions were all accepted."""
     healthy: bool = False
     """Connectivity is proven in both directions right now (the gate of a resync, I20)."""
+    heard_time: float | None = None
+    """When the peer was last heard of in the present session, or in the one before (at a replica)."""
     peer: str = ""
     """``host:port`` of the replica, or address and name of the primary that is connected."""
     since_time: float | None = None
@@ -160,6 +162,31 @@ class VerifyStatus(StatusStruct):
     last: VerifyResult | None = None
 
 
+class FailoverStatus(StatusStruct):
+    """A failover to this host: what was promoted, and whether it can still be undone."""
+
+    time: float
+    epoch: str
+    """The one that began with it, in hex."""
+    cut: CutStatus | None = None
+    """What the disks were when it began; None where an older version made it, or its state was lost."""
+    received: CutStatus | None = None
+    """The newest cut that had been received then."""
+    undoable: bool = False
+    undoing: bool = False
+    committed_time: float | None = None
+    """Since when it is kept for good."""
+    layered: bool = False
+    """The disks are in layers: what was written here lies over what they were."""
+    written_bytes: int = 0
+    """What lies over the disks from here."""
+    settled_bytes: int = 0
+    settling_bytes: int = 0
+    """After a commit: how much has settled in the disks, of about how much."""
+    trouble: str = ""
+    """Why settling does not go on at the moment."""
+
+
 class TestFailoverStatus(StatusStruct):
     """A test failover at the replica: one export that is written to, and nothing else."""
 
@@ -257,6 +284,8 @@ class VmStatus(StatusStruct):
     """The newest application-consistent cut (at the replica: that is a recovery point)."""
     definition: DefinitionStatus | None = None
     """None where none is set (at the replica: where none was received)."""
+    failover: FailoverStatus | None = None
+    """At a replica that was failed over to."""
     statistics: Statistics = msgspec.field(default_factory=Statistics)
     disks: list[DiskStatus] = []
     excluded_disks: list[str] = []

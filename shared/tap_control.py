@@ -213,6 +213,20 @@ class DiskStatus(Result, frozen=True):
     block: bool = False
 
 
+class Layers(Result, frozen=True):
+    """Disks in layers. ``written_bytes`` are those of the blocks that overlays have.
+
+    ``committed``: what lies over the disks is being brought into them, ``done_bytes`` of about ``total_bytes`` so far;
+    ``failed`` says why that does not go on at the moment, else it is empty.
+    """
+
+    committed: bool
+    written_bytes: Count
+    done_bytes: Count = 0
+    total_bytes: Count = 0
+    failed: str = ""
+
+
 class TapStatus(Result, frozen=True):
     """Everything about a tap.
 
@@ -247,6 +261,8 @@ class TapStatus(Result, frozen=True):
     hot_region_bytes: int = 0
     """The most regions that are hot at a time, and the size of one; 0 where the tap does not tell."""
     latency: GuestLatency = GuestLatency()
+    layers: Layers | None = None
+    """Set while disks are in layers, as after a failover that can be undone."""
     control: int = 0
     """CONTROL_VERSION of the tap's program; 0 where it is from before there was one."""
 
@@ -515,6 +531,10 @@ class TapClient:
         """Whether the log that the dirty map goes on from had exactly this cut (R34)."""
         params = KnowsCutParams(epoch=cut.epoch.hex(), segment=cut.segment, chain=cut.chain.hex())
         return (await self._call("knows_cut", params, KnowsCut)).known
+
+    async def settle(self) -> TapStatus:
+        """Bring what lies over the disks into them, in the background: from now on that can't be undone."""
+        return await self._call("settle", NoParams(), TapStatus)
 
     async def subscribe(self) -> TapStatus:
         """Ask for notifications; the status is that at the moment from which on they are complete."""

@@ -17,6 +17,7 @@ from primary_agent.tap.locate import Place
 from primary_agent.tap.log import Cut
 from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.relog import relog
+from primary_agent.tap.settling import Settling
 from primary_agent.tap.state import Loss
 from protocol.hrl import SealReason
 from protocol.position import Position
@@ -66,6 +67,7 @@ class Surroundings:
     version: str
     clients: Callable[[str], int]
     latency: Callable[[], GuestLatency] = GuestLatency
+    settling: Settling | None = None
 
 
 class TapControl:
@@ -97,6 +99,7 @@ class TapControl:
         methods.add("lease", LeaseParams, self._lease)
         methods.add("release", ReleaseParams, self._release)
         methods.add("subscribe", NoParams, self._subscribe)
+        methods.add("settle", NoParams, self._settle)
         methods.add("stop", NoParams, self._stop)
         address = Address(unix_path=engine.config.control_socket)
         self._server = JsonRpcServer(ports.network, address, methods, authorize=authorize)
@@ -199,6 +202,7 @@ class TapControl:
             hot_regions=tracker.maps.hot.limit if tracker.maps.hot is not None else config.hot_regions,
             hot_region_bytes=config.hot_region_bytes,
             latency=self._surroundings.latency(),
+            layers=self._surroundings.settling.status() if self._surroundings.settling is not None else None,
             control=CONTROL_VERSION,
         )
 
@@ -287,6 +291,11 @@ class TapControl:
         if client not in self._subscribers:
             self._subscribers[client] = None
             client.on_closed(lambda: self._subscribers.pop(client, None))
+        return self.status()
+
+    async def _settle(self, params: NoParams, client: Client) -> TapStatus:
+        if self._surroundings.settling is not None:
+            self._surroundings.settling.begin()
         return self.status()
 
     async def _stop(self, params: NoParams, client: Client) -> dict[str, Any]:

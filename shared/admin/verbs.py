@@ -78,6 +78,8 @@ TEST_FAILOVER = "vm.test_failover"
 FAILOVER = "vm.failover"
 DEFINITION = "vm.definition"
 DEFINITION_READ = "vm.definition_read"
+FAILOVER_UNDO = "vm.failover_undo"
+FAILOVER_COMMIT = "vm.failover_commit"
 
 READING = frozenset(
     {
@@ -330,6 +332,13 @@ class TestFailoverParams(PointParams, frozen=True):
     __test__ = False
 
     stop: bool = False
+
+
+class FailoverParams(PointParams, frozen=True):
+    """``vm.failover``: ``newest`` is the newest that was received, which may have to be applied first.
+
+    ``applied`` is the newest that the disks are at.
+    """
 
 
 class UnexportParams(VmParams, frozen=True):

@@ -196,13 +196,24 @@ def _recover(parser: argparse.ArgumentParser) -> None:
 
 def _failover(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--test",
         action="store_true",
         help="serve the point for a test, writable, while replication goes on; nothing of it is kept",
     )
+    what.add_argument(
+        "--undo", action="store_true", help="go back to before the failover: what was written here since is dropped"
+    )
+    what.add_argument(
+        "--commit", action="store_true", help="keep the failover for good: the other recovery points are deleted"
+    )
     parser.add_argument("--stop", action="store_true", help="with --test: end it, and delete what was written to it")
-    point_options(parser, "with --test: which recovery point")
+    point_options(
+        parser,
+        "which recovery point (of a failover newest is what was received last, which is applied first; applied is what "
+        "the copy is at)",
+    )
     yes_option(parser)
     json_option(parser)
 
@@ -278,6 +289,7 @@ RESYNC_VERBS = (
 _REPLICATION = "shared.cli.verbs.replication"
 _VERIFY = "shared.cli.verbs.verify"
 _REPLICA = "shared.cli.verbs.replica"
+_FAILOVER = "shared.cli.verbs.failover_verbs"
 _READING = "shared.cli.verbs.reading"
 VERBS = (
     Verb("status", "tell whether the VMs are protected, how far behind, and what to do", f"{_READING}:status", _status),
@@ -304,7 +316,7 @@ VERBS = (
     *AUDIT_VERBS,
     Verb("events", "print what happened, the newest last", "shared.cli.verbs.events:events", events_options),
     *POINT_VERBS,
-    Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_REPLICA}:failover", _failover),
+    Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_FAILOVER}:failover", _failover),
     DEFINITION_VERB,
     Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),
     Verb("pki", "make and look at certificates", "", _pki, agents=False),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from shared.cli.agents import Found, read_status
 from shared.cli.connection import Connection, NoAnswerYetError
@@ -148,13 +148,13 @@ def follow(found: Found, console: Console, *, rejoin: str) -> int:
     return SUCCESS
 
 
-def call_while_showing(found: Found, method: str, console: Console, *, rejoin: str) -> None:
+def call_while_showing(found: Found, method: str, console: Console, *, rejoin: str, **params: Any) -> None:
     """Call a method of the VM that begins or does long work, and show that until it ends, however the method does it.
 
     Ctrl-C leaves the work running and prints ``rejoin``.
     """
     connection = found.agent.connection
-    identity = connection.begin(method, {"vm": found.vm.uuid})
+    identity = connection.begin(method, {"vm": found.vm.uuid, **params})
     with _View(found, console, rejoin) as view:
         while True:
             try:

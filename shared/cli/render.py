@@ -75,7 +75,8 @@ def link_text(vm: VmStatus, now: float) -> str:
 
 def is_failed_over_to(vm: VmStatus) -> bool:
     """The VM runs here after a failover: it is behind nothing, and nothing protects it."""
-    return vm.state_code == ReplicationState.FAILED_OVER_WAITING_COMPLETION
+    here = vm.role == "replica" and vm.state_code == ReplicationState.FAILED_OVER
+    return here or vm.state_code == ReplicationState.FAILED_OVER_WAITING_COMPLETION
 
 
 def protected_text(vm: VmStatus) -> str:

@@ -65,7 +65,9 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.TEST_FAILOVER: admin.TestFailoverParams,
     admin.EXPORT: admin.ExportParams,
     admin.UNEXPORT: admin.UnexportParams,
-    admin.FAILOVER: admin.VmParams,
+    admin.FAILOVER: admin.FailoverParams,
+    admin.FAILOVER_UNDO: admin.VmParams,
+    admin.FAILOVER_COMMIT: admin.VmParams,
 }
 
 

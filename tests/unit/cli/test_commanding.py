@@ -14,7 +14,7 @@ from shared.admin import verbs as admin
 from shared.errors import InvalidStateError, NoSpaceError
 from shared.point_status import ImageProof, PointProof, PointsStatus, PointStatus
 from shared.progress_status import ProgressStatus
-from shared.status import Cause, LinkStatus, TestFailoverStatus, VmStatus, to_plain
+from shared.status import Cause, FailoverStatus, LinkStatus, TestFailoverStatus, VmStatus, to_plain
 from tests.unit.cli.conftest import WAIT, CannedAgent, Command
 from tests.unit.cli.samples import NOW, URI, UUID, agent, cut, healthy, replica
 
@@ -501,7 +501,7 @@ def test_failover_shows_progress_and_ends_with_the_disks(vmreplica: Command) -> 
         "web is failed over to this host as of 2030-03-17 17:46:09; its old primary can no longer write."
     )
     assert f"  {URI}" in out.splitlines()
-    assert canned.calls == [(admin.FAILOVER, {"vm": UUID})]
+    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "newest"})]
 
 
 def test_failover_that_goes_on_after_the_answer_is_followed(vmreplica: Command) -> None:
@@ -537,6 +537,48 @@ def test_failover_whose_tap_does_not_start_says_why(vmreplica: Command) -> None:
         "vmreplica: The disks of web are not served yet. disk-0.raw is in use.",
         "  End what uses it.",
     ]
+
+
+PROMOTED = {"state": "FailedOverWaitingCompletion", "state_code": 6, "uris": [URI]}
+
+
+def test_failover_to_a_point_tells_it_and_how_to_undo_it(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica(pending_bytes=5 << 20)])
+    asked = vmreplica("failover", "web").err
+    assert "5.0 MiB were received and are not applied yet: that is done first. `--point applied` starts at" in asked
+    asked = vmreplica("failover", "web", "--point", "14").err
+    assert "The recovery point 14 of web becomes its disks" in asked
+    status = FailoverStatus(time=NOW, epoch="e" * 32, cut=cut(14, 131.0), undoable=True, layered=True)
+    canned.answers[admin.FAILOVER] = lambda params: canned.set_vm(replica(**PROMOTED, failover=status))
+    ran = vmreplica("failover", "web", "--point", "14", "--yes")
+    assert (ran.err, ran.code) == ("", 0)
+    assert ran.lines[0] == (
+        "web is failed over to this host as of 2030-03-17 17:44:29; its old primary can no longer write."
+    )
+    assert any("vmreplica failover web --undo" in line for line in ran.lines)
+    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "14"})]
+    assert vmreplica("failover", "web", "--undo", "--commit").code == 2
+
+
+def test_failover_says_whether_the_primary_was_heard_of(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica(link=LinkStatus(connected=True, heard_time=NOW - 3))])
+    assert "is connected right now; it was last heard of 3 s ago" in vmreplica("failover", "web").err
+    canned.set_vm(replica(link=LinkStatus(heard_time=NOW - 7200)))
+    assert "The primary agent on alpha was last heard of 2 h" in vmreplica("failover", "web").err
+
+
+def test_failover_is_undone_or_committed(vmreplica: Command) -> None:
+    status = FailoverStatus(time=NOW, epoch="e" * 32, undoable=True, layered=True, written_bytes=3 << 20)
+    canned = vmreplica.agent("replica", [replica(**PROMOTED, failover=status, older_points=7)])
+    assert "3.0 MiB that were written here since are dropped for good." in vmreplica("failover", "web", "--undo").err
+    assert "its 7 older recovery points are deleted" in vmreplica("failover", "web", "--commit").err
+    assert canned.calls == []
+    canned.answers[admin.FAILOVER_COMMIT] = {}
+    assert vmreplica("failover", "web", "--commit", "--yes").lines[0].startswith("The failover of web is committed.")
+    canned.answers[admin.FAILOVER_UNDO] = lambda params: canned.set_vm(replica())
+    ran = vmreplica("failover", "web", "--undo", "--yes")
+    assert ran.lines[0] == "The failover of web is undone: it is a replica again, in state Replicating."
+    assert ran.lines[-1] == "  vmreplica resume web"
 
 
 def test_removing_says_what_becomes_of_the_disks(vmreplica: Command) -> None:

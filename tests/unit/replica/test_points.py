@@ -384,7 +384,7 @@ async def failing_commit(_store: object, *_arguments: object) -> None:
 def test_a_read_takes_each_batch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I13: many small pieces of many logs; memory and time do not grow with gaps times batches."""
     from replica_agent.changes import Write
-    from replica_agent.undo import UndoLog
+    from shared.undo_log import UndoLog
     from tests.unit.replica import test_undo
 
     rig = test_undo.Rig(tmp_path)
@@ -566,13 +566,20 @@ async def test_rot_inside_an_undo_log_is_an_error_and_a_merge_finds_it(
         assert sum("Older recovery points are lost" in text for text in await texts(pair)) == 1
 
 
-async def test_points_end_when_a_tap_takes_the_disks(world: World) -> None:
+async def test_points_end_when_a_failover_is_committed(world: World) -> None:
+    """I6: as long as it can be undone, all of them stay."""
     async with replicating(world) as pair:
         vm = pair.agent.vms[VM]
         await cuts(pair, 3)
         assert await vm.promotion.decide()
         vm._spawn(vm.promotion.complete())
         await until(lambda: vm.ledger.promotion is not None and vm.ledger.promotion.serving)
+        kept = segments(vm)
+        assert len(kept) == len(undo_files(world)) > 1
+        assert not await vm.parts.history.give_way("The volume is full.")
+        await vm.set_retention({"newest": 1, "hourly": 0})
+        assert segments(vm) == kept
+        await vm.promotion.commit()
         await until(lambda: undo_files(world) == [])
         assert segments(vm) == []
 
