@@ -13,6 +13,7 @@ from primary_agent.probing import probe
 from primary_agent.record import VmRecord
 from primary_agent.resizing import take_sizes
 from primary_agent.resync_report import history, plan, report
+from primary_agent.reversing import Reversing
 from primary_agent.scheduling import checked_time, with_window
 from primary_agent.vm import PrimaryVm
 from shared.admin import verbs
@@ -78,6 +79,7 @@ class AdminMethods:
         methods.add(verbs.RESYNC_HISTORY, HistoryParams, self.resync_history)
         methods.add(verbs.RESYNC_PLAN, PlanParams, self.resync_plan)
         methods.add(verbs.TEST_CONNECTION, ConnectionParams, self.test_connection)
+        Reversing(self._agent, with_settings).add_to(methods)
         return methods
 
     async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:

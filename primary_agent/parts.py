@@ -6,6 +6,8 @@ import asyncio
 import uuid
 from dataclasses import dataclass, field
 
+import msgspec
+
 from primary_agent.dialing import Dialled
 from primary_agent.observing import TapObserver
 from primary_agent.precedence import Precedence
@@ -17,6 +19,7 @@ from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
 from shared.churn import DAY_SECONDS, ChurnCounter, ChurnReport
+from shared.handover import HandOver
 from shared.ports import Address
 from shared.rates import RateMeter
 from shared.status import Cause
@@ -91,8 +94,12 @@ class Parts:
     churn: ChurnCounter = field(init=False)
     """What of the disks is written most."""
     streaming: RateMeter = field(default_factory=lambda: RateMeter(STREAMING_SECONDS))
+    handed_over: HandOver | None = None
+    """Set once the VM is let go to the replica agent of this host: nothing is done for it here any more."""
 
     def __post_init__(self) -> None:
+        handed = self.replication.store.get("handover")
+        self.handed_over = msgspec.convert(handed, HandOver) if handed is not None else None
         surroundings = self.surroundings
         self.churn = ChurnCounter(surroundings.ports.clock.monotonic())
         self.precedence = Precedence(

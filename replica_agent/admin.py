@@ -8,6 +8,7 @@ from typing import Any
 from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
 from replica_agent.points import find_point, point_settings, points_of
+from replica_agent.reversing import Reversing
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
 from shared.admin import verbs
@@ -56,6 +57,7 @@ class AdminMethods:
         methods.add(verbs.EXPORT, ExportParams, self.export)
         methods.add(verbs.UNEXPORT, UnexportParams, self.unexport)
         methods.add(verbs.FAILOVER, VmParams, self.failover)
+        Reversing(self._agent).add_to(methods)
         return methods
 
     async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from shared.errors import InvalidStateError, NotFoundError, StorageError, StoreD
 from shared.event_query import Wants, everything, sought
 from shared.expiry import agent_problems, certificates_of
 from shared.limits import LimitsStatus
-from shared.ports import Address, Ports
+from shared.ports import Address, Ports, Store
 from shared.status import AgentStatus, VmStatus
 
 REVIVAL_SECONDS = 30.0
@@ -352,6 +352,24 @@ class ReplicaAgent:
             raise found.error if found is not None else NotFoundError(f"Nothing of {damaged.name} was kept here.")
         return self.vms[damaged.vm]
 
+    async def replace(self, vm: bytes, folder: str, write: Callable[[Store], Awaitable[None]]) -> ReplicaVm:
+        """Start a VM anew of which ``write`` has put all records in the place of what was there."""
+        async with self._changing:
+            known = self.vms.pop(vm, None)
+            if known is not None:
+                await known.stop()
+            try:
+                store = await self.ports.stores.open(folder, create=known is None)
+                try:
+                    await write(store)
+                finally:
+                    await store.close()
+            finally:
+                await self._load(vm, folder)
+            if vm in self.damaged:
+                raise self.damaged[vm].error
+            return self.vms[vm]
+
     # --- removing --------------------------------------------------------------------------------------------------
 
     async def remove(self, name: str) -> str:
@@ -375,6 +393,11 @@ class ReplicaAgent:
         if promotion is None:
             await vm.end()
             return ""
+        if promotion.handed_over:
+            raise InvalidStateError(
+                f"The primary agent of this host replicates {vm.name}, and its disks are in {vm.parts.layout.folder}.",
+                "Remove it at the primary agent; or leave this folder as it is.",
+            )
         if tap is not None and tap.status is not None and any(disk.clients for disk in tap.status.disks):
             raise InvalidStateError(
                 f"The disks of {vm.name} are in use: a client is connected to its tap.",

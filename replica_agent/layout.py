@@ -38,6 +38,16 @@ class Layout:
     def tap(self) -> str:
         return f"{self.folder}/tap"
 
+    @property
+    def doubt(self) -> str:
+        """Where the disks may differ from the cut that both sides have, after a reversal (docs/maps.md)."""
+        return f"{self.folder}/doubt.map"
+
+    @property
+    def reverse(self) -> str:
+        """Where the promoted cut differs from the newest that was received (docs/maps.md)."""
+        return f"{self.folder}/reverse.map"
+
     def disk(self, index: int) -> str:
         return f"{self.folder}/disk-{index}.raw"
 

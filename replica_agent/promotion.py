@@ -12,17 +12,18 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from protocol.messages import ErrorCode
+from protocol.messages import ErrorCode, Fence, WirePosition
 from protocol.position import NO_EPOCH, Ancestor, Position, extend
 from replica_agent.baseline import Baseline
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
 from replica_agent.promoted_tap import PromotedTap
-from replica_agent.record import PromotionRecord, lineage_records
+from replica_agent.record import PositionRecord, PromotionRecord, lineage_records
 from replica_agent.refusals import Refusal
 from shared.errors import InvalidStateError
 from shared.events import EventId
 from shared.states import ReplicaEvent
+from shared.tap_control import Tracking
 
 
 @dataclass(slots=True)
@@ -93,6 +94,8 @@ class Promotion:
                 entry=cut.entry,
                 time=draft.now,
                 host=parts.surroundings.host,
+                cut=PositionRecord.of(cut),
+                received=PositionRecord.of(cut),
             )
             record = draft.replication
             step = Ancestor(epoch, cut.epoch, cut.segment)
@@ -150,9 +153,30 @@ class Promotion:
         self.parts.disks.close()
         tap.configure()
 
+    @property
+    def written(self) -> bool:
+        """Whether anything was written here since the failover; what is not known counts as that."""
+        record = self.parts.ledger.promotion
+        if record is not None and record.handed_over:
+            return record.written
+        status = self.tap.status if self.tap is not None else None
+        if status is None or status.tracking is not Tracking.ON or status.position is None:
+            return record is None or record.serving
+        return status.position.entry > 0
 
-def fenced(record: PromotionRecord, name: str) -> Refusal:
+
+def fenced(record: PromotionRecord, name: str, *, written: bool) -> Refusal:
     """What a primary is told that comes back after the failover (I8)."""
+    received = record.received.position if record.received is not None else None
+    fence = Fence(
+        epoch=record.epoch,
+        parent=record.parent,
+        parent_segment=record.parent_segment,
+        received=WirePosition.of(received) if received is not None else None,
+        written=written,
+        wall_ns=int(record.time * 1e9),
+        host=record.host[:128],
+    )
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.time))
     cut = f"cut {record.parent_segment} of epoch {record.parent.hex()}"
     if record.parent_segment == 0:
@@ -161,5 +185,6 @@ def fenced(record: PromotionRecord, name: str) -> Refusal:
     return Refusal(
         ErrorCode.FENCED,
         f"{name} was failed over to {record.host} on {when}: epoch {record.epoch.hex()} began there after {cut}.",
-        "Do not run the VM on its old host. To replicate from there again, remove the VM at the replica first.",
+        f"Do not run the VM on its old host. To make that the replica, run `vmreplica reverse {name}` on both hosts.",
+        fence,
     )

@@ -21,6 +21,7 @@ from replica_agent.parts import VmParts
 from replica_agent.record import ResyncRecord, UndoRecord
 from replica_agent.replay import Source
 from replica_agent.resync import OpenResync
+from replica_agent.reversal import read_doubt
 from replica_agent.spool import Spool
 from replica_agent.strangers import remove_strangers
 from shared.events import EventId
@@ -149,6 +150,7 @@ def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
         tracked=parts.spool_from(parts.start_of(record.epoch)),
         in_place=record.in_place,
         reread=parts.ledger.replication.reread,
+        doubt=read_doubt(parts, record),
     )
     found.resync = opened
     try:

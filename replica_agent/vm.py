@@ -60,6 +60,7 @@ class ReplicaVm:
         self.on_failure: Callable[[ReplicaVm], None] | None = None
         self.connections = Connections(self.parts, self.baseline, self.statistics, self.judge, self.fail)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._completing: asyncio.Task[None] | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -90,8 +91,8 @@ class ReplicaVm:
         self._spawn(self.parts.applier.run())
         self._spawn(self._keep_house())
         self._spawn(self._thin())
-        if promotion is not None:
-            self._spawn(self.promotion.complete())
+        if promotion is not None and not promotion.handed_over:
+            self._completing = self._spawn(self.promotion.complete())
 
     async def stop(self) -> None:
         """End connections, tasks and exports, and close files and store."""
@@ -144,7 +145,7 @@ class ReplicaVm:
         except (VmreplicaError, OSError):
             log.exception("the failure of a VM can't be recorded", vm=self.name, failure=text)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run ``work`` as a task of this VM; an error that it ends with is this VM's failure."""
 
         async def guarded() -> None:
@@ -158,6 +159,7 @@ class ReplicaVm:
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _keep_house(self) -> None:
         while True:
@@ -222,7 +224,7 @@ class ReplicaVm:
         if self.failure is not None:
             raise self._refusal_of_failure()
         if self.ledger.promotion is not None:
-            raise fenced(self.ledger.promotion, self.name)
+            raise fenced(self.ledger.promotion, self.name, written=self.promotion.written)
         if self.promotion.deciding.locked():
             raise self._failing_over()
         if self.parts.closing:
@@ -298,8 +300,20 @@ class ReplicaVm:
         if self.failure is not None:
             raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
         if await self.promotion.decide():
-            self._spawn(self.promotion.complete())
+            self._completing = self._spawn(self.promotion.complete())
         await self._await_service(FAILOVER_WAIT_SECONDS)
+
+    async def leave_tap(self) -> None:
+        """The tap of the promoted VM is nobody's here any more; it goes on."""
+        if self._completing is not None:
+            self._completing.cancel()
+            await asyncio.wait({self._completing})
+            self._completing = self.promotion.tap = None
+
+    def take_tap_up(self) -> None:
+        """Look after the tap of the promoted VM again."""
+        if self._completing is None:
+            self._completing = self._spawn(self.promotion.complete())
 
     async def _await_service(self, seconds: float) -> None:
         """Wait until the promoted disks are served, but no longer than this."""

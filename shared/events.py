@@ -54,6 +54,10 @@ class EventId(IntEnum):
     CERTIFICATE_ENDS = 60208
     ALARM_TEST = 60209
     BYPASSED = 60210
+    REVERSED = 60341
+    """The direction of replication was, or is being, reversed on this host."""
+    SPLIT_BRAIN = 60342
+    """Both sides have moved on since the failover."""
 
 
 _ERRORS = frozenset(
@@ -68,6 +72,7 @@ _ERRORS = frozenset(
         EventId.VERIFY_DIFFERENT,
         EventId.NOT_RELOADED,
         EventId.BYPASSED,
+        EventId.SPLIT_BRAIN,
     }
 )
 _WARNINGS = frozenset(
@@ -80,6 +85,7 @@ _WARNINGS = frozenset(
         EventId.ALARM_FAILED,
         EventId.PEER_REFUSED,
         EventId.CERTIFICATE_ENDS,
+        EventId.REVERSED,
     }
 )
 LEVELS = ("info", "warning", "error")

@@ -36,6 +36,8 @@ class ResyncCause(StrEnum):
     STATE_LOST = "state_lost"
     HISTORY_LOST = "history_lost"
     DISK_GROWN = "disk_grown"
+    REVERSED = "reversed"
+    """The direction was reversed: what either side changed since the cut that both have is compared (R41)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class PrimaryView:
     have been sent (R33). ``tracking`` is the tap's word (on, off, lost, map); ``log_epoch``, ``first_segment`` and
     ``log_end`` say what its log holds; ``acked`` is the last cut known to be durable at the replica.
     ``required`` says that a cause for a resync is already on record, ``rebuilt`` that ``epoch`` and ``lineage`` may
-    lack what was newest when the state was lost.
+    lack what was newest when the state was lost. ``reversal``: since this side was the replica until the direction was
+    reversed, the cut of the other side's epoch that it had then.
     """
 
     disks: tuple[Geometry, ...]
@@ -78,11 +81,15 @@ class PrimaryView:
     resync: OpenResync | None = None
     required: bool = False
     rebuilt: bool = False
+    reversal: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """Where the replica says it stands (the content of OPENED)."""
+    """Where the replica says it stands (the content of OPENED).
+
+    ``common``: the VM ran on its disks before; they are as of this cut but in what it will tell.
+    """
 
     disks: tuple[Geometry, ...]
     epoch: bytes = NO_EPOCH
@@ -96,6 +103,7 @@ class ReplicaView:
     host: str = ""
     causes: tuple[tuple[str, str], ...] = ()
     """Why it needs one: words and what it found."""
+    common: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,11 @@ class Resume:
 @dataclass(frozen=True, slots=True)
 class InitialRequired:
     """Neither side has a baseline."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitReverse:
+    """The host that was the primary until the direction was reversed here has not been told so yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +207,7 @@ class GeometryMismatch:
 Decision = (
     Resume
     | InitialRequired
+    | AwaitReverse
     | CommitConfirmed
     | GoOnWithResync
     | NextRound
@@ -231,6 +245,15 @@ def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
         return _open_resync(primary, primary.resync, replica)
     if primary.epoch == NO_EPOCH:
         return InitialRequired()
+    if primary.reversal is not None and replica.epoch == NO_EPOCH:
+        return AwaitReverse()
+    if _is_reversed(primary, replica):
+        return ResyncRequired(
+            ResyncCause.REVERSED,
+            f"The direction was reversed: both sides have cut {replica.common}, and what either changed since is "
+            "compared.",
+            {"common": str(replica.common), "replica_epoch": replica.epoch.hex()},
+        )
     if replica.epoch == NO_EPOCH:
         return ResyncRequired(
             ResyncCause.REPLICA_EMPTY,
@@ -251,6 +274,13 @@ def wrote_since(primary: PrimaryView, cut: Position | None) -> bool:
 def _is_ahead(primary: PrimaryView, replica: ReplicaView) -> bool:
     """Whether the replica's history goes on from ours: only a promotion or another primary can do that."""
     return primary.epoch != NO_EPOCH and knows(replica.lineage, primary.epoch)
+
+
+def _is_reversed(primary: PrimaryView, replica: ReplicaView) -> bool:
+    """Whether the replica is a former primary that both sides' histories lead back to one cut of."""
+    if replica.common is None or replica.common.epoch != replica.epoch:
+        return False
+    return replica.epoch == primary.epoch or knows(primary.lineage, replica.epoch)
 
 
 def _is_known(primary: PrimaryView, epoch: bytes) -> bool:

@@ -74,6 +74,7 @@ class PrimaryEvent(Enum):
     RESYNC_CANCELLED = "resynchronization cancelled"
     FENCED = "failed over at the replica"
     RETRIED = "tried again by the administrator after a failover"
+    TAKEN_OVER = "taken over from this host's replica agent: the direction was reversed"
     REMOVED = "replication removed"
 
 
@@ -92,6 +93,10 @@ class ReplicaEvent(Enum):
     RESYNC_DROPPED = "resynchronization dropped"
     RESYNC_CANCELLED = "resynchronization cancelled"
     PROMOTED = "promoted"
+    HANDED_OVER = "handed over to this host's primary agent: the direction was reversed"
+    TAKEN_BACK = "the hand-over was taken back"
+    TAKEN_OVER = "taken over from this host's primary agent: the direction was reversed"
+    GIVEN_UP = "the failover was given up by the administrator"
     REMOVED = "replication removed"
 
 
@@ -101,6 +106,7 @@ _R = ReplicaEvent
 
 PRIMARY_TRANSITIONS: dict[tuple[ReplicationState, PrimaryEvent], ReplicationState] = {
     (_S.DISABLED, _P.ENABLED): _S.READY_FOR_INITIAL_REPLICATION,
+    (_S.DISABLED, _P.TAKEN_OVER): _S.WAITING_FOR_START_RESYNCHRONIZE,
     (_S.READY_FOR_INITIAL_REPLICATION, _P.INITIAL_STARTED): _S.INITIAL_REPLICATION_IN_PROGRESS,
     (_S.READY_FOR_INITIAL_REPLICATION, _P.FENCED): _S.FAILED_OVER,
     (_S.INITIAL_REPLICATION_IN_PROGRESS, _P.INITIAL_COMPLETED): _S.REPLICATING,
@@ -157,6 +163,14 @@ REPLICA_TRANSITIONS: dict[tuple[ReplicationState, ReplicaEvent], ReplicationStat
     # By its primary, and nothing is wrong on this side: what it holds is what it held before.
     (_S.RESYNCHRONIZING, _R.RESYNC_CANCELLED): _S.REPLICATING,
     (_S.RESYNCHRONIZING, _R.PROMOTED): _S.FAILED_OVER_WAITING_COMPLETION,
+    (_S.FAILED_OVER_WAITING_COMPLETION, _R.HANDED_OVER): _S.FAILED_OVER,
+    (_S.FAILED_OVER, _R.HANDED_OVER): _S.FAILED_OVER,
+    (_S.FAILED_OVER, _R.TAKEN_BACK): _S.FAILED_OVER_WAITING_COMPLETION,
+    (_S.DISABLED, _R.TAKEN_OVER): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.READY_FOR_INITIAL_REPLICATION, _R.TAKEN_OVER): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.FAILED_OVER, _R.TAKEN_OVER): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.FAILED_OVER_WAITING_COMPLETION, _R.GIVEN_UP): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.FAILED_OVER, _R.GIVEN_UP): _S.WAITING_FOR_START_RESYNCHRONIZE,
 } | {(state, _R.REMOVED): _S.DISABLED for state in _S if state is not _S.DISABLED}
 
 E = TypeVar("E", PrimaryEvent, ReplicaEvent)

@@ -95,6 +95,8 @@ class TapConfig(ConfigStruct, frozen=True):
     hot_regions: Annotated[int, msgspec.Meta(gt=0, le=MAX_HOT_REGIONS)] = DEFAULT_HOT_REGIONS
     """The most regions that are hot at a time: what a power loss may leave in doubt."""
     block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
+    fenced: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    """Why the disks are served for reading only: the VM was failed over to another host. Empty while it was not."""
 
     @property
     def hot_region_bits(self) -> int:

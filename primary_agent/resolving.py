@@ -1,0 +1,54 @@
+"""Keeps this side of a split brain: replication goes on from here, to the host that gave its failover up.
+
+That host is made the replica again by its own administrator (``vmreplica resolve VM --keep primary`` there); it then
+tells at which cut of this side's history it stands, and the compare is bounded by what either side changed since.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from primary_agent.fencing import ask
+from shared.channel import ChannelClosed
+from shared.errors import InvalidStateError, UsageError
+from shared.planning import ResyncCause
+from shared.states import PrimaryEvent, ReplicationState
+from shared.tap_control import Tracking
+
+if TYPE_CHECKING:
+    from primary_agent.vm import PrimaryVm
+
+
+async def keep_primary(vm: PrimaryVm, *, yes: bool) -> None:
+    """Go on with this side. Raises InvalidStateError where it was not failed over, UsageError without ``yes``."""
+    replication, tap = vm.parts.replication, vm.parts.tap
+    async with vm.ordering:
+        if replication.state is not ReplicationState.FAILED_OVER or vm.parts.handed_over is not None:
+            raise InvalidStateError(
+                f"{vm.name} is in state {replication.state.title}: there is nothing to resolve on this host."
+            )
+        if not yes:
+            raise UsageError(
+                f"What {replication.record.peer_host or vm.record.replica_host} wrote of {vm.name} since its failover "
+                "is given up for what is on this host.",
+                "Repeat it with --yes.",
+            )
+        try:
+            fenced = await ask(vm.parts)
+        except ChannelClosed as error:
+            raise InvalidStateError(
+                f"Whether the failover of {vm.name} was given up can't be asked: {error.text}", error.remedy
+            ) from error
+        if fenced is not None:
+            raise InvalidStateError(
+                f"{vm.name} is still failed over to {fenced.host}.",
+                f"Run `vmreplica resolve {vm.name} --keep primary` there first.",
+            )
+        status = await tap.refresh()
+        if status.tracking is Tracking.ON:
+            # The dirty map is what bounds a compare; a log could not be sent to a side that stands elsewhere.
+            await tap.require().client.to_map()
+        text = f"The administrator keeps this side: {replication.record.fenced}"
+        await replication.transition(PrimaryEvent.RETRIED, text, fenced="", fence=None, stopped_time=None)
+        await replication.require_resync(ResyncCause.REVERSED, text)
+        replication.replan()
