@@ -31,7 +31,7 @@ class NotReversedError(UnreachableError):
 
 
 def conclude(decision: Decision, name: str) -> None:
-    """Raises FencedOff, NotReversedError or Refused where the decision about the VM ``name`` is that nothing may be sent."""
+    """Raises FencedOff, NotReversedError or Refused where nothing may be sent of the VM ``name``."""
     match decision:
         case Fenced(text=text):
             raise FencedOff(text, split=False)
