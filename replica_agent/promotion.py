@@ -12,8 +12,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from protocol.messages import ErrorCode, Fence, WirePosition
-from protocol.position import NO_EPOCH, Ancestor, Position, extend
+from protocol.messages import ErrorCode, Fence, Open, WirePosition, read_lineage
+from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
 from replica_agent.baseline import Baseline
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
@@ -163,6 +163,18 @@ class Promotion:
         if status is None or status.tracking is not Tracking.ON or status.position is None:
             return record is None or record.serving
         return status.position.entry > 0
+
+
+def refused_after_failover(record: PromotionRecord, name: str, body: Open, *, written: bool) -> Refusal:
+    """What is told to a primary that opens a VM which was failed over to this host."""
+    if record.epoch == body.epoch or knows(read_lineage(body.lineage), record.epoch):
+        # Its history goes on from the failover: the VM ran here, and was failed over to there since.
+        return Refusal(
+            ErrorCode.BUSY,
+            f"{name} ran on {record.host} before, which is not its replica yet.",
+            f"Run `vmreplica reverse {name}` on {record.host}.",
+        )
+    return fenced(record, name, written=written)
 
 
 def fenced(record: PromotionRecord, name: str, *, written: bool) -> Refusal:

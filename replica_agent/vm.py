@@ -17,7 +17,7 @@ from replica_agent.exports import Exports
 from replica_agent.finishing import finish
 from replica_agent.ledger import Ledger, LedgerError
 from replica_agent.parts import Surroundings, VmParts, assemble
-from replica_agent.promotion import Promotion, fenced
+from replica_agent.promotion import Promotion, refused_after_failover
 from replica_agent.recovery import recover
 from replica_agent.refusals import Refusal
 from replica_agent.thinner import Thinner
@@ -224,7 +224,7 @@ class ReplicaVm:
         if self.failure is not None:
             raise self._refusal_of_failure()
         if self.ledger.promotion is not None:
-            raise fenced(self.ledger.promotion, self.name, written=self.promotion.written)
+            raise refused_after_failover(self.ledger.promotion, self.name, body, written=self.promotion.written)
         if self.promotion.deciding.locked():
             raise self._failing_over()
         if self.parts.closing:
