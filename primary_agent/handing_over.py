@@ -249,6 +249,7 @@ async def _track(vm: PrimaryVm, finding: Finding) -> tuple[HandOver, bool]:
     record, settings = replication.record, {name: _plain(getattr(vm.record, name)) for name in _KEPT}
     settings |= {name: _plain(value) for name in _KEPT_WHERE_SET if (value := getattr(vm.record, name))}
     handed = HandOver(
+        id=parts.surroundings.ports.random.bytes(16).hex(),
         vm=vm.record.vm.hex(),
         name=vm.name,
         to="replica",

@@ -106,6 +106,8 @@ class VmRecord(Record):
     """When both sides are compared by themselves (shared.schedule.Recurrence)."""
     tap: TapPlace | None = None
     """None: in the VM's own folder."""
+    handover: str = ""
+    """The id of the hand-over by which the VM came from this host's replica agent (shared.handover)."""
     version: int = RECORD_VERSION
 
     @property

@@ -58,12 +58,13 @@ def plan(handed: HandOver, replica: tuple[str, int], taken: Sequence[VmRecord], 
         log_limit_bytes=0,
         created_time=now,
         tap=TapPlace(folder=handed.tap_folder, runtime_folder=handed.runtime_folder),
+        handover=handed.id,
     )
 
 
 def is_taken(record: VmRecord, handed: HandOver) -> bool:
     """Whether that is what an earlier order took over."""
-    return record.vm == handed.vm_id and record.tap is not None and record.tap.folder == handed.tap_folder
+    return record.vm == handed.vm_id and record.handover == handed.id
 
 
 def keep_ranges(files: FileSystem, folder: str, handed: HandOver, ranges: bytes) -> bool:

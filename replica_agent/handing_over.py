@@ -162,6 +162,7 @@ def _describe(vm: ReplicaVm, record: PromotionRecord, tracked: Tracked) -> HandO
     replace_file(parts.ports.files, path, data)
     surroundings = parts.surroundings
     return HandOver(
+        id=record.epoch.hex(),
         vm=parts.vm.hex(),
         name=vm.name,
         to="primary",

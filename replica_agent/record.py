@@ -52,6 +52,8 @@ class VmRecord(Record):
     """Fingerprint of the certificate that created it; for people, since authorization alone decides."""
     settings: dict[str, Any] = {}
     """The VM's settings at this host's primary agent, from which it came; kept for the day it goes back."""
+    handover: str = ""
+    """The id of the hand-over by which it came (shared.handover)."""
 
     @property
     def geometry(self) -> tuple[Geometry, ...]:

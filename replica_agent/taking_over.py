@@ -36,10 +36,7 @@ from shared.status import Cause
 
 def is_taken(vm: ReplicaVm, handed: HandOver) -> bool:
     """Whether that is what an earlier order took over."""
-    record, ledger = vm.ledger.replication, vm.ledger
-    waits = any(cause.code == ResyncCause.REVERSED.value for cause in record.causes)
-    paths = [vm.parts.disks.path(disk.index) for disk in ledger.vm.disks]
-    return ledger.promotion is None and waits and paths == [disk.path for disk in handed.disks]
+    return vm.ledger.vm.handover == handed.id
 
 
 async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> ReplicaVm:
@@ -151,7 +148,14 @@ async def _write(
     )
     written = max((disk.mtime_ns for disk in handed.disks), default=0) / 1e9
     stand_at(replication, here, written or now, identities, clock.boot_id())
-    vm = VmRecord(vm=handed.vm_id, name=handed.name, disks=disks, created_time=now, settings=handed.settings)
+    vm = VmRecord(
+        vm=handed.vm_id,
+        name=handed.name,
+        disks=disks,
+        created_time=now,
+        settings=handed.settings,
+        handover=handed.id,
+    )
     events = [
         make_event(
             EventId.REVERSED,

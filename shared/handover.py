@@ -93,6 +93,8 @@ class HandOver(Part):
     names it. ``peer`` is the other host, ``written`` whether anything was written here since the failover.
     """
 
+    id: Hex16
+    """Of this hand-over: by it the agent that takes the VM knows one that it has taken already."""
     vm: Hex16
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     to: str

@@ -100,7 +100,7 @@ READING = frozenset(
     }
 )
 """Methods that change nothing, for viewers. (DISK_USE takes nobody's word but root's, whoever may call it.)"""
-UNRECORDED = frozenset({TEST_CONNECTION, AUDIT})
+UNRECORDED = frozenset({TEST_CONNECTION, AUDIT, ADOPT_PART})
 """Methods that change nothing either, but are for administrators."""
 
 

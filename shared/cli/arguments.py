@@ -26,6 +26,7 @@ from shared.cli.grammar import (
 from shared.cli.host_verbs import HOST_VERBS
 from shared.cli.measuring_verbs import MEASURING_VERBS
 from shared.cli.pki_verbs import PKI_VERBS
+from shared.cli.reverse_verbs import REVERSE_VERBS
 from shared.cli.units import (
     SETTINGS,
     parse_blocks,
@@ -315,6 +316,7 @@ VERBS = (
     Verb("export", "serve a recovery point of the replica read-only over NBD", f"{_REPLICA}:export", _export),
     Verb("unexport", "end such an export", f"{_REPLICA}:unexport", _unexport),
     Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_REPLICA}:failover", _failover),
+    *REVERSE_VERBS,
     Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),
     Verb("pki", "make and look at certificates", "", _pki, agents=False),
     Verb(
