@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,14 +118,23 @@ class Host:
     async def carry(self, source: str, target: str, *, replica: str = "", **options: Any) -> HandOver:
         """What ``vmreplica reverse`` does."""
         raw = await self.call(source, verbs.HAND_OVER, vm=NAME, **options)
+        await self.adopt(target, raw, replica=replica)
+        await self.call(source, verbs.HANDED_OVER, vm=NAME)
+        return msgspec.convert(raw, HandOver)
+
+    async def adopt(self, target: str, raw: Any, *, replica: str = "") -> None:
+        """The part of it that is about the agent that takes the VM."""
         handed = msgspec.convert(raw, HandOver)
         data = Path(handed.ranges_path).read_bytes()
         for at in range(0, max(1, len(data)), PART_BYTES):
             part = base64.b64encode(data[at : at + PART_BYTES]).decode()
             await self.call(target, verbs.ADOPT_PART, vm=handed.vm, offset=at, data=part)
         await self.call(target, verbs.ADOPT, vm=handed.vm, handover=raw, replica=replica)
-        await self.call(source, verbs.HANDED_OVER, vm=NAME)
-        return handed
+
+    async def restart(self, other: str) -> None:
+        """End both agents, and start them anew from what is durable."""
+        await self.stop()
+        await self.start(other)
 
     def paths(self) -> list[Path]:
         """Where the VM's disks are here."""
@@ -220,16 +229,66 @@ class TwoHosts:
     def other(self, host: Host) -> Host:
         return self.beta if host is self.alpha else self.alpha
 
+    async def fenced(self, host: Host) -> None:
+        """Wait until the primary at ``host`` is told that the VM was failed over."""
+        state = ReplicationState.FAILED_OVER
+
+        def told() -> bool:
+            host.vm.parts.link.poke.notify()
+            return host.vm.parts.replication.state is state
+
+        await self.until("the fence", told)
+
+    async def write_past_the_fence(self, host: Host, *commands: str) -> None:
+        """As a guest does that was running there when the VM was failed over: it is not cut off (I14)."""
+        tap = host.vm.parts.tap.require()
+        await tap.client.set(fenced="")
+        await host.write(*commands)
+        await tap.client.set(fenced="as before")
+
+    @contextlib.asynccontextmanager
+    async def client(self, host: Host) -> AsyncIterator[None]:
+        """Somebody is connected to the first disk."""
+        config = host.vm.parts.tap.config if host.primary.vms else host.promoted
+        uri = f"nbd+unix:///{config.disks[0].export}?socket={config.nbd_socket}"
+        process = await asyncio.create_subprocess_exec(
+            "qemu-io", "-r", "-f", "raw", uri, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"read 0 512\n")
+        await process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.stdin.close()
+            await process.wait()
+
+    async def oldest_point(self, host: Host) -> bytes:
+        """The content of the first disk at the oldest recovery point that is kept at ``host``."""
+        vm = host.copy
+        await self.until("an older point", vm.parts.history.positions)
+        position = vm.parts.history.positions()[0]
+        export = await vm.exports.start(vm.describe, position)
+        target = host.folder / "point.raw"
+        process = await asyncio.create_subprocess_exec(
+            "qemu-img", "convert", "-f", "raw", "-O", "raw", export.uris[0], str(target)
+        )
+        assert await process.wait() == 0
+        await vm.exports.stop(export.id)
+        return target.read_bytes()
+
     async def fail_over(self, target: Host) -> None:
         """Promote the copy at ``target``, and wait until the former primary is told."""
         source = self.other(target)
         await target.copy.failover()
+        await self.tracking(target)
+        await self.fenced(source)
+
+    async def tracking(self, target: Host) -> None:
+        """Wait until the tap of the promoted VM at ``target`` tracks."""
         tap = target.copy.promotion.tap
         assert tap is not None
         await self.until("tracking", lambda: tap.status is not None and tap.status.tracking.value == "on")
-        source.vm.parts.link.poke.notify()
-        state = ReplicationState.FAILED_OVER
-        await self.until("the fence", lambda: source.vm.parts.replication.state is state)
 
     async def reverse(self, primary: Host, **options: Any) -> None:
         """Both orders: ``primary`` is it from now on."""
