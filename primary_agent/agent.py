@@ -22,13 +22,14 @@ from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.trusting import end_distrusted
 from primary_agent.vm import PrimaryVm
+from primary_agent.vm_folders import forget, is_empty, is_vm_folder
 from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
 from shared.errors import InvalidStateError, NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.event_query import Wants, everything, sought
 from shared.expiry import agent_problems, certificates_of
-from shared.ports import FileSystem, Ports
+from shared.ports import Ports
 from shared.status import AgentStatus, VmStatus
 from shared.tap_config import TapConfig, load_config
 from shared.tasks import uninterrupted
@@ -76,7 +77,7 @@ class PrimaryAgent:
         folder = self._vms_folder
         await self.ports.workers.run(self.ports.files.make_folder, folder)
         for name in await self.ports.workers.run(self.ports.files.list, folder):
-            if _is_vm_folder(name):
+            if is_vm_folder(name):
                 await self._load(name)
 
     async def stop(self) -> None:
@@ -114,7 +115,7 @@ class PrimaryAgent:
             store = await self.ports.stores.open(folder)
         except VmreplicaError as error:
             if isinstance(error, StoreDamagedError) and await self.ports.workers.run(
-                _is_empty, self.ports.files, folder
+                is_empty, self.ports.files, folder
             ):
                 # Enabling was interrupted before it wrote anything.
                 await self.ports.workers.run(self.ports.files.remove_tree, folder)
@@ -395,21 +396,3 @@ class PrimaryAgent:
 
     def _runtime_folder(self, identity: str) -> str:
         return f"{self.config.runtime_dir}/{identity}"
-
-
-def _is_vm_folder(name: str) -> bool:
-    try:
-        return str(uuid.UUID(name)) == name
-    except ValueError:
-        return False
-
-
-def forget(files: FileSystem, folder: str, runtime_folder: str) -> None:
-    """Delete a VM's folder and that of its sockets. Blocks."""
-    files.remove_tree(folder)
-    files.sync_folder(folder.rpartition("/")[0])
-    files.remove_tree(runtime_folder)
-
-
-def _is_empty(files: FileSystem, folder: str) -> bool:
-    return not files.list(folder)

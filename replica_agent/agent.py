@@ -23,6 +23,7 @@ from replica_agent.parts import Surroundings
 from replica_agent.quota import Copy
 from replica_agent.rebuilding import RECOVERABLE, rebuild
 from replica_agent.refusals import Refusal
+from replica_agent.removing import dismantle
 from replica_agent.sessions import Sessions
 from replica_agent.storages import Storages
 from replica_agent.vm import ReplicaVm, settle
@@ -382,32 +383,10 @@ class ReplicaAgent:
                     f"Look into {damaged.folder}; delete it by hand if nothing in it is needed.",
                 )
             vm = self.find(name)
-            keep = await self._dismantle(vm)
+            keep = await dismantle(vm, self.ports.clock.wall())
             del self.vms[vm.parts.vm]
             await finish(remove_vm(self.ports, vm.parts.layout.folder, vm.ledger.store, keep_disks=keep))
             return keep
-
-    async def _dismantle(self, vm: ReplicaVm) -> str:
-        """Stop everything of a VM but its store; where its disks are to be kept, or empty."""
-        promotion, tap = vm.ledger.promotion, vm.promotion.tap
-        if promotion is None:
-            await vm.end()
-            return ""
-        if promotion.handed_over:
-            raise InvalidStateError(
-                f"The primary agent of this host replicates {vm.name}, and its disks are in {vm.parts.layout.folder}.",
-                "Remove it at the primary agent; or leave this folder as it is.",
-            )
-        if tap is not None and tap.status is not None and any(disk.clients for disk in tap.status.disks):
-            raise InvalidStateError(
-                f"The disks of {vm.name} are in use: a client is connected to its tap.",
-                "Stop the virtual machine first.",
-            )
-        await vm.end()
-        if tap is not None:
-            await tap.stop_tap()
-        storage = vm.parts.layout.folder.rpartition("/")[0]
-        return f"{storage}/removed/{vm.parts.uuid}-{int(self.ports.clock.wall())}"
 
 
 _STOPPING = Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again.")

@@ -12,18 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from protocol.errors import ProtocolError
-from protocol.messages import (
-    REVERSE,
-    Body,
-    Close,
-    ErrorCode,
-    Fence,
-    Heartbeat,
-    Hello,
-    MessageType,
-    Problem,
-    Welcome,
-)
+from protocol.messages import REVERSE, Body, Close, ErrorCode, Fence, Heartbeat, Hello, MessageType, Problem, Welcome
 from protocol.session import Message, PrimarySession, ReplicaSession, Session, SessionState
 from shared.budget import Budget
 from shared.errors import DAMAGED_LINK, ForbiddenError, VmreplicaError

@@ -37,7 +37,6 @@ class ResyncCause(StrEnum):
     HISTORY_LOST = "history_lost"
     DISK_GROWN = "disk_grown"
     REVERSED = "reversed"
-    """The direction was reversed: what either side changed since the cut that both have is compared (R41)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +63,7 @@ class PrimaryView:
     have been sent (R33). ``tracking`` is the tap's word (on, off, lost, map); ``log_epoch``, ``first_segment`` and
     ``log_end`` say what its log holds; ``acked`` is the last cut known to be durable at the replica.
     ``required`` says that a cause for a resync is already on record, ``rebuilt`` that ``epoch`` and ``lineage`` may
-    lack what was newest when the state was lost. ``reversal``: since this side was the replica until the direction was
-    reversed, the cut of the other side's epoch that it had then.
+    lack what was newest when the state was lost. ``reversal``: the newest cut of the former primary's that this side had.
     """
 
     disks: tuple[Geometry, ...]
@@ -86,10 +84,7 @@ class PrimaryView:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """Where the replica says it stands (the content of OPENED).
-
-    ``common``: the VM ran on its disks before; they are as of this cut but in what it will tell.
-    """
+    """Where the replica says it stands (the content of OPENED)."""
 
     disks: tuple[Geometry, ...]
     epoch: bytes = NO_EPOCH
@@ -104,6 +99,7 @@ class ReplicaView:
     causes: tuple[tuple[str, str], ...] = ()
     """Why it needs one: words and what it found."""
     common: Position | None = None
+    """The VM ran on its disks before: they are as of this cut but in what it will tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +116,7 @@ class InitialRequired:
 
 @dataclass(frozen=True, slots=True)
 class AwaitReverse:
-    """The host that was the primary until the direction was reversed here has not been told so yet."""
+    """The direction was reversed on this host, and not yet on the one that was the primary before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,12 +244,10 @@ def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
     if primary.reversal is not None and replica.epoch == NO_EPOCH:
         return AwaitReverse()
     if _is_reversed(primary, replica):
-        return ResyncRequired(
-            ResyncCause.REVERSED,
-            f"The direction was reversed: both sides have cut {replica.common}, and what either changed since is "
-            "compared.",
-            {"common": str(replica.common), "replica_epoch": replica.epoch.hex()},
-        )
+        text = "The direction was reversed, and the replica is not proven to have a cut of both sides: all is compared."
+        if replica.common is not None:
+            text = f"The direction was reversed: what either side changed since cut {replica.common} is compared."
+        return ResyncRequired(ResyncCause.REVERSED, text, {"common": str(replica.common)})
     if replica.epoch == NO_EPOCH:
         return ResyncRequired(
             ResyncCause.REPLICA_EMPTY,
@@ -277,10 +271,9 @@ def _is_ahead(primary: PrimaryView, replica: ReplicaView) -> bool:
 
 
 def _is_reversed(primary: PrimaryView, replica: ReplicaView) -> bool:
-    """Whether the replica is a former primary that both sides' histories lead back to one cut of."""
-    if replica.common is None or replica.common.epoch != replica.epoch:
-        return False
-    return replica.epoch == primary.epoch or knows(primary.lineage, replica.epoch)
+    """Whether the replica was the primary before, or gave a failover up, and this side's history goes on from its."""
+    joined = replica.epoch == primary.epoch or knows(primary.lineage, replica.epoch)
+    return joined and any(code == ResyncCause.REVERSED.value for code, _ in replica.causes)
 
 
 def _is_known(primary: PrimaryView, epoch: bytes) -> bool:

@@ -247,7 +247,7 @@ class TapControl:
         return self.status()
 
     async def _to_map(self, params: NoParams, client: Client) -> TapStatus:
-        await self._engine.to_map()
+        self._engine.tracker.to_map()
         return self.status()
 
     async def _cut(self, params: ReasonParams, client: Client) -> Sealed:

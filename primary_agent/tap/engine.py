@@ -361,11 +361,6 @@ class TapEngine:
         async with self._orders:
             self.tracker.abandon(epoch)
 
-    async def to_map(self) -> None:
-        """The dirty map takes the place of the log now. Raises InvalidStateError where it can't."""
-        async with self._orders:
-            self.tracker.to_map()
-
     def set_log_limit(self, limit: int) -> None:
         """The bytes that log files may take. Raises UsageError for less than two files."""
         files = self.tracker.files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
 from protocol.bulk import Detail, Manifest, encode_blocks, encode_blocks_entry, encode_detail, encode_manifest
@@ -14,6 +15,7 @@ from protocol.messages import (
     Committed,
     DetailRequest,
     ErrorCode,
+    Fence,
     Heartbeat,
     Hello,
     Holes,
@@ -189,6 +191,32 @@ EXAMPLES: dict[MessageType, Body] = {
     MessageType.VERIFY_ENDED: VerifyEnded(id=RESYNC, images=[ImageDigest(disk=0, digest=pattern(32, 15))]),
     MessageType.VERIFY_LOST: VerifyLost(id=RESYNC, code="point_lost", text="The recovery point was deleted."),
 }
+
+
+REVERSED_EXAMPLES: dict[MessageType, Body] = {
+    MessageType.ERROR: msgspec.structs.replace(
+        EXAMPLES[MessageType.ERROR],
+        fence=Fence(
+            epoch=OTHER_EPOCH,
+            parent=EPOCH,
+            parent_segment=1,
+            received=POSITION,
+            written=True,
+            wall_ns=START_NS,
+            host="beta.example",
+        ),
+    ),
+    MessageType.OPENED: msgspec.structs.replace(
+        EXAMPLES[MessageType.OPENED],
+        state="WaitingForStartResynchronize",
+        causes=[WireCause(code="reversed", text="The direction was reversed.")],
+        common=POSITION,
+    ),
+    MessageType.RESYNC_READY: msgspec.structs.replace(
+        EXAMPLES[MessageType.RESYNC_READY], settled=[], more=True, doubt=[Run(disk=0, offset=131072, length=65536)]
+    ),
+}
+"""The same with what goes only to a peer that has the capability ``reverse``."""
 
 
 def manifest() -> Manifest:
