@@ -63,7 +63,7 @@ class PrimaryView:
     have been sent (R33). ``tracking`` is the tap's word (on, off, lost, map); ``log_epoch``, ``first_segment`` and
     ``log_end`` say what its log holds; ``acked`` is the last cut known to be durable at the replica.
     ``required`` says that a cause for a resync is already on record, ``rebuilt`` that ``epoch`` and ``lineage`` may
-    lack what was newest when the state was lost. ``reversal``: the newest cut of the former primary's that this side had.
+    lack what was newest when the state was lost. ``reversal``: the newest cut of the former primary that was here.
     """
 
     disks: tuple[Geometry, ...]
