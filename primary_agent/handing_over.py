@@ -238,11 +238,7 @@ async def _track(vm: PrimaryVm, finding: Finding) -> tuple[HandOver, bool]:
     if status.tracking is Tracking.ON and finding.common is not None:
         here = (await client.cut("reverse")).position()
         await client.release(finding.common.epoch, finding.common.segment)
-        await client.to_map()
-        status = await parts.tap.refresh()
-        while status.tracking is Tracking.MAP and status.doubt is not None and not status.doubt.complete:
-            await asyncio.sleep(POLL_SECONDS / 10)
-            status = await parts.tap.refresh()
+        status = await to_map(parts)
     complete = status.tracking is Tracking.MAP and status.doubt is not None and status.doubt.complete
     if finding.common is not None and not complete:
         finding.common, finding.reason = None, f"tracking is {status.tracking.value} on this host"
@@ -268,6 +264,18 @@ async def _track(vm: PrimaryVm, finding: Finding) -> tuple[HandOver, bool]:
         settings={name: value for name, value in settings.items() if value not in (None, 0, "")},
     )
     return handed, complete
+
+
+async def to_map(parts: Parts) -> TapStatus:
+    """Have the tap's dirty map take the place of its log; the status once the map is complete, or there is none."""
+    status = await parts.tap.refresh()
+    if status.tracking is Tracking.ON:
+        await parts.tap.require().client.to_map()
+        status = await parts.tap.refresh()
+    while status.tracking is Tracking.MAP and status.doubt is not None and not status.doubt.complete:
+        await asyncio.sleep(POLL_SECONDS / 10)
+        status = await parts.tap.refresh()
+    return status
 
 
 def _plain(value: object) -> object:

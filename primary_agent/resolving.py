@@ -9,10 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from primary_agent.fencing import ask
+from primary_agent.handing_over import find, to_map
 from shared.channel import ChannelClosed
+from shared.differences import Differences, disks_of
 from shared.errors import InvalidStateError, UsageError
+from shared.handover import read_map
+from shared.map_file import MapDamagedError, Range
 from shared.planning import ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
+from shared.tap_config import MAP_NAME
 from shared.tap_control import Tracking
 
 if TYPE_CHECKING:
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
 
 async def keep_primary(vm: PrimaryVm, *, yes: bool) -> None:
     """Go on with this side. Raises InvalidStateError where it was not failed over, UsageError without ``yes``."""
-    replication, tap = vm.parts.replication, vm.parts.tap
+    replication = vm.parts.replication
     async with vm.ordering:
         if replication.state is not ReplicationState.FAILED_OVER or vm.parts.handed_over is not None:
             raise InvalidStateError(
@@ -44,11 +49,35 @@ async def keep_primary(vm: PrimaryVm, *, yes: bool) -> None:
                 f"{vm.name} is still failed over to {fenced.host}.",
                 f"Run `vmreplica resolve {vm.name} --keep primary` there first.",
             )
-        status = await tap.refresh()
-        if status.tracking is Tracking.ON:
-            # The dirty map is what bounds a compare; a log could not be sent to a side that stands elsewhere.
-            await tap.require().client.to_map()
+        # The dirty map is what bounds a compare; a log could not be sent to a side that stands elsewhere.
+        await to_map(vm.parts)
         text = f"The administrator keeps this side: {replication.record.fenced}"
         await replication.transition(PrimaryEvent.RETRIED, text, fenced="", fence=None, stopped_time=None)
         await replication.require_resync(ResyncCause.REVERSED, text)
         replication.replan()
+
+
+async def differences(vm: PrimaryVm) -> Differences:
+    """What this side wrote that the promoted one has not. Raises InvalidStateError where it was not failed over."""
+    parts, record = vm.parts, vm.record
+    async with vm.ordering:
+        if parts.replication.state is not ReplicationState.FAILED_OVER or parts.handed_over is not None:
+            raise InvalidStateError(f"{vm.name} was not failed over to its replica's host.")
+        finding = await find(parts)
+        if finding.common is not None and parts.tap.require().status.tracking is Tracking.ON:
+            await parts.tap.require().client.release(finding.common.epoch, finding.common.segment)
+        status = await to_map(parts)
+        report = Differences(name=vm.name, uuid=vm.uuid, role="primary", reason=finding.reason)
+        if finding.common is not None:
+            report.common = str(finding.common)
+        paths, ranges = {disk.index: disk.path for disk in record.disks}, dict[int, list[Range]]()
+        if status.tracking is Tracking.MAP:
+            ports, path = parts.surroundings.ports, f"{parts.tap.folder}/{MAP_NAME}"
+            try:
+                ranges = await ports.workers.run(read_map, ports.files, path, record.vm, record.geometry)
+            except (MapDamagedError, OSError) as error:
+                report.reason = f"the dirty map can't be used: {error}"
+        else:
+            report.reason = f"tracking is {status.tracking.value} on this host"
+        report.disks = disks_of(paths, ranges)
+        return report

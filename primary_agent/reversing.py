@@ -17,7 +17,15 @@ from primary_agent.taking_over import create, is_taken, keep_ranges, plan
 from shared.admin import verbs
 from shared.admin.methods import Methods
 from shared.admin.server import Client
-from shared.admin.verbs import AdoptParams, AdoptPartParams, HandedOverParams, HandOverParams, ResolveParams
+from shared.admin.verbs import (
+    AdoptParams,
+    AdoptPartParams,
+    HandedOverParams,
+    HandOverParams,
+    ResolveParams,
+    VmParams,
+)
+from shared.differences import Differences
 from shared.errors import InvalidStateError, UsageError
 from shared.handover import HandOver
 from shared.handover_parts import HandOverParts
@@ -40,6 +48,7 @@ class Reversing:
         methods.add(verbs.HANDED_OVER, HandedOverParams, self.handed_over)
         methods.add(verbs.ADOPT_PART, AdoptPartParams, self.adopt_part)
         methods.add(verbs.ADOPT, AdoptParams, self.adopt)
+        methods.add(verbs.DIFFERENCES, VmParams, self.differences)
         methods.add(verbs.RESOLVE, ResolveParams, self.resolve)
 
     async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
@@ -88,6 +97,9 @@ class Reversing:
                 await store.close()
 
         return await (await agent.take_over(handed.vm_id, fill)).status()
+
+    async def differences(self, params: VmParams, client: Client) -> Differences:
+        return await resolving.differences(self._agent.find(params.vm))
 
     async def resolve(self, params: ResolveParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)

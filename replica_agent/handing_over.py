@@ -22,6 +22,7 @@ from replica_agent.record import (
     ReversalRecord,
 )
 from replica_agent.vm import ReplicaVm
+from shared.differences import Differences, disks_of
 from shared.errors import InvalidStateError, UsageError
 from shared.events import EventId
 from shared.handover import (
@@ -198,6 +199,30 @@ def _between(vm: ReplicaVm) -> dict[int, list[Range]]:
     if not parts.ports.files.exists(parts.layout.reverse):
         return {}
     return read_map(parts.ports.files, parts.layout.reverse, parts.vm, parts.disks.geometry)
+
+
+async def differences(vm: ReplicaVm) -> Differences:
+    """What was written on this host since the failover, and what lies between the promoted cut and the newest one."""
+    parts, record = vm.parts, _promotion(vm)
+    if record.handed_over:
+        raise InvalidStateError(f"The primary agent of this host has {vm.name}.", "Look at its `vmreplica status`.")
+    client = await _client(vm)
+    try:
+        tracked = await _to_map(client, record.epoch)
+    finally:
+        client.close()
+    report = Differences(name=vm.name, uuid=parts.uuid, role="replica", reason=tracked.reason)
+    if record.received is not None:
+        report.common = str(record.received.position)
+    ranges = dict[int, list[Range]]()
+    if not tracked.reason:
+        try:
+            run = parts.ports.workers.run
+            ranges = union(await run(_between, vm), await run(_tap_map, vm))
+        except (MapDamagedError, OSError) as error:
+            report.reason = f"the dirty map can't be used: {error}"
+    report.disks = disks_of({disk.index: parts.disks.path(disk.index) for disk in parts.disks.geometry}, ranges)
+    return report
 
 
 # --- giving up ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,15 @@ from replica_agent.vm_status import status_of
 from shared.admin import verbs
 from shared.admin.methods import Methods
 from shared.admin.server import Client
-from shared.admin.verbs import AdoptParams, AdoptPartParams, HandedOverParams, HandOverParams, ResolveParams
+from shared.admin.verbs import (
+    AdoptParams,
+    AdoptPartParams,
+    HandedOverParams,
+    HandOverParams,
+    ResolveParams,
+    VmParams,
+)
+from shared.differences import Differences
 from shared.errors import InvalidStateError
 from shared.events import EventId
 from shared.handover import HandOver
@@ -41,6 +49,7 @@ class Reversing:
         methods.add(verbs.HANDED_OVER, HandedOverParams, self.handed_over)
         methods.add(verbs.ADOPT_PART, AdoptPartParams, self.adopt_part)
         methods.add(verbs.ADOPT, AdoptParams, self.adopt)
+        methods.add(verbs.DIFFERENCES, VmParams, self.differences)
         methods.add(verbs.RESOLVE, ResolveParams, self.resolve)
 
     async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
@@ -61,6 +70,9 @@ class Reversing:
         if known is None or not is_taken(known, handed):
             known = await finish(take_over(self._agent, handed, self._parts.take(handed)))
         return status_of(known)
+
+    async def differences(self, params: VmParams, client: Client) -> Differences:
+        return await finish(handing_over.differences(self._agent.find(params.vm)))
 
     async def resolve(self, params: ResolveParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)

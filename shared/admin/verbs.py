@@ -58,6 +58,8 @@ ADOPT_PART = "vm.adopt_part"
 ADOPT = "vm.adopt"
 HANDED_OVER = "vm.handed_over"
 """The other agent has it, durably: let go of what is left. With ``taken`` false: it did not take it, so go on."""
+DIFFERENCES = "vm.differences"
+"""What was written on this host since the failover; the tap's dirty map takes the place of its log for that."""
 RESOLVE = "vm.resolve"
 """Keep the primary's side: at the promoted side its failover is given up, at the primary replication goes on."""
 # The primary agent

@@ -24,8 +24,8 @@ def _resolve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep",
         choices=("primary", "replica"),
-        required=True,
-        help="whose writes count: the side that was the primary, or the one that the VM was failed over to",
+        help="whose writes count: the side that was the primary, or the one that the VM was failed over to (without: "
+        "only list what was written on this host since the failover)",
     )
     yes_option(parser)
     json_option(parser)

@@ -115,6 +115,10 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
     await two.write_past_the_fence(two.alpha, "write -P 0x52 3M 64k")
     status = await primary_status(two.alpha)
     assert status.health == "Critical" and "split brain" in status.summary
+    for host, role, offset in ((two.alpha, "primary", 3 * MIB), (two.beta, "replica", MIB)):
+        report = await host.call(role, verbs.DIFFERENCES, vm=NAME)
+        assert [(disk["range_count"], disk["ranges"]) for disk in report["disks"]] == [(1, [(offset, BLOCK)])]
+        assert report["reason"] == "" and report["common"]
     with pytest.raises(InvalidStateError, match="still failed over to beta"):
         await two.alpha.call("primary", verbs.RESOLVE, vm=NAME, yes=True)
     with pytest.raises(UsageError, match="is given up"):

@@ -19,14 +19,18 @@ from shared.admin import verbs as admin
 from shared.cli.agents import Agent, Agents, Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
+from shared.differences import Differences
 from shared.errors import ForbiddenError, InvalidStateError, StorageError, UnreachableError, UsageError, VmreplicaError
 from shared.handover import PART_BYTES, HandOver
+from shared.rates import size_text
 from shared.states import ReplicationState
 from shared.status import VmStatus
 
 ORDER_SECONDS = 900.0
 """A hand-over waits until the tap has read its log for the dirty map."""
 NEEDS_YES = "needs_confirmation"
+RANGES_SHOWN = 20
+"""Ranges of a disk that are listed for people."""
 
 _FAILED_OVER = (ReplicationState.FAILED_OVER, ReplicationState.PREPARED_FOR_FAILOVER)
 _PROMOTED = (ReplicationState.FAILED_OVER_WAITING_COMPLETION, ReplicationState.FAILED_OVER)
@@ -51,6 +55,8 @@ def resolve(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         here = _Here(agents, options.vm)
+        if options.keep is None:
+            return _report(here, options, context)
         if options.keep == "replica":
             if not here.is_former_primary:
                 raise here.unfit("resolve --keep replica", "Run it on the host that was the primary before.")
@@ -60,6 +66,29 @@ def resolve(options: argparse.Namespace, context: Context) -> int:
             raise here.unfit("resolve --keep primary", "")
         _confirmed(found, admin.RESOLVE, options, context)
         return _tell(found, found.vm.role, options, context)
+
+
+def _report(here: _Here, options: argparse.Namespace, context: Context) -> int:
+    """List what was written on this host."""
+    found = here.primary if here.is_former_primary else here.replica
+    if found is None:
+        raise here.unfit("resolve", "")
+    raw = found.call(admin.DIFFERENCES, ORDER_SECONDS)
+    if options.json:
+        context.console.print_json(raw)
+        return SUCCESS
+    report = msgspec.convert(raw, Differences)
+    lines = [f"Written on this host of {report.name} and not on the other one, since cut {report.common or 'unknown'}:"]
+    for disk in report.disks:
+        lines.append(f"  disk {disk.index}, {disk.path}: {size_text(disk.bytes)} in {disk.range_count} range(s)")
+        lines += [f"    {offset} + {length}" for offset, length in disk.ranges[:RANGES_SHOWN]]
+        if disk.range_count > RANGES_SHOWN:
+            lines.append(f"    and {disk.range_count - RANGES_SHOWN} more: add --json")
+    if report.reason:
+        lines.append(f"More may differ: {report.reason}.")
+    lines.append(f"To decide: vmreplica resolve {report.name} --keep primary, or --keep replica; on both hosts.")
+    context.console.print(lines)
+    return SUCCESS
 
 
 class _Here:
