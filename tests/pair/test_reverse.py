@@ -134,12 +134,20 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
     await two.beta.write("write -P 0x41 1M 64k")
     await two.write_past_the_fence(two.alpha, "write -P 0x42 1M 64k", "write -P 0x43 6M 128k")
     losing = two.alpha.paths()[0].read_bytes()
-    await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
-    with pytest.raises(InvalidStateError, match="Split brain: web was written on this host") as refused:
-        await two.alpha.carry("primary", "replica", yes=True)
-    assert refused.value.code == handing_over.SPLIT_BRAIN
+    # The same by the command.
+    code, told = await two.beta.command("reverse", NAME, "--yes", "--replica", f"localhost:{two.alpha.port}")
+    assert code == 0 and "This host is the primary of web." in told, told
+    code, told = await two.alpha.command("resolve", NAME)
+    assert code == 0 and f"    {6 * MIB} + {2 * BLOCK}\n" in told and "192.0 KiB in 2 range(s)" in told, told
+    code, told = await two.alpha.command("reverse", NAME, "--yes")
+    assert code == 4 and "Split brain: web was written on this host" in told, told
+    code, told = await two.alpha.command("resolve", NAME, "--keep", "replica")
+    assert code == 2 and "Nothing was changed" in told, told
     assert two.alpha.paths()[0].read_bytes() == losing
-    await two.alpha.carry("primary", "replica", yes=True, despite_split=True)
+    code, told = await two.alpha.command("resolve", NAME, "--keep", "replica", "--yes")
+    assert code == 0 and "This host is the replica of web." in told, told
+    code, told = await two.beta.command("reverse", NAME, "--yes")
+    assert code == 0 and "This host is the primary of web." in told, "the same command again changes nothing"
     two.beta.vm.parts.link.poke.notify()
     await two.replicating(two.beta)
     # One block was written on both sides, two on alpha alone.

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ from replica_agent.agent import ReplicaAgent
 from replica_agent.vm import ReplicaVm
 from shared import pki
 from shared.admin import verbs
+from shared.admin.access import Access
+from shared.admin.server import JsonRpcServer
 from shared.admin.verbs import EnableParams
 from shared.config_sections import (
     AuthorizeSection,
@@ -34,6 +37,7 @@ from shared.config_sections import (
     TlsSection,
 )
 from shared.handover import PART_BYTES, HandOver
+from shared.ports import Address
 from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity
 from shared.schedule import ResyncMode
@@ -102,6 +106,30 @@ class Host:
     def copy(self) -> ReplicaVm:
         (vm,) = self.replica.vms.values()
         return vm
+
+    async def command(self, *arguments: str) -> tuple[int, str]:
+        """Run ``vmreplica`` before both agents of this host: its exit code, and all that it printed."""
+        sockets, words = [], []
+        for role, table in (("primary", PrimaryMethods(self.primary)), ("replica", ReplicaMethods(self.replica))):
+            path = f"{self.sockets}/{role}.sock"
+            server = JsonRpcServer(
+                self.ports.network, Address(unix_path=path), table.table(), authorize=Access(os.getuid())
+            )
+            await server.start()
+            sockets.append(server)
+            words += ["--socket", path]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "shared.cli.main", *arguments, *words),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            output, _ = await process.communicate()
+        finally:
+            for server in sockets:
+                await server.close()
+        return process.returncode or 0, output.decode()
 
     async def call(self, role: str, method: str, **params: Any) -> Any:
         """As over the admin socket: plain values in and out."""

@@ -63,6 +63,12 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.EXPORT: admin.ExportParams,
     admin.UNEXPORT: admin.UnexportParams,
     admin.FAILOVER: admin.VmParams,
+    admin.HAND_OVER: admin.HandOverParams,
+    admin.HANDED_OVER: admin.HandedOverParams,
+    admin.ADOPT: admin.AdoptParams,
+    admin.ADOPT_PART: admin.AdoptPartParams,
+    admin.DIFFERENCES: admin.VmParams,
+    admin.RESOLVE: admin.ResolveParams,
 }
 
 
