@@ -112,9 +112,9 @@ async def test_map_in_the_place_of_the_log_by_order(served: Served) -> None:
     await client.begin(EPOCH)
     engine = served.process.engine
     assert engine is not None
-    await (engine.mutate(engine.disks[0], [write(0, b"the replica has it", fua=True)]) or asyncio.sleep(0))
+    await (engine.mutate(engine.disks[0], [write(0, b"r" * 512, fua=True)]) or asyncio.sleep(0))
     cut = (await client.cut()).position()
-    await (engine.mutate(engine.disks[1], [write(128 * KIB, b"this is in doubt", fua=True)]) or asyncio.sleep(0))
+    await (engine.mutate(engine.disks[1], [write(128 * KIB, b"d" * 512, fua=True)]) or asyncio.sleep(0))
     await client.cut()
     await client.release(EPOCH, cut.segment)
     for _ in range(2):
