@@ -92,7 +92,8 @@ class PrimaryAgent:
         """Wait until each VM's tap serves its disks or was found not to; SERVED_SECONDS at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SERVED_SECONDS):
-                await asyncio.gather(*(vm.parts.tap.settled() for vm in self.vms.values()))
+                waited = [vm.parts.tap for vm in self.vms.values() if vm.parts.handed_over is None]
+                await asyncio.gather(*(tap.settled() for tap in waited))
 
     def reload(self, config: PrimaryConfig) -> None:
         """Take over a new configuration: what all VMs share of it is in force at once. Sessions go on."""

@@ -76,6 +76,9 @@ def _read(parts: VmParts) -> _Found:
     files, layout = parts.ports.files, parts.layout
     files.make_folder(layout.spool)
     parts.disks.open()
+    if parts.ledger.promotion is None:
+        # Of a failover that was given up, or of a VM that came back: its state is about what the disks were then.
+        files.remove_tree(layout.tap)
     for name in files.list(layout.folder):
         if name.endswith(".spill"):
             # Made by an earlier version.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from replica_agent.promoted_tap import PromotedTap
 from replica_agent.vm import ReplicaVm
 from shared.errors import InvalidStateError
 
@@ -12,10 +13,10 @@ async def dismantle(vm: ReplicaVm, now: float) -> str:
     if promotion is None:
         await vm.end()
         return ""
-    if promotion.handed_over:
+    if promotion.handed_over and await PromotedTap(vm.parts, vm.name, vm.parts.uuid, promotion.epoch).answers():
         raise InvalidStateError(
             f"The primary agent of this host replicates {vm.name}, and its disks are in {vm.parts.layout.folder}.",
-            "Remove it at the primary agent; or leave this folder as it is.",
+            "Remove it at the primary agent first; or leave this folder as it is.",
         )
     if tap is not None and tap.status is not None and any(disk.clients for disk in tap.status.disks):
         raise InvalidStateError(
