@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Annotated, Any
 
 import msgspec
@@ -166,9 +166,15 @@ class AdminMethods:
         return await probe(self._agent.surroundings, Address(host=host, port=port, tls=True))
 
 
-async def _ordered(vm: PrimaryVm, verb: str, order: Awaitable[None]) -> VmStatus:
+async def _ordered(vm: PrimaryVm, verb: str, order: Coroutine[Any, Any, None]) -> VmStatus:
     """Carry out an order; one that the state does not allow is put on record (event 32546) and refused."""
     try:
+        if vm.parts.handed_over is not None:
+            order.close()
+            raise InvalidStateError(
+                f"{vm.name} is handed over to the replica agent of this host.",
+                f"Run `vmreplica reverse {vm.name}` again, which completes that.",
+            )
         await order
     except InvalidStateError as error:
         await vm.note_refusal(verb, error)

@@ -243,7 +243,7 @@ def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
         return InitialRequired()
     if primary.reversal is not None and replica.epoch == NO_EPOCH:
         return AwaitReverse()
-    if _is_reversed(primary, replica):
+    if _is_reversed(primary, replica) and not mismatch:
         text = "The direction was reversed, and the replica is not proven to have a cut of both sides: all is compared."
         if replica.common is not None:
             text = f"The direction was reversed: what either side changed since cut {replica.common} is compared."

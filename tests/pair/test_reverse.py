@@ -191,6 +191,8 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     assert two.alpha.vm.parts.handed_over is not None and two.alpha.vm.parts.tap.connection is None
     assert (await primary_status(two.alpha)).handed_over
     assert (await two.alpha.call("primary", verbs.HAND_OVER, vm=NAME)) == handed
+    with pytest.raises(InvalidStateError, match="is handed over"):
+        await two.alpha.call("primary", verbs.RESUME, vm=NAME, resynchronize=True)
     disk = two.alpha.paths()[0]
     times = disk.stat()
     os.utime(disk)
