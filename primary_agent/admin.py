@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Annotated, Any
 
 import msgspec
@@ -14,6 +14,7 @@ from primary_agent.probing import probe
 from primary_agent.record import VmRecord
 from primary_agent.resizing import take_sizes
 from primary_agent.resync_report import history, plan, report
+from primary_agent.reversing import Reversing
 from primary_agent.scheduling import checked_time, with_window
 from primary_agent.vm import PrimaryVm
 from shared.admin import verbs
@@ -83,6 +84,7 @@ class AdminMethods:
         methods.add(verbs.RESYNC_HISTORY, HistoryParams, self.resync_history)
         methods.add(verbs.RESYNC_PLAN, PlanParams, self.resync_plan)
         methods.add(verbs.TEST_CONNECTION, ConnectionParams, self.test_connection)
+        Reversing(self._agent, with_settings).add_to(methods)
         return methods
 
     async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:
@@ -184,9 +186,15 @@ class AdminMethods:
         return await probe(self._agent.surroundings, Address(host=host, port=port, tls=True))
 
 
-async def _ordered(vm: PrimaryVm, verb: str, order: Awaitable[None]) -> VmStatus:
+async def _ordered(vm: PrimaryVm, verb: str, order: Coroutine[Any, Any, None]) -> VmStatus:
     """Carry out an order; one that the state does not allow is put on record (event 32546) and refused."""
     try:
+        if vm.parts.handed_over is not None:
+            order.close()
+            raise InvalidStateError(
+                f"{vm.name} is handed over to the replica agent of this host.",
+                f"Run `vmreplica reverse {vm.name}` again, which completes that.",
+            )
         await order
     except InvalidStateError as error:
         await vm.note_refusal(verb, error)

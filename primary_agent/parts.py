@@ -7,6 +7,8 @@ import math
 import uuid
 from dataclasses import dataclass, field
 
+import msgspec
+
 from primary_agent.dialing import Dialled, name_of
 from primary_agent.observing import TapObserver
 from primary_agent.precedence import Precedence
@@ -21,6 +23,7 @@ from protocol.messages import Body, CutMarked, DefinitionKept, DefinitionWanted
 from protocol.position import Position
 from protocol.session import Message
 from shared.churn import DAY_SECONDS, ChurnCounter, ChurnReport
+from shared.handover import HandOver
 from shared.ports import Address
 from shared.rates import RateMeter
 from shared.status import Cause
@@ -98,8 +101,12 @@ class Parts:
     beside: asyncio.Queue[Body] = field(default_factory=asyncio.Queue)
     """What the replica answers to what goes beside the log (primary_agent.companions)."""
     streaming: RateMeter = field(default_factory=lambda: RateMeter(STREAMING_SECONDS))
+    handed_over: HandOver | None = None
+    """Set once the VM is let go to the replica agent of this host: nothing is done for it here any more."""
 
     def __post_init__(self) -> None:
+        handed = self.replication.store.get("handover")
+        self.handed_over = msgspec.convert(handed, HandOver) if handed is not None else None
         surroundings = self.surroundings
         self.churn = ChurnCounter(surroundings.ports.clock.monotonic())
         self.precedence = Precedence(

@@ -2,7 +2,8 @@
 
 The names of the records in the store are ``vm`` (which VM, and its settings), ``replication`` (state, baseline, open
 resync, causes), ``acked`` (evidence only: the newest cut that the replica acknowledged), ``verify``, ``consistency``
-(application-consistent cuts) and ``statistics``.
+(application-consistent cuts), ``statistics``, and ``handover`` (shared.handover: the VM is let go to this host's
+replica agent).
 
 Nothing has to be durable here before log is released: when a session opens the replica tells its own position, which
 is durable there (I5). ``acked`` is written now and then, so that a replica that stands *before* it is known to have
@@ -17,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from protocol.hrl import MAX_DISK_BYTES, MAX_DISKS, Geometry
-from protocol.messages import ResyncKind
+from protocol.messages import Fence, ResyncKind
 from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Lineage, Position
 from shared.block_devices import BlockDevicePolicy
 from shared.config_sections import Rate
@@ -66,6 +67,13 @@ class DiskRecord(Record):
         return Geometry(self.index, self.size, self.uuid)
 
 
+class TapPlace(Record):
+    """Where the tap of a VM is that this host promoted: its folder and that of its sockets stay those of the copy."""
+
+    folder: str
+    runtime_folder: str
+
+
 class VmRecord(Record):
     """Which VM this is, where its replica is, and its settings."""
 
@@ -109,6 +117,10 @@ class VmRecord(Record):
     """Where the VM's definition lies (shared.guest_settings),"""
     definition_files: Annotated[list[str], msgspec.Meta(max_length=FILES_MAX)] = []
     """and the small files that go with it."""
+    tap: TapPlace | None = None
+    """None: in the VM's own folder."""
+    handover: str = ""
+    """The id of the hand-over by which the VM came from this host's replica agent (shared.handover)."""
     version: int = RECORD_VERSION
 
     @property
@@ -163,6 +175,30 @@ class ResyncRecord(Record):
         return self.kind is ResyncKind.BOUNDED and self.kept_round != self.round
 
 
+class FenceRecord(Record):
+    """The failover that fenced this side off, as the replica told it (protocol.messages.Fence)."""
+
+    epoch: Id16
+    parent: Id16
+    parent_segment: Count
+    received: PositionRecord | None
+    written: bool
+    time: float
+    """Seconds since the Unix epoch, by the clock of the replica's host."""
+    host: str
+
+
+class ReversalRecord(Record):
+    """This side was the replica until the direction was reversed.
+
+    ``common`` is the newest cut of the other side's epoch that was here at the failover. ``mapped``: the file
+    ``reverse.map`` in the VM's folder names where the promoted cut differs from it.
+    """
+
+    common: PositionRecord
+    mapped: bool = False
+
+
 class ReplicationRecord(Record):
     """How replication stands.
 
@@ -178,6 +214,10 @@ class ReplicationRecord(Record):
     causes: list[Cause] = []
     problem: Cause | None = None
     fenced: str = ""
+    fence: FenceRecord | None = None
+    """The same as data, where the replica told that."""
+    reversal: ReversalRecord | None = None
+    """Set until the first baseline after a reversal is committed."""
     resync_wanted: bool = False
     """The administrator asked for the required resync while it could not begin: it does as soon as it can."""
     resync_at: float | None = None
@@ -258,6 +298,19 @@ class ConsistencyRecord(Record):
     """When one was tried last,"""
     failure: Cause | None = None
     """and why it became a crash-consistent one."""
+
+
+def fence_record(fence: Fence) -> FenceRecord:
+    """The failover that a replica told, as it is kept."""
+    return FenceRecord(
+        epoch=fence.epoch,
+        parent=fence.parent,
+        parent_segment=fence.parent_segment,
+        received=PositionRecord.of(fence.received.position()) if fence.received is not None else None,
+        written=fence.written,
+        time=fence.wall_ns / 1e9,
+        host=fence.host,
+    )
 
 
 def mint(

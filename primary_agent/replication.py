@@ -14,6 +14,7 @@ from primary_agent.description import Description
 from primary_agent.record import (
     MAX_CAUSES,
     AckedRecord,
+    FenceRecord,
     PositionRecord,
     ReplicationRecord,
     ResyncRecord,
@@ -265,16 +266,12 @@ class Replication:
                 fields: dict[str, Any] = {"state": ReplicationState.SUSPENDED}
             else:
                 fields = {"state": primary_transition(state, event)}
-            fields |= {
+            none = ("resync", "reversal", "problem", "resync_at", "started_by", "stopped_time")
+            fields |= dict.fromkeys(none) | {
                 "epoch": resync.epoch,
                 "lineage": lineage_records(extend(record.ancestors, step)),
-                "resync": None,
                 "causes": [],
-                "problem": None,
                 "resync_wanted": False,
-                "resync_at": None,
-                "started_by": None,
-                "stopped_time": None,
             }
             text = f"The baseline {resync.epoch.hex()[:8]} is committed at the replica, up to cut {end.segment}."
             committed = self.event(EventId.BASELINE_COMMITTED, text, cause=cause, data={"epoch": resync.epoch.hex()})
@@ -299,7 +296,7 @@ class Replication:
         at = self.record.resync_at if wanted or cause is not ResyncCause.HISTORY_LOST else None
         await self.update(recovered=None, resync=None, resync_wanted=wanted, resync_at=at)
 
-    async def fence(self, text: str, *, split: bool) -> None:
+    async def fence(self, text: str, *, split: bool, fence: FenceRecord | None = None) -> None:
         """The replica was failed over: nothing is sent any more until an administrator says so (I8).
 
         ``split``: this side has, or may have, writes that are not part of what was failed over.
@@ -312,7 +309,7 @@ class Replication:
                 # Suspended meanwhile, so nothing is sent anyway; whoever resumes it is told then.
                 return
             event = self.event(EventId.FENCED, told, cause="fenced", data={"split_brain": split})
-            await self._walk((PrimaryEvent.FENCED,), told, [event], {"fenced": text, "problem": None})
+            await self._walk((PrimaryEvent.FENCED,), told, [event], {"fenced": text, "fence": fence, "problem": None})
 
     async def store_progress(self) -> None:
         """Write down the acknowledged cut and the statistics; called now and then, and at an orderly stop."""

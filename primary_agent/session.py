@@ -142,7 +142,8 @@ class Session:
 
     async def _require(self, cause: ResyncCause, text: str, evidence: dict[str, object]) -> None:
         """Put the cause on record; the state then says that a resync is required. Does not end this session."""
-        if self._replication.record.causes and cause is ResyncCause.ADMINISTRATOR:
+        known = {found.code for found in self._replication.record.causes}
+        if (known and cause is ResyncCause.ADMINISTRATOR) or (cause is ResyncCause.REVERSED and cause.value in known):
             return
         if cause is ResyncCause.TRACKING_LOST:
             # The tap's own words and evidence, where nobody has put them down yet.

@@ -17,9 +17,10 @@ from primary_agent.dialing import dial, open_body
 from primary_agent.parts import Parts
 from primary_agent.problems import set_problem
 from primary_agent.progress import WAITING
+from primary_agent.record import fence_record
 from primary_agent.session import Session
 from protocol.errors import ProtocolError
-from protocol.messages import ErrorCode
+from protocol.messages import ErrorCode, Fence
 from shared.channel import ChannelClosed
 from shared.errors import (
     DAMAGED_LINK,
@@ -197,7 +198,9 @@ class SessionLoop:
         with contextlib.suppress(VmreplicaError):
             await self._parts.tap.refresh()
         split = failure.split if isinstance(failure, FencedOff) else self._parts.moved_on()
-        await self._replication.fence(problem.text if problem is not None else failure.text, split=split)
+        text = problem.text if problem is not None else failure.text
+        fence = problem.fence if problem is not None and isinstance(problem.fence, Fence) else None
+        await self._replication.fence(text, split=split, fence=fence_record(fence) if fence is not None else None)
 
     async def _join_is_broken(self, cause: ResyncCause, failure: VmreplicaError) -> None:
         """The replica found that our log does not continue what it has: only a compare helps."""

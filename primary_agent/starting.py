@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from primary_agent.conclusions import Replan
-from primary_agent.judgement import causes_of, is_history_lost
+from primary_agent.judgement import causes_of, is_history_lost, turned_of
 from primary_agent.parts import Parts
 from primary_agent.record import StartedBy
 from primary_agent.scheduling import Schedule, Start, paused_until, planned_start
@@ -71,7 +71,8 @@ class Starting:
 
     async def is_bounded(self) -> bool:
         """Whether a compare may be limited to what is in doubt (R28)."""
-        return await is_bounded(self._parts.tap, self._replica, causes_of(self._replication))
+        causes, turned = causes_of(self._replication), turned_of(self._replication)
+        return await is_bounded(self._parts.tap, self._replica, causes, turned)
 
     # --- the end of the window -------------------------------------------------------------------------------------
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import structlog
 
+from primary_agent import fencing
 from primary_agent.companions import Companions
 from primary_agent.consistent_cuts import ConsistentCuts
 from primary_agent.definition_watch import DefinitionWatch
-from primary_agent.enabling import with_settings_of
+from primary_agent.enabling import tap_folder, with_settings_of
 from primary_agent.parts import Parts
 from primary_agent.problems import set_problem
 from primary_agent.record import StartedBy, VmRecord
@@ -56,7 +57,8 @@ class PrimaryVm:
 
     def __init__(self, folder: str, replication: Replication, config: TapConfig, surroundings: Surroundings) -> None:
         self.folder = folder
-        self.parts = Parts(surroundings, replication, TapLink(f"{folder}/tap", config, surroundings.ports))
+        link = TapLink(tap_folder(config), config, surroundings.ports, folder)
+        self.parts = Parts(surroundings, replication, link)
         self.verifier = Verifier(self.parts, folder)
         self.cuts = ConsistentCuts(self.parts)
         self.definition = DefinitionWatch(self.parts)
@@ -84,15 +86,14 @@ class PrimaryVm:
     # --- tasks -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start its tasks; they run until :meth:`stop`."""
+        """Start its tasks; they run until :meth:`stop`. One that was let go to the replica agent has none."""
+        if self.parts.handed_over is not None:
+            return
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"vm {self.name}")
 
     async def stop(self) -> None:
         """End its tasks and close the store. The tap goes on."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self.rest()
         if self.failure is None:
             self._replication.runs.interrupt("the agent stopped")
             try:
@@ -100,6 +101,13 @@ class PrimaryVm:
             except VmreplicaError as error:
                 log.warning("the statistics could not be stored", vm=self.name, reason=str(error))
         await self._replication.store.close()
+
+    async def rest(self) -> None:
+        """End its tasks; the store stays open, and the tap goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
 
     async def _run(self) -> None:
         companions = Companions(self.parts, self.cuts, self.definition)
@@ -163,6 +171,7 @@ class PrimaryVm:
                 replication.statistics.pause()
             await self._refresh_tap(TAP_STATUS_SECONDS)
             await self._abandon()
+            await self._fence()
             await note_bound(self.parts)
             await replication.describe()
             await replication.store_runs()
@@ -173,6 +182,13 @@ class PrimaryVm:
             self.parts.streaming.add(clock.monotonic(), self.parts.churn.streamed_bytes)
             if replication.statistics.is_due(clock.wall()):
                 await self._tell_statistics()
+
+    async def _fence(self) -> None:
+        """Have the tap refuse changes, or not; what fails is tried again at the next tick."""
+        try:
+            await fencing.follow(self.parts)
+        except (VmreplicaError, OSError) as error:
+            log.info("the tap could not be told of the failover", vm=self.name, reason=str(error))
 
     async def _tell_observations(self) -> None:
         """Sizes of disks, and how full the log is: an event for each change."""
@@ -303,7 +319,7 @@ class PrimaryVm:
                 raise self._not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
             case _S.FAILED_OVER if resynchronize:
                 await self._replication.transition(
-                    PrimaryEvent.RETRIED, "the administrator asked for it", fenced="", resync_wanted=True
+                    PrimaryEvent.RETRIED, "the administrator asked for it", fenced="", fence=None, resync_wanted=True
                 )
                 text = f"After a failover: {record.fenced}"
                 await self._replication.require_resync(ResyncCause.AFTER_FAILOVER, text)

@@ -52,6 +52,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         epoch=record.epoch.hex() if record.epoch != NO_EPOCH else "",
         peer_host=record.peer_host or vm.replica_host,
         fenced=_fenced(parts) if state is ReplicationState.FAILED_OVER else "",
+        handed_over=parts.handed_over is not None,
         link=_link(parts, vm, now),
         tap=_tap(parts.tap, parts.surroundings.version, parts.observer),
         progress=parts.progress.status() if parts.progress is not None else None,

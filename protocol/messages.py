@@ -33,6 +33,8 @@ MAX_ASKED_BYTES = 512
 MAX_U63 = (1 << 63) - 1
 MAX_SAMPLED = 512
 """Places of one SAMPLE_REQUEST."""
+REVERSE = "reverse"
+"""The capability of peers that know of reversed directions: the fields ``fence``, ``common`` and ``doubt``."""
 MAX_CAUSES = 8
 MAX_CAUSE_TEXT = 512
 """Causes that a replica tells, and characters of each: OPENED has to fit its limit."""
@@ -240,13 +242,33 @@ class Welcome(Body, frozen=True):
     token: Annotated[int, msgspec.Meta(ge=1, le=MAX_U63)]
 
 
+class Fence(Body, frozen=True):
+    """The failover that fenced the primary off: the epoch that it began, and the cut of ``parent`` that was promoted.
+
+    ``received`` is the newest cut of the parent's epoch that was there then, nil where it is not known any more;
+    ``written`` whether anything was written there since.
+    """
+
+    epoch: Id16
+    parent: Id16
+    parent_segment: U63
+    received: WirePosition | None
+    written: bool
+    wall_ns: U63
+    host: Annotated[str, msgspec.Meta(max_length=128)]
+
+
 class Problem(Body, frozen=True):
-    """An ERROR: the connection ends after it. ``retryable`` says whether trying again can help by itself."""
+    """An ERROR: the connection ends after it. ``retryable`` says whether trying again can help by itself.
+
+    ``fence`` goes with the code ``fenced``, to a primary with the capability REVERSE; left out else.
+    """
 
     code: ErrorCode
     text: Text
     remedy: Text
     retryable: bool
+    fence: Fence | msgspec.UnsetType = msgspec.UNSET
 
 
 class Open(Body, frozen=True):
@@ -295,6 +317,8 @@ class Opened(Body, frozen=True):
     """The replica's answer: its own state, disks and positions. ``received`` resumes the log, also inside a segment.
 
     ``cut`` is the newest cut of the baseline's epoch that is received, ``causes`` why it requires a resync, if it does.
+    ``common``, to a primary with the capability REVERSE and left out else: the disks are as of this cut but for what
+    RESYNC_READY tells to be in doubt, since the VM ran on them before the direction was reversed.
     """
 
     state: Name
@@ -307,6 +331,7 @@ class Opened(Body, frozen=True):
     applied: WirePosition | None
     resync: ResyncState | None
     causes: Annotated[list[WireCause], msgspec.Meta(max_length=MAX_CAUSES)] = []
+    common: WirePosition | msgspec.UnsetType = msgspec.UNSET
 
 
 class Heartbeat(Body, frozen=True):
@@ -370,7 +395,8 @@ class ResyncReady(Body, frozen=True):
     """The replica is ready to compare; ``settled`` need not be compared again. ``more``: further ones follow.
 
     ``unsettle``: the replica has to hear first, in UNSETTLE, what was written before this round; nothing counts as
-    settled until then.
+    settled until then. ``doubt``, left out where there is none: ranges in which the disks may not be as OPENED's
+    ``common`` says; a bounded resync compares them as well.
     """
 
     id: Id16
@@ -379,6 +405,7 @@ class ResyncReady(Body, frozen=True):
     settled: Runs
     more: bool
     unsettle: bool
+    doubt: Runs | msgspec.UnsetType = msgspec.UNSET
 
 
 class Unsettle(Body, frozen=True):

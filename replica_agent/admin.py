@@ -9,6 +9,7 @@ from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
 from replica_agent.marks import mark_point
 from replica_agent.points import find_point, point_settings, points_of
+from replica_agent.reversing import Reversing
 from replica_agent.test_failover import begin_test, end_test
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
@@ -74,6 +75,7 @@ class AdminMethods:
         methods.add(verbs.FAILOVER, FailoverParams, self.failover)
         methods.add(verbs.FAILOVER_UNDO, VmParams, self.undo_failover)
         methods.add(verbs.FAILOVER_COMMIT, VmParams, self.commit_failover)
+        Reversing(self._agent).add_to(methods)
         return methods
 
     async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ from replica_agent.finishing import finish
 from replica_agent.layout import read_vm_folder, vm_folder
 from replica_agent.ledger import Ledger
 from replica_agent.parts import Surroundings
-from replica_agent.promotion import require_settled
 from replica_agent.quota import Copy
 from replica_agent.rebuilding import RECOVERABLE, rebuild
 from replica_agent.refusals import Refusal
+from replica_agent.removing import dismantle
 from replica_agent.sessions import Sessions
 from replica_agent.storages import Storages
 from replica_agent.vm import ReplicaVm, settle
@@ -33,7 +33,7 @@ from shared.errors import InvalidStateError, NotFoundError, StorageError, StoreD
 from shared.event_query import Wants, everything, sought
 from shared.expiry import agent_problems, certificates_of
 from shared.limits import LimitsStatus
-from shared.ports import Address, Ports
+from shared.ports import Address, Ports, Store
 from shared.status import AgentStatus, VmStatus
 
 REVIVAL_SECONDS = 30.0
@@ -365,6 +365,24 @@ class ReplicaAgent:
             raise found.error if found is not None else NotFoundError(f"Nothing of {damaged.name} was kept here.")
         return self.vms[damaged.vm]
 
+    async def replace(self, vm: bytes, folder: str, write: Callable[[Store], Awaitable[None]]) -> ReplicaVm:
+        """Start a VM anew of which ``write`` has put all records in the place of what was there."""
+        async with self._changing:
+            known = self.vms.pop(vm, None)
+            if known is not None:
+                await known.stop()
+            try:
+                store = await self.ports.stores.open(folder, create=known is None)
+                try:
+                    await write(store)
+                finally:
+                    await store.close()
+            finally:
+                await self._load(vm, folder)
+            if vm in self.damaged:
+                raise self.damaged[vm].error
+            return self.vms[vm]
+
     # --- removing --------------------------------------------------------------------------------------------------
 
     async def remove(self, name: str) -> str:
@@ -377,28 +395,10 @@ class ReplicaAgent:
                     f"Look into {damaged.folder}; delete it by hand if nothing in it is needed.",
                 )
             vm = self.find(name)
-            keep = await self._dismantle(vm)
+            keep = await dismantle(vm, self.ports.clock.wall())
             del self.vms[vm.parts.vm]
             await finish(remove_vm(self.ports, vm.parts.layout.folder, vm.ledger.store, keep_disks=keep))
             return keep
-
-    async def _dismantle(self, vm: ReplicaVm) -> str:
-        """Stop everything of a VM but its store; where its disks are to be kept, or empty."""
-        promotion, tap = vm.ledger.promotion, vm.promotion.tap
-        if promotion is None:
-            await vm.end()
-            return ""
-        require_settled(promotion, vm.name)
-        if tap is not None and tap.status is not None and any(disk.clients for disk in tap.status.disks):
-            raise InvalidStateError(
-                f"The disks of {vm.name} are in use: a client is connected to its tap.",
-                "Stop the virtual machine first.",
-            )
-        await vm.end()
-        if tap is not None:
-            await tap.stop_tap()
-        storage = vm.parts.layout.folder.rpartition("/")[0]
-        return f"{storage}/removed/{vm.parts.uuid}-{int(self.ports.clock.wall())}"
 
 
 _STOPPING = Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again.")

@@ -6,15 +6,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from protocol.messages import (
     MAX_CAUSE_TEXT,
     MAX_CAUSES,
+    REVERSE,
     ErrorCode,
     Open,
     Opened,
     WireCause,
     WireDisk,
     WirePosition,
+    read_lineage,
     wire_lineage,
 )
 from replica_agent.baseline import Baseline
@@ -27,6 +31,7 @@ from replica_agent.ledger import LedgerError
 from replica_agent.parts import VmParts
 from replica_agent.record import ReplicationRecord
 from replica_agent.refusals import Refusal
+from replica_agent.reversal import common_of
 from replica_agent.sampling import answer_samples
 from replica_agent.verify import VerifyConnection
 from shared.channel import Channel
@@ -80,7 +85,10 @@ class Connections:
         self._judge(body)
         self._judge_peer(channel)
         disks = [disk.geometry() for disk in body.disks]
-        control = Control(self._parts, self._baseline, channel, self._statistics, disks, admit, self._companions)
+        lineage = read_lineage(body.lineage)
+        control = Control(
+            self._parts, self._baseline, channel, self._statistics, disks, admit, self._companions, lineage
+        )
         before = list(self._serving)
         self.control = control
         task = asyncio.current_task()
@@ -91,7 +99,7 @@ class Connections:
             # Much may have happened while the older connections ended.
             self._judge(body)
             await self._meet(channel, body)
-            channel.send(self.opened())
+            channel.send(self.opened(channel))
             self.trouble = None
             self.opened_time = self._parts.ports.clock.wall()
             self._parts.changed.notify()
@@ -140,8 +148,9 @@ class Connections:
             self.left_reason = control.channel.reason
         self._parts.changed.notify()
 
-    def opened(self) -> Opened:
-        """What a primary is told of this VM."""
+    def opened(self, channel: Channel | None = None) -> Opened:
+        """What the primary at the other end is told of this VM."""
+        knows_reversals = channel is not None and REVERSE in channel.session.capabilities
         ledger, resync, spool = self._parts.ledger, self._parts.resync, self._parts.applier.spool
         record = ledger.replication
         received = spool.position if spool is not None else None
@@ -161,6 +170,7 @@ class Connections:
             applied=WirePosition.of(applied) if applied is not None else None,
             resync=resync.state if resync is not None else None,
             causes=[WireCause(code=each.code, text=each.text[:MAX_CAUSE_TEXT]) for each in record.causes[-MAX_CAUSES:]],
+            common=common_of(record) if knows_reversals else msgspec.UNSET,
         )
 
     def _control_of(self, channel: Channel, body: Open) -> Control:
@@ -187,7 +197,7 @@ class Connections:
             if before is not None:
                 before.channel.refuse(ErrorCode.STALE, "A newer bulk connection took over.")
                 await before.ended.wait()
-            channel.send(self.opened())
+            channel.send(self.opened(channel))
             await bulk.run()
         except LedgerError as error:
             await self._fail(error)
@@ -205,7 +215,7 @@ class Connections:
     async def serve_sample(self, channel: Channel, body: Open) -> None:
         """Answer questions about places of the newest point; nothing is changed, and nothing else held up by it."""
         self._judge(body)
-        channel.send(self.opened())
+        channel.send(self.opened(channel))
         await answer_samples(self._parts, channel)
 
     # --- verify ----------------------------------------------------------------------------------------------------
@@ -219,7 +229,7 @@ class Connections:
             if before is not None:
                 before.channel.refuse(ErrorCode.STALE, "A newer verify connection took over.")
                 await before.ended.wait()
-            channel.send(self.opened())
+            channel.send(self.opened(channel))
             await verify.run()
         except LedgerError as error:
             await self._fail(error)
@@ -237,7 +247,7 @@ class Connections:
 
     async def _end_all(self, controls: list[Control], reason: Refusal) -> None:
         for control in controls:
-            control.channel.refuse(reason.code, reason.text, reason.remedy)
+            control.channel.refuse(reason.code, reason.text, reason.remedy, reason.fence)
             self._serving[control].cancel()
         for control in controls:
             await control.ended.wait()

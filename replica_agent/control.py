@@ -27,7 +27,7 @@ from protocol.messages import (
     Unsettled,
     WirePosition,
 )
-from protocol.position import Position
+from protocol.position import Lineage, Position
 from replica_agent.baseline import Baseline
 from replica_agent.companions import Companions
 from replica_agent.finishing import finish
@@ -57,10 +57,12 @@ class Control:
         disks: Sequence[Geometry],
         admit: Admit,
         companions: Companions,
+        lineage: Lineage = (),
     ) -> None:
-        """``disks`` are the primary's, by its OPEN; ``admit`` is asked before anything is stored."""
+        """``disks`` and ``lineage`` are the primary's, by its OPEN; ``admit`` is asked before log is stored."""
         self.channel = channel
         self._disks = disks
+        self._lineage = lineage
         self.ended = asyncio.Event()
         """Set when nothing of this connection runs any more."""
         self.resyncing = False
@@ -182,7 +184,7 @@ class Control:
 
     async def _begin(self, body: ResyncBegin) -> None:
         self._take_place(body)
-        ready = await self._baseline.begin(body, self._disks)
+        ready = await self._baseline.begin(body, self._disks, self._lineage)
         self.resyncing = True
         for part in ready:
             self.channel.send(part)

@@ -21,13 +21,17 @@ class BaseDisks:
         layout: Layout,
         geometry: tuple[Geometry, ...],
         growing: dict[int, int] | None = None,
+        paths: dict[int, str] | None = None,
     ) -> None:
-        """``growing``: the sizes that files may still have of disks that are being grown."""
+        """``growing``: the sizes that files may still have of disks that are being grown. ``paths``: where disks are
+        that do not lie in the VM's folder.
+        """
         self.geometry = geometry
         self._growing = growing or {}
         self.sizes = {disk.index: disk.size for disk in geometry}
         self._files = files
         self._layout = layout
+        self._paths = paths or {}
         self._open: dict[int, File] = {}
         self._touched: set[int] = set()
 
@@ -41,7 +45,7 @@ class BaseDisks:
         return bool(self._touched)
 
     def path(self, index: int) -> str:
-        return self._layout.disk(index)
+        return self._paths.get(index) or self._layout.disk(index)
 
     def create(self) -> None:
         """Make the disks, wholly holes, durably; disks that an interrupted creation left are made anew.

@@ -65,6 +65,11 @@ class Layout:
         """What a promoted VM's guest writes over a disk (shared.overlay)."""
         return f"{self.tap}/overlay-{index}.raw"
 
+    @property
+    def doubt(self) -> str:
+        """Where the disks may differ from the cut that both sides have, after a reversal (docs/maps.md)."""
+        return f"{self.folder}/doubt.map"
+
     def disk(self, index: int) -> str:
         return f"{self.folder}/disk-{index}.raw"
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.hrl import chain_seed
+from protocol.messages import REVERSE
 from protocol.position import Position
 from protocol.session import DEFINITION, MARKS, Identity
 from replica_agent.apply import Applier
@@ -112,7 +113,7 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION)
+        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE)
         return Identity(self.software, self.host, self.heartbeat, capabilities)
 
 
@@ -189,7 +190,8 @@ def assemble(surroundings: Surroundings, folder: str, ledger: Ledger) -> VmParts
     """The parts of a VM whose state is ``ledger``; no file is touched."""
     ports, layout = surroundings.ports, Layout(folder)
     growing = {disk.index: disk.before for disk in ledger.vm.disks if disk.before}
-    disks = BaseDisks(ports.files, layout, ledger.vm.geometry, growing)
+    paths = {disk.index: disk.path for disk in ledger.vm.disks if disk.path}
+    disks = BaseDisks(ports.files, layout, ledger.vm.geometry, growing, paths)
     pool = SpoolPool(ports.files, layout)
     history = History(ports, ledger, layout, disks, surroundings.retention, surroundings.reserve)
     applier = Applier(ports, ledger, disks, layout, history, surroundings.reserve)

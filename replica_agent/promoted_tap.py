@@ -179,6 +179,15 @@ class PromotedTap:
         finally:
             client.close()
 
+    async def answers(self) -> bool:
+        """Whether a tap runs on the folder, whoever looks after it."""
+        try:
+            client = await self._dial()
+        except UnreachableError:
+            return False
+        client.close()
+        return True
+
     async def stop_tap(self) -> None:
         """Stop the tap process in order. Raises VmreplicaError; a tap that does not run is no error."""
         try:

@@ -14,8 +14,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from protocol.messages import ErrorCode
-from protocol.position import NO_EPOCH, Ancestor, Position, extend
+from protocol.messages import ErrorCode, Fence, Open, WirePosition, read_lineage
+from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
 from replica_agent.baseline import Baseline
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
@@ -27,6 +27,7 @@ from replica_agent.settled import settled
 from shared.errors import InvalidStateError, NotFoundError
 from shared.events import EventId
 from shared.states import ReplicaEvent, ReplicationState
+from shared.tap_control import Tracking
 
 
 @dataclass(slots=True)
@@ -224,6 +225,17 @@ class Promotion:
             self.tap.poke.notify()
         parts.changed.notify()
 
+    @property
+    def written(self) -> bool:
+        """Whether anything was written here since the failover; what is not known counts as that."""
+        record = self.parts.ledger.promotion
+        if record is not None and record.handed_over:
+            return record.written
+        status = self.tap.status if self.tap is not None else None
+        if status is None or status.tracking is not Tracking.ON or status.position is None:
+            return record is None or record.serving
+        return status.position.entry > 0
+
 
 def require_settled(record: PromotionRecord, name: str) -> None:
     """Raises InvalidStateError while what a guest wrote since the failover is not in the disks."""
@@ -234,8 +246,30 @@ def require_settled(record: PromotionRecord, name: str) -> None:
         )
 
 
-def fenced(record: PromotionRecord, name: str) -> Refusal:
+def refused_after_failover(record: PromotionRecord, name: str, body: Open, *, written: bool) -> Refusal:
+    """What is told to a primary that opens a VM which was failed over to this host."""
+    if record.epoch == body.epoch or knows(read_lineage(body.lineage), record.epoch):
+        # Its history goes on from the failover: the VM ran here, and was failed over to there since.
+        return Refusal(
+            ErrorCode.BUSY,
+            f"{name} ran on {record.host} before, which is not its replica yet.",
+            f"Run `vmreplica reverse {name}` on {record.host}.",
+        )
+    return fenced(record, name, written=written)
+
+
+def fenced(record: PromotionRecord, name: str, *, written: bool) -> Refusal:
     """What a primary is told that comes back after the failover (I8)."""
+    received = record.received.position if record.received is not None else None
+    fence = Fence(
+        epoch=record.epoch,
+        parent=record.parent,
+        parent_segment=record.parent_segment,
+        received=WirePosition.of(received) if received is not None else None,
+        written=written,
+        wall_ns=int(record.time * 1e9),
+        host=record.host[:128],
+    )
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.time))
     cut = f"cut {record.parent_segment} of epoch {record.parent.hex()}"
     if record.parent_segment == 0:
@@ -244,5 +278,6 @@ def fenced(record: PromotionRecord, name: str) -> Refusal:
     return Refusal(
         ErrorCode.FENCED,
         f"{name} was failed over to {record.host} on {when}: epoch {record.epoch.hex()} began there after {cut}.",
-        "Do not run the VM on its old host. To replicate from there again, remove the VM at the replica first.",
+        f"Do not run the VM on its old host. To make that the replica, run `vmreplica reverse {name}` on both hosts.",
+        fence,
     )

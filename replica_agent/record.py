@@ -35,6 +35,9 @@ class DiskRecord(Record):
     size: Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
     before: Annotated[int, msgspec.Meta(ge=0, le=MAX_DISK_BYTES)] = 0
     """While the disk is being grown: the size that its file may still have; else 0."""
+    path: str = ""
+    """Where its file is, if not in the VM's folder: the VM ran on it on this host before the direction was reversed.
+    Only ever taken from the primary agent of this host, never from a peer."""
 
 
 class VmRecord(Record):
@@ -47,6 +50,10 @@ class VmRecord(Record):
     version: int = RECORD_VERSION
     peer: str = ""
     """Fingerprint of the certificate that created it; for people, since authorization alone decides."""
+    settings: dict[str, Any] = {}
+    """The VM's settings at this host's primary agent, from which it came; kept for the day it goes back."""
+    handover: str = ""
+    """The id of the hand-over by which it came (shared.handover)."""
 
     @property
     def geometry(self) -> tuple[Geometry, ...]:
@@ -205,6 +212,15 @@ class ExportsRecord(Record):
         return next((export for export in self.exports if export.test), None)
 
 
+class ReversalRecord(Record):
+    """The VM ran on these disks before the direction was reversed: they are as of ``common``, a cut of both sides'
+    histories, but in the ranges of the file ``doubt.map``, which have so many bytes.
+    """
+
+    common: PositionRecord
+    bytes: Count
+
+
 class ReplicationRecord(Record):
     """How far the copy has got.
 
@@ -234,6 +250,8 @@ class ReplicationRecord(Record):
     """Why a resync is required, the oldest first."""
     interval_seconds: float = 0.0
     peer_host: str = ""
+    reversal: ReversalRecord | None = None
+    """Set from a reversal to the first baseline after it."""
 
     @property
     def ancestors(self) -> Lineage:
@@ -265,6 +283,8 @@ class ResyncRecord(Record):
     """The merge has begun to change the disks."""
     trusted: bool = True
     """The disks were a whole point when it committed: what it overwrites may be kept as one (R38)."""
+    through: AncestorRecord | None = None
+    """After a reversal: the failover that led from this side's baseline to the parent, which the primary told."""
 
 
 class BeforeRecord(Record):
@@ -287,9 +307,9 @@ class PromotionRecord(Record):
     serving: bool = False
     """The disks were handed to the tap, which shows the promoted cut; only the tap may open them now."""
     cut: PositionRecord | None = None
-    """The promoted cut; None in a record that an older version wrote."""
+    """The promoted cut, with its chain; None where it is not known."""
     received: PositionRecord | None = None
-    """The newest cut that was received when it was promoted."""
+    """The newest cut that was here then: the same, or a later one. ``reverse.map`` names where they differ."""
     layered: bool = False
     """The tap writes overlays, and the disks are what they were, until what lies over them has settled in them."""
     before: BeforeRecord | None = None
@@ -297,6 +317,10 @@ class PromotionRecord(Record):
     """It is being undone, which can't be stopped any more."""
     committed_time: float | None = None
     """Since when it can't be undone; None while it can, or where an older version made it."""
+    handed_over: bool = False
+    """The primary agent of this host has the VM, or is about to: nothing is done for it here any more."""
+    written: bool = True
+    """With ``handed_over``: whether anything was written since the failover; else the tap tells."""
 
     @property
     def older(self) -> bool:

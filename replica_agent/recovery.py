@@ -21,6 +21,7 @@ from replica_agent.parts import VmParts
 from replica_agent.record import ResyncRecord, UndoRecord
 from replica_agent.replay import Source
 from replica_agent.resync import OpenResync
+from replica_agent.reversal import read_doubt
 from replica_agent.spool import Spool
 from replica_agent.strangers import remove_strangers
 from shared.events import EventId
@@ -75,6 +76,9 @@ def _read(parts: VmParts) -> _Found:
     files, layout = parts.ports.files, parts.layout
     files.make_folder(layout.spool)
     parts.disks.open()
+    if parts.ledger.promotion is None:
+        # Of a failover that was given up, or of a VM that came back: its state is about what the disks were then.
+        files.remove_tree(layout.tap)
     for name in files.list(layout.folder):
         if name.endswith(".spill"):
             # Made by an earlier version.
@@ -149,6 +153,7 @@ def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
         tracked=parts.spool_from(parts.start_of(record.epoch)),
         in_place=record.in_place,
         reread=parts.ledger.replication.reread,
+        doubt=read_doubt(parts, record),
     )
     found.resync = opened
     try:

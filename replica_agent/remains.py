@@ -87,6 +87,10 @@ def read_remains(files: FileSystem, layout: Layout, vm: bytes) -> Remains:
         if found.description is not None:
             found.name = found.description.vm.name
             found.geometry = found.description.vm.geometry
+            for disk in found.description.vm.disks:
+                # The VM ran on it on this host, before the direction was reversed.
+                if disk.path and files.exists(disk.path):
+                    found.disks[disk.index] = _size(files, disk.path)
         elif tap is not None:
             found.name = tap.name
             found.geometry = tuple(disk.geometry for disk in tap.disks)
@@ -110,11 +114,15 @@ def _read_disks(files: FileSystem, layout: Layout, found: Remains) -> None:
     for name in files.list(layout.folder):
         number = name.removeprefix("disk-").removesuffix(".raw")
         if number.isascii() and number.isdecimal() and name == f"disk-{int(number)}.raw":
-            file = files.open(layout.disk(int(number)))
-            try:
-                found.disks[int(number)] = file.size()
-            finally:
-                file.close()
+            found.disks[int(number)] = _size(files, layout.disk(int(number)))
+
+
+def _size(files: FileSystem, path: str) -> int:
+    file = files.open(path)
+    try:
+        return file.size()
+    finally:
+        file.close()
 
 
 def _read_tap(files: FileSystem, layout: Layout, vm: bytes, found: Remains) -> TapConfig | None:

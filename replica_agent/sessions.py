@@ -223,7 +223,7 @@ class Sessions:
             self._note_refusal(channel.peer, "protocol", text, reason=error.text, code=error.code)
         except (VmreplicaError, OSError) as error:
             told = refusal(error, "")
-            channel.refuse(told.code, told.text, told.remedy)
+            channel.refuse(told.code, told.text, told.remedy, told.fence)
             kind = "unauthorized" if told.code == ErrorCode.UNAUTHORIZED else "refused"
             self._note_refusal(channel.peer, kind, "connection refused", reason=told.text, code=told.code)
             if told.code == ErrorCode.UNAUTHORIZED:
@@ -295,7 +295,7 @@ class Sessions:
             told = refusal(error, vm.name)
             vm.connections.note_trouble(told)
             # What the channel found itself it has told already.
-            channel.refuse(told.code, told.text, told.remedy)
+            channel.refuse(told.code, told.text, told.remedy, told.fence)
             log.warning("session ended", vm=vm.name, reason=told.text, code=told.code, peer=channel.peer.address)
 
     def _copies_of(self, grant: Grant) -> list[Copy]:

@@ -18,7 +18,7 @@ from replica_agent.exports import Exports
 from replica_agent.finishing import finish
 from replica_agent.ledger import Ledger, LedgerError
 from replica_agent.parts import Surroundings, VmParts, assemble
-from replica_agent.promotion import Promotion, fenced
+from replica_agent.promotion import Promotion, refused_after_failover
 from replica_agent.prover import Prover
 from replica_agent.recovery import recover
 from replica_agent.refusals import Refusal
@@ -108,7 +108,7 @@ class ReplicaVm:
         self._applying = self._spawn(self.parts.applier.run())
         self._spawn(self._keep_house())
         self._thinning = self._spawn(self._thin())
-        if promotion is not None:
+        if promotion is not None and not promotion.handed_over:
             self._completing = self._spawn(self.promotion.complete())
 
     async def stop(self) -> None:
@@ -249,7 +249,7 @@ class ReplicaVm:
     def judge(self, body: Open) -> None:
         """Whether a connection may be opened now. Raises Refusal or InvalidStateError."""
         if self.ledger.promotion is not None:
-            raise fenced(self.ledger.promotion, self.name)
+            raise refused_after_failover(self.ledger.promotion, self.name, body, written=self.promotion.written)
         if self.failure is not None:
             raise self._refusal_of_failure()
         if self.promotion.deciding.locked():
@@ -348,6 +348,18 @@ class ReplicaVm:
         await finish_undo(self.parts)
         if self.on_undone is not None:
             self.on_undone(self)
+
+    async def leave_tap(self) -> None:
+        """The tap of the promoted VM is nobody's here any more; it goes on."""
+        if self._completing is not None:
+            self._completing.cancel()
+            await asyncio.wait({self._completing})
+            self._completing = self.promotion.tap = None
+
+    def take_tap_up(self) -> None:
+        """Look after the tap of the promoted VM again."""
+        if self._completing is None:
+            self._completing = self._spawn(self.promotion.complete())
 
     async def _await_service(self, seconds: float) -> None:
         """Wait until the promoted disks are served, but no longer than this."""

@@ -65,6 +65,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
             for disk in parts.disks.geometry
         ],
         exports=vm.exports.status(),
+        handed_over=parts.ledger.promotion is not None and parts.ledger.promotion.handed_over,
         older_points=sum(log.point for log in parts.ledger.points.logs),
         oldest_point_time=next((log.older_time for log in parts.ledger.points.logs if log.point), None),
         points_bytes=parts.history.bytes,

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from protocol.errors import ProtocolError
-from protocol.messages import Body, Close, ErrorCode, Heartbeat, Hello, MessageType, Problem, Welcome
+from protocol.messages import REVERSE, Body, Close, ErrorCode, Fence, Heartbeat, Hello, MessageType, Problem, Welcome
 from protocol.session import Message, PrimarySession, ReplicaSession, Session, SessionState
 from shared.budget import Budget
 from shared.errors import DAMAGED_LINK, ForbiddenError, VmreplicaError
@@ -201,10 +201,10 @@ class Channel:
             await asyncio.sleep(0)
         self._check_open()
 
-    def refuse(self, code: ErrorCode | str, text: str, remedy: str = "") -> None:
-        """Tell the peer what is wrong in an ERROR and end the channel."""
+    def refuse(self, code: ErrorCode | str, text: str, remedy: str = "", fence: Fence | None = None) -> None:
+        """Tell the peer what is wrong in an ERROR and end the channel; ``fence`` only where it knows of that."""
         if self._failure is None:
-            problem = describe(code, text, remedy)
+            problem = describe(code, text, remedy, fence if REVERSE in self.session.capabilities else None)
             self._fail(
                 ChannelClosed(problem.text, problem.remedy, code=problem.code, retryable=problem.retryable), problem
             )

@@ -64,6 +64,10 @@ class EventId(IntEnum):
     CERTIFICATE_ENDS = 60208
     ALARM_TEST = 60209
     BYPASSED = 60210
+    REVERSED = 60341
+    """The direction of replication was, or is being, reversed on this host."""
+    SPLIT_BRAIN = 60342
+    """Both sides have moved on since the failover."""
 
 
 _ERRORS = frozenset(
@@ -79,6 +83,7 @@ _ERRORS = frozenset(
         EventId.NOT_RELOADED,
         EventId.BYPASSED,
         EventId.GUEST_NOT_THAWED,
+        EventId.SPLIT_BRAIN,
     }
 )
 _WARNINGS = frozenset(
@@ -95,6 +100,7 @@ _WARNINGS = frozenset(
         EventId.CERTIFICATE_ENDS,
         EventId.CUT_NOT_CONSISTENT,
         EventId.DEFINITION_NOT_SENT,
+        EventId.REVERSED,
     }
 )
 LEVELS = ("info", "warning", "error")

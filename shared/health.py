@@ -110,9 +110,11 @@ def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) 
     if state is ReplicationState.FAILED_OVER and status.role == "primary":
         result.critical(
             status.fenced or "The VM was failed over at the replica.",
-            f"Do not run the VM here. To replicate from here again, remove the VM at the replica and run "
-            f"`vmreplica resume {name} --resynchronize`.",
+            f"Do not run the VM here. To make this host its replica, run `vmreplica reverse {name}` on both hosts; "
+            f"where both have moved on, `vmreplica resolve {name}`.",
         )
+    elif status.handed_over and status.role == "replica":
+        pass
     elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE or (status.causes and state not in _RESYNCING):
         result.critical(_required_text(status), _resync_remedy(status))
     if state in _RESYNCING:
@@ -137,13 +139,16 @@ def _is_bounded(status: VmStatus) -> bool:
     return (
         status.tap is not None
         and status.tap.tracking == "map"
-        and all(cause.code == "tracking_lost" for cause in status.causes)
+        and all(cause.code in ("tracking_lost", "reversed") for cause in status.causes)
     )
 
 
 def _resync_remedy(status: VmStatus) -> str:
     if _is_bounded(status):
         return f"Run `vmreplica resume {status.name}`." if status.resync_stopped_time is not None else ""
+    if status.role == "replica" and any(cause.code == "reversed" for cause in status.causes):
+        where = status.peer_host or "the host that it was failed over to"
+        return f"Run `vmreplica reverse {status.name}` on {where} as well; what is in doubt is compared by itself then."
     if status.role == "replica":
         return f"Run `vmreplica resume {status.name} --resynchronize` at the primary."
     return f"Run `vmreplica resume {status.name} --resynchronize`."
@@ -301,6 +306,8 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
     here = status.role == "replica" and state is ReplicationState.FAILED_OVER
     if here or state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
         return "Failed over: the VM's disks are served from this host, without a replica of their own."
+    if status.handed_over:
+        return f"Handed over to the {'primary' if status.role == 'replica' else 'replica'} agent of this host."
     if state is ReplicationState.FAILED_OVER:
         return f"Not protected: {status.fenced or 'the VM was failed over at the replica.'}"
     if state is ReplicationState.ERROR:

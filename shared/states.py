@@ -75,6 +75,7 @@ class PrimaryEvent(Enum):
     FENCED = "failed over at the replica"
     RETRIED = "tried again by the administrator after a failover"
     UNFENCED = "resumed by the administrator after a failover"
+    TAKEN_OVER = "taken over from this host's replica agent: the direction was reversed"
     REMOVED = "replication removed"
 
 
@@ -95,6 +96,10 @@ class ReplicaEvent(Enum):
     PROMOTED = "promoted"
     FAILOVER_UNDONE = "failover undone"
     FAILOVER_COMMITTED = "failover committed"
+    HANDED_OVER = "handed over to this host's primary agent: the direction was reversed"
+    TAKEN_BACK = "the hand-over was taken back"
+    TAKEN_OVER = "taken over from this host's primary agent: the direction was reversed"
+    GIVEN_UP = "the failover was given up by the administrator"
     REMOVED = "replication removed"
 
 
@@ -104,6 +109,7 @@ _R = ReplicaEvent
 
 PRIMARY_TRANSITIONS: dict[tuple[ReplicationState, PrimaryEvent], ReplicationState] = {
     (_S.DISABLED, _P.ENABLED): _S.READY_FOR_INITIAL_REPLICATION,
+    (_S.DISABLED, _P.TAKEN_OVER): _S.WAITING_FOR_START_RESYNCHRONIZE,
     (_S.READY_FOR_INITIAL_REPLICATION, _P.INITIAL_STARTED): _S.INITIAL_REPLICATION_IN_PROGRESS,
     (_S.READY_FOR_INITIAL_REPLICATION, _P.FENCED): _S.FAILED_OVER,
     (_S.INITIAL_REPLICATION_IN_PROGRESS, _P.INITIAL_COMPLETED): _S.REPLICATING,
@@ -165,6 +171,14 @@ REPLICA_TRANSITIONS: dict[tuple[ReplicationState, ReplicaEvent], ReplicationStat
     # Back to what it was; what else was on record before the failover is told by the events for it.
     (_S.FAILED_OVER_WAITING_COMPLETION, _R.FAILOVER_UNDONE): _S.REPLICATING,
     (_S.FAILED_OVER_WAITING_COMPLETION, _R.FAILOVER_COMMITTED): _S.FAILED_OVER,
+    (_S.FAILED_OVER_WAITING_COMPLETION, _R.HANDED_OVER): _S.FAILED_OVER,
+    (_S.FAILED_OVER, _R.HANDED_OVER): _S.FAILED_OVER,
+    (_S.FAILED_OVER, _R.TAKEN_BACK): _S.FAILED_OVER,
+    (_S.DISABLED, _R.TAKEN_OVER): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.READY_FOR_INITIAL_REPLICATION, _R.TAKEN_OVER): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.FAILED_OVER, _R.TAKEN_OVER): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.FAILED_OVER_WAITING_COMPLETION, _R.GIVEN_UP): _S.WAITING_FOR_START_RESYNCHRONIZE,
+    (_S.FAILED_OVER, _R.GIVEN_UP): _S.WAITING_FOR_START_RESYNCHRONIZE,
 } | {(state, _R.REMOVED): _S.DISABLED for state in _S if state is not _S.DISABLED}
 
 E = TypeVar("E", PrimaryEvent, ReplicaEvent)

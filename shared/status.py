@@ -267,6 +267,8 @@ class VmStatus(StatusStruct):
     """The other side's host name as it told it, or where it is configured."""
     fenced: str = ""
     """At a primary that was failed over elsewhere: where, when and to which epoch."""
+    handed_over: bool = False
+    """The other agent of this host has the VM, or is about to: the direction was, or is being, reversed."""
     link: LinkStatus = msgspec.field(default_factory=LinkStatus)
     tap: TapStatus | None = None
     progress: ProgressStatus | None = None

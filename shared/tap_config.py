@@ -116,6 +116,8 @@ class TapConfig(ConfigStruct, frozen=True):
     hot_regions: Annotated[int, msgspec.Meta(gt=0, le=MAX_HOT_REGIONS)] = DEFAULT_HOT_REGIONS
     """The most regions that are hot at a time: what a power loss may leave in doubt."""
     block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
+    fenced: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    """Why the disks are served for reading only: the VM was failed over to another host. Empty while it was not."""
     layers: Annotated[list[TapLayer], msgspec.Meta(max_length=MAX_LAYERS)] | msgspec.UnsetType = msgspec.UNSET
     """The undo logs that disks in layers are read through, the oldest first. Like ``overlay`` it is not written where
     it is not set, so that an older program reads the configuration of a plain disk."""

@@ -75,6 +75,8 @@ class LostReason(StrEnum):
     """A block device may have been changed while no tap held it, and the policy asks for a compare."""
     ABANDONED = "abandoned"
     """The resynchronization that the log was for was cancelled: what it knew went to the older dirty map."""
+    REVERSED = "reversed"
+    """By order: the direction of replication is reversed, and the dirty map says what changed on this side."""
 
 
 class DiskPart(StrEnum):
@@ -265,6 +267,8 @@ class TapStatus(Result, frozen=True):
     """Set while disks are in layers, as after a failover that can be undone."""
     control: int = 0
     """CONTROL_VERSION of the tap's program; 0 where it is from before there was one."""
+    fenced: str | None = None
+    """Why whoever connects now may only read; None where the tap does not tell."""
 
 
 # --- parameters ----------------------------------------------------------------------------------------------------
@@ -295,6 +299,7 @@ class SetParams(Params, frozen=True, omit_defaults=True):
     interval: Interval | None = None
     log_limit: Bytes | None = None
     hot_regions: Bytes | None = None
+    fenced: Text | None = None
 
 
 class LocateParams(Params, frozen=True, omit_defaults=True):
@@ -487,14 +492,26 @@ class TapClient:
         """
         return await self._call("forget", AbandonParams(epoch=epoch.hex()), TapStatus, SLOW_CALL_TIMEOUT)
 
+    async def to_map(self) -> TapStatus:
+        """The dirty map takes the place of the log; it is complete once ``doubt.complete`` says so.
+
+        A no-op where it has already. Raises InvalidStateError where nothing is tracked or there is no map.
+        """
+        return await self._call("to_map", NoParams(), TapStatus, SLOW_CALL_TIMEOUT)
+
     async def cut(self, reason: str = "") -> Sealed:
         """Seal the current segment; durable when this returns. Raises InvalidStateError while nothing is tracked."""
         return await self._call("cut", ReasonParams(reason=reason), Sealed, SLOW_CALL_TIMEOUT)
 
     async def set(
-        self, *, interval: float | None = None, log_limit: int | None = None, hot_regions: int | None = None
+        self,
+        *,
+        interval: float | None = None,
+        log_limit: int | None = None,
+        hot_regions: int | None = None,
+        fenced: str | None = None,
     ) -> TapStatus:
-        params = SetParams(interval=interval, log_limit=log_limit, hot_regions=hot_regions)
+        params = SetParams(interval=interval, log_limit=log_limit, hot_regions=hot_regions, fenced=fenced)
         return await self._call("set", params, TapStatus)
 
     async def locate(self, position: Position) -> LogPlace:

@@ -91,6 +91,7 @@ class TapControl:
         methods.add("stop_tracking", ReasonParams, self._stop_tracking)
         methods.add("abandon", AbandonParams, self._abandon)
         methods.add("forget", AbandonParams, self._forget)
+        methods.add("to_map", NoParams, self._to_map)
         methods.add("cut", ReasonParams, self._cut)
         methods.add("set", SetParams, self._set)
         methods.add("locate", LocateParams, self._locate)
@@ -204,6 +205,7 @@ class TapControl:
             latency=self._surroundings.latency(),
             layers=self._surroundings.settling.status() if self._surroundings.settling is not None else None,
             control=CONTROL_VERSION,
+            fenced=config.fenced,
         )
 
     def _disk_status(self, disk: Disk) -> DiskStatus:
@@ -248,6 +250,10 @@ class TapControl:
         await self._engine.tracker.forget(bytes.fromhex(params.epoch))
         return self.status()
 
+    async def _to_map(self, params: NoParams, client: Client) -> TapStatus:
+        self._engine.tracker.to_map()
+        return self.status()
+
     async def _cut(self, params: ReasonParams, client: Client) -> Sealed:
         reason = SealReason.RESYNC if params.reason == "resync" else SealReason.COMMAND
         return _sealed(await self._engine.cut(reason))
@@ -260,6 +266,8 @@ class TapControl:
             hot.limit = params.hot_regions
         if params.interval is not None:
             self._engine.intervals.set(params.interval)
+        if params.fenced is not None:
+            self._engine.config = msgspec.structs.replace(self._engine.config, fenced=params.fenced)
         return self.status()
 
     async def _locate(self, params: LocateParams, client: Client) -> LogPlace:

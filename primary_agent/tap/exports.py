@@ -23,10 +23,14 @@ class DiskExport:
     def __init__(self, engine: TapEngine, disk: Disk) -> None:
         self.name = disk.config.export
         self.size = disk.size
-        self.read_only = False
         self.description = f"{engine.config.name}: disk {disk.index}"
         self._engine = engine
         self._disk = disk
+
+    @property
+    def read_only(self) -> bool:
+        """As a client finds it that connects now: one that is connected goes on as it is (I14)."""
+        return bool(self._engine.config.fenced)
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
         return self._engine.read_cached(self._disk, offset, length)

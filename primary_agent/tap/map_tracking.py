@@ -16,9 +16,17 @@ from shared.tap_control import LostReason
 
 ADD_AT_ONCE = 4096
 """Ranges that are brought into the dirty map before others get their turn."""
-BOUNDED = frozenset({LostReason.LOG_FULL, LostReason.LOG_FAILED, LostReason.BEGIN_FAILED, LostReason.ABANDONED})
+BOUNDED = frozenset(
+    {
+        LostReason.LOG_FULL,
+        LostReason.LOG_FAILED,
+        LostReason.BEGIN_FAILED,
+        LostReason.ABANDONED,
+        LostReason.REVERSED,
+    }
+)
 """Losses of the log after which the dirty map still names all that changed."""
-WHOLE = frozenset({LostReason.LOG_FULL, LostReason.ABANDONED})
+WHOLE = frozenset({LostReason.LOG_FULL, LostReason.ABANDONED, LostReason.REVERSED})
 """Losses of a log that has all that was ever written to it."""
 NOT_WHOLE = frozenset({LostReason.LOG_FAILED, LostReason.UNCLEAN_STOP})
 """Losses after which the log may lack what it had; behind the last checkpoint only the hot regions tell of that."""
@@ -83,8 +91,10 @@ class MapTracking:
         torn = reason in NOT_WHOLE and self.hot is not None
         durable = self.hot.log_place(epoch) if self.hot is not None else (0, 0)
         files = [file for file in log if file.header.epoch == epoch]
+        # The files may begin before the map's base: what the replica has had since is in no doubt.
+        after = self.dirty.note.base_segment if self.dirty is not None and self.dirty.note.epoch == epoch else 0
         return await self._ports.workers.run(
-            lambda: read_changes(self._ports.files, files, sizes, durable=durable, torn=torn)
+            lambda: read_changes(self._ports.files, files, sizes, after=after, durable=durable, torn=torn)
         )
 
     async def complete(self, changes: LoggedChanges, epoch: bytes, reason: LostReason) -> None:

@@ -503,6 +503,16 @@ class Tracker:
         else:
             self._end(Tracking.OFF, None)
 
+    def to_map(self) -> None:
+        """By order the dirty map takes the place of the log from this moment on, as if the log were full.
+
+        A no-op where it has. Raises InvalidStateError where nothing is tracked, or there is no map that could.
+        """
+        if self.tracking is Tracking.ON:
+            self.lose(LostReason.REVERSED, "the direction of replication was reversed, so that the log goes to nobody")
+        if self.tracking is not Tracking.MAP:
+            self._not_tracking()
+
     def lose_log(self, error: OSError) -> None:
         """The log could not be written."""
         if isinstance(error, LogFullError):

@@ -18,6 +18,7 @@ from shared.admin.audit_lines import AuditEntry, AuditReport
 from shared.admin.methods import Params
 from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
+from shared.handover import PART_BYTES, HandOver
 from shared.ports import Peer
 from shared.ports.disk_use import Usage
 from shared.status import CutStatus
@@ -53,6 +54,16 @@ EVENT = "event"
 ALARMS = "alarms"
 ALARM_TEST = "alarms.test"
 AUDIT = "audit"
+HAND_OVER = "vm.hand_over"
+"""Let a VM go to the other agent of this host; the answer is the HandOver. Steps of ``vmreplica reverse``."""
+ADOPT_PART = "vm.adopt_part"
+ADOPT = "vm.adopt"
+HANDED_OVER = "vm.handed_over"
+"""The other agent has it, durably: let go of what is left. With ``taken`` false: it did not take it, so go on."""
+DIFFERENCES = "vm.differences"
+"""What was written on this host since the failover; the tap's dirty map takes the place of its log for that."""
+RESOLVE = "vm.resolve"
+"""Keep the primary's side: at the promoted side its failover is given up, at the primary replication goes on."""
 # The primary agent
 ENABLE = "vm.enable"
 STOP = "vm.stop"
@@ -101,7 +112,7 @@ READING = frozenset(
     }
 )
 """Methods that change nothing, for viewers. (DISK_USE takes nobody's word but root's, whoever may call it.)"""
-UNRECORDED = frozenset({TEST_CONNECTION, AUDIT, RESYNC_PLAN, DEFINITION_READ})
+UNRECORDED = frozenset({TEST_CONNECTION, AUDIT, RESYNC_PLAN, DEFINITION_READ, ADOPT_PART})
 """Methods that change nothing either, but are for administrators.
 
 RESYNC_PLAN reads the disks of both hosts, and a definition may have passwords in it.
@@ -218,6 +229,45 @@ class RecoverParams(VmParams, frozen=True):
             raise UsageError(
                 f"Recovering {self.vm} puts a rebuilt state in the place of the damaged one.", "Repeat it with --yes."
             )
+
+
+class HandOverParams(VmParams, frozen=True):
+    """``vm.hand_over``. ``yes``: although this side has what the other one has not; ``despite_split``: although both
+    sides have moved on.
+    """
+
+    yes: bool = False
+    despite_split: bool = False
+
+
+class AdoptPartParams(VmParams, frozen=True):
+    """``vm.adopt_part``: bytes of the ranges of a hand-over, in base64, from ``offset`` on; ``vm`` as that has it."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    data: Annotated[bytes, msgspec.Meta(max_length=PART_BYTES)]
+
+
+class AdoptParams(VmParams, frozen=True):
+    """``vm.adopt``: take over what the other agent of this host let go.
+
+    ``replica`` (``HOST`` or ``HOST:PORT``) is for the primary agent: where the copy is from now on; empty for the host
+    that the VM came from, at the default port.
+    """
+
+    handover: HandOver
+    replica: Annotated[str, msgspec.Meta(max_length=300)] = ""
+
+
+class HandedOverParams(VmParams, frozen=True):
+    """``vm.handed_over``."""
+
+    taken: bool = True
+
+
+class ResolveParams(VmParams, frozen=True):
+    """``vm.resolve``; refused without ``yes``."""
+
+    yes: bool = False
 
 
 class EventChoice(Params, frozen=True):

@@ -28,6 +28,7 @@ from shared.cli.host_verbs import HOST_VERBS
 from shared.cli.measuring_verbs import MEASURING_VERBS
 from shared.cli.pki_verbs import PKI_VERBS
 from shared.cli.point_verbs import POINT_VERBS, point_options
+from shared.cli.reverse_verbs import REVERSE_VERBS
 from shared.cli.units import (
     SETTINGS,
     parse_blocks,
@@ -318,6 +319,7 @@ VERBS = (
     *POINT_VERBS,
     Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_FAILOVER}:failover", _failover),
     DEFINITION_VERB,
+    *REVERSE_VERBS,
     Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),
     Verb("pki", "make and look at certificates", "", _pki, agents=False),
     Verb(

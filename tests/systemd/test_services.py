@@ -223,8 +223,8 @@ def test_the_sandbox_is_in_force(vm: Vm) -> None:
     capabilities = {unit: int(process(host, unit, "CapBnd"), 16) for host, unit in units}
     assert capabilities[REPLICA] == 0
     assert process(pair.beta, REPLICA, "Uid").split()[0] == pair.beta.run("id", "-u", "vmreplica").stdout.strip()
-    # CAP_DAC_READ_SEARCH alone; CAP_CHOWN and CAP_DAC_OVERRIDE.
-    assert capabilities[PRIMARY] == 1 << 2
+    # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH; CAP_CHOWN and CAP_DAC_OVERRIDE.
+    assert capabilities[PRIMARY] == (1 << 1) | (1 << 2)
     assert capabilities[units[1][1]] == (1 << 0) | (1 << 1)
     # The tap has no network at all.
     tap = pair.alpha.path(f"/proc/{main_pid(pair.alpha, units[1][1])}/net/dev").read_text()

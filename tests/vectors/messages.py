@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
 from protocol.bulk import Detail, Manifest, encode_blocks, encode_blocks_entry, encode_detail, encode_manifest
@@ -23,6 +24,7 @@ from protocol.messages import (
     DefinitionWanted,
     DetailRequest,
     ErrorCode,
+    Fence,
     Heartbeat,
     Hello,
     Holes,
@@ -213,6 +215,32 @@ EXAMPLES: dict[MessageType, Body] = {
     MessageType.DEFINITION_PART: DefinitionPart(number=7, digest=pattern(32, 17), offset=49152, data=pattern(512, 18)),
     MessageType.DEFINITION_KEPT: DefinitionKept(number=7, kept=False, text="The volume is full."),
 }
+
+
+REVERSED_EXAMPLES: dict[MessageType, Body] = {
+    MessageType.ERROR: msgspec.structs.replace(
+        EXAMPLES[MessageType.ERROR],
+        fence=Fence(
+            epoch=OTHER_EPOCH,
+            parent=EPOCH,
+            parent_segment=1,
+            received=POSITION,
+            written=True,
+            wall_ns=START_NS,
+            host="beta.example",
+        ),
+    ),
+    MessageType.OPENED: msgspec.structs.replace(
+        EXAMPLES[MessageType.OPENED],
+        state="WaitingForStartResynchronize",
+        causes=[WireCause(code="reversed", text="The direction was reversed.")],
+        common=POSITION,
+    ),
+    MessageType.RESYNC_READY: msgspec.structs.replace(
+        EXAMPLES[MessageType.RESYNC_READY], settled=[], more=True, doubt=[Run(disk=0, offset=131072, length=65536)]
+    ),
+}
+"""The same with what goes only to a peer that has the capability ``reverse``."""
 
 
 def manifest() -> Manifest:

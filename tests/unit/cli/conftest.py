@@ -68,6 +68,12 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.FAILOVER: admin.FailoverParams,
     admin.FAILOVER_UNDO: admin.VmParams,
     admin.FAILOVER_COMMIT: admin.VmParams,
+    admin.HAND_OVER: admin.HandOverParams,
+    admin.HANDED_OVER: admin.HandedOverParams,
+    admin.ADOPT: admin.AdoptParams,
+    admin.ADOPT_PART: admin.AdoptPartParams,
+    admin.DIFFERENCES: admin.VmParams,
+    admin.RESOLVE: admin.ResolveParams,
 }
 
 
