@@ -9,6 +9,7 @@ from primary_agent.dialing_queue import DialingQueue
 from primary_agent.pacing import Rates
 from primary_agent.resync_queue import ResyncQueue
 from protocol.compression import CAPABILITY as ZSTD
+from protocol.messages import PLANNED
 from protocol.session import Identity
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
 from shared.config_sections import PrimaryConfig, RatesSection, ResyncSection
@@ -81,4 +82,4 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.software, self.host, self.heartbeat, (ZSTD,) if self.compress else ())
+        return Identity(self.software, self.host, self.heartbeat, (PLANNED, ZSTD) if self.compress else (PLANNED,))

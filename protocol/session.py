@@ -16,6 +16,8 @@ from protocol.errors import ProtocolError
 from protocol.frames import MAX_FRAME_PAYLOAD, Buffer, Frame, FrameReader, encode_frame_header
 from protocol.messages import (
     BULK_TYPES,
+    PLANNED,
+    PLANNED_TYPES,
     PROTOCOL_VERSIONS,
     TYPE_OF,
     Body,
@@ -53,6 +55,9 @@ class SessionState(StrEnum):
     VERIFYING = "verifying"
     VERIFIED = "verified"
     LOST = "lost"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    VOIDING = "voiding"
     CLOSED = "closed"
 
 
@@ -123,6 +128,17 @@ def _transitions() -> Transitions:
         table[state, replica, m.VERIFY_LOST] = s.LOST
     # What was sent before the loss was known.
     table |= _stay(s.LOST, primary, (m.VERIFY_CUT, m.VERIFY_REQUEST, m.VERIFY_END))
+    # A primary that has sent the promote token sends no log.
+    table |= {
+        (s.OPEN, primary, m.FAILOVER_PREPARE): s.PREPARING,
+        (s.PREPARING, replica, m.FAILOVER_PREPARED): s.PREPARED,
+        (s.PREPARING, replica, m.FAILOVER_VOIDED): s.OPEN,
+        (s.OPEN, primary, m.FAILOVER_VOID): s.VOIDING,
+        (s.PREPARED, primary, m.FAILOVER_VOID): s.VOIDING,
+        (s.VOIDING, replica, m.FAILOVER_VOIDED): s.OPEN,
+    }
+    for state in (s.PREPARING, s.PREPARED, s.VOIDING):
+        table |= _stay(state, replica, (m.RECEIVED, m.APPLIED))
     for side in Side:
         for state in s:
             if state is not s.CLOSED:
@@ -181,9 +197,14 @@ class Session:
         """Whether bulk payloads may be compressed: both sides said that they can."""
         return ZSTD in self.capabilities
 
+    @property
+    def plans(self) -> bool:
+        """Whether both sides know planned failovers."""
+        return PLANNED in self.capabilities
+
     def allows(self, kind: MessageType) -> bool:
         """Whether this side may send ``kind`` now."""
-        return (self.state, self.side, kind) in TRANSITIONS
+        return (self.state, self.side, kind) in TRANSITIONS and (self.plans or kind not in PLANNED_TYPES)
 
     def receive(self, frame: Frame) -> Message:
         """The message in a frame that the peer sent. Raises ProtocolError; the session is then to be ended."""
@@ -231,6 +252,8 @@ class Session:
 
     def _following(self, sender: Side, kind: MessageType) -> SessionState:
         following = TRANSITIONS.get((self.state, sender, kind))
+        if kind in PLANNED_TYPES and not self.plans:
+            raise ProtocolError(f"{kind.name} from the {sender}, which was not agreed on", code="state")
         if following is None:
             raise ProtocolError(f"{kind.name} from the {sender} in state {self.state}", code="state")
         if kind is MessageType.OPENED and self.role is not None:

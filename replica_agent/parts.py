@@ -8,6 +8,7 @@ from uuid import UUID
 
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.hrl import chain_seed
+from protocol.messages import PLANNED
 from protocol.position import Position
 from protocol.session import Identity
 from replica_agent.apply import Applier
@@ -99,7 +100,7 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.software, self.host, self.heartbeat, (ZSTD,) if self.compress else ())
+        return Identity(self.software, self.host, self.heartbeat, (PLANNED, ZSTD) if self.compress else (PLANNED,))
 
 
 @dataclass(slots=True)

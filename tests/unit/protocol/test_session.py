@@ -33,8 +33,8 @@ from protocol.session import (
 from tests.vectors.logs import VM
 from tests.vectors.messages import BULK_EXAMPLES, EXAMPLES, TOKEN
 
-ME = Identity("vmreplica 0.1.0", "alpha", capabilities=("zstd", "future"))
-YOU = Identity("vmreplica 0.1.0", "beta", capabilities=("zstd",))
+ME = Identity("vmreplica 0.1.0", "alpha", capabilities=("planned", "zstd", "future"))
+YOU = Identity("vmreplica 0.1.0", "beta", capabilities=("planned", "zstd"))
 VERIFYING = (
     SessionState.VERIFY,
     SessionState.ANNOUNCING,
@@ -106,6 +106,9 @@ class Pair:
             SessionState.COMMITTING: [*begun, (r, m.RESYNC_READY), (p, m.COMMIT)],
             SessionState.CANCELLING: [*begun, (p, m.RESYNC_CANCEL)],
             SessionState.LOST: [(p, m.VERIFY_BEGIN), (r, m.VERIFY_LOST)],
+            SessionState.PREPARING: [(p, m.FAILOVER_PREPARE)],
+            SessionState.PREPARED: [(p, m.FAILOVER_PREPARE), (r, m.FAILOVER_PREPARED)],
+            SessionState.VOIDING: [(p, m.FAILOVER_VOID)],
             **{state: verify[:count] for count, state in enumerate(VERIFYING)},
         }
         if state in EARLY:
