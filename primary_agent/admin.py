@@ -9,6 +9,7 @@ import msgspec
 
 from primary_agent.agent import PrimaryAgent
 from primary_agent.enabling import split_address
+from primary_agent.planned_orders import abort, prepare
 from primary_agent.probing import probe
 from primary_agent.record import VmRecord
 from primary_agent.resizing import take_sizes
@@ -19,6 +20,7 @@ from shared.admin import verbs
 from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
 from shared.admin.verbs import (
+    AbortParams,
     AnyVmParams,
     ChurnParams,
     ConnectionParams,
@@ -70,6 +72,8 @@ class AdminMethods:
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.STOP, VmParams, self.stop)
         methods.add(verbs.VERIFY, VerifyParams, self.verify)
+        methods.add(verbs.PREPARE_FAILOVER, VmParams, self.prepare_failover)
+        methods.add(verbs.ABORT_FAILOVER, AbortParams, self.abort_failover)
         methods.add(verbs.SET, SetParams, self.set)
         methods.add(verbs.RESIZE, VmParams, self.resize)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
@@ -130,6 +134,14 @@ class AdminMethods:
         vm = self._agent.find(params.vm)
         order = vm.verifier.order(at=params.at, repair=params.repair, stop=params.stop)
         return await _ordered(vm, "verify", order)
+
+    async def prepare_failover(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --prepare", prepare(vm))
+
+    async def abort_failover(self, params: AbortParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --prepare --abort", abort(vm, force=params.force))
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)

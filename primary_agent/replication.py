@@ -11,6 +11,7 @@ import msgspec
 
 from primary_agent.conclusions import Replan
 from primary_agent.description import Description
+from primary_agent.planned_steps import carried_on
 from primary_agent.record import (
     MAX_CAUSES,
     AckedRecord,
@@ -104,15 +105,17 @@ class Replication:
     # --- changing --------------------------------------------------------------------------------------------------
 
     async def transition(
-        self, event: PrimaryEvent, cause: str, *, seen: ReplicationRecord | None = None, **fields: Any
-    ) -> None:
-        """Move the state machine and replace ``fields`` of the record. Raises InvalidStateError.
+        self, event: PrimaryEvent | None, cause: str, *told: Any, seen: ReplicationRecord | None = None, **fields: Any
+    ) -> bool:
+        """Move the state machine, or leave it, and replace ``fields`` of the record. Raises InvalidStateError.
 
-        With ``seen`` only where that still is the record: what was decided by it may not hold any more.
+        With ``seen`` only where that still is the record, else False: what was decided by it may not hold any more.
         """
         async with self._lock:
-            if seen is None or seen is self.record:
-                await self._walk((event,), cause, (), fields)
+            if seen is not None and seen is not self.record:
+                return False
+            await self._walk((event,) if event is not None else (), cause, told, fields)
+            return True
 
     async def update(self, *events: dict[str, Any], **fields: Any) -> None:
         """Replace ``fields`` of the record without moving the state machine."""
@@ -148,12 +151,8 @@ class Replication:
 
         All in one transaction, so that no crash leaves it suspended.
         """
-        path = (
-            PrimaryEvent.SUSPENDED,
-            PrimaryEvent.RESUMED,
-            PrimaryEvent.RESYNC_REQUIRED,
-            PrimaryEvent.RESYNC_STARTED,
-        )
+        step = PrimaryEvent
+        path = (step.SUSPENDED, step.RESUMED, step.RESYNC_REQUIRED, step.RESYNC_STARTED)
         async with self._lock:
             found = Cause(code=ResyncCause.ADMINISTRATOR.value, text=text, time=self._clock.wall())
             await self._require(path, found, {**fields, "stopped_time": None})
@@ -361,7 +360,8 @@ class Replication:
             if after is not state:
                 changes.append(self._state_event(state, after, cause))
             state = after
-        await self._store([*events, *changes], {**fields, "state": state})
+        planned, told = carried_on(self.record.planned, path, state, cause, self._clock.wall())
+        await self._store([*events, *changes, *told], {"planned": planned, **fields, "state": state})
 
     async def _store(self, events: Sequence[dict[str, Any]], fields: dict[str, Any]) -> None:
         """To its end even when a session is cancelled in it: what is durable and what is known here stay one."""

@@ -18,8 +18,9 @@ from primary_agent.dialing import Dialled, expect, name_of
 from primary_agent.forecast import foresee
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
 from primary_agent.parts import Parts
+from primary_agent.planned_session import PlannedSession
 from primary_agent.problems import clear_problem
-from primary_agent.progress import MERGING, WAITING, ResyncProgress
+from primary_agent.progress import MERGING, WAITING
 from primary_agent.record import ResyncRecord, mint
 from primary_agent.replication import Acked
 from primary_agent.resync import ResyncDriver
@@ -34,6 +35,8 @@ from protocol.messages import (
     Applied,
     Body,
     Committed,
+    FailoverPrepared,
+    FailoverVoided,
     Received,
     ResyncCancel,
     ResyncCancelled,
@@ -78,6 +81,7 @@ class Session:
         self._starting = Starting(parts, self._replica)
         self._connection = connection
         self._answers: asyncio.Queue[Body] = asyncio.Queue()
+        self._planned = PlannedSession(parts, dialled, self._replica, self._answers)
         self._acknowledged = Signal()
         self._orders = parts.replication.orders
         self._epoch_needed = NO_EPOCH
@@ -113,6 +117,7 @@ class Session:
             await self._replication.update(peer_host=host)
         if self._replication.record.recovered is not None:
             await judge_rebuilt(self._replication, self._parts.tap, self._replica, decision)
+        await self._planned.settle()
         match decision:
             case Resume(position):
                 await self._stream(position)
@@ -188,7 +193,7 @@ class Session:
                 await self._require(ResyncCause.CHAIN, text, {"received": str(position)})
                 raise Replan("the session is planned anew")
             try:
-                await sender.run()
+                await together(sender.run(), self._planned.deliver(sender))
             except LogDamagedError as error:
                 await self._log_damaged(error)
 
@@ -228,7 +233,7 @@ class Session:
 
     async def _resync(self, resync: ResyncRecord | None) -> None:
         """Drive ``resync``, or a fresh one, to its commit, and stream on from there."""
-        progress = self._show(resync)
+        progress = self._parts.show_progress(resync, self._kind())
         if rests := self._starting.rests():
             progress.enter(WAITING, rests)
             await self._starting.until_open()
@@ -242,7 +247,7 @@ class Session:
         async with place:
             if resync is None:
                 resync = await self._mint()
-                progress = self._show(resync)
+                progress = self._parts.show_progress(resync, resync.kind)
                 await foresee(self._parts)
             driver = ResyncDriver(
                 self._parts.surroundings,
@@ -309,21 +314,6 @@ class Session:
         await self._replication.begin_resync(resync)
         return resync
 
-    def _show(self, resync: ResyncRecord | None) -> ResyncProgress:
-        """The progress to show: that of the open resync, or a fresh one."""
-        shown = self._parts.progress
-        if resync is None or shown is None or shown.id != resync.id:
-            identity, epoch = (resync.id, resync.epoch) if resync is not None else (b"", NO_EPOCH)
-            started = resync.started_time if resync is not None else self._ports.clock.wall()
-            kind = resync.kind if resync is not None else self._kind()
-            clock = self._ports.clock
-            shown = ResyncProgress.of(identity, kind, epoch, list(self._replication.vm.geometry), started, clock)
-            self._parts.progress = shown
-        if resync is not None:
-            shown.epoch, shown.round = resync.epoch, resync.round
-        self._replication.runs.follow(shown)
-        return shown
-
     # --- messages --------------------------------------------------------------------------------------------------
 
     async def _receive(self) -> None:
@@ -336,8 +326,11 @@ class Session:
                     self._take_applied(message.position.position())
                 case ResyncReady() | Unsettled() | Committed() | ResyncCancelled():
                     self._answers.put_nowait(message)
+                case FailoverPrepared() | FailoverVoided():
+                    self._answers.put_nowait(message)
                 case _:
                     raise ProtocolError(f"{name_of(message)} is not expected here", code="state")
+            self._planned.hear(message)
 
     def _take_received(self, position: Position) -> None:
         newly = self.ledger.acknowledge(position)

@@ -12,6 +12,8 @@ import structlog
 
 from primary_agent.enabling import with_settings_of
 from primary_agent.parts import Parts
+from primary_agent.planned import keep
+from primary_agent.planned_steps import step_of
 from primary_agent.problems import set_problem
 from primary_agent.record import StartedBy, VmRecord
 from primary_agent.replication import Replication
@@ -29,7 +31,7 @@ from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
 from shared.events import EventId
 from shared.planning import ResyncCause
-from shared.states import PrimaryEvent, ReplicationState
+from shared.states import PLANNED_TOKEN, PrimaryEvent, ReplicationState
 from shared.stats import interval_text
 from shared.status import VmStatus, to_plain
 from shared.tap_config import TapConfig, save_config
@@ -160,6 +162,7 @@ class PrimaryVm:
             await take_larger(self)
             async with self.ordering:
                 await begin_due(self.parts)
+                await keep(self.parts)
             self.parts.streaming.add(clock.monotonic(), self.parts.churn.streamed_bytes)
             if replication.statistics.is_due(clock.wall()):
                 await self._tell_statistics()
@@ -304,6 +307,8 @@ class PrimaryVm:
                 )
             case _S.READY_FOR_INITIAL_REPLICATION:
                 raise self._not_now("resume", f"Run `vmreplica initial {self.name}`.")
+            case _S.PREPARED_FOR_FAILOVER:
+                raise self._not_now("resume", f"Take that back: vmreplica failover {self.name} --prepare --abort")
 
     async def check_gate(self, what: str) -> None:
         """I20: raises InvalidStateError with reason and remedy unless connectivity and tracking are healthy."""
@@ -352,6 +357,8 @@ class PrimaryVm:
     async def set(self, vm: VmRecord, changed: dict[str, Any]) -> None:
         """Take over new settings: durable first, then the tap's configuration, then the running tap."""
         before, tap = self.record, self.parts.tap
+        if vm.replica != before.replica and step_of(self._replication.record.planned) in PLANNED_TOKEN:
+            raise self._not_now("another replica", f"{before.replica} may be failed over to at any moment.")
         config = with_settings_of(tap.config, vm)
         check_schedule(vm, self.parts.surroundings.resync)
         config.check()

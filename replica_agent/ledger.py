@@ -13,6 +13,7 @@ from replica_agent.description import Description
 from replica_agent.finishing import finish
 from replica_agent.record import (
     PointsRecord,
+    PreparedRecord,
     PromotionRecord,
     Record,
     ReplicationRecord,
@@ -47,6 +48,7 @@ class Draft:
     replication: ReplicationRecord
     resync: ResyncRecord | None
     promotion: PromotionRecord | None
+    prepared: PreparedRecord | None
     points: PointsRecord
     statistics: Any
     now: float
@@ -107,6 +109,7 @@ class Ledger:
         self.replication = load_replication(store)
         self.resync = load(store, "resync", ResyncRecord)
         self.promotion = load(store, "promotion", PromotionRecord)
+        self.prepared = load(store, "prepared", PreparedRecord)
         self.points = load(store, "points", PointsRecord) or PointsRecord()
         self.statistics: Any = store.get("statistics")
         self.keeper: Keeper[Description] | None = None
@@ -126,6 +129,7 @@ class Ledger:
                 replication=copy.copy(self.replication),
                 resync=copy.copy(self.resync),
                 promotion=copy.copy(self.promotion),
+                prepared=copy.copy(self.prepared),
                 points=copy.copy(self.points),
                 statistics=self.statistics,
                 now=self._clock.wall(),
@@ -140,7 +144,7 @@ class Ledger:
 
     async def _commit(self, draft: Draft) -> None:
         changes: dict[str, Any] = {}
-        for name in ("vm", "replication", "resync", "promotion", "points"):
+        for name in ("vm", "replication", "resync", "promotion", "prepared", "points"):
             before: Record | None = getattr(self, name)
             after: Record | None = getattr(draft, name)
             if before != after:
@@ -156,6 +160,7 @@ class Ledger:
                 ) from error
         self.vm, self.replication = draft.vm, draft.replication
         self.resync, self.promotion, self.points = draft.resync, draft.promotion, draft.points
+        self.prepared = draft.prepared
         self.statistics = draft.statistics
         await self._keep()
 

@@ -17,6 +17,7 @@ from protocol.position import NO_EPOCH, Ancestor, Position, extend
 from replica_agent.baseline import Baseline
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
+from replica_agent.planned import claim, told
 from replica_agent.promoted_tap import PromotedTap
 from replica_agent.record import PromotionRecord, lineage_records
 from replica_agent.refusals import Refusal
@@ -82,6 +83,7 @@ class Promotion:
             # Judged in the transaction's turn: an apply that fails meanwhile drops what a cut chosen before rested on.
             self._judge()
             cut = self._newest_cut()
+            planned = claim(draft, cut)
             opened, parts.resync = parts.resync, None
             # Past its commit a resync can't be dropped: its merge is part of what is applied now (R40).
             if draft.resync is not None and draft.resync.end is None:
@@ -93,6 +95,7 @@ class Promotion:
                 entry=cut.entry,
                 time=draft.now,
                 host=parts.surroundings.host,
+                planned=planned,
             )
             record = draft.replication
             step = Ancestor(epoch, cut.epoch, cut.segment)
@@ -102,10 +105,11 @@ class Promotion:
             draft.event(
                 EventId.PROMOTED,
                 f"{draft.vm.name} was failed over to {parts.surroundings.host} at cut {cut}: "
-                f"epoch {epoch.hex()} begins.",
+                f"epoch {epoch.hex()} begins. {told(planned)}",
                 epoch=epoch.hex(),
                 parent=cut.epoch.hex(),
                 parent_segment=cut.segment,
+                planned=planned is not None,
             )
         if opened is not None:
             await finish(parts.ports.workers.run(opened.drop))

@@ -1,8 +1,8 @@
 """What a replica durably knows about one VM: typed records, read strictly, written in single transactions.
 
 The names of the records in the store are ``vm`` (whose copy this is), ``replication`` (how far it has got),
-``resync``, ``promotion``, ``points`` (the older recovery points) and ``statistics``. ``docs/replica-store.md`` tells
-what each field promises.
+``resync``, ``promotion``, ``prepared`` (the promote token of a planned failover), ``points`` (the older recovery
+points) and ``statistics``. ``docs/replica-store.md`` tells what each field promises.
 """
 
 from __future__ import annotations
@@ -187,6 +187,16 @@ class ResyncRecord(Record):
     """The disks were a whole point when it committed: what it overwrites may be kept as one (R38)."""
 
 
+class PreparedRecord(Record):
+    """The promote token of a planned failover: ``cut`` is all that its primary has, and it takes no writes (R43)."""
+
+    token: Id16
+    cut: PositionRecord
+    time: float
+    host: str = ""
+    """The primary's, as it calls itself."""
+
+
 class PromotionRecord(Record):
     """The failover to this host: written before anything else is done for it (R14)."""
 
@@ -198,6 +208,8 @@ class PromotionRecord(Record):
     host: str
     serving: bool = False
     """The disks stand at the promoted cut and were handed to the tap; only the tap may open them now."""
+    planned: PreparedRecord | None = None
+    """The token by which it lost nothing; None where it was not a planned one."""
 
 
 R = TypeVar("R", bound=Record)

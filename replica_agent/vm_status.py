@@ -5,6 +5,7 @@ from __future__ import annotations
 from protocol.position import NO_EPOCH, Position
 from replica_agent.exports import export_name
 from replica_agent.parts import VmParts
+from replica_agent.planned import planned_status
 from replica_agent.vm import ReplicaVm
 from shared.errors import VmreplicaError
 from shared.expiry import certificates_of_link
@@ -46,6 +47,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         link=_link(vm, now),
         tap=tap.view() if tap is not None else None,
         progress=_progress(parts),
+        planned=planned_status(parts.ledger.prepared, parts.ledger.promotion),
         statistics=vm.statistics.report(now, pending_bytes=pending),
         disks=[
             DiskStatus(

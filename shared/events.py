@@ -44,6 +44,8 @@ class EventId(IntEnum):
     VERIFY_ENDED = 60072
     VERIFY_DIFFERENT = 60073
     VERIFY_SCHEDULED = 60074
+    PLANNED_FAILOVER = 60081
+    PLANNED_FORCED = 60082
     AGENT_STARTED = 60201
     AGENT_STOPPED = 60202
     RELOADED = 60203
@@ -66,6 +68,7 @@ _ERRORS = frozenset(
         EventId.DAMAGED,
         EventId.DISK_RESIZED,
         EventId.VERIFY_DIFFERENT,
+        EventId.PLANNED_FORCED,
         EventId.NOT_RELOADED,
         EventId.BYPASSED,
     }

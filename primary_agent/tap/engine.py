@@ -138,7 +138,8 @@ class TapEngine:
         The future, when cancelled before its turn came, stops changes that were not begun.
         """
         if self._refusing or self.gate.refused is not None:
-            return self.gate.refuse(batch, stopping=self._refusing)
+            self.gate.refuse(batch, stopping=self._refusing)
+            return None
         fua, zeroes = False, 0
         for mutation in batch:
             if mutation.fua:
@@ -160,8 +161,7 @@ class TapEngine:
         self._perform(disk, batch)
         if not fua:
             return None
-        done = asyncio.get_running_loop().create_future()
-        self.tasks.spawn(self._answer_when_durable(disk, batch, done))
+        self.tasks.spawn(self._answer_when_durable(disk, batch, done := asyncio.get_running_loop().create_future()))
         return done
 
     def _perform(self, disk: Disk, batch: Sequence[Mutation]) -> None:

@@ -64,6 +64,8 @@ RESYNC_SHOW = "vm.resync_show"
 RESYNC_HISTORY = "vm.resync_history"
 RESYNC_PLAN = "vm.resync_plan"
 VERIFY = "vm.verify"
+PREPARE_FAILOVER = "vm.prepare_failover"
+ABORT_FAILOVER = "vm.abort_failover"
 CHURN = "vm.churn"
 # The replica agent
 POINTS = "vm.points"
@@ -275,6 +277,12 @@ class AuditAnswer(msgspec.Struct, kw_only=True):
     folder: str
     entries: list[AuditEntry] = []
     report: AuditReport | None = None
+
+
+class AbortParams(VmParams, frozen=True):
+    """``vm.abort_failover``: ``force`` also where the replica, which may be failed over, does not answer."""
+
+    force: bool = False
 
 
 class ExportParams(VmParams, frozen=True):

@@ -236,6 +236,25 @@ def test_highest_common_version_is_taken_or_none(mine: set[int], yours: set[int]
         assert pair.replica.state is SessionState.NEW
 
 
+def test_planned_failovers_are_spoken_of_only_where_both_know_them() -> None:
+    """An older peer would end the connection over such a message: it is not sent, and from it none is taken."""
+    pair = Pair(yours=Identity("vmreplica 0.1.0", "beta", capabilities=("zstd",))).bring_to(SessionState.OPEN)
+    assert not pair.primary.plans and not pair.primary.allows(MessageType.FAILOVER_PREPARE)
+    with pytest.raises(ProtocolError, match="not agreed on"):
+        pair.primary.send(EXAMPLES[MessageType.FAILOVER_PREPARE])
+    knowing = Pair().bring_to(SessionState.OPEN)
+    frame = b"".join(knowing.primary.send(EXAMPLES[MessageType.FAILOVER_PREPARE]))
+    with pytest.raises(ProtocolError, match="not agreed on"):
+        pair.replica.receive(pair.replica.reader.feed(frame)[0])
+
+
+def test_no_log_follows_the_promote_token() -> None:
+    """R43: what the replica is to promote is the cut that the token names, and nothing behind it."""
+    for state in (SessionState.PREPARING, SessionState.PREPARED, SessionState.VOIDING):
+        pair = Pair().bring_to(state)
+        assert not pair.primary.allows(MessageType.LOG) and not pair.primary.allows(MessageType.RESYNC_BEGIN)
+
+
 @given(st.sets(st.sampled_from("abcd")), st.sets(st.sampled_from("abcd")))
 def test_capabilities_are_those_of_both(mine: set[str], yours: set[str]) -> None:
     pair = Pair(
