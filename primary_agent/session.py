@@ -284,7 +284,8 @@ class Session:
     async def _commit(self, driver: ResyncDriver, sender: LogSender, end: Position) -> None:
         await driver.commit(sender, self.ledger, end)
         await self._adopt("the replica confirmed the commit", sender.last_cut)
-        sender.go_on()
+        # The log is streamed on in this session.
+        await self._planned.deliver(sender)
 
     async def _adopt(self, cause: str, cut: SentCut | None) -> None:
         """The commit is known to be durable: from now on its epoch is the baseline, and its log may be released."""

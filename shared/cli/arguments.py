@@ -40,6 +40,7 @@ from shared.cli.units import (
 DESCRIPTION = "Replication of virtual machine disks between two hosts."
 SHELLS = ("bash", "zsh", "fish")
 INTERVAL_SECONDS = 300.0
+SHUTDOWN_SECONDS = 300.0
 
 
 def build_parser() -> Parser:
@@ -212,6 +213,30 @@ def _unexport(parser: argparse.ArgumentParser) -> None:
 
 def _failover(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="at the primary: stop the writes and bring the replica to the last one, so that nothing is lost",
+    )
+    parser.add_argument(
+        "--shutdown",
+        action="store_true",
+        help="with --prepare: first have libvirt ask the guest to shut down",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=parsed(parse_duration),
+        default=SHUTDOWN_SECONDS,
+        metavar="TIME",
+        help="with --shutdown: how long the guest may take (default 5m)",
+    )
+    parser.add_argument("--abort", action="store_true", help="with --prepare: take it back")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --abort: also where the replica, which may be failed over, does not answer (risks a split brain)",
+    )
+    no_wait_option(parser)
     yes_option(parser)
     json_option(parser)
 
@@ -314,7 +339,12 @@ VERBS = (
     Verb("points", "list the recovery points of a VM at the replica", f"{_REPLICA}:points", _points),
     Verb("export", "serve a recovery point of the replica read-only over NBD", f"{_REPLICA}:export", _export),
     Verb("unexport", "end such an export", f"{_REPLICA}:unexport", _unexport),
-    Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_REPLICA}:failover", _failover),
+    Verb(
+        "failover",
+        "promote the replica to be the VM's disks, or prepare that at the primary",
+        f"{_REPLICA}:failover",
+        _failover,
+    ),
     Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),
     Verb("pki", "make and look at certificates", "", _pki, agents=False),
     Verb(

@@ -16,7 +16,7 @@ from shared.cli.verbs.reading import rejoin_command
 from shared.cli.verbs.replication import disk_uris
 from shared.errors import InvalidStateError, NotFoundError
 from shared.rates import duration_text
-from shared.status import ExportStatus, PointsStatus
+from shared.status import ExportStatus, PointsStatus, VmStatus
 
 EXPORT_SECONDS = 600.0
 """An export begins between two applies, so it may have to wait for one."""
@@ -82,7 +82,11 @@ def failover(options: argparse.Namespace, context: Context) -> int:
     """Promote the replica."""
     from shared.cli.attach import attachment_lines
     from shared.cli.live import call_while_showing
+    from shared.cli.verbs.planned import check_options, prepare
 
+    check_options(options)
+    if options.prepare:
+        return prepare(options, context)
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "replica")
@@ -96,6 +100,7 @@ def failover(options: argparse.Namespace, context: Context) -> int:
     cut_time = vm.applied_cut.time if vm.applied_cut is not None else None
     cut = "" if cut_time is None else f" as of {time_text(cut_time, None)}"
     context.console.print(f"{vm.name} is failed over to this host{cut}; its old primary can no longer write.")
+    context.console.print(_kind(vm))
     if not disk_uris(vm):
         raise InvalidStateError(
             f"The disks of {vm.name} are not served yet. {vm.reasons[0] if vm.reasons else ''}".strip(),
@@ -103,6 +108,17 @@ def failover(options: argparse.Namespace, context: Context) -> int:
         )
     context.console.print(["", *attachment_lines(disk_uris(vm))])
     return SUCCESS
+
+
+def _kind(vm: VmStatus) -> str:
+    """Whether anything was lost."""
+    planned = vm.planned
+    if planned is None or planned.cut is None:
+        return "It was not prepared at the primary: what was written there after this cut is not part of it."
+    return (
+        f"A planned failover: nothing is lost, cut {planned.cut.segment} of epoch {planned.cut.epoch}, "
+        f"chain {planned.chain}."
+    )
 
 
 def _serving(found: Found) -> Agent:
@@ -120,6 +136,11 @@ def _failover_warning(found: Found) -> str:
     vm = found.vm
     primary = vm.peer_host or "its primary host"
     age = "" if vm.lag_seconds is None else f", {duration_text(vm.lag_seconds)} old"
+    if vm.planned is not None and vm.planned.token_sent:
+        return (
+            f"{vm.name} was prepared for this on {primary}, which takes no writes of it any more: its newest cut "
+            "becomes its disks here, and nothing is lost."
+        )
     connected = f" The primary agent on {primary} is connected right now." if vm.link.connected else ""
     return (
         f"The newest cut of {vm.name} becomes its disks{age}; what was written after it is lost.{connected} "
