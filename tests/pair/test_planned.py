@@ -6,10 +6,7 @@ After each: never do both sides believe that they are the primary (I8), and a pl
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +38,7 @@ async def writes(pair: Pair) -> bool:
     return code == 0
 
 
+@pytest.mark.slow
 async def test_planned_failover_loses_nothing_and_its_primary_learns_of_it(pair: Pair, tmp_path: Path) -> None:
     """The whole way; the disks take no writes meanwhile, also over a kill of the tap and a restart of the agent."""
     await pair.replicate(4 * MIB, 2 * MIB)
@@ -104,6 +102,7 @@ async def test_planned_failover_loses_nothing_and_its_primary_learns_of_it(pair:
         await planned_orders.abort(pair.vm, force=True)
 
 
+@pytest.mark.slow
 async def test_preparation_is_taken_back_before_and_after_the_token_has_left(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,51 +156,20 @@ async def test_preparation_is_taken_back_before_and_after_the_token_has_left(
     await at(pair, PlannedStep.GIVEN_UP)
     assert pair.copy.ledger.prepared is None
     await pair.assert_same()
-    await pair.copy.failover()
+
+    # A failover that crosses an order to take the token back: whichever comes first, one side is the primary.
+    await planned_orders.prepare(pair.vm)
+    await at(pair, PlannedStep.CONFIRMED)
+    await asyncio.gather(pair.copy.failover(), planned_orders.abort(pair.vm, force=False), return_exceptions=True)
+    pair.vm.parts.link.poke.notify()
+    await pair.state(_S.FAILED_OVER)
     promoted = pair.copy.ledger.promotion
-    assert promoted is not None and promoted.planned is None
+    assert promoted is not None
+    assert (promoted.planned is None) == (step(pair) is PlannedStep.GIVEN_UP)
+    if promoted.planned is not None:
+        assert step(pair) is PlannedStep.FAILED_OVER and not await writes(pair)
 
 
 def _taken(pair: Pair) -> bool:
     connection = pair.vm.parts.tap.connection
     return connection is not None and connection.status.refused is None
-
-
-async def test_what_comes_in_between_leaves_one_primary(pair: Pair) -> None:
-    """A failover that crosses an order to take it back; a loss of tracking; a primary that knows nothing of a token."""
-    await pair.replicate(2 * MIB)
-    await planned_orders.prepare(pair.vm)
-    await at(pair, PlannedStep.CONFIRMED)
-    # Neither is awaited before the other has begun.
-    _, aborted = await asyncio.gather(
-        pair.copy.failover(), planned_orders.abort(pair.vm, force=False), return_exceptions=True
-    )
-    pair.vm.parts.link.poke.notify()
-    promotion = pair.copy.ledger.promotion
-    assert promotion is not None
-    await pair.state(_S.FAILED_OVER)
-    await pair.until("an end", lambda: step(pair) in (PlannedStep.FAILED_OVER, PlannedStep.GIVEN_UP))
-    if promotion.planned is not None:
-        assert step(pair) is PlannedStep.FAILED_OVER, aborted
-        assert not await writes(pair)
-
-
-async def test_preparation_ends_with_what_it_stands_on(pair: Pair) -> None:
-    await pair.replicate(2 * MIB)
-    pair.cut_link()
-    await pair.healthy()
-    await planned_orders.prepare(pair.vm)
-    await at(pair, PlannedStep.CONFIRMED)
-    tap = pair.vm.parts.tap.require().status.pid
-    os.kill(tap, signal.SIGSTOP)
-    with suppress(ProcessLookupError):
-        os.kill(tap, signal.SIGKILL)
-    with pair.disk(0).open("r+b") as disk:
-        disk.write(b"edited behind our back")
-    await pair.until("the loss", lambda: pair.vm.parts.replication.record.causes)
-    assert pair.vm.parts.replication.state is _S.PREPARED_FOR_FAILOVER
-    await planned_orders.abort(pair.vm, force=False)
-    await pair.state(_S.WAITING_FOR_START_RESYNCHRONIZE)
-    assert step(pair) is PlannedStep.GIVEN_UP
-    await pair.until("writes", lambda: _taken(pair))
-    assert await writes(pair)

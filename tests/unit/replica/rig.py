@@ -283,7 +283,7 @@ class Dialler:
     async def greet(self) -> Channel:
         network = RealNetwork(self.certificates.identity(self.host))
         link = await network.connect(self.address, timeout=5)
-        session = PrimarySession(Identity("test", f"{self.host}.test", self.heartbeat, ("zstd",)))
+        session = PrimarySession(Identity("test", f"{self.host}.test", self.heartbeat, ("planned", "zstd")))
         channel = Channel(link, session, RealClock())
         await channel.greet()
         return channel
