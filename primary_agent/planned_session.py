@@ -67,6 +67,10 @@ class PlannedSession:
             case PlannedStep.TAKING_BACK | PlannedStep.FORCED:
                 assert planned is not None
                 await self._take_back(planned)
+            case PlannedStep.FAILED_OVER:
+                # An administrator has it tried again, and the replica does not refuse it: it was removed there.
+                await self._step(PlannedEvent.ANSWERED, f"{self._dialled.welcome.host} is not failed over any more.")
+                await let_writes(self._parts)
 
     async def _promise(self, planned: PlannedRecord) -> None:
         assert planned.cut is not None

@@ -63,8 +63,6 @@ def carried_on(
     event = None
     if PrimaryEvent.FENCED in path and (planned.step, PlannedEvent.FENCED) in PLANNED_TRANSITIONS:
         event = PlannedEvent.FENCED
-    elif PrimaryEvent.RETRIED in path and planned.step is PlannedStep.FAILED_OVER:
-        event = PlannedEvent.RETRIED
     elif planned.step in UNSENT and state is not ReplicationState.REPLICATING:
         event = PlannedEvent.FAILED
     if event is None:

@@ -132,7 +132,7 @@ class PlannedEvent(Enum):
     FORCED = "aborted by force"
     VOIDED = "the replica's answer: the token is gone"
     FENCED = "failed over at the replica"
-    RETRIED = "tried again by the administrator after a failover"
+    ANSWERED = "tried again by the administrator, and the replica is not failed over any more"
 
 
 _S = ReplicationState
@@ -236,7 +236,7 @@ PLANNED_TRANSITIONS: dict[tuple[PlannedStep, PlannedEvent], PlannedStep] = {
     (_L.FORCED, _E.VOIDED): _L.GIVEN_UP,
     (_L.FORCED, _E.FENCED): _L.FAILED_OVER,
     (_L.FAILED_OVER, _E.FENCED): _L.FAILED_OVER,
-    (_L.FAILED_OVER, _E.RETRIED): _L.GIVEN_UP,
+    (_L.FAILED_OVER, _E.ANSWERED): _L.GIVEN_UP,
 }
 
 PLANNED_HOLDS = frozenset({_L.STOPPING, _L.SENDING, _L.PROMISED, _L.CONFIRMED, _L.TAKING_BACK, _L.FAILED_OVER})

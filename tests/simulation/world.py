@@ -47,6 +47,7 @@ from tests.simulation.loop import Process, SimulationLoop
 from tests.simulation.net import Wire
 from tests.simulation.options import Options
 from tests.simulation.oracle import Oracle, Violation
+from tests.simulation.plans import HOLDS, Plans
 from tests.simulation.replica_view import ReplicaView
 from tests.simulation.runs_view import check_runs
 from tests.simulation.schedule_view import ScheduleView
@@ -123,6 +124,7 @@ class World:
         """Processes with whose death their host loses power."""
         self.exports = ExportReaders(self)
         self.verifies = Verifies(self)
+        self.plans = Plans(self)
 
     @property
     def hosts(self) -> tuple[Host, Host]:
@@ -343,6 +345,8 @@ class World:
         if not record:
             return
         state = ReplicationState(record["state"])
+        if self.plans.step in HOLDS:
+            self.plans.take_back()
         if state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
             self.order(self.primary, lambda vm: vm.initial())
         elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and record.get("stopped_time") is not None:
