@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from primary_agent import planned_orders
+from primary_agent.planned import advance, let_writes
 from primary_agent.tap.refusal import WriteGate
+from shared.states import PlannedEvent
 from tests.simulation.mutants_kit import Patch, nothing
 
 
@@ -23,9 +25,9 @@ def abort_unanswered() -> Sequence[Patch]:
 
         async def take_back(vm: Any, *, force: bool) -> None:
             del force
-            await planned_orders.advance(vm.parts, planned_orders.PlannedEvent.FORCED, "planted")
+            await advance(vm.parts, PlannedEvent.FORCED, "planted")
             vm.parts.replication.replan()
-            await planned_orders.let_writes(vm.parts)
+            await let_writes(vm.parts)
 
         return take_back
 

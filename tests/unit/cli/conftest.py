@@ -63,6 +63,8 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.EXPORT: admin.ExportParams,
     admin.UNEXPORT: admin.UnexportParams,
     admin.FAILOVER: admin.VmParams,
+    admin.PREPARE_FAILOVER: admin.VmParams,
+    admin.ABORT_FAILOVER: admin.AbortParams,
 }
 
 
