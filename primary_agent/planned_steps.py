@@ -71,3 +71,14 @@ def carried_on(
     if after.step is planned.step:
         return planned, []
     return after, [event_of(planned.step, after, event, cause, now)]
+
+
+def after_loss(planned: PlannedRecord | None) -> PlannedRecord | None:
+    """What a preparation is taken for where the records were lost, and the last that is known may be a step too old.
+
+    A token may have left after the step that is known to be before that: which one does not matter, it is taken back.
+    """
+    if planned is None or planned.step is not PlannedStep.SENDING:
+        return planned
+    text = "the records were lost: a token may be at the replica"
+    return msgspec.structs.replace(planned, step=PlannedStep.TAKING_BACK, token=planned.token or bytes(16), text=text)
