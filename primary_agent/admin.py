@@ -28,6 +28,7 @@ from shared.admin.verbs import (
     EnableParams,
     EventsParams,
     HistoryParams,
+    InitialParams,
     PlanParams,
     RecoverParams,
     RemoveParams,
@@ -67,7 +68,7 @@ class AdminMethods:
         methods.add(verbs.CHURN, ChurnParams, self.churn)
         methods.add(verbs.EVENTS, EventsParams, self.events)
         methods.add(verbs.ENABLE, EnableParams, self.enable)
-        methods.add(verbs.INITIAL, VmParams, self.initial)
+        methods.add(verbs.INITIAL, InitialParams, self.initial)
         methods.add(verbs.SUSPEND, VmParams, self.suspend)
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.STOP, VmParams, self.stop)
@@ -110,9 +111,9 @@ class AdminMethods:
     async def enable(self, params: EnableParams, client: Client) -> VmStatus:
         return await (await self._agent.enable(params)).status()
 
-    async def initial(self, params: VmParams, client: Client) -> VmStatus:
+    async def initial(self, params: InitialParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
-        return await _ordered(vm, "initial", vm.initial())
+        return await _ordered(vm, "initial", vm.initial(at=params.at))
 
     async def suspend(self, params: VmParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)

@@ -21,7 +21,7 @@ from primary_agent.resizing import take_larger
 from primary_agent.resyncing import abandon
 from primary_agent.scheduling import check_schedule
 from primary_agent.session_loop import SessionLoop
-from primary_agent.starting import begin_due, begin_wanted, cancel, hold, put_off
+from primary_agent.starting import begin_due, begin_wanted, cancel, hold, put_off, put_off_initial
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.tracking_loss import note_bound, note_loss
@@ -31,6 +31,7 @@ from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
 from shared.events import EventId
 from shared.planning import ResyncCause
+from shared.schedule import NEVER
 from shared.states import PLANNED_TOKEN, PrimaryEvent, ReplicationState
 from shared.stats import interval_text
 from shared.status import VmStatus, to_plain
@@ -204,15 +205,20 @@ class PrimaryVm:
                     await self._refresh_tap(FRESH_SECONDS)
         return status_of(self.parts, self.folder, self.failure, self.verifier.status())
 
-    async def initial(self) -> None:
-        """Start the initial replication; joins the running one."""
-        if self._replication.state is _S.INITIAL_REPLICATION_IN_PROGRESS:
-            self.parts.link.poke.notify()
-            return
-        if self._replication.state is not _S.READY_FOR_INITIAL_REPLICATION:
-            raise self._not_now("initial replication", "It was completed before; `vmreplica resume` goes on.")
-        await self.check_gate("initial replication")
-        await self._replication.transition(PrimaryEvent.INITIAL_STARTED, "the administrator asked for it")
+    async def initial(self, *, at: str = "") -> None:
+        """Start the initial replication; joins the running one. ``at`` puts it off, or with ``never`` cancels that."""
+        async with self.ordering:
+            if self._replication.state is _S.INITIAL_REPLICATION_IN_PROGRESS and not at:
+                self.parts.link.poke.notify()
+                return
+            if self._replication.state not in (_S.READY_FOR_INITIAL_REPLICATION, _S.WAITING_FOR_INITIAL_REPLICATION):
+                raise self._not_now("initial replication", "It was begun before; `vmreplica resume` goes on.")
+            if at:
+                await put_off_initial(self.parts, at)
+                return
+            await self.check_gate("initial replication")
+            cause = "the administrator asked for it"
+            await self._replication.transition(PrimaryEvent.INITIAL_STARTED, cause, resync_at=None)
 
     async def suspend(self) -> None:
         """Stop sending; the tap goes on tracking."""
@@ -236,6 +242,9 @@ class PrimaryVm:
                     pass
                 case _S.WAITING_FOR_START_RESYNCHRONIZE:
                     await hold(self.parts)
+                    return
+                case _S.WAITING_FOR_INITIAL_REPLICATION:
+                    await put_off_initial(self.parts, NEVER)
                     return
                 case _:
                     raise self._not_now("stop", "No resynchronization or initial replication is running or required.")
@@ -305,7 +314,7 @@ class PrimaryVm:
                     "The VM was failed over at the replica. Once it was removed there, add --resynchronize: all "
                     "blocks of this side then replace those of the replica.",
                 )
-            case _S.READY_FOR_INITIAL_REPLICATION:
+            case _S.READY_FOR_INITIAL_REPLICATION | _S.WAITING_FOR_INITIAL_REPLICATION:
                 raise self._not_now("resume", f"Run `vmreplica initial {self.name}`.")
             case _S.PREPARED_FOR_FAILOVER:
                 raise self._not_now("resume", f"Take that back: vmreplica failover {self.name} --prepare --abort")

@@ -332,6 +332,8 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
 def _initial_words(status: VmStatus, state: ReplicationState) -> str:
     if state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
         return "has not been started"
+    if state is ReplicationState.WAITING_FOR_INITIAL_REPLICATION:
+        return "waits for its time"
     return f"is not complete{_percent(status)}"
 
 

@@ -147,6 +147,12 @@ class ResumeParams(VmParams, frozen=True):
     go_on: bool = False
 
 
+class InitialParams(VmParams, frozen=True):
+    """``vm.initial``; ``at`` puts it off as that of ``vm.resume`` does a resync, and ``never`` cancels that."""
+
+    at: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+
 class VerifyParams(VmParams, frozen=True):
     """``vm.verify``: compare both sides at a cut, or join the run that does; ``repair`` sends again what differs.
 

@@ -102,6 +102,13 @@ def _enable(parser: argparse.ArgumentParser) -> None:
 
 def _initial(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        default="",
+        help="start it then, up to 7 days ahead, in the time zone of the primary: 02:00, '2026-11-28 02:00', "
+        "2026-11-28T02:00+01:00, +2h or +30m; never cancels it",
+    )
     no_wait_option(parser)
 
 

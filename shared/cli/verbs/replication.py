@@ -71,6 +71,11 @@ def initial(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "primary")
+        if options.at:
+            found.call(admin.INITIAL, at=options.at)
+            vm = found.refresh()
+            context.console.print(vm.waiting or f"No initial replication of {vm.name} is scheduled.")
+            return SUCCESS
         await_link(found)
         found.call(admin.INITIAL)
         return _follow(found, options, context)
