@@ -26,7 +26,8 @@ async def prepare(vm: PrimaryVm) -> None:
             parts.link.poke.notify()
             return
         await _check(vm, step)
-        await advance(parts, PlannedEvent.ORDERED, "the administrator asked for it")
+        text = f"A failover of {vm.name} is being prepared: the administrator asked for it."
+        await advance(parts, PlannedEvent.ORDERED, text)
         try:
             await stop_writes(parts)
         except UnreachableError:
@@ -91,7 +92,7 @@ async def abort(vm: PrimaryVm, *, force: bool) -> None:
         parts = vm.parts
         step = step_of(parts.replication.record.planned)
         if step in UNSENT:
-            await advance(parts, PlannedEvent.ABORTED, "the administrator took it back")
+            await advance(parts, PlannedEvent.ABORTED, f"The administrator took the failover of {vm.name} back.")
             await let_writes(parts)
         elif step in PLANNED_TOKEN:
             await _take_back(vm, force=force)
@@ -108,7 +109,8 @@ async def _take_back(vm: PrimaryVm, *, force: bool) -> None:
     parts, address = vm.parts, vm.parts.address
     if await parts.link.proven():
         # Also where force was asked for: a replica that can answer is asked.
-        await advance(parts, PlannedEvent.ABORTED, "the administrator took it back")
+        text = f"The administrator takes the failover of {vm.name} back: {address} is asked."
+        await advance(parts, PlannedEvent.ABORTED, text)
         parts.replication.replan()
         return
     if not force:

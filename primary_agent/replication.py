@@ -142,9 +142,8 @@ class Replication:
     async def amend_cause(self, cause: Cause, event: dict[str, Any]) -> None:
         """Put down more of a cause that is on record; it is known by its code and time."""
         async with self._lock:
-            same = (cause.code, cause.time)
-            causes = [cause if (each.code, each.time) == same else each for each in self.record.causes]
-            await self._store([event], {"causes": causes})
+            same, causes = (cause.code, cause.time), self.record.causes
+            await self._store([event], {"causes": [cause if (e.code, e.time) == same else e for e in causes]})
 
     async def order_resync(self, text: str, **fields: Any) -> None:
         """An administrator asks for a resync of a VM that replicates: it is suspended first, and resumed with it.
@@ -239,8 +238,7 @@ class Replication:
             fields: dict[str, Any] = {"resync": None, "resync_wanted": False, "resync_at": None}
             if not initial:
                 fields["stopped_time"] = self._clock.wall()
-            told = self.event(EventId.ADMINISTRATOR, text, cause=event.value)
-            await self._walk((event,), text, [told], fields)
+            await self._walk((event,), text, [self.event(EventId.ADMINISTRATOR, text, cause=event.value)], fields)
 
     @property
     def open_work(self) -> str:
@@ -360,8 +358,10 @@ class Replication:
             if after is not state:
                 changes.append(self._state_event(state, after, cause))
             state = after
-        planned, told = carried_on(self.record.planned, path, state, cause, self._clock.wall())
-        await self._store([*events, *changes, *told], {"planned": planned, **fields, "state": state})
+        if "planned" not in fields:
+            fields["planned"], told = carried_on(self.record.planned, path, state, cause, self._clock.wall())
+            changes += told
+        await self._store([*events, *changes], {**fields, "state": state})
 
     async def _store(self, events: Sequence[dict[str, Any]], fields: dict[str, Any]) -> None:
         """To its end even when a session is cancelled in it: what is durable and what is known here stay one."""

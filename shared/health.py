@@ -308,6 +308,8 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
 def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> str:
     if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
         return "Failed over: the VM's disks are served from this host, without a replica of their own."
+    if status.role == "replica" and status.planned is not None and status.planned.token_sent:
+        return f"Prepared for a failover: {status.planned.text}"
     if state is ReplicationState.PREPARED_FOR_FAILOVER:
         return f"Prepared for a failover: {_prepared_words(status)}."
     if state is ReplicationState.FAILED_OVER:

@@ -96,6 +96,8 @@ async def test_planned_failover_loses_nothing_and_its_primary_learns_of_it(pair:
     pair.vm.parts.link.poke.notify()
     await pair.state(_S.FAILED_OVER)
     assert step(pair) is PlannedStep.FAILED_OVER and not await writes(pair)
+    steps = [event["after"] for event in await pair.events(EventId.PLANNED_FAILOVER)]
+    assert steps == ["stopping", "sending", "promised", "confirmed", "failed over"], "each once"
     (fenced,) = await pair.events(EventId.FENCED)
     assert fenced["data"] == {"split_brain": False}
     with pytest.raises(InvalidStateError, match="It was failed over at the replica"):

@@ -81,8 +81,8 @@ def _confirmed_lines(vm: VmStatus) -> list[str]:
         "Its disks take no writes on this host.",
         f"  cut {planned.cut.segment} of epoch {planned.cut.epoch}, chain {planned.chain}",
         "",
-        f"On {peer}:       vmreplica failover {vm.name}",
-        f"To take it back: vmreplica failover {vm.name} --prepare --abort",
+        f"Now, on {peer}: vmreplica failover {vm.name}",
+        f"Or take it back here: vmreplica failover {vm.name} --prepare --abort",
     ]
 
 
