@@ -162,7 +162,7 @@ class Chaos:
         if not self.active or world.primary.alive("tap") is not None or not world.primary.up:
             return
         world.count("edit P")
-        world.plans.forced = True
+        world.plans.unsound = True
         index = rng.randrange(DISKS)
         page, content = self._edit(world.primary, world.disk_path(index))
         world.oracle.edited(index, page * PAGE, content, world.disks())

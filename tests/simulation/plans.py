@@ -28,8 +28,10 @@ class Plans:
     def __init__(self, world: World) -> None:
         self.world = world
         self.rng = random.Random(f"{world.options.seed}/plans")
-        self.forced = False
-        """Somebody has risked a split brain, or a disk was edited: nothing follows from a token any more."""
+        self.unsound = False
+        """Nothing follows from a token any more: somebody risked a split brain, a disk was edited, or the primary's host
+        lost power, and with it what the guest had not flushed.
+        """
         self.lossless = 0
         """Failovers that were judged to have lost nothing."""
         self._task: asyncio.Task[None] | None = None
@@ -67,7 +69,7 @@ class Plans:
     def take_back(self, *, force: bool = False) -> None:
         """Order that; refused where the replica can't be asked."""
         self.world.count("take back by force" if force else "take back")
-        self.forced = self.forced or force
+        self.unsound = self.unsound or force
         self.world.order(self.world.primary, lambda vm: planned_orders.abort(vm, force=force))
 
     async def before_failover(self) -> None:
@@ -83,7 +85,7 @@ class Plans:
     def judge(self, what: str) -> None:
         """After a failover: if it was a planned one, the primary has nothing that the replica lacks."""
         promotion = self.world.view.record("promotion")
-        if not promotion or promotion.get("planned") is None or self.forced or promotion["parent"] == NO_EPOCH:
+        if not promotion or promotion.get("planned") is None or self.unsound or promotion["parent"] == NO_EPOCH:
             return
         cut = promotion["parent"], promotion["parent_segment"]
         truth, now = self.world.oracle.cuts[cut], self.world.oracle.images

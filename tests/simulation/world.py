@@ -213,6 +213,7 @@ class World:
         self.losing_power = False
         if host is self.primary:
             self.guest.reset()
+            self.plans.unsound = True
             self._check_survivors(power=True)
         else:
             self.view.check_after_crash()
