@@ -29,8 +29,8 @@ class Plans:
         self.world = world
         self.rng = random.Random(f"{world.options.seed}/plans")
         self.unsound = False
-        """Nothing follows from a token any more: somebody risked a split brain, a disk was edited, or the primary's host
-        lost power, and with it what the guest had not flushed.
+        """Nothing follows from a token any more: somebody risked a split brain, a disk was edited, or the host of the
+        primary lost power, and with it what the guest had not flushed.
         """
         self.lossless = 0
         """Failovers that were judged to have lost nothing."""
