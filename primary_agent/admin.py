@@ -10,6 +10,7 @@ import msgspec
 from primary_agent.agent import PrimaryAgent
 from primary_agent.consistent_cuts import APPLICATION, CRASH
 from primary_agent.enabling import split_address
+from primary_agent.planned_orders import abort, prepare
 from primary_agent.probing import probe
 from primary_agent.record import VmRecord
 from primary_agent.resizing import take_sizes
@@ -21,6 +22,7 @@ from shared.admin import verbs
 from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
 from shared.admin.verbs import (
+    AbortParams,
     AnyVmParams,
     ChurnParams,
     ConnectionParams,
@@ -30,6 +32,7 @@ from shared.admin.verbs import (
     EnableParams,
     EventsParams,
     HistoryParams,
+    InitialParams,
     PlanParams,
     RecoverParams,
     RemoveParams,
@@ -70,12 +73,14 @@ class AdminMethods:
         methods.add(verbs.CHURN, ChurnParams, self.churn)
         methods.add(verbs.EVENTS, EventsParams, self.events)
         methods.add(verbs.ENABLE, EnableParams, self.enable)
-        methods.add(verbs.INITIAL, VmParams, self.initial)
+        methods.add(verbs.INITIAL, InitialParams, self.initial)
         methods.add(verbs.SUSPEND, VmParams, self.suspend)
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.STOP, VmParams, self.stop)
         methods.add(verbs.VERIFY, VerifyParams, self.verify)
         methods.add(verbs.CUT, CutParams, self.cut)
+        methods.add(verbs.PREPARE_FAILOVER, VmParams, self.prepare_failover)
+        methods.add(verbs.ABORT_FAILOVER, AbortParams, self.abort_failover)
         methods.add(verbs.SET, SetParams, self.set)
         methods.add(verbs.RESIZE, VmParams, self.resize)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
@@ -113,9 +118,9 @@ class AdminMethods:
     async def enable(self, params: EnableParams, client: Client) -> VmStatus:
         return await (await self._agent.enable(params)).status()
 
-    async def initial(self, params: VmParams, client: Client) -> VmStatus:
+    async def initial(self, params: InitialParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
-        return await _ordered(vm, "initial", vm.initial())
+        return await _ordered(vm, "initial", vm.initial(at=params.at))
 
     async def suspend(self, params: VmParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
@@ -152,6 +157,14 @@ class AdminMethods:
             text=failure.text if failure is not None else "",
             remedy=failure.remedy if failure is not None else "",
         )
+
+    async def prepare_failover(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --prepare", prepare(vm))
+
+    async def abort_failover(self, params: AbortParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --prepare --abort", abort(vm, force=params.force))
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)

@@ -28,9 +28,11 @@ def fenced_config(config: TapConfig, replication: Replication) -> TapConfig:
 
 def fence_text(replication: Replication) -> str:
     """Why the tap has to refuse changes; empty where it has not to."""
-    if replication.state is not ReplicationState.FAILED_OVER:
-        return ""
-    return (replication.record.fenced or "The VM was failed over to its replica's host.")[:TEXT_MAX]
+    told = replication.record.fenced
+    if replication.state is ReplicationState.FAILED_OVER:
+        told = told or "The VM was failed over to its replica's host."
+    # Where an administrator had it tried again it stays so until a session begins that the replica does not refuse.
+    return told[:TEXT_MAX]
 
 
 async def follow(parts: Parts) -> None:

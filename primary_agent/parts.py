@@ -13,14 +13,15 @@ from primary_agent.dialing import Dialled, name_of
 from primary_agent.observing import TapObserver
 from primary_agent.precedence import Precedence
 from primary_agent.progress import MERGING, ResyncProgress
+from primary_agent.record import ResyncRecord
 from primary_agent.replication import COMPARING, Replication
 from primary_agent.sampling import Sampled
 from primary_agent.scheduling import backs_off
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from protocol.errors import ProtocolError
-from protocol.messages import Body, CutMarked, DefinitionKept, DefinitionWanted
-from protocol.position import Position
+from protocol.messages import Body, CutMarked, DefinitionKept, DefinitionWanted, ResyncKind
+from protocol.position import NO_EPOCH, Position
 from protocol.session import Message
 from shared.churn import DAY_SECONDS, ChurnCounter, ChurnReport
 from shared.handover import HandOver
@@ -135,6 +136,20 @@ class Parts:
     async def proven(self) -> bool:
         """Whether a resync may begin by itself: no disk has lost a part, and connectivity is proven now (I20)."""
         return self.shrunk_disk() is None and await self.link.proven() and self.shrunk_disk() is None
+
+    def show_progress(self, resync: ResyncRecord | None, kind: ResyncKind) -> ResyncProgress:
+        """The progress to show: that of the open resync, or a fresh one of that kind."""
+        shown, clock = self.progress, self.surroundings.ports.clock
+        if resync is None or shown is None or shown.id != resync.id:
+            identity, epoch = (resync.id, resync.epoch) if resync is not None else (b"", NO_EPOCH)
+            started = resync.started_time if resync is not None else clock.wall()
+            kind = resync.kind if resync is not None else kind
+            shown = ResyncProgress.of(identity, kind, epoch, list(self.replication.vm.geometry), started, clock)
+            self.progress = shown
+        if resync is not None:
+            shown.epoch, shown.round = resync.epoch, resync.round
+        self.replication.runs.follow(shown)
+        return shown
 
     def settle_progress(self) -> None:
         """The session has ended: what is shown says so, or goes where the resync was cancelled."""

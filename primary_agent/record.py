@@ -27,7 +27,7 @@ from shared.guest_settings import FILES_MAX, HOURS_MAX, NONE
 from shared.ports import Store
 from shared.ports.guest_freezing import FreezeKind
 from shared.schedule import NEVER, PastWindow, ResyncMode
-from shared.states import ReplicationState
+from shared.states import PlannedStep, ReplicationState
 from shared.status import Cause, VerifyResult
 
 RECORD_VERSION = 1
@@ -199,6 +199,22 @@ class ReversalRecord(Record):
     mapped: bool = False
 
 
+class PlannedRecord(Record):
+    """The preparation of a planned failover; ``id`` is the order by which the tap takes no writes.
+
+    ``cut`` is known from the step SENDING on, ``token`` from PROMISED on: it is durable here before it is sent (R43).
+    ``text`` says why it is at its step, where that needs words.
+    """
+
+    id: Id16
+    step: PlannedStep
+    started_time: float
+    step_time: float
+    cut: PositionRecord | None = None
+    token: Id16 | None = None
+    text: str = ""
+
+
 class ReplicationRecord(Record):
     """How replication stands.
 
@@ -230,6 +246,8 @@ class ReplicationRecord(Record):
     """The replica's host name, as it told it last."""
     recovered: Cause | None = None
     """The records were rebuilt after a loss, and nothing has proven yet that the log goes on from the replica."""
+    planned: PlannedRecord | None = None
+    """The planned failover that was ordered last, unless there never was one."""
 
     @property
     def ancestors(self) -> Lineage:

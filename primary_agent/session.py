@@ -18,8 +18,9 @@ from primary_agent.dialing import Dialled, expect
 from primary_agent.forecast import foresee
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
 from primary_agent.parts import Parts
+from primary_agent.planned_session import PlannedSession
 from primary_agent.problems import clear_problem
-from primary_agent.progress import MERGING, WAITING, ResyncProgress
+from primary_agent.progress import MERGING, WAITING
 from primary_agent.record import ResyncRecord, mint
 from primary_agent.replication import Acked
 from primary_agent.resync import ResyncDriver
@@ -33,6 +34,8 @@ from protocol.messages import (
     Applied,
     Body,
     Committed,
+    FailoverPrepared,
+    FailoverVoided,
     Received,
     ResyncCancel,
     ResyncCancelled,
@@ -77,6 +80,7 @@ class Session:
         self._starting = Starting(parts, self._replica)
         self._connection = connection
         self._answers: asyncio.Queue[Body] = asyncio.Queue()
+        self._planned = PlannedSession(parts, dialled, self._replica, self._answers)
         self._acknowledged = Signal()
         self._orders = parts.replication.orders
         self._epoch_needed = NO_EPOCH
@@ -108,10 +112,14 @@ class Session:
         decision = await self._decide()
         conclude(decision, self._replication.vm.name)
         await clear_problem(self._replication)
+        if self._replication.record.fenced:
+            # The other side is no longer failed over: from now on the tap takes writes again (primary_agent.fencing).
+            await self._replication.update(fenced="", fence=None)
         if (host := self._dialled.welcome.host) != self._replication.record.peer_host:
             await self._replication.update(peer_host=host)
         if self._replication.record.recovered is not None:
             await judge_rebuilt(self._replication, self._parts.tap, self._replica, decision)
+        await self._planned.settle()
         match decision:
             case Resume(position):
                 await self._stream(position)
@@ -188,7 +196,7 @@ class Session:
                 await self._require(ResyncCause.CHAIN, text, {"received": str(position)})
                 raise Replan("the session is planned anew")
             try:
-                await sender.run()
+                await together(sender.run(), self._planned.deliver(sender))
             except LogDamagedError as error:
                 await self._log_damaged(error)
 
@@ -228,7 +236,7 @@ class Session:
 
     async def _resync(self, resync: ResyncRecord | None) -> None:
         """Drive ``resync``, or a fresh one, to its commit, and stream on from there."""
-        progress = self._show(resync)
+        progress = self._parts.show_progress(resync, self._kind())
         if rests := self._starting.rests():
             progress.enter(WAITING, rests)
             await self._starting.until_open()
@@ -242,7 +250,7 @@ class Session:
         async with place:
             if resync is None:
                 resync = await self._mint()
-                progress = self._show(resync)
+                progress = self._parts.show_progress(resync, resync.kind)
                 await foresee(self._parts)
             driver = ResyncDriver(
                 self._parts.surroundings,
@@ -279,7 +287,8 @@ class Session:
     async def _commit(self, driver: ResyncDriver, sender: LogSender, end: Position) -> None:
         await driver.commit(sender, self.ledger, end)
         await self._adopt("the replica confirmed the commit", sender.last_cut)
-        sender.go_on()
+        # The log is streamed on in this session.
+        await self._planned.deliver(sender)
 
     async def _adopt(self, cause: str, cut: SentCut | None) -> None:
         """The commit is known to be durable: from now on its epoch is the baseline, and its log may be released."""
@@ -309,21 +318,6 @@ class Session:
         await self._replication.begin_resync(resync)
         return resync
 
-    def _show(self, resync: ResyncRecord | None) -> ResyncProgress:
-        """The progress to show: that of the open resync, or a fresh one."""
-        shown = self._parts.progress
-        if resync is None or shown is None or shown.id != resync.id:
-            identity, epoch = (resync.id, resync.epoch) if resync is not None else (b"", NO_EPOCH)
-            started = resync.started_time if resync is not None else self._ports.clock.wall()
-            kind = resync.kind if resync is not None else self._kind()
-            clock = self._ports.clock
-            shown = ResyncProgress.of(identity, kind, epoch, list(self._replication.vm.geometry), started, clock)
-            self._parts.progress = shown
-        if resync is not None:
-            shown.epoch, shown.round = resync.epoch, resync.round
-        self._replication.runs.follow(shown)
-        return shown
-
     # --- messages --------------------------------------------------------------------------------------------------
 
     async def _receive(self) -> None:
@@ -336,8 +330,11 @@ class Session:
                     self._take_applied(message.position.position())
                 case ResyncReady() | Unsettled() | Committed() | ResyncCancelled():
                     self._answers.put_nowait(message)
+                case FailoverPrepared() | FailoverVoided():
+                    self._answers.put_nowait(message)
                 case _:
                     self._parts.take_beside(message)
+            self._planned.hear(message)
 
     def _take_received(self, position: Position) -> None:
         newly = self.ledger.acknowledge(position)

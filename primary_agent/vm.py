@@ -16,6 +16,8 @@ from primary_agent.consistent_cuts import ConsistentCuts
 from primary_agent.definition_watch import DefinitionWatch
 from primary_agent.enabling import tap_folder, with_settings_of
 from primary_agent.parts import Parts
+from primary_agent.planned import keep
+from primary_agent.planned_steps import step_of
 from primary_agent.problems import set_problem
 from primary_agent.record import StartedBy, VmRecord
 from primary_agent.replication import Replication
@@ -23,7 +25,7 @@ from primary_agent.resizing import take_larger
 from primary_agent.resyncing import abandon
 from primary_agent.scheduling import check_schedule
 from primary_agent.session_loop import SessionLoop
-from primary_agent.starting import begin_due, begin_wanted, cancel, hold, put_off
+from primary_agent.starting import begin_due, begin_wanted, cancel, hold, put_off, put_off_initial
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.tracking_loss import note_bound, note_loss
@@ -33,7 +35,8 @@ from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
 from shared.events import EventId
 from shared.planning import ResyncCause
-from shared.states import PrimaryEvent, ReplicationState
+from shared.schedule import NEVER
+from shared.states import PLANNED_TOKEN, PrimaryEvent, ReplicationState
 from shared.stats import interval_text
 from shared.status import VmStatus, to_plain
 from shared.tap_config import TapConfig, save_config
@@ -179,6 +182,7 @@ class PrimaryVm:
             await take_larger(self)
             async with self.ordering:
                 await begin_due(self.parts)
+                await keep(self.parts)
             self.parts.streaming.add(clock.monotonic(), self.parts.churn.streamed_bytes)
             if replication.statistics.is_due(clock.wall()):
                 await self._tell_statistics()
@@ -228,15 +232,20 @@ class PrimaryVm:
         status = status_of(self.parts, self.folder, self.failure, self.verifier.status())
         return with_guest(status, self.cuts.status(), self.definition.status(), self._ports.clock.wall())
 
-    async def initial(self) -> None:
-        """Start the initial replication; joins the running one."""
-        if self._replication.state is _S.INITIAL_REPLICATION_IN_PROGRESS:
-            self.parts.link.poke.notify()
-            return
-        if self._replication.state is not _S.READY_FOR_INITIAL_REPLICATION:
-            raise self._not_now("initial replication", "It was completed before; `vmreplica resume` goes on.")
-        await self.check_gate("initial replication")
-        await self._replication.transition(PrimaryEvent.INITIAL_STARTED, "the administrator asked for it")
+    async def initial(self, *, at: str = "") -> None:
+        """Start the initial replication; joins the running one. ``at`` puts it off, or with ``never`` cancels that."""
+        async with self.ordering:
+            if self._replication.state is _S.INITIAL_REPLICATION_IN_PROGRESS and not at:
+                self.parts.link.poke.notify()
+                return
+            if self._replication.state not in (_S.READY_FOR_INITIAL_REPLICATION, _S.WAITING_FOR_INITIAL_REPLICATION):
+                raise self._not_now("initial replication", "It was begun before; `vmreplica resume` goes on.")
+            if at:
+                await put_off_initial(self.parts, at)
+                return
+            await self.check_gate("initial replication")
+            cause = "the administrator asked for it"
+            await self._replication.transition(PrimaryEvent.INITIAL_STARTED, cause, resync_at=None)
 
     async def suspend(self) -> None:
         """Stop sending; the tap goes on tracking."""
@@ -260,6 +269,9 @@ class PrimaryVm:
                     pass
                 case _S.WAITING_FOR_START_RESYNCHRONIZE:
                     await hold(self.parts)
+                    return
+                case _S.WAITING_FOR_INITIAL_REPLICATION:
+                    await put_off_initial(self.parts, NEVER)
                     return
                 case _:
                     raise self._not_now("stop", "No resynchronization or initial replication is running or required.")
@@ -319,18 +331,20 @@ class PrimaryVm:
                 raise self._not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
             case _S.FAILED_OVER if resynchronize:
                 await self._replication.transition(
-                    PrimaryEvent.RETRIED, "the administrator asked for it", fenced="", fence=None, resync_wanted=True
+                    PrimaryEvent.RETRIED, "the administrator asked for it", resync_wanted=True
                 )
                 text = f"After a failover: {record.fenced}"
                 await self._replication.require_resync(ResyncCause.AFTER_FAILOVER, text)
             case _S.FAILED_OVER:
                 # Where the failover still stands the next session is told so, and nothing was sent by then (I8).
                 cause = "the administrator asked for it"
-                await self._replication.transition(PrimaryEvent.UNFENCED, cause, fenced="")
+                await self._replication.transition(PrimaryEvent.UNFENCED, cause)
                 if record.causes:
                     await self._replication.transition(PrimaryEvent.RESYNC_REQUIRED, "as before the failover")
-            case _S.READY_FOR_INITIAL_REPLICATION:
+            case _S.READY_FOR_INITIAL_REPLICATION | _S.WAITING_FOR_INITIAL_REPLICATION:
                 raise self._not_now("resume", f"Run `vmreplica initial {self.name}`.")
+            case _S.PREPARED_FOR_FAILOVER:
+                raise self._not_now("resume", f"Take that back: vmreplica failover {self.name} --prepare --abort")
 
     async def check_gate(self, what: str) -> None:
         """I20: raises InvalidStateError with reason and remedy unless connectivity and tracking are healthy."""
@@ -379,6 +393,8 @@ class PrimaryVm:
     async def set(self, vm: VmRecord, changed: dict[str, Any]) -> None:
         """Take over new settings: durable first, then the tap's configuration, then the running tap."""
         before, tap = self.record, self.parts.tap
+        if vm.replica != before.replica and step_of(self._replication.record.planned) in PLANNED_TOKEN:
+            raise self._not_now("another replica", f"{before.replica} may be failed over to at any moment.")
         config = with_settings_of(tap.config, vm)
         check_schedule(vm, self.parts.surroundings.resync)
         config.check()

@@ -8,6 +8,7 @@ from primary_agent.damaged import DamagedVm
 from primary_agent.observing import TapObserver
 from primary_agent.pacing import RATES
 from primary_agent.parts import Parts
+from primary_agent.planned import planned_progress, planned_status
 from primary_agent.record import VmRecord
 from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
 from primary_agent.scheduling import Schedule, backs_off
@@ -55,7 +56,8 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         handed_over=parts.handed_over is not None,
         link=_link(parts, vm, now),
         tap=_tap(parts.tap, parts.surroundings.version, parts.observer),
-        progress=parts.progress.status() if parts.progress is not None else None,
+        progress=parts.progress.status() if parts.progress is not None else planned_progress(parts),
+        planned=planned_status(parts),
         verify=verify,
         statistics=replication.statistics.report(now, pending_bytes=parts.pending_bytes()),
         disks=_disks(vm, connection),
@@ -204,6 +206,7 @@ def _tap(link: TapLink, version: str = "", observer: TapObserver | None = None) 
         hot_bytes=status.hot_bytes,
         version=status.version,
         outdated=is_outdated(status, version),
+        refused=status.refused.text if status.refused is not None else "",
     )
 
 

@@ -17,6 +17,8 @@ from protocol.hrl import MAX_DISK_BYTES, MAX_DISKS, Geometry
 from protocol.position import MAX_LINEAGE, Ancestor, Lineage, Position
 
 PROTOCOL_VERSIONS = (1,)
+PLANNED = "planned"
+"""The capability of a side that knows planned failovers: PLANNED_TYPES are sent to no other."""
 MAX_CONTROL_BODY = 64 << 10
 MAX_HELLO_BODY = 16 << 10
 MAX_SETTLED_RUNS = 1024
@@ -90,6 +92,10 @@ class MessageType(IntEnum):
     VERIFY_LOST = 57
     SAMPLE_REQUEST = 64
     SAMPLE = 65
+    FAILOVER_PREPARE = 72
+    FAILOVER_PREPARED = 73
+    FAILOVER_VOID = 74
+    FAILOVER_VOIDED = 75
     CUT_MARK = 80
     CUT_MARKED = 81
     DEFINITION = 82
@@ -100,6 +106,16 @@ class MessageType(IntEnum):
 
 BULK_TYPES = frozenset(
     {MessageType.LOG, MessageType.SEAL, MessageType.MANIFEST, MessageType.BLOCKS, MessageType.DETAIL}
+)
+
+
+PLANNED_TYPES = frozenset(
+    {
+        MessageType.FAILOVER_PREPARE,
+        MessageType.FAILOVER_PREPARED,
+        MessageType.FAILOVER_VOID,
+        MessageType.FAILOVER_VOIDED,
+    }
 )
 
 
@@ -630,6 +646,36 @@ class VerifyLost(Body, frozen=True):
     text: Text
 
 
+class FailoverPrepare(Body, frozen=True):
+    """The promote token of a planned failover: the primary's disks take no writes, and ``cut`` is their whole content.
+
+    From the moment it is sent the primary takes no writes again before FAILOVER_VOIDED, or an administrator's force.
+    """
+
+    token: Id16
+    cut: WirePosition
+
+
+class FailoverPrepared(Body, frozen=True):
+    """The token is durable at the replica, whose newest point is exactly ``cut``: a failover loses nothing."""
+
+    token: Id16
+    cut: WirePosition
+
+
+class FailoverVoid(Body, frozen=True):
+    """Take the token back, if it is there."""
+
+    token: Id16
+
+
+class FailoverVoided(Body, frozen=True):
+    """The replica holds no token, durably, and was not failed over. The text says why, where it was not asked to."""
+
+    token: Id16
+    text: Text
+
+
 class CutKind(StrEnum):
     """What a cut is beyond being a whole moment of all disks."""
 
@@ -724,6 +770,8 @@ BODIES: dict[MessageType, type[Body]] = {
     MessageType.VERIFY_HELD: VerifyHeld, MessageType.VERIFY_REQUEST: VerifyRequest,
     MessageType.VERIFY_ANSWER: VerifyAnswer, MessageType.VERIFY_END: VerifyEnd, MessageType.VERIFY_ENDED: VerifyEnded,
     MessageType.VERIFY_LOST: VerifyLost,
+    MessageType.FAILOVER_PREPARE: FailoverPrepare, MessageType.FAILOVER_PREPARED: FailoverPrepared,
+    MessageType.FAILOVER_VOID: FailoverVoid, MessageType.FAILOVER_VOIDED: FailoverVoided,
     MessageType.CUT_MARK: CutMark, MessageType.CUT_MARKED: CutMarked,
     MessageType.DEFINITION: Definition, MessageType.DEFINITION_WANTED: DefinitionWanted,
     MessageType.DEFINITION_PART: DefinitionPart, MessageType.DEFINITION_KEPT: DefinitionKept,

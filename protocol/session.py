@@ -16,6 +16,8 @@ from protocol.errors import ProtocolError
 from protocol.frames import MAX_FRAME_PAYLOAD, Buffer, Frame, FrameReader, encode_frame_header
 from protocol.messages import (
     BULK_TYPES,
+    PLANNED,
+    PLANNED_TYPES,
     PROTOCOL_VERSIONS,
     TYPE_OF,
     Body,
@@ -39,6 +41,7 @@ NEEDED: dict[MessageType, str] = {
     MessageType.DEFINITION_WANTED: DEFINITION,
     MessageType.DEFINITION_PART: DEFINITION,
     MessageType.DEFINITION_KEPT: DEFINITION,
+    **dict.fromkeys(PLANNED_TYPES, PLANNED),
 }
 """The capability that both sides must have said that they have before a message of that type is sent."""
 
@@ -65,6 +68,9 @@ class SessionState(StrEnum):
     VERIFYING = "verifying"
     VERIFIED = "verified"
     LOST = "lost"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    VOIDING = "voiding"
     CLOSED = "closed"
 
 
@@ -138,6 +144,17 @@ def _transitions() -> Transitions:
         table[state, replica, m.VERIFY_LOST] = s.LOST
     # What was sent before the loss was known.
     table |= _stay(s.LOST, primary, (m.VERIFY_CUT, m.VERIFY_REQUEST, m.VERIFY_END))
+    # A primary that has sent the promote token sends no log.
+    table |= {
+        (s.OPEN, primary, m.FAILOVER_PREPARE): s.PREPARING,
+        (s.PREPARING, replica, m.FAILOVER_PREPARED): s.PREPARED,
+        (s.PREPARING, replica, m.FAILOVER_VOIDED): s.OPEN,
+        (s.OPEN, primary, m.FAILOVER_VOID): s.VOIDING,
+        (s.PREPARED, primary, m.FAILOVER_VOID): s.VOIDING,
+        (s.VOIDING, replica, m.FAILOVER_VOIDED): s.OPEN,
+    }
+    for state in (s.PREPARING, s.PREPARED, s.VOIDING):
+        table |= _stay(state, replica, (m.RECEIVED, m.APPLIED))
     for side in Side:
         for state in s:
             if state is not s.CLOSED:
@@ -195,6 +212,11 @@ class Session:
     def compresses(self) -> bool:
         """Whether bulk payloads may be compressed: both sides said that they can."""
         return ZSTD in self.capabilities
+
+    @property
+    def plans(self) -> bool:
+        """Whether both sides know planned failovers."""
+        return PLANNED in self.capabilities
 
     def allows(self, kind: MessageType) -> bool:
         """Whether this side may send ``kind`` now."""

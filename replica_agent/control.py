@@ -17,6 +17,8 @@ from protocol.messages import (
     Commit,
     Committed,
     ErrorCode,
+    FailoverPrepare,
+    FailoverVoid,
     MessageType,
     Received,
     ResyncBegin,
@@ -28,6 +30,7 @@ from protocol.messages import (
     WirePosition,
 )
 from protocol.position import Lineage, Position
+from replica_agent import planned
 from replica_agent.baseline import Baseline
 from replica_agent.companions import Companions
 from replica_agent.finishing import finish
@@ -109,6 +112,10 @@ class Control:
                     await self._cancel(message)
                 case Commit():
                     await self._commit(message)
+                case FailoverPrepare():
+                    self.channel.send(await finish(planned.take(self._parts, message, self._host)))
+                case FailoverVoid():
+                    self.channel.send(await finish(planned.void(self._parts, message)))
                 case _:
                     raise ProtocolError(f"{type(message).__name__} is not expected here", code="state")
 
@@ -117,6 +124,7 @@ class Control:
     async def _store(self) -> None:
         while True:
             frames = await self._intake.take(TAKE_BYTES)
+            await self._drop_token()
             await self._wait_for_room()
             await self._admit(sum(frame.raw_length for frame in frames))
             try:
@@ -132,6 +140,16 @@ class Control:
             for cut in cuts:
                 self._acknowledge(spool, cut)
             self._parts.changed.notify()
+
+    async def _drop_token(self) -> None:
+        """A primary that goes on did not wait for its planned failover."""
+        if self._parts.ledger.prepared is not None:
+            await finish(planned.drop(self._parts, "The primary goes on replicating."))
+
+    @property
+    def _host(self) -> str:
+        hello = self.channel.session.peer
+        return hello.host if hello is not None else ""
 
     def _spool(self) -> Spool:
         """Where the log that arrives now belongs. Raises ProtocolError where none can be taken."""
@@ -183,6 +201,7 @@ class Control:
     # --- resync ----------------------------------------------------------------------------------------------------
 
     async def _begin(self, body: ResyncBegin) -> None:
+        await self._drop_token()
         self._take_place(body)
         ready = await self._baseline.begin(body, self._disks, self._lineage)
         self.resyncing = True

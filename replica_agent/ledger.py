@@ -15,6 +15,7 @@ from replica_agent.record import (
     CompanionsRecord,
     ExportsRecord,
     PointsRecord,
+    PreparedRecord,
     PromotionRecord,
     Record,
     ReplicationRecord,
@@ -49,6 +50,7 @@ class Draft:
     replication: ReplicationRecord
     resync: ResyncRecord | None
     promotion: PromotionRecord | None
+    prepared: PreparedRecord | None
     points: PointsRecord
     exports: ExportsRecord
     companions: CompanionsRecord
@@ -111,6 +113,7 @@ class Ledger:
         self.replication = load_replication(store)
         self.resync = load(store, "resync", ResyncRecord)
         self.promotion = load(store, "promotion", PromotionRecord)
+        self.prepared = load(store, "prepared", PreparedRecord)
         self.points = load(store, "points", PointsRecord) or PointsRecord()
         self.exports = load(store, "exports", ExportsRecord) or ExportsRecord()
         self.companions = load(store, "companions", CompanionsRecord) or CompanionsRecord()
@@ -137,6 +140,7 @@ class Ledger:
                 replication=copy.copy(self.replication),
                 resync=copy.copy(self.resync),
                 promotion=copy.copy(self.promotion),
+                prepared=copy.copy(self.prepared),
                 points=copy.copy(self.points),
                 exports=copy.copy(self.exports),
                 companions=copy.copy(self.companions),
@@ -153,7 +157,7 @@ class Ledger:
 
     async def _commit(self, draft: Draft) -> None:
         changes: dict[str, Any] = {}
-        for name in ("vm", "replication", "resync", "promotion", "points", "exports", "companions"):
+        for name in ("vm", "replication", "resync", "promotion", "prepared", "points", "exports", "companions"):
             before: Record | None = getattr(self, name)
             after: Record | None = getattr(draft, name)
             if before != after:
@@ -170,6 +174,7 @@ class Ledger:
         self.vm, self.replication = draft.vm, draft.replication
         self.resync, self.promotion, self.points = draft.resync, draft.promotion, draft.points
         self.exports, self.companions = draft.exports, draft.companions
+        self.prepared = draft.prepared
         self.statistics = draft.statistics
         await self._keep()
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.hrl import chain_seed
-from protocol.messages import REVERSE
+from protocol.messages import PLANNED, REVERSE
 from protocol.position import Position
 from protocol.session import DEFINITION, MARKS, Identity
 from replica_agent.apply import Applier
@@ -113,7 +113,7 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE)
+        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE, PLANNED)
         return Identity(self.software, self.host, self.heartbeat, capabilities)
 
 

@@ -19,6 +19,7 @@ from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
 from replica_agent.baseline import Baseline
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
+from replica_agent.planned import claim, told
 from replica_agent.promoted_layers import create_overlays, write_reverse_map
 from replica_agent.promoted_tap import PromotedTap
 from replica_agent.record import BeforeRecord, PositionRecord, PromotionRecord, lineage_records
@@ -110,6 +111,7 @@ class Promotion:
             cut = self._chosen(point)
             newest = self._newest_cut()
             record, state = draft.replication, draft.replication.state
+            planned = claim(draft, cut)
             opened, parts.resync = parts.resync, None
             # Past its commit a resync can't be dropped: its merge is part of what is applied now (R40).
             if draft.resync is not None and draft.resync.end is None:
@@ -126,6 +128,7 @@ class Promotion:
                 received=PositionRecord.of(newest),
                 layered=True,
                 before=BeforeRecord(epoch=record.epoch, lineage=record.lineage, state=state),
+                planned=planned,
             )
             step = Ancestor(epoch, cut.epoch, cut.segment)
             record.lineage = lineage_records(extend(record.ancestors, step))
@@ -135,10 +138,11 @@ class Promotion:
             draft.event(
                 EventId.PROMOTED,
                 f"{draft.vm.name} was failed over to {parts.surroundings.host} at cut {cut}: "
-                f"epoch {epoch.hex()} begins.{left}",
+                f"epoch {epoch.hex()} begins.{left} {told(planned)}",
                 epoch=epoch.hex(),
                 parent=cut.epoch.hex(),
                 parent_segment=cut.segment,
+                planned=planned is not None,
             )
         if opened is not None:
             await finish(parts.ports.workers.run(opened.drop))

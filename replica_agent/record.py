@@ -1,8 +1,9 @@
 """What a replica durably knows about one VM: typed records, read strictly, written in single transactions.
 
 The names of the records in the store are ``vm`` (whose copy this is), ``replication`` (how far it has got),
-``resync``, ``promotion``, ``points`` (the older recovery points), ``exports``, ``companions`` (what came beside the
-log) and ``statistics``. ``docs/replica-store.md`` tells what each field promises.
+``resync``, ``promotion``, ``prepared`` (the promote token of a planned failover), ``points`` (the older recovery
+points), ``exports``, ``companions`` (what came beside the log) and ``statistics``. ``docs/replica-store.md`` tells what
+each field promises.
 """
 
 from __future__ import annotations
@@ -295,6 +296,16 @@ class BeforeRecord(Record):
     state: ReplicationState
 
 
+class PreparedRecord(Record):
+    """The promote token of a planned failover: ``cut`` is all that its primary has, and it takes no writes (R43)."""
+
+    token: Id16
+    cut: PositionRecord
+    time: float
+    host: str = ""
+    """The primary's, as it calls itself."""
+
+
 class PromotionRecord(Record):
     """The failover to this host: written before anything else is done for it (R14)."""
 
@@ -321,6 +332,8 @@ class PromotionRecord(Record):
     """The primary agent of this host has the VM, or is about to: nothing is done for it here any more."""
     written: bool = True
     """With ``handed_over``: whether anything was written since the failover; else the tap tells."""
+    planned: PreparedRecord | None = None
+    """The token by which it lost nothing; None where it was not a planned one."""
 
     @property
     def older(self) -> bool:

@@ -201,7 +201,8 @@ class ReplicaVm:
     def _count_cycles(self) -> None:
         """A cycle in which nothing new was received is missed, whatever kept the primary from sending it."""
         clock, record = self.parts.ports.clock, self.ledger.replication
-        if record.state is ReplicationState.REPLICATING and record.interval_seconds > 0:
+        waits = self.ledger.prepared is not None
+        if record.state is ReplicationState.REPLICATING and record.interval_seconds > 0 and not waits:
             self.statistics.tick(clock.wall(), clock.monotonic(), record.interval_seconds)
         else:
             self.statistics.pause()

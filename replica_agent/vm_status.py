@@ -5,6 +5,7 @@ from __future__ import annotations
 from protocol.position import NO_EPOCH, Position
 from replica_agent.exports import TEST_SUFFIX
 from replica_agent.parts import VmParts
+from replica_agent.planned import planned_status
 from replica_agent.point_disks import export_name, point_text
 from replica_agent.retention import pinned_cost
 from replica_agent.vm import ReplicaVm
@@ -52,6 +53,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         link=_link(vm, now),
         tap=tap.view() if tap is not None else None,
         progress=_progress(parts),
+        planned=planned_status(parts.ledger.prepared, parts.ledger.promotion),
         statistics=statistics,
         failover=failover_of(vm),
         disks=[

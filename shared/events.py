@@ -37,6 +37,8 @@ class EventId(IntEnum):
     RESYNC_BOUNDED = 60016
     FAILOVER_UNDONE = 60021
     FAILOVER_COMMITTED = 60022
+    PLANNED_FAILOVER = 60023
+    PLANNED_FORCED = 60024
     LOG_FILLING = 60031
     DISK_RESIZED = 60032
     RESYNC_SCHEDULED = 60061
@@ -80,6 +82,7 @@ _ERRORS = frozenset(
         EventId.DAMAGED,
         EventId.DISK_RESIZED,
         EventId.VERIFY_DIFFERENT,
+        EventId.PLANNED_FORCED,
         EventId.NOT_RELOADED,
         EventId.BYPASSED,
         EventId.GUEST_NOT_THAWED,

@@ -55,7 +55,8 @@ def forecasts(status: VmStatus, now: float) -> Iterator[Reason]:
     state = ReplicationState(status.state_code)
     if state in (ReplicationState.FAILED_OVER, ReplicationState.FAILED_OVER_WAITING_COMPLETION):
         return
-    if state is ReplicationState.REPLICATING and status.baseline:
+    waits = status.planned is not None and status.planned.token_sent
+    if state is ReplicationState.REPLICATING and status.baseline and not waits:
         yield from _age(status)
     if status.role == "primary":
         yield from _log(status)

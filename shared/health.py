@@ -16,7 +16,7 @@ from shared.forecasts import LOG_FRACTIONS, forecasts, long_behind, promised_lag
 from shared.guest_health import judge_guest
 from shared.measures import Statistics
 from shared.rates import duration_text, size_text
-from shared.states import Health, ReplicationState
+from shared.states import Health, PlannedStep, ReplicationState
 from shared.status import DiskStatus, VmStatus
 
 MISSED_FRACTION = 0.2
@@ -30,6 +30,12 @@ _INITIAL = (
     ReplicationState.WAITING_FOR_INITIAL_REPLICATION,
 )
 _RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SUSPENDED)
+_STOPPED = (
+    ReplicationState.PREPARED_FOR_FAILOVER,
+    ReplicationState.FAILED_OVER,
+    ReplicationState.FAILED_OVER_WAITING_COMPLETION,
+)
+"""States in which nothing is sent any more that could be late."""
 
 
 @dataclass(slots=True)
@@ -117,10 +123,36 @@ def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) 
         pass
     elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE or (status.causes and state not in _RESYNCING):
         result.critical(_required_text(status), _resync_remedy(status))
+    if status.role == "primary":
+        _judge_planned(status, state, result)
     if state in _RESYNCING:
         result.warn("A resynchronization is not complete; the replica keeps its older recovery point until then.")
     if state in _INITIAL or (not status.baseline and state is ReplicationState.SUSPENDED):
         result.warn("Initial replication has not been completed.", _initial_remedy(status, state))
+
+
+def _judge_planned(status: VmStatus, state: ReplicationState, result: Assessment) -> None:
+    """A VM that is prepared for a failover, or whose tap takes no writes, runs nowhere (R43)."""
+    planned, name = status.planned, status.name
+    back = f"vmreplica failover {name} --prepare --abort"
+    if planned is not None and planned.step == PlannedStep.FORCED:
+        result.critical(
+            f"The planned failover of {name} was aborted by force: {status.peer_host} may hold its token still.",
+            f"Do not fail over there before the link is mended: `vmreplica test-connection {status.link.peer}`.",
+        )
+    elif planned is not None and planned.step == PlannedStep.CONFIRMED:
+        where = status.peer_host or "the replica"
+        result.warn(
+            f"{name} is prepared for a failover to {where}, and takes no writes here.",
+            f"Run `vmreplica failover {name}` on {where}, or take it back: `{back}`.",
+        )
+    elif planned is not None and planned.holds_writes and state is not ReplicationState.FAILED_OVER:
+        result.warn(f"A failover of {name} is being prepared ({planned.step}): {planned.text}")
+    elif status.tap is not None and status.tap.refused and state is not ReplicationState.FAILED_OVER:
+        result.critical(
+            f"The tap of virtual machine '{name}' takes no writes: {status.tap.refused}",
+            f"If nothing was failed over: `{back}` (with --force where no preparation is on record).",
+        )
 
 
 def _required_text(status: VmStatus) -> str:
@@ -257,7 +289,7 @@ def _judge_age(status: VmStatus, state: ReplicationState, now: float, result: As
 
     A cut that was received late says nothing newer than itself, so the age of the cut counts, not when it arrived.
     """
-    if not status.baseline or state in (ReplicationState.FAILED_OVER, ReplicationState.FAILED_OVER_WAITING_COMPLETION):
+    if not status.baseline or state in _STOPPED or (status.planned is not None and status.planned.token_sent):
         return
     age, last = status.lag_seconds, status.statistics.last_replication_time
     if age is None and last is not None:
@@ -308,6 +340,10 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
         return "Failed over: the VM's disks are served from this host, without a replica of their own."
     if status.handed_over:
         return f"Handed over to the {'primary' if status.role == 'replica' else 'replica'} agent of this host."
+    if status.role == "replica" and status.planned is not None and status.planned.token_sent:
+        return f"Prepared for a failover: {status.planned.text}"
+    if state is ReplicationState.PREPARED_FOR_FAILOVER:
+        return f"Prepared for a failover: {_prepared_words(status)}."
     if state is ReplicationState.FAILED_OVER:
         return f"Not protected: {status.fenced or 'the VM was failed over at the replica.'}"
     if state is ReplicationState.ERROR:
@@ -330,7 +366,16 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
 def _initial_words(status: VmStatus, state: ReplicationState) -> str:
     if state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
         return "has not been started"
+    if state is ReplicationState.WAITING_FOR_INITIAL_REPLICATION:
+        return "waits for its time"
     return f"is not complete{_percent(status)}"
+
+
+def _prepared_words(status: VmStatus) -> str:
+    where = status.peer_host or "the replica"
+    if status.planned is not None and status.planned.step == PlannedStep.CONFIRMED:
+        return f"{where} has everything, and the VM's disks take no writes here"
+    return f"the answer of {where} is waited for, and the VM's disks take no writes here"
 
 
 def _percent(status: VmStatus) -> str:

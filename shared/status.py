@@ -80,6 +80,8 @@ class TapStatus(StatusStruct):
     """What the dirty map says is in doubt, and will be compared; None while it says nothing."""
     hot_bytes: int = 0
     """What a power loss now would leave in doubt."""
+    refused: str = ""
+    """Why it takes no writes; empty while it takes them."""
     error: str = ""
     """Why the tap could not be reached or started, empty while it runs."""
     version: str = ""
@@ -222,6 +224,28 @@ class ExportStatus(StatusStruct):
     """It is the VM's test failover."""
 
 
+class PlannedStatus(StatusStruct):
+    """The preparation of a planned failover.
+
+    At the primary ``step`` is one of shared.states.PlannedStep; at the replica ``prepared`` while it holds the token,
+    and ``failed over`` after a failover by it.
+    """
+
+    step: str
+    text: str = ""
+    started_time: float | None = None
+    step_time: float | None = None
+    """Since when it is at this step."""
+    cut: CutStatus | None = None
+    """What the replica has to be promoted to,"""
+    chain: str = ""
+    """and the chain hash there, which proves the log up to it."""
+    token_sent: bool = False
+    """The replica may be failed over by the token: only its answer takes that back, or force."""
+    holds_writes: bool = False
+    """The VM's disks take no writes on this host."""
+
+
 class VmStatus(StatusStruct):
     """Everything about one VM on this agent. ``health`` to ``causes`` are computed by
     :mod:`shared.health`.
@@ -288,6 +312,8 @@ class VmStatus(StatusStruct):
     """None where none is set (at the replica: where none was received)."""
     failover: FailoverStatus | None = None
     """At a replica that was failed over to."""
+    planned: PlannedStatus | None = None
+    """The planned failover that was prepared last; None where there was none."""
     statistics: Statistics = msgspec.field(default_factory=Statistics)
     disks: list[DiskStatus] = []
     excluded_disks: list[str] = []

@@ -34,6 +34,8 @@ assert MIN_LOG_FILE > 2 * (FILE_HEADER_BYTES + MAX_RECORD)
 MAP_NAME = "dirty.map"
 HOT_NAME = "hot.map"
 SAMPLES_NAME = "tap.samples"
+REFUSED_NAME = "tap.refused"
+"""While it is there the tap takes no writes (primary_agent.tap.refusal)."""
 DIRTY_BLOCK_BITS = 16
 """A bit of the dirty map stands for 64 KiB, the block of a resync's compare."""
 MIN_HOT_REGION = 1 << 20

@@ -229,6 +229,17 @@ class Layers(Result, frozen=True):
     failed: str = ""
 
 
+class Refused(Result, frozen=True):
+    """The tap takes no writes, by the order ``id``, and since when (seconds since the Unix epoch).
+
+    ``id`` is empty where the record of the order can't be read.
+    """
+
+    id: str
+    text: str
+    time: float
+
+
 class TapStatus(Result, frozen=True):
     """Everything about a tap.
 
@@ -269,6 +280,8 @@ class TapStatus(Result, frozen=True):
     """CONTROL_VERSION of the tap's program; 0 where it is from before there was one."""
     fenced: str | None = None
     """Why whoever connects now may only read; None where the tap does not tell."""
+    refused: Refused | None = None
+    """Set while the tap takes no writes."""
 
 
 # --- parameters ----------------------------------------------------------------------------------------------------
@@ -320,6 +333,20 @@ class LeaseParams(Params, frozen=True, omit_defaults=True):
     from_file: Count
     seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)]
     weak: bool = False
+
+
+class RefuseParams(Params, frozen=True, omit_defaults=True):
+    """``text`` says why, for whoever tries to write. ``used``: also where a client is connected."""
+
+    id: Hex16
+    text: Text
+    used: bool = False
+
+
+class AllowParams(Params, frozen=True):
+    """The ``id`` that the status tells."""
+
+    id: Annotated[str, msgspec.Meta(max_length=32)]
 
 
 class ReleaseParams(Params, frozen=True):
@@ -543,6 +570,19 @@ class TapClient:
         range can't be read, NoSpaceError where the log is nearly full, InvalidStateError while nothing is tracked.
         """
         return await self._call("relog", RelogParams(disk=disk, ranges=list(ranges)), LogPlace, SLOW_CALL_TIMEOUT)
+
+    async def refuse_writes(self, identity: bytes, text: str, *, used: bool = False) -> TapStatus:
+        """Take no writes any more, also after a restart; what was taken before is on the disks when this returns.
+
+        Raises InvalidStateError where a client is connected, unless ``used``; StorageError where that can't be made
+        durable, and writes are taken as before.
+        """
+        params = RefuseParams(id=identity.hex(), text=text[:256], used=used)
+        return await self._call("refuse_writes", params, TapStatus, SLOW_CALL_TIMEOUT)
+
+    async def allow_writes(self, identity: str) -> TapStatus:
+        """End the refusal ``identity``, as the status names it. A no-op while writes are taken."""
+        return await self._call("allow_writes", AllowParams(id=identity), TapStatus, SLOW_CALL_TIMEOUT)
 
     async def knows_cut(self, cut: Position) -> bool:
         """Whether the log that the dirty map goes on from had exactly this cut (R34)."""

@@ -24,11 +24,12 @@ from protocol.position import Position
 from shared.admin.access import Authorize
 from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client, JsonRpcServer
-from shared.errors import UsageError, VmreplicaError
+from shared.errors import InvalidStateError, UsageError, VmreplicaError
 from shared.ports import Address
 from shared.tap_control import (
     CONTROL_VERSION,
     AbandonParams,
+    AllowParams,
     BeginParams,
     DiskStatus,
     Doubt,
@@ -43,6 +44,7 @@ from shared.tap_control import (
     Notification,
     Progress,
     ReasonParams,
+    RefuseParams,
     ReleaseParams,
     RelogParams,
     Sealed,
@@ -99,6 +101,8 @@ class TapControl:
         methods.add("relog", RelogParams, self._relog)
         methods.add("lease", LeaseParams, self._lease)
         methods.add("release", ReleaseParams, self._release)
+        methods.add("refuse_writes", RefuseParams, self._refuse_writes)
+        methods.add("allow_writes", AllowParams, self._allow_writes)
         methods.add("subscribe", NoParams, self._subscribe)
         methods.add("settle", NoParams, self._settle)
         methods.add("stop", NoParams, self._stop)
@@ -206,6 +210,7 @@ class TapControl:
             layers=self._surroundings.settling.status() if self._surroundings.settling is not None else None,
             control=CONTROL_VERSION,
             fenced=config.fenced,
+            refused=engine.gate.refused,
         )
 
     def _disk_status(self, disk: Disk) -> DiskStatus:
@@ -294,6 +299,23 @@ class TapControl:
     async def _release(self, params: ReleaseParams, client: Client) -> dict[str, Any]:
         self._engine.tracker.release(bytes.fromhex(params.epoch), params.segment)
         return {}
+
+    async def _refuse_writes(self, params: RefuseParams, client: Client) -> TapStatus:
+        engine = self._engine
+        if engine.gate.refused is None and not params.used:
+            used = {disk.config.export: self._surroundings.clients(disk.config.export) for disk in engine.disks}
+            if named := ", ".join(f"{count} of {export}" for export, count in used.items() if count):
+                raise InvalidStateError(
+                    f"Clients of the disks are connected ({named}): whatever runs on them would lose its writes.",
+                    "Shut the VM down first.",
+                    code="in_use",
+                )
+        await engine.gate.close(engine, params.id, params.text)
+        return self.status()
+
+    async def _allow_writes(self, params: AllowParams, client: Client) -> TapStatus:
+        await self._engine.gate.open(self._engine, params.id)
+        return self.status()
 
     async def _subscribe(self, params: NoParams, client: Client) -> TapStatus:
         if client not in self._subscribers:

@@ -78,6 +78,8 @@ class Tracker:
         self.newest_cut: Cut | None = None
         """The newest cut that is sealed and durable."""
         self.released_segment = 0
+        self.resting = False
+        """No writes are taken, and an empty segment is not sealed at the end of an interval."""
         self.files = files
         self.listeners: list[Listener] = []
         self.sync = SharedSync(tasks, self._sync)
@@ -284,7 +286,7 @@ class Tracker:
 
     def wants_interval_cut(self) -> bool:
         """Whether the end of an interval should seal the segment: an empty one only so many times."""
-        if self.log is None:
+        if self.log is None or (self.resting and self.log.segment_is_empty):
             return False
         return not self.log.segment_is_empty or self.log.segment - self.released_segment <= EMPTY_CUTS_MAX
 

@@ -78,6 +78,8 @@ RESYNC_HISTORY = "vm.resync_history"
 RESYNC_PLAN = "vm.resync_plan"
 VERIFY = "vm.verify"
 CUT = "vm.cut"
+PREPARE_FAILOVER = "vm.prepare_failover"
+ABORT_FAILOVER = "vm.abort_failover"
 CHURN = "vm.churn"
 # The replica agent
 POINTS = "vm.points"
@@ -167,6 +169,12 @@ class ResumeParams(VmParams, frozen=True):
     resynchronize: bool = False
     at: Annotated[str, msgspec.Meta(max_length=64)] = ""
     go_on: bool = False
+
+
+class InitialParams(VmParams, frozen=True):
+    """``vm.initial``; ``at`` puts it off as that of ``vm.resume`` does a resync, and ``never`` cancels that."""
+
+    at: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class VerifyParams(VmParams, frozen=True):
@@ -338,6 +346,12 @@ class AuditAnswer(msgspec.Struct, kw_only=True):
     folder: str
     entries: list[AuditEntry] = []
     report: AuditReport | None = None
+
+
+class AbortParams(VmParams, frozen=True):
+    """``vm.abort_failover``: ``force`` also where the replica, which may be failed over, does not answer."""
+
+    force: bool = False
 
 
 Moment = Annotated[float, msgspec.Meta(ge=0, le=1e12)]

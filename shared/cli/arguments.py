@@ -43,6 +43,7 @@ from shared.cli.units import (
 DESCRIPTION = "Replication of virtual machine disks between two hosts."
 SHELLS = ("bash", "zsh", "fish")
 INTERVAL_SECONDS = 300.0
+SHUTDOWN_SECONDS = 300.0
 
 
 def build_parser() -> Parser:
@@ -104,6 +105,13 @@ def _enable(parser: argparse.ArgumentParser) -> None:
 
 def _initial(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        default="",
+        help="start it then, up to 7 days ahead, in the time zone of the primary: 02:00, '2026-11-28 02:00', "
+        "2026-11-28T02:00+01:00, +2h or +30m; never cancels it",
+    )
     no_wait_option(parser)
 
 
@@ -199,6 +207,11 @@ def _failover(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
+        "--prepare",
+        action="store_true",
+        help="at the primary: stop the writes and bring the replica to the last one, so that nothing is lost",
+    )
+    what.add_argument(
         "--test",
         action="store_true",
         help="serve the point for a test, writable, while replication goes on; nothing of it is kept",
@@ -215,6 +228,25 @@ def _failover(parser: argparse.ArgumentParser) -> None:
         "which recovery point (of a failover newest is what was received last, which is applied first; applied is what "
         "the copy is at)",
     )
+    parser.add_argument(
+        "--shutdown",
+        action="store_true",
+        help="with --prepare: first have libvirt ask the guest to shut down",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=parsed(parse_duration),
+        default=SHUTDOWN_SECONDS,
+        metavar="TIME",
+        help="with --shutdown: how long the guest may take (default 5m)",
+    )
+    parser.add_argument("--abort", action="store_true", help="with --prepare: take it back")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --abort: also where the replica, which may be failed over, does not answer (risks a split brain)",
+    )
+    no_wait_option(parser)
     yes_option(parser)
     json_option(parser)
 
@@ -317,7 +349,12 @@ VERBS = (
     *AUDIT_VERBS,
     Verb("events", "print what happened, the newest last", "shared.cli.verbs.events:events", events_options),
     *POINT_VERBS,
-    Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_FAILOVER}:failover", _failover),
+    Verb(
+        "failover",
+        "promote the replica to be the VM's disks, test, undo or commit that, or prepare it at the primary",
+        f"{_FAILOVER}:failover",
+        _failover,
+    ),
     DEFINITION_VERB,
     *REVERSE_VERBS,
     Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),

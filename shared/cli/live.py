@@ -137,15 +137,21 @@ def follow(found: Found, console: Console, *, rejoin: str) -> int:
 
     Raises VmreplicaError when it ended badly. Ctrl-C leaves it running and prints ``rejoin``.
     """
-    with _View(found, console, rejoin) as view:
-        while (vm := view.look()) is None or is_working(vm):
-            time.sleep(WORK_SECONDS)
+    vm = watch_to_end(found, console, rejoin=rejoin)
     end = outcome(vm)
     assert end is not None
     if not end.succeeded:
         raise VmreplicaError(end.text, end.remedy)
     console.print(end.text)
     return SUCCESS
+
+
+def watch_to_end(found: Found, console: Console, *, rejoin: str) -> VmStatus:
+    """Show the work on a VM until it ends; the VM's status then. Ctrl-C leaves it running and prints ``rejoin``."""
+    with _View(found, console, rejoin) as view:
+        while (vm := view.look()) is None or is_working(vm):
+            time.sleep(WORK_SECONDS)
+    return vm
 
 
 def call_while_showing(found: Found, method: str, console: Console, *, rejoin: str, **params: Any) -> None:

@@ -42,6 +42,8 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield label, text
     if vm.fenced:
         yield "fenced", vm.fenced
+    elif vm.planned is not None:
+        yield "planned", f"{vm.planned.step}: {vm.planned.text}"
     yield "interval", duration_text(vm.interval_seconds)
     if vm.lag_seconds is not None and not is_failed_over_to(vm):
         pending = "" if vm.pending_bytes is None else f", {size_text(vm.pending_bytes)} {_pending_words(vm)}"

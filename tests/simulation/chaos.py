@@ -78,6 +78,7 @@ class Chaos:
         self._every(options.verifies, world.verifies.begin)
         self._every(options.overlays, world.overlays.begin)
         self._every(options.marks, self._mark)
+        world.plans.start()
 
     def _every(self, rate: float, happen: Callable[[], object]) -> None:
         """Let something happen at that rate."""
@@ -97,6 +98,7 @@ class Chaos:
         for task in self._tasks:
             task.cancel()
         world = self.world
+        world.plans.stop()
         world.wire.heal()
         world.wire.hiccups = 0.0
         self._log_fault = self._replica_fault = None
@@ -174,6 +176,7 @@ class Chaos:
         if not self.active or world.primary.alive("tap") is not None or not world.primary.up:
             return
         world.count("edit P")
+        world.plans.unsound = True
         index = rng.randrange(DISKS)
         page, content = self._edit(world.primary, world.disk_path(index))
         world.oracle.edited(index, page * PAGE, content, world.disks())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tests.simulation import mutants_cancel as cancel
 from tests.simulation import mutants_maps as maps
+from tests.simulation import mutants_planned as planned
 from tests.simulation import mutants_points as points
 from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
@@ -90,6 +91,7 @@ OVERLAYS = {"overlays": 1.0, "newest": 4, "seconds": 14.0, "interval": 1.0}
 KEPT = {"newest": 4, "hourly": 5, "seconds": 14.0, "interval": 1.0}
 WINDOWS = {**BUSY, "windows": 2.0, "slow": 0.3, "pages": 128, "seconds": 14.0}
 ROUNDS = {**BUSY, "resyncs": 1.0, "log_errors": 2.0, "zeroes": 0.5, "pages": 128, "seconds": 14.0}
+PLANNED = {"write_rate": 15.0, "in_flight": 4, "prepares": 1.0, "promote_at": 3.0, "seconds": 14.0}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
 
 MUTANTS = {
@@ -201,6 +203,8 @@ MUTANTS = {
         Mutant(schedule.put_off_forgotten, ("schedule",), {**WINDOWS, "put_off": 1.0}),
         Mutant(schedule.mode_ignored, ("schedule",), WINDOWS),
         Mutant(schedule.cancelled_starts_anew, ("schedule",), {**WINDOWS, "resyncs": 1.0, "stops": 2.0}),
+        Mutant(planned.refusal_forgotten, ("R43",), {**PLANNED, "kill_tap": 1.0}),
+        Mutant(planned.abort_unanswered, ("R43",), {**PLANNED, "partitions": 0.3}, first=2),
         Mutant(verify.verify_unlaid, ("R46",), VERIFIES),
         Mutant(verify.verify_late_unread, ("R46",), VERIFIES),
         Mutant(verify.verify_late_trusted, ("R46",), {**VERIFIES, "slow": 0.1}),

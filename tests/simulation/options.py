@@ -82,6 +82,8 @@ class Options:
     """Points that are pinned, or no longer."""
     daily: int = 0
     """Daily recovery points that the replica keeps; its days are short."""
+    prepares: float = 0.0
+    """Orders to prepare a planned failover; each is taken back after a while, some by force."""
     minute: float = 7.0
     """The local clocks show a full minute so many seconds after the run began."""
 
@@ -151,13 +153,15 @@ def draw(seed: int) -> Options:
         overlays=swarm(0.3, 0.2),
         marks=swarm(0.3, 0.3, 1.0),
         daily=rng.choice([0, 0, 3]),
+        # By a generator of their own: what older seeds stand for stays.
+        prepares=random.Random(f"{seed}/prepares").choice((0.0, 0.0, 0.0, 0.0, 0.2, 1.0)),
     )
 
 
 FAULTS = """
     resets partitions kill_tap kill_primary kill_replica power_primary power_replica aimed crash_at_sync stalls hiccups
     log_errors replica_errors full_replica foreign_edits suspends resyncs stops windows put_off exports agent_restarts
-    tap_restarts verifies overlays marks daily
+    tap_restarts verifies overlays marks daily prepares
 """.split()
 
 

@@ -48,6 +48,7 @@ from tests.simulation.net import Wire
 from tests.simulation.options import Options
 from tests.simulation.oracle import Oracle, Violation
 from tests.simulation.overlays import OverlayWriters
+from tests.simulation.plans import HOLDS, Plans
 from tests.simulation.replica_view import ReplicaView
 from tests.simulation.runs_view import check_runs
 from tests.simulation.schedule_view import ScheduleView
@@ -125,6 +126,7 @@ class World:
         self.exports = ExportReaders(self)
         self.overlays = OverlayWriters(self)
         self.verifies = Verifies(self)
+        self.plans = Plans(self)
 
     @property
     def hosts(self) -> tuple[Host, Host]:
@@ -213,6 +215,7 @@ class World:
         self.losing_power = False
         if host is self.primary:
             self.guest.reset()
+            self.plans.unsound = True
             self._check_survivors(power=True)
         else:
             self.view.check_after_crash()
@@ -345,6 +348,8 @@ class World:
         if not record:
             return
         state = ReplicationState(record["state"])
+        if self.plans.step in HOLDS:
+            self.plans.take_back()
         if state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
             self.order(self.primary, lambda vm: vm.initial())
         elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and record.get("stopped_time") is not None:

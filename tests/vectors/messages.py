@@ -24,6 +24,10 @@ from protocol.messages import (
     DefinitionWanted,
     DetailRequest,
     ErrorCode,
+    FailoverPrepare,
+    FailoverPrepared,
+    FailoverVoid,
+    FailoverVoided,
     Fence,
     Heartbeat,
     Hello,
@@ -72,6 +76,7 @@ from tests.vectors.logs import DISKS, EPOCH, OTHER_EPOCH, START_NS, VM, pattern,
 TOKEN = 0x1122334455667788
 RESYNC = bytes(range(80, 96))
 KEY_ID = bytes(range(96, 112))
+PROMOTE_TOKEN = bytes(range(144, 160))
 KEY = bytes(range(112, 144))
 LOG = small_log()
 POSITION = WirePosition.of(LOG.positions[5])
@@ -199,6 +204,10 @@ EXAMPLES: dict[MessageType, Body] = {
     MessageType.VERIFY_END: VerifyEnd(id=RESYNC),
     MessageType.VERIFY_ENDED: VerifyEnded(id=RESYNC, images=[ImageDigest(disk=0, digest=pattern(32, 15))]),
     MessageType.VERIFY_LOST: VerifyLost(id=RESYNC, code="point_lost", text="The recovery point was deleted."),
+    MessageType.FAILOVER_PREPARE: FailoverPrepare(token=PROMOTE_TOKEN, cut=POSITION),
+    MessageType.FAILOVER_PREPARED: FailoverPrepared(token=PROMOTE_TOKEN, cut=POSITION),
+    MessageType.FAILOVER_VOID: FailoverVoid(token=PROMOTE_TOKEN),
+    MessageType.FAILOVER_VOIDED: FailoverVoided(token=PROMOTE_TOKEN, text="The primary goes on writing."),
     MessageType.CUT_MARK: CutMark(cut=POSITION, kind=CutKind.APPLICATION),
     MessageType.CUT_MARKED: CutMarked(cut=POSITION),
     MessageType.DEFINITION: Definition(

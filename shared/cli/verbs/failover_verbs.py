@@ -15,6 +15,7 @@ from shared.cli.verbs.reading import rejoin_command
 from shared.cli.verbs.replication import disk_uris
 from shared.errors import InvalidStateError
 from shared.rates import duration_text, size_text
+from shared.status import VmStatus
 
 SERVING_SECONDS = 30.0
 """How long the tap of a promoted VM may take until it serves the disks."""
@@ -25,7 +26,12 @@ APPLIED = "applied"
 
 
 def failover(options: argparse.Namespace, context: Context) -> int:
-    """Promote the replica, to the newest or to a chosen point; undo or commit that; or a test of it."""
+    """Promote the replica, to the newest or to a chosen point; undo or commit that; test it, or prepare it."""
+    from shared.cli.verbs.planned import check_options, prepare
+
+    check_options(options)
+    if options.prepare:
+        return prepare(options, context)
     if options.test or options.stop:
         from shared.cli.verbs.test_failover import test_failover
 
@@ -58,6 +64,7 @@ def promote(options: argparse.Namespace, context: Context) -> int:
     shown = promoted if promoted is not None else vm.applied_cut
     cut = "" if shown is None or shown.time is None else f" as of {time_text(shown.time, None)}"
     context.console.print(f"{vm.name} is failed over to this host{cut}; its old primary can no longer write.")
+    context.console.print(_kind(vm, options))
     if not disk_uris(vm):
         raise InvalidStateError(
             f"The disks of {vm.name} are not served yet. {vm.reasons[0] if vm.reasons else ''}".strip(),
@@ -142,6 +149,19 @@ def commit(options: argparse.Namespace, context: Context) -> int:
     return SUCCESS
 
 
+def _kind(vm: VmStatus, options: argparse.Namespace) -> str:
+    """Whether anything was lost."""
+    planned = vm.planned
+    if planned is not None and planned.cut is not None:
+        return (
+            f"A planned failover: nothing is lost, cut {planned.cut.segment} of epoch {planned.cut.epoch}, "
+            f"chain {planned.chain}."
+        )
+    if options.point != NEWEST or options.at is not None:
+        return "An older point was chosen: what was written after it is not part of it."
+    return "It was not prepared at the primary: what was written there after this cut is not part of it."
+
+
 def _serving(found: Found) -> Agent:
     """The agent once it serves the promoted disks; or as it is after a while, or at a problem."""
     end = time.monotonic() + SERVING_SECONDS
@@ -157,6 +177,11 @@ def _warning(found: Found, point: str) -> str:
     """What is known before: the point and its age, what was received beyond it, and whether the primary runs."""
     vm = found.vm
     primary = vm.peer_host or "its primary host"
+    if point == NEWEST and vm.planned is not None and vm.planned.token_sent:
+        return (
+            f"{vm.name} was prepared for this on {primary}, which takes no writes of it any more: its newest cut "
+            "becomes its disks here, and nothing is lost."
+        )
     age = "" if vm.lag_seconds is None else f", {duration_text(vm.lag_seconds)} old"
     if point == NEWEST:
         text = f"The newest cut of {vm.name} becomes its disks{age}; what was written after it is lost."

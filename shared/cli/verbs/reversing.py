@@ -129,8 +129,8 @@ def _become_primary(here: _Here, options: argparse.Namespace, context: Context) 
     assert here.replica is not None
     target = here.agents.of_role("primary")
     context.console.confirm(
-        f"This host becomes the primary of {here.name}: the failover is kept for good, and the other recovery points that "
-        "this host has of it are deleted.",
+        f"This host becomes the primary of {here.name}: the failover is kept for good, and the other recovery points "
+        "that this host has of it are deleted.",
         here.name,
         options.yes,
     )

@@ -52,7 +52,7 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.REMOVE: admin.RemoveParams,
     admin.RECOVER: admin.RecoverParams,
     admin.ENABLE: admin.EnableParams,
-    admin.INITIAL: admin.VmParams,
+    admin.INITIAL: admin.InitialParams,
     admin.SET: admin.SetParams,
     admin.TEST_CONNECTION: admin.ConnectionParams,
     admin.RESYNC_SHOW: admin.VmParams,
@@ -74,6 +74,8 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.ADOPT_PART: admin.AdoptPartParams,
     admin.DIFFERENCES: admin.VmParams,
     admin.RESOLVE: admin.ResolveParams,
+    admin.PREPARE_FAILOVER: admin.VmParams,
+    admin.ABORT_FAILOVER: admin.AbortParams,
 }
 
 

@@ -68,6 +68,7 @@ def test_every_type_is_control_or_bulk_and_numbers_stay() -> None:
         "VERIFY_BEGIN": 49, "VERIFY_READY": 50, "VERIFY_CUT": 51, "VERIFY_HELD": 52, "VERIFY_REQUEST": 53,
         "VERIFY_ANSWER": 54, "VERIFY_END": 55, "VERIFY_ENDED": 56, "VERIFY_LOST": 57,
         "SAMPLE_REQUEST": 64, "SAMPLE": 65,
+        "FAILOVER_PREPARE": 72, "FAILOVER_PREPARED": 73, "FAILOVER_VOID": 74, "FAILOVER_VOIDED": 75,
     }  # fmt: skip
 
 

@@ -279,7 +279,7 @@ class Dialler:
     address: Address
     host: str = "primary"
     heartbeat: float = 5.0
-    capabilities: tuple[str, ...] = ("zstd",)
+    capabilities: tuple[str, ...] = ("planned", "zstd")
 
     async def greet(self) -> Channel:
         network = RealNetwork(self.certificates.identity(self.host))
