@@ -19,13 +19,14 @@ from primary_agent.parts import Parts
 from primary_agent.planned import keep
 from primary_agent.planned_steps import step_of
 from primary_agent.problems import set_problem
-from primary_agent.record import StartedBy, VmRecord
+from primary_agent.record import VmRecord
 from primary_agent.replication import Replication
 from primary_agent.resizing import take_larger
+from primary_agent.resuming import resume
 from primary_agent.resyncing import abandon
 from primary_agent.scheduling import check_schedule
 from primary_agent.session_loop import SessionLoop
-from primary_agent.starting import begin_due, begin_wanted, cancel, hold, put_off, put_off_initial
+from primary_agent.starting import begin_due, cancel, hold, put_off, put_off_initial
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.tracking_loss import note_bound, note_loss
@@ -34,7 +35,6 @@ from primary_agent.vm_status import status_of, with_guest
 from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
 from shared.events import EventId
-from shared.planning import ResyncCause
 from shared.schedule import NEVER
 from shared.states import PLANNED_TOKEN, PrimaryEvent, ReplicationState
 from shared.stats import interval_text
@@ -296,55 +296,7 @@ class PrimaryVm:
             if at:
                 await put_off(self.parts, at)
             else:
-                await self._resume(resynchronize=resynchronize)
-
-    async def _resume(self, *, resynchronize: bool) -> None:
-        self.parts.link.poke.notify()
-        if self._replication.state is _S.WAITING_FOR_START_RESYNCHRONIZE or (
-            self._replication.state is _S.REPLICATING and resynchronize
-        ):
-            await self.check_gate("resynchronization")
-        # It may have moved while connectivity was being proven.
-        state, record = self._replication.state, self._replication.record
-        match state:
-            case _S.SUSPENDED:
-                # There is no session yet: a resync begins when connectivity is healthy.
-                await self._replication.resume(asked=resynchronize)
-            case _S.RESYNCHRONIZE_SUSPENDED:
-                await self._replication.transition(
-                    PrimaryEvent.RESUMED, "the administrator asked for it", started_by=StartedBy.ADMINISTRATOR
-                )
-            case _S.WAITING_FOR_START_RESYNCHRONIZE:
-                await self._replication.transition(
-                    PrimaryEvent.RESYNC_STARTED,
-                    "the administrator asked for it",
-                    started_by=StartedBy.ADMINISTRATOR,
-                    resync_at=None,
-                    stopped_time=None,
-                )
-            case _S.REPLICATING if resynchronize:
-                await begin_wanted(self.parts, StartedBy.ADMINISTRATOR, "The administrator asked for it.")
-            case _S.RESYNCHRONIZING if record.started_by is StartedBy.WINDOW:
-                # From now on it is the administrator's, and does not rest outside of the window.
-                await self._replication.update(started_by=StartedBy.ADMINISTRATOR)
-            case _S.REPLICATING if record.problem is None and self.parts.link.dialled is not None:
-                raise self._not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
-            case _S.FAILED_OVER if resynchronize:
-                await self._replication.transition(
-                    PrimaryEvent.RETRIED, "the administrator asked for it", resync_wanted=True
-                )
-                text = f"After a failover: {record.fenced}"
-                await self._replication.require_resync(ResyncCause.AFTER_FAILOVER, text)
-            case _S.FAILED_OVER:
-                # Where the failover still stands the next session is told so, and nothing was sent by then (I8).
-                cause = "the administrator asked for it"
-                await self._replication.transition(PrimaryEvent.UNFENCED, cause)
-                if record.causes:
-                    await self._replication.transition(PrimaryEvent.RESYNC_REQUIRED, "as before the failover")
-            case _S.READY_FOR_INITIAL_REPLICATION | _S.WAITING_FOR_INITIAL_REPLICATION:
-                raise self._not_now("resume", f"Run `vmreplica initial {self.name}`.")
-            case _S.PREPARED_FOR_FAILOVER:
-                raise self._not_now("resume", f"Take that back: vmreplica failover {self.name} --prepare --abort")
+                await resume(self.parts, self.check_gate, self._not_now, resynchronize=resynchronize)
 
     async def check_gate(self, what: str) -> None:
         """I20: raises InvalidStateError with reason and remedy unless connectivity and tracking are healthy."""

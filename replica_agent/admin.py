@@ -8,7 +8,7 @@ from typing import Any
 from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
 from replica_agent.marks import mark_point
-from replica_agent.points import find_point, point_settings, points_of
+from replica_agent.points import find_point, point_settings, points_of, set_rules
 from replica_agent.reversing import Reversing
 from replica_agent.test_failover import begin_test, end_test
 from replica_agent.vm import ReplicaVm
@@ -130,7 +130,7 @@ class AdminMethods:
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
-        await finish(vm.set_retention(point_settings(params.settings)))
+        await finish(set_rules(vm, point_settings(params.settings)))
         return status_of(vm)
 
     async def points(self, params: PointsParams, client: Client) -> PointsStatus:

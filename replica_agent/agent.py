@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -15,6 +14,7 @@ from protocol.messages import ErrorCode, Open
 from protocol.position import Position
 from replica_agent.authorize import Authorization, Grant
 from replica_agent.creating import clear_folder, create_vm, plan_vm, remove_vm
+from replica_agent.damaged import DamagedVm
 from replica_agent.description import keeper_of, read_description
 from replica_agent.finishing import finish
 from replica_agent.layout import read_vm_folder, vm_folder
@@ -39,21 +39,6 @@ from shared.status import AgentStatus, VmStatus
 REVIVAL_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class DamagedVm:
-    """A VM whose state can't be read: listed with its remedy, while the others go on."""
-
-    vm: bytes
-    name: str
-    """As its description tells it, else its UUID."""
-    folder: str
-    error: VmreplicaError
-
-    @property
-    def identity(self) -> str:
-        return self.folder.rpartition("/")[2]
 
 
 class ReplicaAgent:

@@ -15,6 +15,7 @@ from replica_agent.record import PositionRecord
 from replica_agent.retention import daily_of, hourly_of, weekly_of
 from replica_agent.vm import ReplicaVm
 from shared.errors import NotFoundError, UsageError
+from shared.events import EventId
 from shared.point_status import PointsStatus, PointStatus
 from shared.status import CutStatus
 
@@ -183,3 +184,20 @@ def point_settings(settings: dict[str, Any]) -> dict[str, int | float | None]:
         ) from None
     changes = {key.removeprefix("points_"): value for key, value in msgspec.structs.asdict(given).items()}
     return {key: value for key, value in changes.items() if value is not msgspec.UNSET}
+
+
+async def set_rules(vm: ReplicaVm, changes: dict[str, Any]) -> None:
+    """Change which points are kept, by fields of the record of points; None for the agent's own rule."""
+    history = vm.parts.history
+    async with vm.ledger.transaction() as draft:
+        was = history.retention
+        draft.points = msgspec.structs.replace(draft.points, **changes)
+        told = ", ".join(f"{key} {'as configured' if value is None else value}" for key, value in changes.items())
+        draft.event(
+            EventId.SETTINGS,
+            f"Recovery points to keep: {told}; it was newest {was.newest}, hourly {was.hourly}, daily {was.daily}, "
+            f"weekly {was.weekly}, limit_bytes {was.limit}, age_seconds {was.age:g}.",
+            cause="set",
+        )
+        history.prune(draft)
+    await history.tidy()

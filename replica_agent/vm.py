@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
 import structlog
 
 from protocol.messages import ErrorCode, Open
@@ -308,21 +307,6 @@ class ReplicaVm:
         """Go on after a suspension. Raises InvalidStateError."""
         async with self.parts.order, self.ledger.transaction() as draft:
             draft.step(ReplicaEvent.RESUMED, "resumed by the administrator")
-
-    async def set_retention(self, changes: dict[str, Any]) -> None:
-        """Change which points are kept, by fields of the record of points; None for the agent's own rule."""
-        async with self.ledger.transaction() as draft:
-            was = self.parts.history.retention
-            draft.points = msgspec.structs.replace(draft.points, **changes)
-            told = ", ".join(f"{key} {'as configured' if value is None else value}" for key, value in changes.items())
-            draft.event(
-                EventId.SETTINGS,
-                f"Recovery points to keep: {told}; it was newest {was.newest}, hourly {was.hourly}, daily {was.daily}, "
-                f"weekly {was.weekly}, limit_bytes {was.limit}, age_seconds {was.age:g}.",
-                cause="set",
-            )
-            self.parts.history.prune(draft)
-        await self.parts.history.tidy()
 
     async def failover(self, point: Position | None = None) -> None:
         """Promote the newest cut, or ``point``, and serve it. Returns when that is durable and, soon, complete."""

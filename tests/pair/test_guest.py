@@ -19,7 +19,7 @@ import pytest
 from primary_agent.admin import with_settings
 from primary_agent.consistent_cuts import CutTaken
 from protocol.position import Position
-from replica_agent.points import find_point, points_of
+from replica_agent.points import find_point, points_of, set_rules
 from replica_agent.vm_status import status_of
 from scripts.agent_pair import PairError
 from shared.config_sections import ConsistencySection
@@ -63,7 +63,7 @@ async def test_points_say_which_kind_they_are_and_have_their_own_definition(pair
     pair.primary_options["consistency"] = ConsistencySection(freeze_seconds=0.5, frozen_seconds=3.0)
     pair.primary.surroundings.consistency = pair.primary_options["consistency"]
     await pair.replicate(4 * MIB)
-    await pair.copy.set_retention({"newest": 20})
+    await set_rules(pair.copy, {"newest": 20})
     await set_vm(pair, consistency=f"agent:{guest.path}", interval_seconds=3600.0)
     good = await pair.vm.cuts.take(consistent=True)
     assert good.consistent and not guest.frozen
@@ -160,7 +160,7 @@ async def test_points_say_which_kind_they_are_and_have_their_own_definition(pair
     assert len(pair.copy.companions.record.definitions) == 2
     # A version that no point has any more goes, with its files; the newest stays.
     await applied(pair, await pair.vm.cuts.take(consistent=False))
-    await pair.copy.set_retention({"newest": 1, "hourly": 0})
+    await set_rules(pair.copy, {"newest": 1, "hourly": 0})
     await pair.copy.companions.tidy()
     assert {path.read_bytes() for path in folder.iterdir()} == {second, variables}
 

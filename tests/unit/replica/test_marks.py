@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from replica_agent.marks import MARKS_MAX, mark_point
-from replica_agent.points import find_point, point_settings, points_of
+from replica_agent.points import find_point, point_settings, points_of, set_rules
 from replica_agent.record import MarkRecord
 from replica_agent.retention import HOUR, Retention
 from replica_agent.vm import ReplicaVm
@@ -96,7 +96,7 @@ async def test_a_pinned_point_goes_last_and_is_warned_of_before(world: World) ->
         await thinned(vm)
         taken = status_of(vm).points_pinned_bytes
         limit = int(taken * 1.25)
-        await vm.set_retention(point_settings({"points_limit_bytes": limit}))
+        await set_rules(vm, point_settings({"points_limit_bytes": limit}))
         vm.parts.applier.changed.notify()
         await thinned(vm)
         await until(lambda: vm.parts.history.bytes <= limit)
@@ -105,7 +105,7 @@ async def test_a_pinned_point_goes_last_and_is_warned_of_before(world: World) ->
         assert status.health == "Warning"
         assert any("the oldest of the pinned is deleted next" in reason for reason in status.reasons)
         assert await check_history(vm, pair.tap) == len(segments(vm)) + 1
-        await vm.set_retention(point_settings({"points_limit_bytes": taken // 2}))
+        await set_rules(vm, point_settings({"points_limit_bytes": taken // 2}))
         with pytest.raises(UsageError, match="names no recovery point"):
             find_point(vm, "base")
         assert vm.point() == pair.tap.position
