@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Annotated, Any
 
 import msgspec
 
 from primary_agent.agent import PrimaryAgent
+from primary_agent.consistent_cuts import APPLICATION, CRASH
 from primary_agent.disk_changes import add_disk, remove_disk
 from primary_agent.enabling import split_address
+from primary_agent.planned_orders import abort, prepare
 from primary_agent.probing import probe
 from primary_agent.record import VmRecord
 from primary_agent.resizing import take_sizes
 from primary_agent.resync_report import history, plan, report
+from primary_agent.reversing import Reversing
 from primary_agent.scheduling import checked_time, with_window
 from primary_agent.vm import PrimaryVm
 from shared.admin import verbs
 from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
 from shared.admin.verbs import (
+    AbortParams,
     AnyVmParams,
     ChurnParams,
     ConnectionParams,
     ConnectionReport,
+    CutParams,
+    CutReport,
     DiskAddParams,
     DiskRemoveParams,
     EnableParams,
     EventsParams,
     HistoryParams,
+    InitialParams,
     PlanParams,
     RecoverParams,
     RemoveParams,
@@ -41,6 +48,7 @@ from shared.block_devices import BlockDevicePolicy
 from shared.churn import ChurnReport
 from shared.config_sections import Rate
 from shared.errors import InvalidStateError, UsageError
+from shared.guest_settings import HOURS_MAX, NONE, check_files, parse_consistency, parse_definition
 from shared.health import measured
 from shared.measures import Statistics
 from shared.monitoring import metrics_text
@@ -68,11 +76,14 @@ class AdminMethods:
         methods.add(verbs.CHURN, ChurnParams, self.churn)
         methods.add(verbs.EVENTS, EventsParams, self.events)
         methods.add(verbs.ENABLE, EnableParams, self.enable)
-        methods.add(verbs.INITIAL, VmParams, self.initial)
+        methods.add(verbs.INITIAL, InitialParams, self.initial)
         methods.add(verbs.SUSPEND, VmParams, self.suspend)
         methods.add(verbs.RESUME, ResumeParams, self.resume)
         methods.add(verbs.STOP, VmParams, self.stop)
         methods.add(verbs.VERIFY, VerifyParams, self.verify)
+        methods.add(verbs.CUT, CutParams, self.cut)
+        methods.add(verbs.PREPARE_FAILOVER, VmParams, self.prepare_failover)
+        methods.add(verbs.ABORT_FAILOVER, AbortParams, self.abort_failover)
         methods.add(verbs.SET, SetParams, self.set)
         methods.add(verbs.RESIZE, VmParams, self.resize)
         methods.add(verbs.DISK_ADD, DiskAddParams, self.disk_add)
@@ -83,6 +94,7 @@ class AdminMethods:
         methods.add(verbs.RESYNC_HISTORY, HistoryParams, self.resync_history)
         methods.add(verbs.RESYNC_PLAN, PlanParams, self.resync_plan)
         methods.add(verbs.TEST_CONNECTION, ConnectionParams, self.test_connection)
+        Reversing(self._agent, with_settings).add_to(methods)
         return methods
 
     async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:
@@ -111,9 +123,9 @@ class AdminMethods:
     async def enable(self, params: EnableParams, client: Client) -> VmStatus:
         return await (await self._agent.enable(params)).status()
 
-    async def initial(self, params: VmParams, client: Client) -> VmStatus:
+    async def initial(self, params: InitialParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
-        return await _ordered(vm, "initial", vm.initial())
+        return await _ordered(vm, "initial", vm.initial(at=params.at))
 
     async def suspend(self, params: VmParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
@@ -135,6 +147,29 @@ class AdminMethods:
         vm = self._agent.find(params.vm)
         order = vm.verifier.order(at=params.at, repair=params.repair, stop=params.stop)
         return await _ordered(vm, "verify", order)
+
+    async def cut(self, params: CutParams, client: Client) -> CutReport:
+        vm = self._agent.find(params.vm)
+        if params.consistent:
+            # The definition as it is now belongs to the cut.
+            await vm.definition.look()
+        taken = await vm.cuts.take(consistent=params.consistent)
+        failure = taken.failure
+        return CutReport(
+            cut=taken.status,
+            consistency=APPLICATION if taken.consistent else CRASH,
+            frozen_seconds=taken.frozen_seconds,
+            text=failure.text if failure is not None else "",
+            remedy=failure.remedy if failure is not None else "",
+        )
+
+    async def prepare_failover(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --prepare", prepare(vm))
+
+    async def abort_failover(self, params: AbortParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --prepare --abort", abort(vm, force=params.force))
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
@@ -179,9 +214,15 @@ class AdminMethods:
         return await probe(self._agent.surroundings, Address(host=host, port=port, tls=True))
 
 
-async def _ordered(vm: PrimaryVm, verb: str, order: Awaitable[None]) -> VmStatus:
+async def _ordered(vm: PrimaryVm, verb: str, order: Coroutine[Any, Any, None]) -> VmStatus:
     """Carry out an order; one that the state does not allow is put on record (event 32546) and refused."""
     try:
+        if vm.parts.handed_over is not None:
+            order.close()
+            raise InvalidStateError(
+                f"{vm.name} is handed over to the replica agent of this host.",
+                f"Run `vmreplica reverse {vm.name}` again, which completes that.",
+            )
         await order
     except InvalidStateError as error:
         await vm.note_refusal(verb, error)
@@ -214,6 +255,10 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     hot_regions: Annotated[int, msgspec.Meta(ge=1, le=MAX_HOT_REGIONS)] | msgspec.UnsetType = msgspec.UNSET
     block_device_policy: BlockDevicePolicy | msgspec.UnsetType = msgspec.UNSET
     verify_schedule: str | msgspec.UnsetType = msgspec.UNSET
+    consistency: str | msgspec.UnsetType = msgspec.UNSET
+    consistency_hours: Annotated[int, msgspec.Meta(ge=0, le=HOURS_MAX)] | msgspec.UnsetType = msgspec.UNSET
+    definition: str | msgspec.UnsetType = msgspec.UNSET
+    definition_files: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 _COMPOSED = frozenset({"replica", "resync_window"})
@@ -236,6 +281,9 @@ def with_settings(record: VmRecord, settings: dict[str, Any]) -> VmRecord:
         changes["replica_host"], changes["replica_port"] = split_address(given.replica)
     if given.resync_window is not msgspec.UNSET:
         record = with_window(record, given.resync_window)
+    parse_consistency(changes.get("consistency", NONE))
+    parse_definition(changes.get("definition", NONE))
+    check_files(changes.get("definition_files", ()))
     if "verify_schedule" in changes:
         changes["verify_schedule"] = str(Recurrence.parse(changes["verify_schedule"]) or NEVER)
     for end in ("resync_window_start", "resync_window_end"):

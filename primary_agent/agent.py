@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -14,6 +14,7 @@ import structlog
 from primary_agent.damaged import DamagedVm
 from primary_agent.description import keeper_of
 from primary_agent.enabling import check_log_room, check_sockets, create, plan_vm, prepare_tap, tap_config
+from primary_agent.fencing import fenced_config
 from primary_agent.rebuilding import RECOVERABLE, check_unused, plan, read_remains, rebuild
 from primary_agent.record import VmRecord
 from primary_agent.replication import Replication
@@ -21,13 +22,14 @@ from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.trusting import end_distrusted
 from primary_agent.vm import PrimaryVm
+from primary_agent.vm_folders import forget, is_empty, is_vm_folder
 from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
 from shared.errors import InvalidStateError, NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.event_query import Wants, everything, sought
 from shared.expiry import agent_problems, certificates_of
-from shared.ports import FileSystem, Ports
+from shared.ports import Ports
 from shared.status import AgentStatus, VmStatus
 from shared.tap_config import TapConfig, load_config
 from shared.tasks import uninterrupted
@@ -75,7 +77,7 @@ class PrimaryAgent:
         folder = self._vms_folder
         await self.ports.workers.run(self.ports.files.make_folder, folder)
         for name in await self.ports.workers.run(self.ports.files.list, folder):
-            if _is_vm_folder(name):
+            if is_vm_folder(name):
                 await self._load(name)
 
     async def stop(self) -> None:
@@ -90,7 +92,8 @@ class PrimaryAgent:
         """Wait until each VM's tap serves its disks or was found not to; SERVED_SECONDS at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SERVED_SECONDS):
-                await asyncio.gather(*(vm.parts.tap.settled() for vm in self.vms.values()))
+                waited = [vm.parts.tap for vm in self.vms.values() if vm.parts.handed_over is None]
+                await asyncio.gather(*(tap.settled() for tap in waited))
 
     def reload(self, config: PrimaryConfig) -> None:
         """Take over a new configuration: what all VMs share of it is in force at once. Sessions go on."""
@@ -113,7 +116,7 @@ class PrimaryAgent:
             store = await self.ports.stores.open(folder)
         except VmreplicaError as error:
             if isinstance(error, StoreDamagedError) and await self.ports.workers.run(
-                _is_empty, self.ports.files, folder
+                is_empty, self.ports.files, folder
             ):
                 # Enabling was interrupted before it wrote anything.
                 await self.ports.workers.run(self.ports.files.remove_tree, folder)
@@ -123,7 +126,8 @@ class PrimaryAgent:
         try:
             replication = Replication(store, self.ports.clock, self.surroundings.monitoring)
             config = tap_config(replication.vm, folder, self._runtime_folder(name), self.surroundings.nbd_group)
-            await self.ports.workers.run(prepare_tap, self.ports.files, folder, config)
+            config = fenced_config(config, replication)
+            await self.ports.workers.run(prepare_tap, self.ports.files, config)
         except (VmreplicaError, OSError) as error:
             await store.close()
             await self._damaged(name, folder, error)
@@ -280,7 +284,7 @@ class PrimaryAgent:
         text = f"Replication of {record.name} to {record.replica} was enabled, with {len(record.disks)} disk(s)."
         try:
             await create(store, record, self.ports.clock, text)
-            await self.ports.workers.run(prepare_tap, self.ports.files, folder, config)
+            await self.ports.workers.run(prepare_tap, self.ports.files, config)
             replication = Replication(store, self.ports.clock, self.surroundings.monitoring)
             replication.keeper = keeper_of(self.ports, folder)
             await replication.describe()
@@ -291,7 +295,7 @@ class PrimaryAgent:
         vm.on_failure = self._failed
         vm.start()
         try:
-            await _served(vm.parts.tap)
+            await vm.parts.tap.served(TAP_START_SECONDS)
         except (Exception, asyncio.CancelledError):
             await vm.dismantle()
             raise
@@ -364,12 +368,33 @@ class PrimaryAgent:
         await TapLink(f"{folder}/tap", config, self.ports).stop_tap()
 
     async def _forget(self, folder: str, identity: str) -> None:
-        def work() -> None:
-            self.ports.files.remove_tree(folder)
-            self.ports.files.sync_folder(self._vms_folder)
-            self.ports.files.remove_tree(self._runtime_folder(identity))
+        await self.ports.workers.run(forget, self.ports.files, folder, self._runtime_folder(identity))
 
-        await self.ports.workers.run(work)
+    # --- reversing -------------------------------------------------------------------------------------------------
+
+    async def take_over(self, vm: bytes, fill: Callable[[str], Awaitable[None]]) -> PrimaryVm:
+        """Start a VM whose folder ``fill`` makes and fills. Nothing is left behind by a failure."""
+        async with self._changing:
+            identity = str(uuid.UUID(bytes=vm))
+            folder = f"{self._vms_folder}/{identity}"
+            if vm in self.vms or identity in self.damaged:
+                raise InvalidStateError(f"The VM {identity} is replicated from this host already.")
+            try:
+                await fill(folder)
+            except (Exception, asyncio.CancelledError):
+                await self.ports.workers.run(self.ports.files.remove_tree, folder)
+                raise
+            await self._load(identity)
+            if identity in self.damaged:
+                raise self.damaged[identity].error
+            return self.vms[vm]
+
+    async def let_go(self, vm: PrimaryVm) -> None:
+        """Forget a VM that the replica agent of this host has taken over."""
+        async with self._changing:
+            del self.vms[vm.record.vm]
+            await vm.stop()
+            await self._forget(vm.folder, vm.uuid)
 
     @property
     def _vms_folder(self) -> str:
@@ -377,23 +402,3 @@ class PrimaryAgent:
 
     def _runtime_folder(self, identity: str) -> str:
         return f"{self.config.runtime_dir}/{identity}"
-
-
-async def _served(tap: TapLink) -> None:
-    """Wait until the tap serves the disks. Raises why it does not."""
-    async with asyncio.timeout(TAP_START_SECONDS):
-        while tap.connection is None:
-            if tap.failure is not None:
-                raise tap.failure
-            await tap.changed.wait()
-
-
-def _is_vm_folder(name: str) -> bool:
-    try:
-        return str(uuid.UUID(name)) == name
-    except ValueError:
-        return False
-
-
-def _is_empty(files: FileSystem, folder: str) -> bool:
-    return not files.list(folder)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shared.errors import VmreplicaError
-from shared.planning import Decision, Fenced, GeometryMismatch, SplitBrain, Unrelated
+from shared.errors import UnreachableError, VmreplicaError
+from shared.planning import AwaitReverse, Decision, Fenced, GeometryMismatch, SplitBrain, Unrelated
 
 
 class Replan(Exception):
@@ -24,13 +24,25 @@ class FencedOff(VmreplicaError):
         self.split = split
 
 
+class NotReversedError(UnreachableError):
+    """The former primary's host is not the replica yet: tried again, like a host that does not answer."""
+
+    code = "not_reversed"
+
+
 def conclude(decision: Decision, name: str) -> None:
-    """Raises FencedOff or Refused where the decision about the VM ``name`` is that nothing may be sent."""
+    """Raises FencedOff, NotReversedError or Refused where nothing may be sent of the VM ``name``."""
     match decision:
         case Fenced(text=text):
             raise FencedOff(text, split=False)
         case SplitBrain(text=text):
             raise FencedOff(text, split=True)
+        case AwaitReverse():
+            raise NotReversedError(
+                f"The host that was the primary of {name} does not keep its copy yet.",
+                f"Run `vmreplica reverse {name}` there. Where it is gone for good, `vmreplica resume {name} "
+                "--resynchronize` here makes the first copy on the replica that is set.",
+            )
         case Unrelated(text=text):
             raise Refused(text, "Remove the VM at the replica, or replicate to another one.", code="unrelated")
         case GeometryMismatch(text=text):

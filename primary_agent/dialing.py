@@ -62,6 +62,7 @@ class Dialled:
             needs_resync=opened.state == ReplicationState.WAITING_FOR_START_RESYNCHRONIZE.title,
             host=self.welcome.host or peer,
             causes=tuple((each.code, each.text) for each in opened.causes),
+            common=opened.common.position() if isinstance(opened.common, WirePosition) else None,
         )
 
 

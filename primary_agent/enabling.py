@@ -166,6 +166,8 @@ def check_log_room(config: TapConfig, ports: Ports, folder: str) -> None:
 
 def tap_config(vm: VmRecord, folder: str, runtime_folder: str, nbd_group: str = "") -> TapConfig:
     """The tap's configuration that follows from the VM's record."""
+    if vm.tap is not None:
+        runtime_folder = vm.tap.runtime_folder
     config = TapConfig(
         vm=str(uuid.UUID(bytes=vm.vm)),
         name=vm.name,
@@ -175,10 +177,15 @@ def tap_config(vm: VmRecord, folder: str, runtime_folder: str, nbd_group: str = 
         ],
         nbd_socket=f"{runtime_folder}/nbd.sock",
         control_socket=f"{runtime_folder}/control.sock",
-        log_folder=f"{folder}/tap/log",
+        log_folder=f"{vm.tap.folder if vm.tap is not None else f'{folder}/tap'}/log",
         nbd_group=nbd_group,
     )
     return with_settings_of(config, vm)
+
+
+def tap_folder(config: TapConfig) -> str:
+    """The tap's own folder, with its log in it."""
+    return posixpath.dirname(config.log_folder)
 
 
 def with_settings_of(config: TapConfig, vm: VmRecord) -> TapConfig:
@@ -193,21 +200,21 @@ def with_settings_of(config: TapConfig, vm: VmRecord) -> TapConfig:
     )
 
 
-def prepare_tap(files: FileSystem, folder: str, config: TapConfig) -> None:
+def prepare_tap(files: FileSystem, config: TapConfig) -> None:
     """The tap's folders and its configuration. Blocks.
 
     The configuration follows from the VM's record, which may have changed after the file was last written; folders of
     sockets are gone after a boot. Disks that came or went since then do so later (TapLink).
     """
     files.make_folder(posixpath.dirname(config.control_socket))
-    tap_folder = f"{folder}/tap"
+    folder = tap_folder(config)
     try:
-        if files.exists(f"{tap_folder}/{CONFIG_NAME}"):
-            load_config(files, tap_folder)
+        if files.exists(f"{folder}/{CONFIG_NAME}"):
+            load_config(files, folder)
     except VmreplicaError:
-        log.warning("the tap's configuration is not readable and is written anew", folder=tap_folder)
-        save_config(files, tap_folder, config)
-    save_settings(files, tap_folder, config)
+        log.warning("the tap's configuration is not readable and is written anew", folder=folder)
+        save_config(files, folder, config)
+    save_settings(files, folder, config)
 
 
 async def create(store: Store, vm: VmRecord, clock: Clock, text: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from primary_agent.conclusions import Replan
 from primary_agent.replication import Replication
-from primary_agent.scope import is_bounded, is_logged
+from primary_agent.scope import Turned, is_bounded, is_logged
 from primary_agent.tap_link import Connection, TapLink
 from protocol.position import NO_EPOCH
 from shared.planning import Decision, PrimaryView, ReplicaView, Resume, ResyncCause, ResyncRequired
@@ -32,7 +32,14 @@ def view_of(replication: Replication, connection: Connection) -> PrimaryView:
         resync=replication.open_resync if record.recovered is None else None,
         required=bool(record.causes),
         rebuilt=replication.rebuilt,
+        reversal=record.reversal.common.position if record.reversal is not None else None,
     )
+
+
+def turned_of(replication: Replication) -> Turned | None:
+    """That this side was the replica until the direction was reversed, where a cut of both sides is known."""
+    record = replication.record
+    return Turned(record.epoch, record.reversal.common.position) if record.reversal is not None else None
 
 
 def causes_of(replication: Replication, *found: ResyncCause) -> set[str]:
@@ -63,7 +70,7 @@ async def judge_rebuilt(replication: Replication, tap: TapLink, replica: Replica
         case ResyncRequired(ResyncCause.HISTORY_LOST, text, evidence):
             cause = ResyncCause.HISTORY_LOST
         case ResyncRequired(found, text, evidence):
-            if await is_bounded(tap, replica, causes_of(replication, found)):
+            if await is_bounded(tap, replica, causes_of(replication, found), turned_of(replication)):
                 await replication.prove("The dirty map names all that the replica may lack: proven.")
                 return
     text = f"After the state of this side was lost and rebuilt nothing proves that the log fits. {text}".strip()

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from dataclasses import dataclass, field
 
-from primary_agent.dialing import Dialled
+import msgspec
+
+from primary_agent.dialing import Dialled, name_of
 from primary_agent.observing import TapObserver
 from primary_agent.precedence import Precedence
 from primary_agent.progress import MERGING, ResyncProgress
+from primary_agent.record import ResyncRecord
 from primary_agent.replication import COMPARING, Replication
 from primary_agent.sampling import Sampled
 from primary_agent.scheduling import backs_off
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
-from protocol.position import Position
+from protocol.errors import ProtocolError
+from protocol.messages import Body, CutMarked, DefinitionKept, DefinitionWanted, ResyncKind
+from protocol.position import NO_EPOCH, Position
+from protocol.session import Message
 from shared.churn import DAY_SECONDS, ChurnCounter, ChurnReport
+from shared.handover import HandOver
 from shared.ports import Address
 from shared.rates import RateMeter
 from shared.status import Cause
@@ -25,8 +33,8 @@ from shared.tasks import Signal
 
 STREAMING_SECONDS = 60.0
 """The rate at which the log is streamed is that of so many seconds."""
-PROOFS, PROOF_SECONDS = 5, 0.2
-"""So often, and after such waits, an exchange is tried whose session ended in the middle of it."""
+PROOF_SECONDS, PROOF_WAIT_SECONDS = 0.2, 1.0
+"""Between two looks for a session whose exchange proves connectivity, and how long they go on."""
 
 
 @dataclass(slots=True)
@@ -51,20 +59,21 @@ class LinkState:
         """Whether connectivity is proven in both directions right now (I20)."""
         return self.dialled is not None and self.dialled.channel.healthy()
 
-    async def proven(self) -> bool:
+    async def proven(self, seconds: float = PROOF_WAIT_SECONDS) -> bool:
         """Whether an exchange that is made now gets to the replica and back (I20).
 
-        A session that is just planned anew ends in the middle of it; the next one, dialled at once, is asked then.
+        A session that is planned anew ends, and that is no outage: the next one, dialled at once, is asked then, and so
+        is the one that a poke called for. It is waited for so many seconds, and no longer than until an attempt failed.
         """
-        for attempt in range(PROOFS):
+        for attempt in range(max(1, math.ceil(seconds / PROOF_SECONDS))):
             dialled = self.dialled
-            if dialled is None and attempt == 0:
-                return False
             if dialled is not None:
                 if await dialled.channel.prove() and self.dialled is dialled:
                     return True
                 if self.dialled is dialled and not dialled.channel.closed:
                     return False
+            elif attempt > 0 and self.next_attempt is not None:
+                return False
             await asyncio.sleep(PROOF_SECONDS)
         return False
 
@@ -90,9 +99,15 @@ class Parts:
     precedence: Precedence = field(init=False)
     churn: ChurnCounter = field(init=False)
     """What of the disks is written most."""
+    beside: asyncio.Queue[Body] = field(default_factory=asyncio.Queue)
+    """What the replica answers to what goes beside the log (primary_agent.companions)."""
     streaming: RateMeter = field(default_factory=lambda: RateMeter(STREAMING_SECONDS))
+    handed_over: HandOver | None = None
+    """Set once the VM is let go to the replica agent of this host: nothing is done for it here any more."""
 
     def __post_init__(self) -> None:
+        handed = self.replication.store.get("handover")
+        self.handed_over = msgspec.convert(handed, HandOver) if handed is not None else None
         surroundings = self.surroundings
         self.churn = ChurnCounter(surroundings.ports.clock.monotonic())
         self.precedence = Precedence(
@@ -101,6 +116,12 @@ class Parts:
             lambda: backs_off(self.replication.vm, surroundings.resync),
             surroundings.pacing.watching,
         )
+
+    def take_beside(self, message: Message) -> None:
+        """An answer of the replica that is not for the session itself. Raises ProtocolError for any other message."""
+        if not isinstance(message, CutMarked | DefinitionWanted | DefinitionKept):
+            raise ProtocolError(f"{name_of(message)} is not expected here", code="state")
+        self.beside.put_nowait(message)
 
     @property
     def address(self) -> Address:
@@ -115,6 +136,20 @@ class Parts:
     async def proven(self) -> bool:
         """Whether a resync may begin by itself: no disk has lost a part, and connectivity is proven now (I20)."""
         return self.shrunk_disk() is None and await self.link.proven() and self.shrunk_disk() is None
+
+    def show_progress(self, resync: ResyncRecord | None, kind: ResyncKind) -> ResyncProgress:
+        """The progress to show: that of the open resync, or a fresh one of that kind."""
+        shown, clock = self.progress, self.surroundings.ports.clock
+        if resync is None or shown is None or shown.id != resync.id:
+            identity, epoch = (resync.id, resync.epoch) if resync is not None else (b"", NO_EPOCH)
+            started = resync.started_time if resync is not None else clock.wall()
+            kind = resync.kind if resync is not None else kind
+            shown = ResyncProgress.of(identity, kind, epoch, list(self.replication.vm.geometry), started, clock)
+            self.progress = shown
+        if resync is not None:
+            shown.epoch, shown.round = resync.epoch, resync.round
+        self.replication.runs.follow(shown)
+        return shown
 
     def settle_progress(self) -> None:
         """The session has ended: what is shown says so, or goes where the resync was cancelled."""

@@ -16,6 +16,7 @@ import msgspec
 
 from primary_agent.description import Description, read_description
 from primary_agent.enabling import split_address
+from primary_agent.planned_steps import after_loss, step_of
 from primary_agent.record import DiskRecord, ReplicationRecord, VmRecord, plain
 from protocol.position import NO_EPOCH
 from shared.description import DescriptionDamagedError
@@ -23,7 +24,7 @@ from shared.errors import InvalidStateError, UsageError, VmreplicaError
 from shared.events import EventId, make_event
 from shared.planning import ResyncCause
 from shared.ports import FileSystem, Ports
-from shared.states import ReplicationState
+from shared.states import PLANNED_TOKEN, ReplicationState
 from shared.status import Cause
 from shared.tap_config import TapConfig, load_config
 
@@ -176,6 +177,7 @@ def conclude(description: Description | None, evidence: dict[str, object], name:
         causes=known.causes,
         fenced=known.fenced if known.state is _S.FAILED_OVER else "",
         peer_host=known.peer_host,
+        planned=after_loss(known.planned),
     )
     proposed = known.proposed is not None and known.state is not _S.FAILED_OVER
     if proposed:
@@ -210,7 +212,9 @@ def _state_after(known: ReplicationRecord, record: ReplicationRecord, *, propose
             return _S.RESYNCHRONIZE_SUSPENDED if proposed else _S.SUSPENDED
     if proposed:
         return _S.RESYNCHRONIZING
-    if known.state is _S.REPLICATING and not record.causes:
+    if step_of(record.planned) in PLANNED_TOKEN:
+        return _S.PREPARED_FOR_FAILOVER
+    if known.state in (_S.REPLICATING, _S.PREPARED_FOR_FAILOVER) and not record.causes:
         return _S.REPLICATING
     return _S.WAITING_FOR_START_RESYNCHRONIZE
 

@@ -1,7 +1,9 @@
 """What the primary agent durably knows about one VM: typed records, read strictly, written in single transactions.
 
 The names of the records in the store are ``vm`` (which VM, and its settings), ``replication`` (state, baseline, open
-resync, causes), ``acked`` (evidence only: the newest cut that the replica acknowledged), ``verify`` and ``statistics``.
+resync, causes), ``acked`` (evidence only: the newest cut that the replica acknowledged), ``verify``, ``consistency``
+(application-consistent cuts), ``statistics``, and ``handover`` (shared.handover: the VM is let go to this host's
+replica agent).
 
 Nothing has to be durable here before log is released: when a session opens the replica tells its own position, which
 is durable there (I5). ``acked`` is written now and then, so that a replica that stands *before* it is known to have
@@ -16,18 +18,22 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from protocol.hrl import MAX_DISK_BYTES, MAX_DISKS, Geometry
-from protocol.messages import ResyncKind
+from protocol.messages import Fence, ResyncKind
 from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Lineage, Position
 from shared.block_devices import BlockDevicePolicy
 from shared.config_sections import Rate
 from shared.errors import StoreDamagedError
+from shared.guest_settings import FILES_MAX, HOURS_MAX, NONE
 from shared.ports import Store
+from shared.ports.guest_freezing import FreezeKind
 from shared.schedule import NEVER, PastWindow, ResyncMode
-from shared.states import ReplicationState
+from shared.states import PlannedStep, ReplicationState
 from shared.status import Cause, VerifyResult
 
 RECORD_VERSION = 1
 MAX_CAUSES = 32
+MAX_UNTOLD = 64
+"""Marks of cuts that wait for the replica; of more the oldest are forgotten."""
 
 Id16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -59,6 +65,13 @@ class DiskRecord(Record):
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.index, self.size, self.uuid)
+
+
+class TapPlace(Record):
+    """Where the tap of a VM is that this host promoted: its folder and that of its sockets stay those of the copy."""
+
+    folder: str
+    runtime_folder: str
 
 
 class VmRecord(Record):
@@ -100,6 +113,18 @@ class VmRecord(Record):
     """No disk ever had this index or a higher one; 0 where none was ever added or removed. Indexes are not reused."""
     verify_schedule: str = NEVER
     """When both sides are compared by themselves (shared.schedule.Recurrence)."""
+    consistency: str = NONE
+    """How the guest is frozen for an application-consistent cut (shared.guest_settings)."""
+    consistency_hours: Annotated[int, msgspec.Meta(ge=0, le=HOURS_MAX)] = 0
+    """One is taken after so many hours; 0: only by order."""
+    definition: str = NONE
+    """Where the VM's definition lies (shared.guest_settings),"""
+    definition_files: Annotated[list[str], msgspec.Meta(max_length=FILES_MAX)] = []
+    """and the small files that go with it."""
+    tap: TapPlace | None = None
+    """None: in the VM's own folder."""
+    handover: str = ""
+    """The id of the hand-over by which the VM came from this host's replica agent (shared.handover)."""
     version: int = RECORD_VERSION
 
     @property
@@ -154,6 +179,46 @@ class ResyncRecord(Record):
         return self.kind is ResyncKind.BOUNDED and self.kept_round != self.round
 
 
+class FenceRecord(Record):
+    """The failover that fenced this side off, as the replica told it (protocol.messages.Fence)."""
+
+    epoch: Id16
+    parent: Id16
+    parent_segment: Count
+    received: PositionRecord | None
+    written: bool
+    time: float
+    """Seconds since the Unix epoch, by the clock of the replica's host."""
+    host: str
+
+
+class ReversalRecord(Record):
+    """This side was the replica until the direction was reversed.
+
+    ``common`` is the newest cut of the other side's epoch that was here at the failover. ``mapped``: the file
+    ``reverse.map`` in the VM's folder names where the promoted cut differs from it.
+    """
+
+    common: PositionRecord
+    mapped: bool = False
+
+
+class PlannedRecord(Record):
+    """The preparation of a planned failover; ``id`` is the order by which the tap takes no writes.
+
+    ``cut`` is known from the step SENDING on, ``token`` from PROMISED on: it is durable here before it is sent (R43).
+    ``text`` says why it is at its step, where that needs words.
+    """
+
+    id: Id16
+    step: PlannedStep
+    started_time: float
+    step_time: float
+    cut: PositionRecord | None = None
+    token: Id16 | None = None
+    text: str = ""
+
+
 class ReplicationRecord(Record):
     """How replication stands.
 
@@ -169,6 +234,10 @@ class ReplicationRecord(Record):
     causes: list[Cause] = []
     problem: Cause | None = None
     fenced: str = ""
+    fence: FenceRecord | None = None
+    """The same as data, where the replica told that."""
+    reversal: ReversalRecord | None = None
+    """Set until the first baseline after a reversal is committed."""
     resync_wanted: bool = False
     """The administrator asked for the required resync while it could not begin: it does as soon as it can."""
     resync_at: float | None = None
@@ -181,6 +250,8 @@ class ReplicationRecord(Record):
     """The replica's host name, as it told it last."""
     recovered: Cause | None = None
     """The records were rebuilt after a loss, and nothing has proven yet that the log goes on from the replica."""
+    planned: PlannedRecord | None = None
+    """The planned failover that was ordered last, unless there never was one."""
 
     @property
     def ancestors(self) -> Lineage:
@@ -216,6 +287,52 @@ class VerifyRecord(Record):
     """whose moments up to then are past."""
     running: float | None = None
     """Since when one runs."""
+
+
+class FreezeRecord(Record):
+    """A freeze that was begun: whoever finds it has the guest thawed before anything else (R44)."""
+
+    kind: FreezeKind
+    target: str
+    time: float
+    """When it began, in seconds since the Unix epoch."""
+
+
+class MarkRecord(Record):
+    """An application-consistent cut, and when it was sealed (nanoseconds, Unix epoch)."""
+
+    position: PositionRecord
+    time_ns: Count
+
+
+class ConsistencyRecord(Record):
+    """Application-consistent cuts: the freeze under way, the cuts that the replica has to be told of, the last one.
+
+    Times are seconds since the Unix epoch.
+    """
+
+    freeze: FreezeRecord | None = None
+    untold: Annotated[list[MarkRecord], msgspec.Meta(max_length=MAX_UNTOLD)] = []
+    """Marks that the replica has not confirmed, the oldest first."""
+    newest: MarkRecord | None = None
+    """The newest application-consistent cut."""
+    tried_time: float | None = None
+    """When one was tried last,"""
+    failure: Cause | None = None
+    """and why it became a crash-consistent one."""
+
+
+def fence_record(fence: Fence) -> FenceRecord:
+    """The failover that a replica told, as it is kept."""
+    return FenceRecord(
+        epoch=fence.epoch,
+        parent=fence.parent,
+        parent_segment=fence.parent_segment,
+        received=PositionRecord.of(fence.received.position()) if fence.received is not None else None,
+        written=fence.written,
+        time=fence.wall_ns / 1e9,
+        host=fence.host,
+    )
 
 
 def mint(

@@ -11,9 +11,11 @@ import msgspec
 
 from primary_agent.conclusions import Replan
 from primary_agent.description import Description
+from primary_agent.planned_steps import carried_on
 from primary_agent.record import (
     MAX_CAUSES,
     AckedRecord,
+    FenceRecord,
     PositionRecord,
     ReplicationRecord,
     ResyncRecord,
@@ -104,15 +106,17 @@ class Replication:
     # --- changing --------------------------------------------------------------------------------------------------
 
     async def transition(
-        self, event: PrimaryEvent, cause: str, *, seen: ReplicationRecord | None = None, **fields: Any
-    ) -> None:
-        """Move the state machine and replace ``fields`` of the record. Raises InvalidStateError.
+        self, event: PrimaryEvent | None, cause: str, *told: Any, seen: ReplicationRecord | None = None, **fields: Any
+    ) -> bool:
+        """Move the state machine, or leave it, and replace ``fields`` of the record. Raises InvalidStateError.
 
-        With ``seen`` only where that still is the record: what was decided by it may not hold any more.
+        With ``seen`` only where that still is the record, else False: what was decided by it may not hold any more.
         """
         async with self._lock:
-            if seen is None or seen is self.record:
-                await self._walk((event,), cause, (), fields)
+            if seen is not None and seen is not self.record:
+                return False
+            await self._walk((event,) if event is not None else (), cause, told, fields)
+            return True
 
     async def update(self, *events: dict[str, Any], **fields: Any) -> None:
         """Replace ``fields`` of the record without moving the state machine."""
@@ -139,21 +143,16 @@ class Replication:
     async def amend_cause(self, cause: Cause, event: dict[str, Any]) -> None:
         """Put down more of a cause that is on record; it is known by its code and time."""
         async with self._lock:
-            same = (cause.code, cause.time)
-            causes = [cause if (each.code, each.time) == same else each for each in self.record.causes]
-            await self._store([event], {"causes": causes})
+            same, causes = (cause.code, cause.time), self.record.causes
+            await self._store([event], {"causes": [cause if (e.code, e.time) == same else e for e in causes]})
 
     async def order_resync(self, text: str, **fields: Any) -> None:
         """An administrator asks for a resync of a VM that replicates: it is suspended first, and resumed with it.
 
         All in one transaction, so that no crash leaves it suspended.
         """
-        path = (
-            PrimaryEvent.SUSPENDED,
-            PrimaryEvent.RESUMED,
-            PrimaryEvent.RESYNC_REQUIRED,
-            PrimaryEvent.RESYNC_STARTED,
-        )
+        step = PrimaryEvent
+        path = (step.SUSPENDED, step.RESUMED, step.RESYNC_REQUIRED, step.RESYNC_STARTED)
         async with self._lock:
             found = Cause(code=ResyncCause.ADMINISTRATOR.value, text=text, time=self._clock.wall())
             await self._require(path, found, {**fields, "stopped_time": None})
@@ -240,8 +239,7 @@ class Replication:
             fields: dict[str, Any] = {"resync": None, "resync_wanted": False, "resync_at": None}
             if not initial:
                 fields["stopped_time"] = self._clock.wall()
-            told = self.event(EventId.ADMINISTRATOR, text, cause=event.value)
-            await self._walk((event,), text, [told], fields)
+            await self._walk((event,), text, [self.event(EventId.ADMINISTRATOR, text, cause=event.value)], fields)
 
     @property
     def open_work(self) -> str:
@@ -265,16 +263,12 @@ class Replication:
                 fields: dict[str, Any] = {"state": ReplicationState.SUSPENDED}
             else:
                 fields = {"state": primary_transition(state, event)}
-            fields |= {
+            none = ("resync", "reversal", "problem", "resync_at", "started_by", "stopped_time")
+            fields |= dict.fromkeys(none) | {
                 "epoch": resync.epoch,
                 "lineage": lineage_records(extend(record.ancestors, step)),
-                "resync": None,
                 "causes": [],
-                "problem": None,
                 "resync_wanted": False,
-                "resync_at": None,
-                "started_by": None,
-                "stopped_time": None,
             }
             text = f"The baseline {resync.epoch.hex()[:8]} is committed at the replica, up to cut {end.segment}."
             committed = self.event(EventId.BASELINE_COMMITTED, text, cause=cause, data={"epoch": resync.epoch.hex()})
@@ -299,7 +293,7 @@ class Replication:
         at = self.record.resync_at if wanted or cause is not ResyncCause.HISTORY_LOST else None
         await self.update(recovered=None, resync=None, resync_wanted=wanted, resync_at=at)
 
-    async def fence(self, text: str, *, split: bool) -> None:
+    async def fence(self, text: str, *, split: bool, fence: FenceRecord | None = None) -> None:
         """The replica was failed over: nothing is sent any more until an administrator says so (I8).
 
         ``split``: this side has, or may have, writes that are not part of what was failed over.
@@ -312,7 +306,7 @@ class Replication:
                 # Suspended meanwhile, so nothing is sent anyway; whoever resumes it is told then.
                 return
             event = self.event(EventId.FENCED, told, cause="fenced", data={"split_brain": split})
-            await self._walk((PrimaryEvent.FENCED,), told, [event], {"fenced": text, "problem": None})
+            await self._walk((PrimaryEvent.FENCED,), told, [event], {"fenced": text, "fence": fence, "problem": None})
 
     async def store_progress(self) -> None:
         """Write down the acknowledged cut and the statistics; called now and then, and at an orderly stop."""
@@ -361,6 +355,9 @@ class Replication:
             if after is not state:
                 changes.append(self._state_event(state, after, cause))
             state = after
+        if "planned" not in fields:
+            fields["planned"], told = carried_on(self.record.planned, path, state, cause, self._clock.wall())
+            changes += told
         await self._store([*events, *changes], {**fields, "state": state})
 
     async def _store(self, events: Sequence[dict[str, Any]], fields: dict[str, Any]) -> None:

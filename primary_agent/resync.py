@@ -26,7 +26,7 @@ from primary_agent.progress import COMMITTING, STARTING, TRACKED_WRITES, TRACKIN
 from primary_agent.record import ResyncRecord
 from primary_agent.replication import Replication
 from primary_agent.rounds import forget_map, unsettle_messages
-from primary_agent.scope import read_scope
+from primary_agent.scope import both_scopes, read_reversed, read_scope
 from primary_agent.streaming import CutLedger, LogSender
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import Connection, TapLink
@@ -94,6 +94,8 @@ class ResyncDriver:
         self._disks: list[Geometry] = [disk.geometry for disk in replication.vm.disks]
         self._note_settled = settled
         self._precedence = precedence
+        self._told_doubt: dict[int, list[Range]] = {}
+        """What the replica told to be in doubt on its side."""
         initial = resync.kind is ResyncKind.INITIAL
         self._pacer = surroundings.pacing.pacer(lambda: replication.vm, initial=initial, precedence=precedence)
 
@@ -117,6 +119,8 @@ class ResyncDriver:
         scope = await self._scope()
         key = self._fresh_key()
         settled = await self._begin(key)
+        if self.resync.kind is ResyncKind.BOUNDED:
+            scope = both_scopes(both_scopes(scope, await self._reversed()), self._told_doubt)
         token = self._dialled.channel.session.token
         body = open_body(self._replication, self._connection, role=Role.BULK, token=token)
         bulk = (await dial(self._surroundings, self._address, body)).channel
@@ -220,6 +224,7 @@ class ResyncDriver:
     async def _ready(self, key: SessionKey) -> dict[int, list[Run]] | None:
         """What the replica has settled, in one or more messages; None where it wants to hear first what changed."""
         settled: dict[int, list[Run]] = {disk.index: [] for disk in self._disks}
+        doubt: dict[int, list[Range]] = {disk.index: [] for disk in self._disks}
         more = True
         while more:
             ready = await self._answers.get()
@@ -233,8 +238,18 @@ class ResyncDriver:
                 if run.disk not in settled:
                     raise ProtocolError(f"RESYNC_READY names disk {run.disk}, which the VM does not have")
                 settled[run.disk].append(run)
+            for run in ready.doubt if isinstance(ready.doubt, list) else ():
+                doubt[self._judged(run)].append((run.offset, run.length))
             more = ready.more
+        self._told_doubt = doubt
         return settled
+
+    def _judged(self, run: Run) -> int:
+        """The disk of a range in doubt. Raises ProtocolError unless it is one of whole blocks."""
+        size, end = {disk.index: disk.size for disk in self._disks}.get(run.disk, 0), run.offset + run.length
+        if not run.length or end > size or run.offset % BLOCK_SIZE or (end % BLOCK_SIZE and end != size):
+            raise ProtocolError(f"RESYNC_READY doubts {run.length} bytes at {run.offset} of disk {run.disk}")
+        return run.disk
 
     async def _unsettle(self) -> None:
         """Tell the replica what was written in the rounds before; returns when it is durable there (R32)."""
@@ -270,3 +285,17 @@ class ResyncDriver:
         """What the tap's dirty map names."""
         folder, vm = self._tap.folder, self._replication.vm.vm
         return await self._ports.workers.run(read_scope, self._ports.files, folder, vm, self._disks)
+
+    async def _reversed(self) -> dict[int, list[Range]]:
+        """Where this side differed from the cut that both have already when it was promoted (R41)."""
+        reversal = self._replication.record.reversal
+        if reversal is None or not reversal.mapped:
+            return {}
+        folder, vm = self._tap.vm_folder, self._replication.vm.vm
+        try:
+            return await self._ports.workers.run(read_reversed, self._ports.files, folder, vm, self._disks)
+        except StorageError as error:
+            # Nothing else names that: whole disks are compared, under another id.
+            await self._replication.tell_restart(error.text)
+            await self._replication.update(resync=None, reversal=None)
+            raise Replan("the session is planned anew") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 from primary_agent.replication import Replication
 from primary_agent.tap_link import Connection, TapLink
 from protocol.position import NO_EPOCH
+from shared.planning import ResyncCause
 from shared.states import ReplicationState
 from shared.tap_control import LostReason, Tracking
 
@@ -44,4 +45,7 @@ def is_told(replication: Replication, connection: Connection) -> bool:
         return False
     if connection.tracking is Tracking.OFF:
         return record.stopped_time is not None or record.state is ReplicationState.RESYNCHRONIZING
-    return connection.tracking is Tracking.MAP and lost is not None and lost.reason is LostReason.ABANDONED
+    if connection.tracking is not Tracking.MAP or lost is None:
+        return False
+    turned = any(cause.code == ResyncCause.REVERSED.value for cause in record.causes)
+    return lost.reason is LostReason.ABANDONED or turned

@@ -1,7 +1,9 @@
 """The scope of a bounded resync: what the tap's dirty map leaves in doubt, and whether the replica fits it.
 
 A compare limited to the map is sound only where the map is complete and the replica stands at a cut of this very log,
-at or after the map's base (R28, R34). Everything else needs whole disks.
+at or after the map's base (R28, R34). After a reversal (R41) the replica stands at a cut that both sides have but for
+ranges that it tells; then the map has to name all that changed on this side since that cut. Everything else needs whole
+disks.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from primary_agent.tap_link import TapLink
 from protocol.hrl import Geometry
@@ -22,10 +25,23 @@ from shared.tap_control import Doubt, Tracking
 
 JOIN_BYTES = 512 << 10
 """Ranges in doubt with no more than this between them are compared as one: hashing is cheaper than asking twice."""
+REVERSE_MAP = "reverse.map"
+"""In the VM's folder: where the promoted cut differs from the newest that was received (docs/maps.md)."""
 POLL_SECONDS = 0.5
 """Between two questions whether the dirty map is complete."""
 BOUNDED_CAUSES = frozenset({ResyncCause.TRACKING_LOST.value})
 """Causes of a resync that the map speaks about; any other one needs whole disks."""
+REVERSED_CAUSES = BOUNDED_CAUSES | {ResyncCause.REVERSED.value}
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """That the direction was reversed here: the ``baseline`` that the failover to this side began, and the newest cut
+    that this side had then of the other's epoch (``common``).
+    """
+
+    baseline: bytes
+    common: Position
 
 
 def position_to_prove(doubt: Doubt | None, replica: ReplicaView, causes: Iterable[str]) -> Position | None:
@@ -39,8 +55,36 @@ def position_to_prove(doubt: Doubt | None, replica: ReplicaView, causes: Iterabl
     return cut if doubt.base_segment <= cut.segment <= doubt.end_segment else None
 
 
-async def is_bounded(tap: TapLink, replica: ReplicaView, causes: Collection[str]) -> bool:
-    """Whether a compare of what the tap's dirty map leaves in doubt is enough; waits until the map is complete."""
+def is_joined(doubt: Doubt | None, replica: ReplicaView, causes: Iterable[str], turned: Turned) -> bool:
+    """Whether the map names all that changed on this side since the cut at which the former primary stands (R41)."""
+    if doubt is None or not set(causes) <= REVERSED_CAUSES or not _is_sound(replica):
+        return False
+    # The failover's epoch was tracked from its beginning on, and never sent to anybody.
+    whole = doubt.base_segment == 0 and bytes.fromhex(doubt.base_epoch) == turned.baseline
+    return whole and replica.common == turned.common
+
+
+def common_to_prove(doubt: Doubt | None, replica: ReplicaView, causes: Iterable[str]) -> Position | None:
+    """The cut that the tap has to know where the replica gave up a failover: it stands at a cut of this side's log."""
+    common = replica.common
+    if doubt is None or common is None or not set(causes) <= REVERSED_CAUSES or not _is_sound(replica):
+        return None
+    base = bytes.fromhex(doubt.base_epoch)
+    if common.epoch != base or replica.epoch != base:
+        return None
+    return common if doubt.base_segment <= common.segment <= doubt.end_segment else None
+
+
+def _is_sound(replica: ReplicaView) -> bool:
+    """Whether the replica requires a resync for nothing but the reversal."""
+    return all(code == ResyncCause.REVERSED.value for code, _ in replica.causes)
+
+
+async def is_bounded(tap: TapLink, replica: ReplicaView, causes: Collection[str], turned: Turned | None = None) -> bool:
+    """Whether a compare of what the tap's dirty map leaves in doubt is enough; waits until the map is complete.
+
+    ``turned``: this side was the replica before.
+    """
     status = await tap.refresh()
     while status.doubt is not None and not status.doubt.complete:
         await asyncio.sleep(POLL_SECONDS)
@@ -48,7 +92,12 @@ async def is_bounded(tap: TapLink, replica: ReplicaView, causes: Collection[str]
     if status.tracking is not Tracking.MAP:
         # What a log beside the map knows is not in it, and is gone once another epoch begins.
         return False
-    cut = position_to_prove(status.doubt, replica, causes)
+    if turned is not None:
+        return is_joined(status.doubt, replica, causes, turned)
+    if replica.common is not None:
+        cut = common_to_prove(status.doubt, replica, causes)
+    else:
+        cut = position_to_prove(status.doubt, replica, causes)
     return cut is not None and await tap.require().client.knows_cut(cut)
 
 
@@ -73,6 +122,16 @@ def ranges_in_doubt(files: FileSystem, path: str, vm: bytes, disks: Sequence[Geo
     """The same of the dirty map at ``path``."""
     with in_doubt(files, path, vm, disks) as found:
         return {disk.index: list(join_ranges(found.ranges(disk.index))) for disk in disks}
+
+
+def read_reversed(files: FileSystem, folder: str, vm: bytes, disks: Sequence[Geometry]) -> dict[int, list[Range]]:
+    """The ranges in which the promoted cut differed from the cut that both sides have. Blocks. Raises StorageError."""
+    return ranges_in_doubt(files, f"{folder}/{REVERSE_MAP}", vm, disks)
+
+
+def both_scopes(first: dict[int, list[Range]], second: dict[int, list[Range]]) -> dict[int, list[Range]]:
+    """All that one of both names, of each disk in order, with small gaps filled."""
+    return {disk: list(join_ranges(sorted([*ranges, *second.get(disk, ())]))) for disk, ranges in first.items()}
 
 
 @contextmanager

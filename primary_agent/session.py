@@ -14,12 +14,13 @@ from typing import NoReturn
 import msgspec
 
 from primary_agent.conclusions import Replan, conclude
-from primary_agent.dialing import Dialled, expect, name_of
+from primary_agent.dialing import Dialled, expect
 from primary_agent.forecast import foresee
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
 from primary_agent.parts import Parts
+from primary_agent.planned_session import PlannedSession
 from primary_agent.problems import clear_problem
-from primary_agent.progress import MERGING, WAITING, ResyncProgress
+from primary_agent.progress import MERGING, WAITING
 from primary_agent.record import ResyncRecord, mint
 from primary_agent.replication import Acked
 from primary_agent.resync import ResyncDriver
@@ -29,11 +30,12 @@ from primary_agent.starting import Starting
 from primary_agent.streaming import CutLedger, LogSender, SentCut
 from primary_agent.tap_link import Connection, TapUnavailableError
 from primary_agent.tracking_loss import note_loss
-from protocol.errors import ProtocolError
 from protocol.messages import (
     Applied,
     Body,
     Committed,
+    FailoverPrepared,
+    FailoverVoided,
     Received,
     ResyncCancel,
     ResyncCancelled,
@@ -78,6 +80,7 @@ class Session:
         self._starting = Starting(parts, self._replica)
         self._connection = connection
         self._answers: asyncio.Queue[Body] = asyncio.Queue()
+        self._planned = PlannedSession(parts, dialled, self._replica, self._answers)
         self._acknowledged = Signal()
         self._orders = parts.replication.orders
         self._epoch_needed = NO_EPOCH
@@ -109,10 +112,14 @@ class Session:
         decision = await self._decide()
         conclude(decision, self._replication.vm.name)
         await clear_problem(self._replication)
+        if self._replication.record.fenced:
+            # The other side is no longer failed over: from now on the tap takes writes again (primary_agent.fencing).
+            await self._replication.update(fenced="", fence=None)
         if (host := self._dialled.welcome.host) != self._replication.record.peer_host:
             await self._replication.update(peer_host=host)
         if self._replication.record.recovered is not None:
             await judge_rebuilt(self._replication, self._parts.tap, self._replica, decision)
+        await self._planned.settle()
         match decision:
             case Resume(position):
                 await self._stream(position)
@@ -144,7 +151,8 @@ class Session:
 
     async def _require(self, cause: ResyncCause, text: str, evidence: dict[str, object]) -> None:
         """Put the cause on record; the state then says that a resync is required. Does not end this session."""
-        if self._replication.record.causes and cause is ResyncCause.ADMINISTRATOR:
+        known = {found.code for found in self._replication.record.causes}
+        if (known and cause is ResyncCause.ADMINISTRATOR) or (cause is ResyncCause.REVERSED and cause.value in known):
             return
         if cause is ResyncCause.TRACKING_LOST:
             # The tap's own words and evidence, where nobody has put them down yet.
@@ -189,7 +197,7 @@ class Session:
                 await self._require(ResyncCause.CHAIN, text, {"received": str(position)})
                 raise Replan("the session is planned anew")
             try:
-                await sender.run()
+                await together(sender.run(), self._planned.deliver(sender))
             except LogDamagedError as error:
                 await self._log_damaged(error)
 
@@ -229,7 +237,7 @@ class Session:
 
     async def _resync(self, resync: ResyncRecord | None) -> None:
         """Drive ``resync``, or a fresh one, to its commit, and stream on from there."""
-        progress = self._show(resync)
+        progress = self._parts.show_progress(resync, self._kind())
         if rests := self._starting.rests():
             progress.enter(WAITING, rests)
             await self._starting.until_open()
@@ -243,7 +251,7 @@ class Session:
         async with place:
             if resync is None:
                 resync = await self._mint()
-                progress = self._show(resync)
+                progress = self._parts.show_progress(resync, resync.kind)
                 await foresee(self._parts)
             driver = ResyncDriver(
                 self._parts.surroundings,
@@ -280,7 +288,8 @@ class Session:
     async def _commit(self, driver: ResyncDriver, sender: LogSender, end: Position) -> None:
         await driver.commit(sender, self.ledger, end)
         await self._adopt("the replica confirmed the commit", sender.last_cut)
-        sender.go_on()
+        # The log is streamed on in this session.
+        await self._planned.deliver(sender)
 
     async def _adopt(self, cause: str, cut: SentCut | None) -> None:
         """The commit is known to be durable: from now on its epoch is the baseline, and its log may be released."""
@@ -310,21 +319,6 @@ class Session:
         await self._replication.begin_resync(resync)
         return resync
 
-    def _show(self, resync: ResyncRecord | None) -> ResyncProgress:
-        """The progress to show: that of the open resync, or a fresh one."""
-        shown = self._parts.progress
-        if resync is None or shown is None or shown.id != resync.id:
-            identity, epoch = (resync.id, resync.epoch) if resync is not None else (b"", NO_EPOCH)
-            started = resync.started_time if resync is not None else self._ports.clock.wall()
-            kind = resync.kind if resync is not None else self._kind()
-            clock = self._ports.clock
-            shown = ResyncProgress.of(identity, kind, epoch, list(self._replication.vm.geometry), started, clock)
-            self._parts.progress = shown
-        if resync is not None:
-            shown.epoch, shown.round = resync.epoch, resync.round
-        self._replication.runs.follow(shown)
-        return shown
-
     # --- messages --------------------------------------------------------------------------------------------------
 
     async def _receive(self) -> None:
@@ -337,8 +331,11 @@ class Session:
                     self._take_applied(message.position.position())
                 case ResyncReady() | Unsettled() | Committed() | ResyncCancelled():
                     self._answers.put_nowait(message)
+                case FailoverPrepared() | FailoverVoided():
+                    self._answers.put_nowait(message)
                 case _:
-                    raise ProtocolError(f"{name_of(message)} is not expected here", code="state")
+                    self._parts.take_beside(message)
+            self._planned.hear(message)
 
     def _take_received(self, position: Position) -> None:
         newly = self.ledger.acknowledge(position)

@@ -11,14 +11,16 @@ import contextlib
 
 import structlog
 
+from primary_agent.companions import Companions
 from primary_agent.conclusions import FencedOff, Refused, Replan
 from primary_agent.dialing import dial, open_body
 from primary_agent.parts import Parts
 from primary_agent.problems import set_problem
 from primary_agent.progress import WAITING
+from primary_agent.record import fence_record
 from primary_agent.session import Session
 from protocol.errors import ProtocolError
-from protocol.messages import ErrorCode
+from protocol.messages import ErrorCode, Fence
 from shared.channel import ChannelClosed
 from shared.errors import (
     DAMAGED_LINK,
@@ -32,6 +34,7 @@ from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.rates import duration_text
 from shared.states import ReplicationState
+from shared.tasks import together
 
 BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_LAST_SECONDS = 30.0
@@ -56,8 +59,9 @@ log = structlog.get_logger(__name__)
 class SessionLoop:
     """The session loop of one VM."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, companions: Companions) -> None:
         self._parts = parts
+        self._companions = companions
         self._link = parts.link
         self._replication = parts.replication
         self._ports = parts.surroundings.ports
@@ -96,7 +100,7 @@ class SessionLoop:
         opened_at = self._ports.clock.monotonic()
         session = Session(parts, dialled, connection)
         try:
-            await session.run()
+            await together(session.run(), self._companions.run(dialled))
         except asyncio.CancelledError:
             channel.abort("the agent stops")
             raise
@@ -194,7 +198,9 @@ class SessionLoop:
         with contextlib.suppress(VmreplicaError):
             await self._parts.tap.refresh()
         split = failure.split if isinstance(failure, FencedOff) else self._parts.moved_on()
-        await self._replication.fence(problem.text if problem is not None else failure.text, split=split)
+        text = problem.text if problem is not None else failure.text
+        fence = problem.fence if problem is not None and isinstance(problem.fence, Fence) else None
+        await self._replication.fence(text, split=split, fence=fence_record(fence) if fence is not None else None)
 
     async def _join_is_broken(self, cause: ResyncCause, failure: VmreplicaError) -> None:
         """The replica found that our log does not continue what it has: only a compare helps."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from primary_agent.conclusions import Replan
-from primary_agent.judgement import causes_of, is_history_lost
+from primary_agent.judgement import causes_of, is_history_lost, turned_of
 from primary_agent.parts import Parts
 from primary_agent.record import StartedBy
 from primary_agent.scheduling import Schedule, Start, paused_until, planned_start
@@ -71,7 +71,8 @@ class Starting:
 
     async def is_bounded(self) -> bool:
         """Whether a compare may be limited to what is in doubt (R28)."""
-        return await is_bounded(self._parts.tap, self._replica, causes_of(self._replication))
+        causes, turned = causes_of(self._replication), turned_of(self._replication)
+        return await is_bounded(self._parts.tap, self._replica, causes, turned)
 
     # --- the end of the window -------------------------------------------------------------------------------------
 
@@ -144,6 +145,8 @@ def waiting_text(parts: Parts) -> str:
     if record.state is _S.RESYNCHRONIZING:
         paused = _paused(parts)
         return f"The resynchronization rests: {paused[1]}." if paused is not None else ""
+    if record.state is _S.WAITING_FOR_INITIAL_REPLICATION:
+        return _initial_waiting_text(parts, record.resync_at, now)
     scheduled = record.resync_at is not None and record.state is _S.REPLICATING
     if record.state is not _S.WAITING_FOR_START_RESYNCHRONIZE and not scheduled:
         return ""
@@ -156,6 +159,16 @@ def waiting_text(parts: Parts) -> str:
     if shrunk is not None:
         return f"The resynchronization starts as soon as {shrunk.path} has its size again: {start.text}."
     return f"The resynchronization starts as soon as connectivity to {parts.address} is proven: {start.text}."
+
+
+def _initial_waiting_text(parts: Parts, at: float | None, now: float) -> str:
+    what = f"The initial replication of {parts.replication.vm.name}"
+    if at is None:
+        # The time was lost with the records.
+        return f"{what} starts when it is ordered."
+    if at > now:
+        return f"{what} starts at {_when(parts, at)}."
+    return f"{what} starts as soon as connectivity to {parts.address} is proven."
 
 
 # --- orders ------------------------------------------------------------------------------------------------------
@@ -179,6 +192,22 @@ async def put_off(parts: Parts, at: str) -> None:
     await replication.update(event, resync_at=moment, resync_wanted=False, stopped_time=None)
 
 
+async def put_off_initial(parts: Parts, at: str) -> None:
+    """Put the initial replication off to ``at``, or with ``never`` cancel that. Durable. Raises UsageError."""
+    replication, clock = parts.replication, parts.surroundings.ports.clock
+    name, state = replication.vm.name, replication.state
+    if at == NEVER:
+        if state is _S.WAITING_FOR_INITIAL_REPLICATION:
+            text = f"The scheduled initial replication of {name} is cancelled."
+            told = replication.event(EventId.RESYNC_SCHEDULED, text, cause="administrator")
+            await replication.transition(PrimaryEvent.INITIAL_CANCELLED, text, told, resync_at=None)
+        return
+    moment = parse_moment(at, clock.wall(), clock.zone())
+    text = f"The initial replication of {name} starts at {moment_text(moment, clock.zone())}."
+    told = replication.event(EventId.RESYNC_SCHEDULED, text, cause="administrator", data={"time": moment})
+    await replication.transition(PrimaryEvent.INITIAL_SCHEDULED, text, told, resync_at=moment)
+
+
 async def hold(parts: Parts) -> None:
     """The required resync starts only when it is asked for again."""
     replication = parts.replication
@@ -198,12 +227,18 @@ async def cancel(parts: Parts, cause: str) -> None:
 
 
 async def begin_due(parts: Parts) -> None:
-    """Begin the scheduled resync of a VM that replicates, once it is time and connectivity is proven."""
+    """Begin the resync, or initial replication, that was put off, once it is time and connectivity is proven."""
     replication, clock = parts.replication, parts.surroundings.ports.clock
-    at = replication.record.resync_at
-    if at is None or replication.state is not _S.REPLICATING or at > clock.wall() or not await parts.proven():
+    record = replication.record
+    at, state = record.resync_at, record.state
+    if state not in (_S.REPLICATING, _S.WAITING_FOR_INITIAL_REPLICATION):
         return
-    if replication.state is _S.REPLICATING and replication.record.resync_at == at:
+    if at is None or at > clock.wall() or not await parts.proven():
+        return
+    if state is _S.WAITING_FOR_INITIAL_REPLICATION:
+        cause = f"the administrator scheduled it for {_when(parts, at)}"
+        await replication.transition(PrimaryEvent.INITIAL_STARTED, cause, seen=record, resync_at=None)
+    elif replication.state is _S.REPLICATING and replication.record.resync_at == at:
         await begin_wanted(parts, StartedBy.SCHEDULE, f"The administrator scheduled it for {_when(parts, at)}.")
 
 

@@ -9,11 +9,12 @@ from primary_agent.dialing_queue import DialingQueue
 from primary_agent.pacing import Rates
 from primary_agent.resync_queue import ResyncQueue
 from protocol.compression import CAPABILITY as ZSTD
-from protocol.messages import DISK_SETS
-from protocol.session import Identity
+from protocol.messages import DISK_SETS, PLANNED, REVERSE
+from protocol.session import DEFINITION, MARKS, Identity
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
-from shared.config_sections import PrimaryConfig, RatesSection, ResyncSection
+from shared.config_sections import ConsistencySection, PrimaryConfig, RatesSection, ResyncSection
 from shared.ports import Ports
+from shared.ports.freezing import Freezer, GuardedFreezer
 from shared.schedule import Window
 from shared.stats import MONITORING_SECONDS
 from shared.volumes import VolumeWatch
@@ -41,6 +42,9 @@ class Surroundings:
     monitoring: float = MONITORING_SECONDS
     """The interval of the statistics."""
     dialing: DialingQueue = field(default_factory=DialingQueue)
+    freezer: Freezer = field(default_factory=GuardedFreezer)
+    consistency: ConsistencySection = field(default_factory=ConsistencySection)
+    """How long a guest may be frozen."""
 
     pacing: Rates = field(init=False)
     volumes: VolumeWatch = field(init=False)
@@ -63,6 +67,7 @@ class Surroundings:
             rates=config.rates,
             queue=ResyncQueue(config.resync.at_once),
             monitoring=config.monitoring_seconds,
+            consistency=config.consistency,
         )
 
     def adopt(self, config: PrimaryConfig) -> None:
@@ -70,6 +75,7 @@ class Surroundings:
         self.heartbeat = config.heartbeat_seconds
         self.dead_after = config.dead_after_seconds
         self.resync = config.resync
+        self.consistency = config.consistency
         self.rates = self.pacing.caps = config.rates
         self.pacing.window = Window.parse(config.resync.window)
         self.queue.limit = config.resync.at_once
@@ -82,4 +88,5 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.software, self.host, self.heartbeat, (DISK_SETS, *((ZSTD,) if self.compress else ())))
+        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS)
+        return Identity(self.software, self.host, self.heartbeat, capabilities)

@@ -100,9 +100,10 @@ class Connection:
 class TapLink:
     """Keeps one tap running and connected. ``connection`` is None while it is not."""
 
-    def __init__(self, folder: str, config: TapConfig, ports: Ports) -> None:
+    def __init__(self, folder: str, config: TapConfig, ports: Ports, vm_folder: str = "") -> None:
+        """``vm_folder`` is the VM's own, where the tap's does not lie in it."""
         self.folder = folder
-        self.vm_folder = folder.rpartition("/")[0]
+        self.vm_folder = vm_folder or folder.rpartition("/")[0]
         self.config = config
         self.connection: Connection | None = None
         self.failure: VmreplicaError | None = None
@@ -215,8 +216,9 @@ class TapLink:
         interval = config.interval_seconds if status.interval != config.interval_seconds else None
         limit = config.log_limit if status.log.limit != config.log_limit else None
         regions = config.hot_regions if status.hot_regions not in (0, config.hot_regions) else None
-        if interval is not None or limit is not None or regions is not None:
-            status = await connection.client.set(interval=interval, log_limit=limit, hot_regions=regions)
+        fenced = config.fenced if status.fenced not in (None, config.fenced) else None
+        if any(each is not None for each in (interval, limit, regions, fenced)):
+            status = await connection.client.set(interval=interval, log_limit=limit, hot_regions=regions, fenced=fenced)
             connection.adopt(status, self._ports.clock.monotonic())
 
     def require(self) -> Connection:
@@ -254,6 +256,14 @@ class TapLink:
         """Wait for a connection, or for the first failure to get one."""
         while self.connection is None and self.failure is None:
             await self.changed.wait()
+
+    async def served(self, seconds: float) -> None:
+        """Wait until the tap serves the disks. Raises why it does not, or TimeoutError."""
+        async with asyncio.timeout(seconds):
+            while self.connection is None:
+                if self.failure is not None:
+                    raise self.failure
+                await self.changed.wait()
 
     async def refresh(self, *, older_than: float = 0.0) -> TapStatus:
         """The tap's status, asked for anew if the known one is older than so many seconds."""

@@ -10,26 +10,33 @@ from typing import Any
 
 import structlog
 
-from primary_agent.enabling import with_settings_of
+from primary_agent import fencing
+from primary_agent.companions import Companions
+from primary_agent.consistent_cuts import ConsistentCuts
+from primary_agent.definition_watch import DefinitionWatch
+from primary_agent.enabling import tap_folder, with_settings_of
 from primary_agent.parts import Parts
+from primary_agent.planned import keep
+from primary_agent.planned_steps import step_of
 from primary_agent.problems import set_problem
-from primary_agent.record import StartedBy, VmRecord
+from primary_agent.record import VmRecord
 from primary_agent.replication import Replication
 from primary_agent.resizing import take_larger
+from primary_agent.resuming import resume
 from primary_agent.resyncing import abandon
 from primary_agent.scheduling import check_schedule
 from primary_agent.session_loop import SessionLoop
-from primary_agent.starting import begin_due, begin_wanted, cancel, hold, put_off
+from primary_agent.starting import begin_due, cancel, hold, put_off, put_off_initial
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
 from primary_agent.tracking_loss import note_bound, note_loss
 from primary_agent.verifying import Verifier
-from primary_agent.vm_status import status_of
+from primary_agent.vm_status import status_of, with_guest
 from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
 from shared.events import EventId
-from shared.planning import ResyncCause
-from shared.states import PrimaryEvent, ReplicationState
+from shared.schedule import NEVER
+from shared.states import PLANNED_TOKEN, PrimaryEvent, ReplicationState
 from shared.stats import interval_text
 from shared.status import VmStatus, to_plain
 from shared.tap_config import TapConfig
@@ -41,6 +48,8 @@ STATUS_SECONDS, FRESH_SECONDS = 1.0, 0.5
 """A status does not wait longer for the tap, then it tells what is known; what is so fresh is not asked for."""
 RESTART_SECONDS = 5.0
 """After an unexpected error of its own a task begins again after so long."""
+GATE_SECONDS = 15.0
+"""An order waits so long for a session that is just dialled, rather than being refused."""
 
 _S = ReplicationState
 log = structlog.get_logger(__name__)
@@ -51,8 +60,11 @@ class PrimaryVm:
 
     def __init__(self, folder: str, replication: Replication, config: TapConfig, surroundings: Surroundings) -> None:
         self.folder = folder
-        self.parts = Parts(surroundings, replication, TapLink(f"{folder}/tap", config, surroundings.ports))
+        link = TapLink(tap_folder(config), config, surroundings.ports, folder)
+        self.parts = Parts(surroundings, replication, link)
         self.verifier = Verifier(self.parts, folder)
+        self.cuts = ConsistentCuts(self.parts)
+        self.definition = DefinitionWatch(self.parts)
         self.failure: VmreplicaError | None = None
         """Why this VM's tasks have ended, where its store failed."""
         self.on_failure: Callable[[PrimaryVm], None] | None = None
@@ -77,15 +89,14 @@ class PrimaryVm:
     # --- tasks -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start its tasks; they run until :meth:`stop`."""
+        """Start its tasks; they run until :meth:`stop`. One that was let go to the replica agent has none."""
+        if self.parts.handed_over is not None:
+            return
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"vm {self.name}")
 
     async def stop(self) -> None:
         """End its tasks and close the store. The tap goes on."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self.rest()
         if self.failure is None:
             self._replication.runs.interrupt("the agent stopped")
             try:
@@ -94,14 +105,24 @@ class PrimaryVm:
                 log.warning("the statistics could not be stored", vm=self.name, reason=str(error))
         await self._replication.store.close()
 
+    async def rest(self) -> None:
+        """End its tasks; the store stays open, and the tap goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
     async def _run(self) -> None:
+        companions = Companions(self.parts, self.cuts, self.definition)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._guard("tap link", self.parts.tap.run))
-                group.create_task(self._guard("session", SessionLoop(self.parts).run))
+                group.create_task(self._guard("session", SessionLoop(self.parts, companions).run))
                 group.create_task(self._guard("tracking", self._watch_tracking))
                 group.create_task(self._guard("clockwork", self._tick))
                 group.create_task(self._guard("verify", self.verifier.run))
+                group.create_task(self._guard("consistent cuts", self.cuts.run))
+                group.create_task(self._guard("definition", self.definition.run))
         except* VmreplicaError as group_error:
             found = group_error.exceptions[0]
             assert isinstance(found, VmreplicaError)
@@ -153,6 +174,7 @@ class PrimaryVm:
                 replication.statistics.pause()
             await self._refresh_tap(TAP_STATUS_SECONDS)
             await self._abandon()
+            await self._fence()
             await note_bound(self.parts)
             await replication.describe()
             await replication.store_runs()
@@ -160,9 +182,17 @@ class PrimaryVm:
             await take_larger(self)
             async with self.ordering:
                 await begin_due(self.parts)
+                await keep(self.parts)
             self.parts.streaming.add(clock.monotonic(), self.parts.churn.streamed_bytes)
             if replication.statistics.is_due(clock.wall()):
                 await self._tell_statistics()
+
+    async def _fence(self) -> None:
+        """Have the tap refuse changes, or not; what fails is tried again at the next tick."""
+        try:
+            await fencing.follow(self.parts)
+        except (VmreplicaError, OSError) as error:
+            log.info("the tap could not be told of the failover", vm=self.name, reason=str(error))
 
     async def _tell_observations(self) -> None:
         """Sizes of disks, and how full the log is: an event for each change."""
@@ -199,17 +229,23 @@ class PrimaryVm:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_SECONDS):
                     await self._refresh_tap(FRESH_SECONDS)
-        return status_of(self.parts, self.folder, self.failure, self.verifier.status())
+        status = status_of(self.parts, self.folder, self.failure, self.verifier.status())
+        return with_guest(status, self.cuts.status(), self.definition.status(), self._ports.clock.wall())
 
-    async def initial(self) -> None:
-        """Start the initial replication; joins the running one."""
-        if self._replication.state is _S.INITIAL_REPLICATION_IN_PROGRESS:
-            self.parts.link.poke.notify()
-            return
-        if self._replication.state is not _S.READY_FOR_INITIAL_REPLICATION:
-            raise self._not_now("initial replication", "It was completed before; `vmreplica resume` goes on.")
-        await self.check_gate("initial replication")
-        await self._replication.transition(PrimaryEvent.INITIAL_STARTED, "the administrator asked for it")
+    async def initial(self, *, at: str = "") -> None:
+        """Start the initial replication; joins the running one. ``at`` puts it off, or with ``never`` cancels that."""
+        async with self.ordering:
+            if self._replication.state is _S.INITIAL_REPLICATION_IN_PROGRESS and not at:
+                self.parts.link.poke.notify()
+                return
+            if self._replication.state not in (_S.READY_FOR_INITIAL_REPLICATION, _S.WAITING_FOR_INITIAL_REPLICATION):
+                raise self._not_now("initial replication", "It was begun before; `vmreplica resume` goes on.")
+            if at:
+                await put_off_initial(self.parts, at)
+                return
+            await self.check_gate("initial replication")
+            cause = "the administrator asked for it"
+            await self._replication.transition(PrimaryEvent.INITIAL_STARTED, cause, resync_at=None)
 
     async def suspend(self) -> None:
         """Stop sending; the tap goes on tracking."""
@@ -234,6 +270,9 @@ class PrimaryVm:
                 case _S.WAITING_FOR_START_RESYNCHRONIZE:
                     await hold(self.parts)
                     return
+                case _S.WAITING_FOR_INITIAL_REPLICATION:
+                    await put_off_initial(self.parts, NEVER)
+                    return
                 case _:
                     raise self._not_now("stop", "No resynchronization or initial replication is running or required.")
             await self._replication.cancel(f"The administrator cancelled the {what} of {self.name}.")
@@ -257,53 +296,7 @@ class PrimaryVm:
             if at:
                 await put_off(self.parts, at)
             else:
-                await self._resume(resynchronize=resynchronize)
-
-    async def _resume(self, *, resynchronize: bool) -> None:
-        self.parts.link.poke.notify()
-        if self._replication.state is _S.WAITING_FOR_START_RESYNCHRONIZE or (
-            self._replication.state is _S.REPLICATING and resynchronize
-        ):
-            await self.check_gate("resynchronization")
-        # It may have moved while connectivity was being proven.
-        state, record = self._replication.state, self._replication.record
-        match state:
-            case _S.SUSPENDED:
-                # There is no session yet: a resync begins when connectivity is healthy.
-                await self._replication.resume(asked=resynchronize)
-            case _S.RESYNCHRONIZE_SUSPENDED:
-                await self._replication.transition(
-                    PrimaryEvent.RESUMED, "the administrator asked for it", started_by=StartedBy.ADMINISTRATOR
-                )
-            case _S.WAITING_FOR_START_RESYNCHRONIZE:
-                await self._replication.transition(
-                    PrimaryEvent.RESYNC_STARTED,
-                    "the administrator asked for it",
-                    started_by=StartedBy.ADMINISTRATOR,
-                    resync_at=None,
-                    stopped_time=None,
-                )
-            case _S.REPLICATING if resynchronize:
-                await begin_wanted(self.parts, StartedBy.ADMINISTRATOR, "The administrator asked for it.")
-            case _S.RESYNCHRONIZING if record.started_by is StartedBy.WINDOW:
-                # From now on it is the administrator's, and does not rest outside of the window.
-                await self._replication.update(started_by=StartedBy.ADMINISTRATOR)
-            case _S.REPLICATING if record.problem is None and self.parts.link.dialled is not None:
-                raise self._not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
-            case _S.FAILED_OVER if resynchronize:
-                await self._replication.transition(
-                    PrimaryEvent.RETRIED, "the administrator asked for it", fenced="", resync_wanted=True
-                )
-                text = f"After a failover: {record.fenced}"
-                await self._replication.require_resync(ResyncCause.AFTER_FAILOVER, text)
-            case _S.FAILED_OVER:
-                raise self._not_now(
-                    "resume",
-                    "The VM was failed over at the replica. Once it was removed there, add --resynchronize: all "
-                    "blocks of this side then replace those of the replica.",
-                )
-            case _S.READY_FOR_INITIAL_REPLICATION:
-                raise self._not_now("resume", f"Run `vmreplica initial {self.name}`.")
+                await resume(self.parts, self.check_gate, self._not_now, resynchronize=resynchronize)
 
     async def check_gate(self, what: str) -> None:
         """I20: raises InvalidStateError with reason and remedy unless connectivity and tracking are healthy."""
@@ -331,8 +324,8 @@ class PrimaryVm:
                 f"The {what} of {self.name} can't begin: {replication.record.problem.text}",
                 replication.record.problem.remedy,
             )
-        if not await link.proven():
-            reason = link.last_error or "no answer to a heartbeat came"
+        if not await link.proven(GATE_SECONDS):
+            reason = link.last_error or "no answer to a heartbeat came."
             raise InvalidStateError(
                 f"The {what} of {self.name} can't begin, since connectivity to {self.parts.address} is not "
                 f"healthy: {reason}",
@@ -352,6 +345,8 @@ class PrimaryVm:
     async def set(self, vm: VmRecord, changed: dict[str, Any]) -> None:
         """Take over new settings: durable first, then the tap's configuration, then the running tap."""
         before, tap = self.record, self.parts.tap
+        if vm.replica != before.replica and step_of(self._replication.record.planned) in PLANNED_TOKEN:
+            raise self._not_now("another replica", f"{before.replica} may be failed over to at any moment.")
         config = with_settings_of(tap.config, vm)
         check_schedule(vm, self.parts.surroundings.resync)
         config.check()

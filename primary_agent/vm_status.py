@@ -8,6 +8,7 @@ from primary_agent.damaged import DamagedVm
 from primary_agent.observing import TapObserver
 from primary_agent.pacing import RATES
 from primary_agent.parts import Parts
+from primary_agent.planned import planned_progress, planned_status
 from primary_agent.record import VmRecord
 from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
 from primary_agent.scheduling import Schedule, backs_off
@@ -17,6 +18,7 @@ from protocol.position import NO_EPOCH, Position
 from shared.config_sections import ResyncSection
 from shared.errors import VmreplicaError
 from shared.expiry import certificates_of_link
+from shared.guest_status import ConsistencyStatus, DefinitionStatus
 from shared.health import assessed
 from shared.states import ReplicationState
 from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, TapStatus, VerifyStatus, VmStatus
@@ -51,9 +53,11 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         epoch=record.epoch.hex() if record.epoch != NO_EPOCH else "",
         peer_host=record.peer_host or vm.replica_host,
         fenced=_fenced(parts) if state is ReplicationState.FAILED_OVER else "",
+        handed_over=parts.handed_over is not None,
         link=_link(parts, vm, now),
         tap=_tap(parts.tap, parts.surroundings.version, parts.observer),
-        progress=parts.progress.status() if parts.progress is not None else None,
+        progress=parts.progress.status() if parts.progress is not None else planned_progress(parts),
+        planned=planned_status(parts),
         verify=verify,
         statistics=replication.statistics.report(now, pending_bytes=parts.pending_bytes()),
         disks=_disks(vm, connection),
@@ -69,6 +73,19 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         settings=_settings(vm, parts.tap.config, parts.surroundings.resync),
         pending_settings=_pending_settings(parts.tap.config, connection),
     )
+    return assessed(status, now)
+
+
+def with_guest(
+    status: VmStatus, consistency: ConsistencyStatus | None, definition: DefinitionStatus | None, now: float
+) -> VmStatus:
+    """The status with what concerns the VM beside its disks, judged anew where there is any."""
+    if consistency is None and definition is None:
+        return status
+    status.consistency, status.definition = consistency, definition
+    if consistency is not None and consistency.newest is not None:
+        status.application_cut = consistency.newest
+        status.statistics.last_snapshot_time = consistency.newest.time
     return assessed(status, now)
 
 
@@ -104,6 +121,10 @@ def _settings(vm: VmRecord, config: TapConfig, defaults: ResyncSection) -> dict[
         "hot_regions": config.hot_regions,
         "block_device_policy": config.block_device_policy.value,
         "verify_schedule": vm.verify_schedule,
+        "consistency": vm.consistency,
+        "consistency_hours": vm.consistency_hours,
+        "definition": vm.definition,
+        "definition_files": vm.definition_files,
         "resync_priority": vm.resync_priority,
         "resync_back_off": backs_off(vm, defaults),
         **{name: getattr(vm, name) for name in RATES},
@@ -185,6 +206,7 @@ def _tap(link: TapLink, version: str = "", observer: TapObserver | None = None) 
         hot_bytes=status.hot_bytes,
         version=status.version,
         outdated=is_outdated(status, version),
+        refused=status.refused.text if status.refused is not None else "",
     )
 
 

@@ -17,6 +17,8 @@ from protocol.hrl import MAX_DISK_BYTES, MAX_DISKS, Geometry
 from protocol.position import MAX_LINEAGE, Ancestor, Lineage, Position
 
 PROTOCOL_VERSIONS = (1,)
+PLANNED = "planned"
+"""The capability of a side that knows planned failovers: PLANNED_TYPES are sent to no other."""
 MAX_CONTROL_BODY = 64 << 10
 MAX_HELLO_BODY = 16 << 10
 MAX_SETTLED_RUNS = 1024
@@ -35,9 +37,19 @@ DISK_SETS = "disk-sets"
 """The capability of both sides to have a disk added or removed by a resync."""
 MAX_SAMPLED = 512
 """Places of one SAMPLE_REQUEST."""
+REVERSE = "reverse"
+"""The capability of peers that know of reversed directions: the fields ``fence``, ``common`` and ``doubt``."""
 MAX_CAUSES = 8
 MAX_CAUSE_TEXT = 512
 """Causes that a replica tells, and characters of each: OPENED has to fit its limit."""
+MAX_DEFINITION_FILES = 32
+"""Files of one version of a VM's definition, the definition itself among them."""
+MAX_DEFINITION_FILE = 64 << 20
+MAX_DEFINITION_BYTES = 128 << 20
+MAX_DEFINITION_TEXT = 1 << 20
+"""Bytes of one of its files, of all of them together, and of the definition itself."""
+MAX_DEFINITION_PART = 48 << 10
+"""Bytes of a file that one DEFINITION_PART carries, so that it fits a control message."""
 
 
 class MessageType(IntEnum):
@@ -82,10 +94,30 @@ class MessageType(IntEnum):
     VERIFY_LOST = 57
     SAMPLE_REQUEST = 64
     SAMPLE = 65
+    FAILOVER_PREPARE = 72
+    FAILOVER_PREPARED = 73
+    FAILOVER_VOID = 74
+    FAILOVER_VOIDED = 75
+    CUT_MARK = 80
+    CUT_MARKED = 81
+    DEFINITION = 82
+    DEFINITION_WANTED = 83
+    DEFINITION_PART = 84
+    DEFINITION_KEPT = 85
 
 
 BULK_TYPES = frozenset(
     {MessageType.LOG, MessageType.SEAL, MessageType.MANIFEST, MessageType.BLOCKS, MessageType.DETAIL}
+)
+
+
+PLANNED_TYPES = frozenset(
+    {
+        MessageType.FAILOVER_PREPARE,
+        MessageType.FAILOVER_PREPARED,
+        MessageType.FAILOVER_VOID,
+        MessageType.FAILOVER_VOIDED,
+    }
 )
 
 
@@ -228,13 +260,33 @@ class Welcome(Body, frozen=True):
     token: Annotated[int, msgspec.Meta(ge=1, le=MAX_U63)]
 
 
+class Fence(Body, frozen=True):
+    """The failover that fenced the primary off: the epoch that it began, and the cut of ``parent`` that was promoted.
+
+    ``received`` is the newest cut of the parent's epoch that was there then, nil where it is not known any more;
+    ``written`` whether anything was written there since.
+    """
+
+    epoch: Id16
+    parent: Id16
+    parent_segment: U63
+    received: WirePosition | None
+    written: bool
+    wall_ns: U63
+    host: Annotated[str, msgspec.Meta(max_length=128)]
+
+
 class Problem(Body, frozen=True):
-    """An ERROR: the connection ends after it. ``retryable`` says whether trying again can help by itself."""
+    """An ERROR: the connection ends after it. ``retryable`` says whether trying again can help by itself.
+
+    ``fence`` goes with the code ``fenced``, to a primary with the capability REVERSE; left out else.
+    """
 
     code: ErrorCode
     text: Text
     remedy: Text
     retryable: bool
+    fence: Fence | msgspec.UnsetType = msgspec.UNSET
 
 
 class Open(Body, frozen=True):
@@ -286,6 +338,8 @@ class Opened(Body, frozen=True):
 
     ``cut`` is the newest cut of the baseline's epoch that is received, ``causes`` why it requires a resync, if it does.
     ``disk_set`` is the number of the set of ``disks``; only with the capability DISK_SETS.
+    ``common``, to a primary with the capability REVERSE and left out else: the disks are as of this cut but for what
+    RESYNC_READY tells to be in doubt, since the VM ran on them before the direction was reversed.
     """
 
     state: Name
@@ -299,6 +353,7 @@ class Opened(Body, frozen=True):
     resync: ResyncState | None
     causes: Annotated[list[WireCause], msgspec.Meta(max_length=MAX_CAUSES)] = []
     disk_set: U63 | msgspec.UnsetType = msgspec.UNSET
+    common: WirePosition | msgspec.UnsetType = msgspec.UNSET
 
 
 class Heartbeat(Body, frozen=True):
@@ -362,7 +417,8 @@ class ResyncReady(Body, frozen=True):
     """The replica is ready to compare; ``settled`` need not be compared again. ``more``: further ones follow.
 
     ``unsettle``: the replica has to hear first, in UNSETTLE, what was written before this round; nothing counts as
-    settled until then.
+    settled until then. ``doubt``, left out where there is none: ranges in which the disks may not be as OPENED's
+    ``common`` says; a bounded resync compares them as well.
     """
 
     id: Id16
@@ -371,6 +427,7 @@ class ResyncReady(Body, frozen=True):
     settled: Runs
     more: bool
     unsettle: bool
+    doubt: Runs | msgspec.UnsetType = msgspec.UNSET
 
 
 class Unsettle(Body, frozen=True):
@@ -595,6 +652,115 @@ class VerifyLost(Body, frozen=True):
     text: Text
 
 
+class FailoverPrepare(Body, frozen=True):
+    """The promote token of a planned failover: the primary's disks take no writes, and ``cut`` is their whole content.
+
+    From the moment it is sent the primary takes no writes again before FAILOVER_VOIDED, or an administrator's force.
+    """
+
+    token: Id16
+    cut: WirePosition
+
+
+class FailoverPrepared(Body, frozen=True):
+    """The token is durable at the replica, whose newest point is exactly ``cut``: a failover loses nothing."""
+
+    token: Id16
+    cut: WirePosition
+
+
+class FailoverVoid(Body, frozen=True):
+    """Take the token back, if it is there."""
+
+    token: Id16
+
+
+class FailoverVoided(Body, frozen=True):
+    """The replica holds no token, durably, and was not failed over. The text says why, where it was not asked to."""
+
+    token: Id16
+    text: Text
+
+
+class CutKind(StrEnum):
+    """What a cut is beyond being a whole moment of all disks."""
+
+    APPLICATION = "application"
+    """Programs in the guest had written what they held back, and wrote nothing while it was taken."""
+
+
+class CutMark(Body, frozen=True):
+    """The cut is of that kind. Sent at any time from the cut on, and again until CUT_MARKED answers it."""
+
+    cut: WirePosition
+    kind: CutKind
+
+
+class CutMarked(Body, frozen=True):
+    """The mark is durable, or the replica has no such cut any more."""
+
+    cut: WirePosition
+
+
+Path = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+
+
+class DefinitionFile(Body, frozen=True):
+    """A file of a definition: its SHA-256, its size in bytes, and the path that it has at the primary.
+
+    The path is for people, and to be found in the definition; nothing is ever stored or read by it at the replica.
+    """
+
+    path: Path
+    digest: Id32
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_DEFINITION_FILE)]
+
+
+class DefinitionDisk(Body, frozen=True):
+    """A replicated disk as the definition may name it: by its path, or by its export at the primary's tap."""
+
+    index: U16
+    path: Path
+    export: Name
+
+
+class Definition(Body, frozen=True):
+    """A version of what the VM needs to start beside its disks; it belongs to cut ``segment`` of ``epoch`` and later.
+
+    The first of ``files`` is the definition itself. ``number`` is the sender's, and comes back in the answers.
+    """
+
+    number: U63
+    epoch: Id16
+    segment: U63
+    files: Annotated[list[DefinitionFile], msgspec.Meta(min_length=1, max_length=MAX_DEFINITION_FILES)]
+    disks: Annotated[list[DefinitionDisk], msgspec.Meta(max_length=MAX_DISKS)]
+
+
+class DefinitionWanted(Body, frozen=True):
+    """The contents that the replica has not: each is to be sent in parts, in this order."""
+
+    number: U63
+    digests: Annotated[list[Id32], msgspec.Meta(min_length=1, max_length=MAX_DEFINITION_FILES)]
+
+
+class DefinitionPart(Body, frozen=True):
+    """Bytes of the content that is sent just now, from ``offset`` on."""
+
+    number: U63
+    digest: Id32
+    offset: U63
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_DEFINITION_PART)]
+
+
+class DefinitionKept(Body, frozen=True):
+    """The version is durable at the replica; or it is not kept, for the reason that the text tells."""
+
+    number: U63
+    kept: bool
+    text: Text = ""
+
+
 BODIES: dict[MessageType, type[Body]] = {
     MessageType.HELLO: Hello, MessageType.WELCOME: Welcome, MessageType.ERROR: Problem,
     MessageType.OPEN: Open, MessageType.OPENED: Opened, MessageType.HEARTBEAT: Heartbeat, MessageType.CLOSE: Close,
@@ -610,6 +776,11 @@ BODIES: dict[MessageType, type[Body]] = {
     MessageType.VERIFY_HELD: VerifyHeld, MessageType.VERIFY_REQUEST: VerifyRequest,
     MessageType.VERIFY_ANSWER: VerifyAnswer, MessageType.VERIFY_END: VerifyEnd, MessageType.VERIFY_ENDED: VerifyEnded,
     MessageType.VERIFY_LOST: VerifyLost,
+    MessageType.FAILOVER_PREPARE: FailoverPrepare, MessageType.FAILOVER_PREPARED: FailoverPrepared,
+    MessageType.FAILOVER_VOID: FailoverVoid, MessageType.FAILOVER_VOIDED: FailoverVoided,
+    MessageType.CUT_MARK: CutMark, MessageType.CUT_MARKED: CutMarked,
+    MessageType.DEFINITION: Definition, MessageType.DEFINITION_WANTED: DefinitionWanted,
+    MessageType.DEFINITION_PART: DefinitionPart, MessageType.DEFINITION_KEPT: DefinitionKept,
 }  # fmt: skip
 TYPE_OF: dict[type[Body], MessageType] = {body: kind for kind, body in BODIES.items()}
 

@@ -16,6 +16,8 @@ from protocol.errors import ProtocolError
 from protocol.frames import MAX_FRAME_PAYLOAD, Buffer, Frame, FrameReader, encode_frame_header
 from protocol.messages import (
     BULK_TYPES,
+    PLANNED,
+    PLANNED_TYPES,
     PROTOCOL_VERSIONS,
     TYPE_OF,
     Body,
@@ -29,6 +31,19 @@ from protocol.messages import (
 )
 
 Message = Body | Bulk
+
+MARKS = "marks"
+DEFINITION = "definition"
+NEEDED: dict[MessageType, str] = {
+    MessageType.CUT_MARK: MARKS,
+    MessageType.CUT_MARKED: MARKS,
+    MessageType.DEFINITION: DEFINITION,
+    MessageType.DEFINITION_WANTED: DEFINITION,
+    MessageType.DEFINITION_PART: DEFINITION,
+    MessageType.DEFINITION_KEPT: DEFINITION,
+    **dict.fromkeys(PLANNED_TYPES, PLANNED),
+}
+"""The capability that both sides must have said that they have before a message of that type is sent."""
 
 
 class SessionState(StrEnum):
@@ -53,6 +68,9 @@ class SessionState(StrEnum):
     VERIFYING = "verifying"
     VERIFIED = "verified"
     LOST = "lost"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    VOIDING = "voiding"
     CLOSED = "closed"
 
 
@@ -102,6 +120,9 @@ def _transitions() -> Transitions:
     # Cuts sent before a resync began are still received and applied while it runs.
     for state in (s.OPEN, s.BEGINNING, s.RESYNC, s.COMMITTING, s.CANCELLING):
         table |= _stay(state, replica, (m.RECEIVED, m.APPLIED))
+        # What belongs to cuts beside the log goes its own way, whatever else the session does.
+        table |= _stay(state, primary, (m.CUT_MARK, m.DEFINITION, m.DEFINITION_PART))
+        table |= _stay(state, replica, (m.CUT_MARKED, m.DEFINITION_WANTED, m.DEFINITION_KEPT))
     # A resync that the replica reported as open is dropped without being begun again.
     table[s.OPEN, primary, m.RESYNC_CANCEL] = s.CANCELLING
     table |= _stay(s.BULK, primary, (m.MANIFEST_REQUEST, m.DETAIL_REQUEST, m.HOLES_REQUEST, m.BLOCKS, m.RANGE_DONE))
@@ -123,6 +144,17 @@ def _transitions() -> Transitions:
         table[state, replica, m.VERIFY_LOST] = s.LOST
     # What was sent before the loss was known.
     table |= _stay(s.LOST, primary, (m.VERIFY_CUT, m.VERIFY_REQUEST, m.VERIFY_END))
+    # A primary that has sent the promote token sends no log.
+    table |= {
+        (s.OPEN, primary, m.FAILOVER_PREPARE): s.PREPARING,
+        (s.PREPARING, replica, m.FAILOVER_PREPARED): s.PREPARED,
+        (s.PREPARING, replica, m.FAILOVER_VOIDED): s.OPEN,
+        (s.OPEN, primary, m.FAILOVER_VOID): s.VOIDING,
+        (s.PREPARED, primary, m.FAILOVER_VOID): s.VOIDING,
+        (s.VOIDING, replica, m.FAILOVER_VOIDED): s.OPEN,
+    }
+    for state in (s.PREPARING, s.PREPARED, s.VOIDING):
+        table |= _stay(state, replica, (m.RECEIVED, m.APPLIED))
     for side in Side:
         for state in s:
             if state is not s.CLOSED:
@@ -181,9 +213,15 @@ class Session:
         """Whether bulk payloads may be compressed: both sides said that they can."""
         return ZSTD in self.capabilities
 
+    @property
+    def plans(self) -> bool:
+        """Whether both sides know planned failovers."""
+        return PLANNED in self.capabilities
+
     def allows(self, kind: MessageType) -> bool:
         """Whether this side may send ``kind`` now."""
-        return (self.state, self.side, kind) in TRANSITIONS
+        needed = NEEDED.get(kind)
+        return (self.state, self.side, kind) in TRANSITIONS and (needed is None or needed in self.capabilities)
 
     def receive(self, frame: Frame) -> Message:
         """The message in a frame that the peer sent. Raises ProtocolError; the session is then to be ended."""
@@ -233,6 +271,8 @@ class Session:
         following = TRANSITIONS.get((self.state, sender, kind))
         if following is None:
             raise ProtocolError(f"{kind.name} from the {sender} in state {self.state}", code="state")
+        if (needed := NEEDED.get(kind)) is not None and needed not in self.capabilities:
+            raise ProtocolError(f"{kind.name} from the {sender}, which was not agreed on: it needs {needed}")
         if kind is MessageType.OPENED and self.role is not None:
             return STATE_OF_ROLE[self.role]
         return following

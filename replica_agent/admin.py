@@ -7,7 +7,10 @@ from typing import Any
 
 from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
-from replica_agent.points import find_point, point_settings, points_of
+from replica_agent.marks import mark_point
+from replica_agent.points import find_point, point_settings, points_of, set_rules
+from replica_agent.reversing import Reversing
+from replica_agent.test_failover import begin_test, end_test
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
 from shared.admin import verbs
@@ -15,21 +18,30 @@ from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
 from shared.admin.verbs import (
     AnyVmParams,
+    DefinitionParams,
+    DefinitionReadParams,
     EventsParams,
     ExportParams,
+    FailoverParams,
+    MarkPointParams,
+    PointsParams,
+    ProveParams,
     RecoverParams,
     RemoveParams,
     ResumeParams,
     SetParams,
+    TestFailoverParams,
     UnexportParams,
     VmParams,
 )
 from shared.errors import InvalidStateError, UsageError
 from shared.events import EventId
+from shared.guest_status import DefinitionReport
 from shared.health import measured
 from shared.measures import Statistics
 from shared.monitoring import metrics_text
-from shared.status import AgentStatus, ExportStatus, PointsStatus, VmStatus
+from shared.point_status import PointProof, PointsStatus
+from shared.status import AgentStatus, ExportStatus, VmStatus
 
 
 class AdminMethods:
@@ -52,10 +64,18 @@ class AdminMethods:
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
         methods.add(verbs.RECOVER, RecoverParams, self.recover)
         methods.add(verbs.SET, SetParams, self.set)
-        methods.add(verbs.POINTS, VmParams, self.points)
+        methods.add(verbs.POINTS, PointsParams, self.points)
+        methods.add(verbs.MARK_POINT, MarkPointParams, self.mark_point)
+        methods.add(verbs.PROVE, ProveParams, self.prove)
         methods.add(verbs.EXPORT, ExportParams, self.export)
         methods.add(verbs.UNEXPORT, UnexportParams, self.unexport)
-        methods.add(verbs.FAILOVER, VmParams, self.failover)
+        methods.add(verbs.TEST_FAILOVER, TestFailoverParams, self.test_failover)
+        methods.add(verbs.DEFINITION, DefinitionParams, self.definition)
+        methods.add(verbs.DEFINITION_READ, DefinitionReadParams, self.definition_read)
+        methods.add(verbs.FAILOVER, FailoverParams, self.failover)
+        methods.add(verbs.FAILOVER_UNDO, VmParams, self.undo_failover)
+        methods.add(verbs.FAILOVER_COMMIT, VmParams, self.commit_failover)
+        Reversing(self._agent).add_to(methods)
         return methods
 
     async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:
@@ -110,24 +130,73 @@ class AdminMethods:
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
-        await finish(vm.set_retention(point_settings(params.settings)))
+        await finish(set_rules(vm, point_settings(params.settings)))
         return status_of(vm)
 
-    async def points(self, params: VmParams, client: Client) -> PointsStatus:
-        return points_of(self._agent.find(params.vm))
+    async def points(self, params: PointsParams, client: Client) -> PointsStatus:
+        return points_of(self._agent.find(params.vm), params.at_time)
+
+    async def mark_point(self, params: MarkPointParams, client: Client) -> PointsStatus:
+        vm = self._usable(params.vm)
+        position = find_point(vm, params.point, params.at_time)
+        await finish(mark_point(vm.parts.history, position, name=params.name, pinned=params.pinned))
+        vm.parts.applier.changed.notify()
+        return points_of(vm)
+
+    async def prove(self, params: ProveParams, client: Client) -> PointProof | None:
+        vm = self._usable(params.vm)
+        if params.stop:
+            await finish(vm.prover.stop())
+            return vm.prover.status
+        return await finish(vm.prover.start(vm.describe, find_point(vm, params.point, params.at_time)))
 
     async def export(self, params: ExportParams, client: Client) -> ExportStatus:
-        vm = self._agent.find(params.vm)
+        vm = self._usable(params.vm)
+        position = find_point(vm, params.point, params.at_time)
+        return await finish(vm.exports.start(vm.describe, position, writable=params.writable))
+
+    async def test_failover(self, params: TestFailoverParams, client: Client) -> VmStatus:
+        vm = self._usable(params.vm)
+        if params.stop:
+            return await _ordered(vm, "failover --test --stop", end_test(vm))
+        position = find_point(vm, params.point, params.at_time)
+        return await _ordered(vm, "failover --test", begin_test(vm, position))
+
+    def _usable(self, name: str) -> ReplicaVm:
+        """Raises NotFoundError, InvalidStateError."""
+        vm = self._agent.find(name)
         if vm.failure is not None:
             raise InvalidStateError(f"{vm.name} is in error: {vm.failure.text}", vm.failure.remedy)
-        return await finish(vm.exports.start(vm.describe, find_point(vm, params.point)))
+        return vm
 
     async def unexport(self, params: UnexportParams, client: Client) -> None:
         await finish(self._agent.find(params.vm).exports.stop(params.id))
 
-    async def failover(self, params: VmParams, client: Client) -> VmStatus:
+    async def definition(self, params: DefinitionParams, client: Client) -> DefinitionReport:
         vm = self._agent.find(params.vm)
-        return await _ordered(vm, "failover", vm.failover())
+        position = find_point(vm, params.point)
+        if position is None:
+            applied = vm.ledger.replication.applied
+            if applied is None:
+                raise InvalidStateError(f"{vm.name} has no recovery point yet.", "Its initial replication comes first.")
+            position = applied.position
+        return vm.companions.report(position, vm.describe(position))
+
+    async def definition_read(self, params: DefinitionReadParams, client: Client) -> dict[str, str]:
+        vm = self._agent.find(params.vm)
+        return {"data": await vm.companions.read(bytes.fromhex(params.sha256), params.offset)}
+
+    async def failover(self, params: FailoverParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover", vm.failover(find_point(vm, params.point, params.at_time)))
+
+    async def undo_failover(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --undo", vm.undo_failover())
+
+    async def commit_failover(self, params: VmParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "failover --commit", vm.promotion.commit())
 
 
 async def _ordered(vm: ReplicaVm, verb: str, order: Coroutine[Any, Any, None]) -> VmStatus:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import structlog
@@ -15,6 +14,7 @@ from protocol.messages import ErrorCode, Open
 from protocol.position import Position
 from replica_agent.authorize import Authorization, Grant
 from replica_agent.creating import clear_folder, create_vm, plan_vm, remove_vm
+from replica_agent.damaged import DamagedVm
 from replica_agent.description import keeper_of, read_description
 from replica_agent.finishing import finish
 from replica_agent.layout import read_vm_folder, vm_folder
@@ -23,6 +23,7 @@ from replica_agent.parts import Surroundings
 from replica_agent.quota import Copy
 from replica_agent.rebuilding import RECOVERABLE, rebuild
 from replica_agent.refusals import Refusal
+from replica_agent.removing import dismantle
 from replica_agent.sessions import Sessions
 from replica_agent.storages import Storages
 from replica_agent.vm import ReplicaVm, settle
@@ -32,27 +33,12 @@ from shared.errors import InvalidStateError, NotFoundError, StorageError, StoreD
 from shared.event_query import Wants, everything, sought
 from shared.expiry import agent_problems, certificates_of
 from shared.limits import LimitsStatus
-from shared.ports import Address, Ports
+from shared.ports import Address, Ports, Store
 from shared.status import AgentStatus, VmStatus
 
 REVIVAL_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class DamagedVm:
-    """A VM whose state can't be read: listed with its remedy, while the others go on."""
-
-    vm: bytes
-    name: str
-    """As its description tells it, else its UUID."""
-    folder: str
-    error: VmreplicaError
-
-    @property
-    def identity(self) -> str:
-        return self.folder.rpartition("/")[2]
 
 
 class ReplicaAgent:
@@ -73,6 +59,7 @@ class ReplicaAgent:
             self._copies,
         )
         self.surroundings.volumes.folders = lambda: self.sessions.authorization.storages
+        self.surroundings.overlay_room.quota = self._quota_left
         self.surroundings.quota_of = self.sessions.quota_of
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
@@ -183,6 +170,7 @@ class ReplicaAgent:
 
         vm.on_exposed(exposed)
         vm.on_failure = self._failed
+        vm.on_undone = lambda vm: self._spawn(self.revive(vm, failed=False))
         await vm.start()
         return vm
 
@@ -193,20 +181,24 @@ class ReplicaAgent:
             await asyncio.sleep(REVIVAL_SECONDS)
             await self.revive(vm)
 
-        task = asyncio.get_running_loop().create_task(later())
+        self._spawn(later())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._revivals.add(task)
         task.add_done_callback(self._revivals.discard)
 
-    async def revive(self, vm: ReplicaVm) -> None:
-        """Start a failed VM anew from its durable state."""
+    async def revive(self, vm: ReplicaVm, *, failed: bool = True) -> None:
+        """Start a VM anew from its durable state, by default one that failed."""
         async with self._changing:
-            if self.vms.get(vm.parts.vm) is vm and vm.failure is not None:
+            if self.vms.get(vm.parts.vm) is vm and (vm.failure is not None or not failed):
                 await finish(self._reload_vm(vm))
 
     async def _reload_vm(self, vm: ReplicaVm) -> None:
         await vm.stop()
-        del self.vms[vm.parts.vm]
         await self._load(vm.parts.vm, vm.parts.layout.folder)
+        if self.vms[vm.parts.vm] is vm:
+            del self.vms[vm.parts.vm]
 
     async def _list_damaged(self, vm: bytes, folder: str, error: VmreplicaError | OSError) -> None:
         if isinstance(error, OSError):
@@ -239,6 +231,11 @@ class ReplicaAgent:
             yield Copy(vm.parts.vm, folder, folder.rpartition("/")[0], nominal)
         for damaged in self.damaged.values():
             yield Copy(damaged.vm, damaged.folder, damaged.folder.rpartition("/")[0], 0)
+
+    async def _quota_left(self, vm: bytes) -> int | None:
+        """What the entries that are for this VM leave of their quotas to its writable exports; None for any."""
+        grants = self.sessions.authorization.entries_of(vm, self._storage_of(vm))
+        return await self.sessions.quotas.left(grants)
 
     async def _vm_for(self, grant: Grant, body: Open, peer: str) -> ReplicaVm:
         """The VM of an authorized OPEN; made where there is none yet."""
@@ -353,6 +350,24 @@ class ReplicaAgent:
             raise found.error if found is not None else NotFoundError(f"Nothing of {damaged.name} was kept here.")
         return self.vms[damaged.vm]
 
+    async def replace(self, vm: bytes, folder: str, write: Callable[[Store], Awaitable[None]]) -> ReplicaVm:
+        """Start a VM anew of which ``write`` has put all records in the place of what was there."""
+        async with self._changing:
+            known = self.vms.pop(vm, None)
+            if known is not None:
+                await known.stop()
+            try:
+                store = await self.ports.stores.open(folder, create=known is None)
+                try:
+                    await write(store)
+                finally:
+                    await store.close()
+            finally:
+                await self._load(vm, folder)
+            if vm in self.damaged:
+                raise self.damaged[vm].error
+            return self.vms[vm]
+
     # --- removing --------------------------------------------------------------------------------------------------
 
     async def remove(self, name: str) -> str:
@@ -365,27 +380,10 @@ class ReplicaAgent:
                     f"Look into {damaged.folder}; delete it by hand if nothing in it is needed.",
                 )
             vm = self.find(name)
-            keep = await self._dismantle(vm)
+            keep = await dismantle(vm, self.ports.clock.wall())
             del self.vms[vm.parts.vm]
             await finish(remove_vm(self.ports, vm.parts.layout.folder, vm.ledger.store, keep_disks=keep))
             return keep
-
-    async def _dismantle(self, vm: ReplicaVm) -> str:
-        """Stop everything of a VM but its store; where its disks are to be kept, or empty."""
-        promotion, tap = vm.ledger.promotion, vm.promotion.tap
-        if promotion is None:
-            await vm.end()
-            return ""
-        if tap is not None and tap.status is not None and any(disk.clients for disk in tap.status.disks):
-            raise InvalidStateError(
-                f"The disks of {vm.name} are in use: a client is connected to its tap.",
-                "Stop the virtual machine first.",
-            )
-        await vm.end()
-        if tap is not None:
-            await tap.stop_tap()
-        storage = vm.parts.layout.folder.rpartition("/")[0]
-        return f"{storage}/removed/{vm.parts.uuid}-{int(self.ports.clock.wall())}"
 
 
 _STOPPING = Refusal(ErrorCode.SHUTDOWN, "The replica agent stops.", "It is tried again.")

@@ -24,13 +24,13 @@ from replica_agent.record import PositionRecord, UndoRecord
 from replica_agent.replay import Replay, Source, UnreadableError, UnsavedError
 from replica_agent.space import no_space, space_error
 from replica_agent.spool import SealedSegment, Spool
-from replica_agent.undo import Link, UndoDamagedError, UndoUnreadableError
 from shared.errors import NoSpaceError, StorageError
 from shared.events import EventId
 from shared.ports import Ports
 from shared.stats import ReplicationStatistics
 from shared.status import Cause
 from shared.tasks import Signal
+from shared.undo_log import Link, UndoDamagedError, UndoUnreadableError
 
 GROUP_BYTES = 64 << 20
 GROUP_SEGMENTS = 64
@@ -115,6 +115,9 @@ class Applier:
         may find it whole: the failover has cut it off.
         """
         segments, promotion = self.spool.segments if self.spool is not None else [], self.ledger.promotion
+        if promotion is not None and promotion.older:
+            # The disks stay what they are: an older point is read through the undo logs that lead to it.
+            return []
         if promotion is not None:
             epoch, last = promotion.parent, promotion.parent_segment
             segments = [segment for segment in segments if segment.end.epoch == epoch and segment.number <= last]
@@ -162,6 +165,8 @@ class Applier:
                 await self._wait_for_space(error)
             except (UnsavedError, UndoDamagedError, UndoUnreadableError) as error:
                 await self._go_on_unsaved(error)
+            except _HaltedError:
+                continue
             except (OSError, StorageError) as error:
                 await self._fail(error, redone=redone)
             else:
@@ -216,6 +221,8 @@ class Applier:
             self.history.abandon()
         try:
             async with self.ledger.transaction() as draft:
+                if draft.promotion is not None and draft.promotion.older:
+                    raise _HaltedError("an older point was promoted")
                 draft.replication.applying = target
                 draft.replication.identities = None
                 draft.replication.undo = undo
@@ -363,6 +370,10 @@ class Applier:
             self.problem = cause
         self.changed.notify()
         await asyncio.sleep(RETRY_SECONDS)
+
+
+class _HaltedError(Exception):
+    """The disks must not be changed any more."""
 
 
 class _SyncOfDisksError(StorageError):

@@ -84,6 +84,10 @@ class Authorization:
             and any(other.storage == storage and other.trust_group == grant.trust_group for other in self.grants)
         )
 
+    def entries_of(self, vm: bytes, storage: str | None) -> list[Grant]:
+        """The entries that are about a copy there, whoever may replicate it."""
+        return [g for g in self.grants if storage is not None and g.allows(vm) and self.reaches(g, storage)]
+
     @property
     def storages(self) -> list[str]:
         """All storage locations, each once."""

@@ -14,16 +14,17 @@ import msgspec
 from protocol.errors import ProtocolError
 from protocol.hrl import Geometry
 from protocol.messages import ResyncBegin, ResyncKind, ResyncReady, Unsettle
-from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
+from protocol.position import NO_EPOCH, Ancestor, Lineage, Position, extend, knows
 from replica_agent.disk_sets import changed_set, exchange, exchange_at_once, joining
 from replica_agent.finishing import finish
 from replica_agent.groups import Merge
 from replica_agent.growing import grow
 from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts
-from replica_agent.record import DiskRecord, PositionRecord, ResyncRecord, lineage_records
+from replica_agent.record import AncestorRecord, DiskRecord, PositionRecord, ResyncRecord, lineage_records
 from replica_agent.replay import Replay, Source
 from replica_agent.resync import OpenResync, judge_begin
+from replica_agent.reversal import read_doubt, through_of
 from replica_agent.space import require_room, space_error
 from replica_agent.spool import Spool
 from replica_agent.strangers import remove_strangers
@@ -42,21 +43,26 @@ class Baseline:
 
     # --- begin -----------------------------------------------------------------------------------------------------
 
-    async def begin(self, body: ResyncBegin, disks: Sequence[Geometry] = (), disk_set: int = 0) -> list[ResyncReady]:
+    async def begin(
+        self, body: ResyncBegin, disks: Sequence[Geometry] = (), disk_set: int = 0, lineage: Lineage = ()
+    ) -> list[ResyncReady]:
         """Begin, or go on with, a resync; everything received of the present epoch is applied first (I5).
 
         ``disks`` are the primary's, its set of the number ``disk_set``: ours grow to their sizes, and a newer set takes
-        the place of ours with the commit.
+        the place of ours with the commit. ``lineage`` is the primary's.
         Raises ProtocolError, NoSpaceError, OSError; nothing was changed then.
         """
         judge_begin(body)
         await self.parts.applier.caught_up()
-        return await finish(self._begin(body, disks, disk_set))
+        return await finish(self._begin(body, disks, disk_set, lineage))
 
-    async def _begin(self, body: ResyncBegin, disks: Sequence[Geometry], disk_set: int) -> list[ResyncReady]:
+    async def _begin(
+        self, body: ResyncBegin, disks: Sequence[Geometry], disk_set: int, lineage: Lineage
+    ) -> list[ResyncReady]:
         parts = self.parts
         async with parts.order:
-            self._judge(body)
+            through = through_of(parts.ledger.replication, body.parent, lineage)
+            self._judge(body, through)
             resync = parts.resync
             if resync is not None and resync.is_followed_by(body):
                 resync = await self._next_round(resync, body)
@@ -64,13 +70,14 @@ class Baseline:
                 await grow(parts, disks)
                 if parts.ledger.replication.epoch == NO_EPOCH:
                     await exchange_at_once(parts, disks, disk_set)
-                resync = await self._start(body, changed_set(disks, disk_set, parts.ledger.vm), disk_set)
+                changed = changed_set(disks, disk_set, parts.ledger.vm)
+                resync = await self._start(body, through, changed, disk_set)
             await finish(parts.ports.workers.run(self._check_room))
             ready = resync.enter(body)
         parts.changed.notify()
         return ready
 
-    def _judge(self, body: ResyncBegin) -> None:
+    def _judge(self, body: ResyncBegin, through: AncestorRecord | None) -> None:
         record = self.parts.ledger.replication
         if not self.parts.applier.idle:
             raise ProtocolError("the log that was received before is still being applied", code="busy")
@@ -83,13 +90,16 @@ class Baseline:
                 "an initial replication would overwrite the recovery point that this replica holds", code="state"
             )
 
-        if body.kind is ResyncKind.BOUNDED and (body.parent != record.epoch or record.epoch == NO_EPOCH):
+        joined = body.parent == record.epoch or through is not None
+        if body.kind is ResyncKind.BOUNDED and (not joined or record.epoch == NO_EPOCH):
             raise ProtocolError("a bounded resynchronization of another baseline than this replica's", code="state")
 
     def _check_room(self) -> None:
         require_room(self.parts.ports.files, self.parts.layout.folder, BEGIN_BYTES, self.parts.surroundings.reserve)
 
-    async def _start(self, body: ResyncBegin, disks: list[DiskRecord] | None, disk_set: int) -> OpenResync:
+    async def _start(
+        self, body: ResyncBegin, through: AncestorRecord | None, disks: list[DiskRecord] | None, disk_set: int
+    ) -> OpenResync:
         """A fresh resync in place of whatever was open. Its file is durable before the store names it."""
         parts = self.parts
         record = parts.ledger.replication
@@ -109,8 +119,9 @@ class Baseline:
             in_place=record.epoch == NO_EPOCH,
             disks=disks,
             disk_set=disk_set if disks is not None else 0,
+            through=through,
         )
-        opened = parts.open_resync(fresh)
+        opened = parts.open_resync(fresh, await finish(parts.ports.workers.run(read_doubt, parts, fresh)))
         await finish(parts.ports.workers.run(self._prepare, opened))
         async with parts.ledger.transaction() as draft:
             draft.resync = fresh
@@ -308,6 +319,9 @@ class Baseline:
             replication = draft.replication
             initial = replication.epoch == NO_EPOCH
             step = Ancestor(record.epoch, record.parent, record.parent_segment)
+            if record.through is not None:
+                through = Ancestor(record.through.epoch, record.through.parent, record.through.parent_segment)
+                replication.lineage = lineage_records(extend(replication.ancestors, through))
             replication.lineage = lineage_records(extend(replication.ancestors, step))
             replication.epoch = record.epoch
             replication.applying = PositionRecord.of(merge.end)
@@ -318,6 +332,7 @@ class Baseline:
             replication.suspect = None
             replication.reread = False
             replication.causes = []
+            replication.reversal = None
             source = opened.differences.source
             assert draft.resync is not None
             draft.resync.end = PositionRecord.of(merge.end)
@@ -340,3 +355,5 @@ class Baseline:
         parts.applier.merge = merge
         parts.applier.spool = opened.tracked
         await finish(parts.ports.workers.run(opened.differences.close))
+        # A crash leaves it; no record names it any more.
+        await finish(parts.ports.workers.run(parts.ports.files.remove, parts.layout.doubt))

@@ -6,22 +6,25 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from msgspec import UNSET
+import msgspec
 
 from protocol.messages import (
     DISK_SETS,
     MAX_CAUSE_TEXT,
     MAX_CAUSES,
+    REVERSE,
     ErrorCode,
     Open,
     Opened,
     WireCause,
     WireDisk,
     WirePosition,
+    read_lineage,
     wire_lineage,
 )
 from replica_agent.baseline import Baseline
 from replica_agent.bulk import BulkConnection
+from replica_agent.companions import Companions
 from replica_agent.control import Control
 from replica_agent.disk_sets import number_of
 from replica_agent.finishing import finish
@@ -30,6 +33,7 @@ from replica_agent.ledger import LedgerError
 from replica_agent.parts import VmParts
 from replica_agent.record import ReplicationRecord
 from replica_agent.refusals import Refusal
+from replica_agent.reversal import common_of
 from replica_agent.sampling import answer_samples
 from replica_agent.verify import VerifyConnection
 from shared.channel import Channel
@@ -51,6 +55,7 @@ class Connections:
         statistics: ReplicationStatistics,
         judge: Callable[[Open], None],
         fail: Callable[[Exception], Awaitable[None]],
+        companions: Companions,
     ) -> None:
         self.control: Control | None = None
         """The newest control connection."""
@@ -68,6 +73,7 @@ class Connections:
         self._statistics = statistics
         self._judge = judge
         self._fail = fail
+        self._companions = companions
         self._serving: dict[Control, asyncio.Task[Any]] = {}
 
     def __len__(self) -> int:
@@ -81,7 +87,18 @@ class Connections:
         self._judge(body)
         self._judge_peer(channel)
         disks = [disk.geometry() for disk in body.disks]
-        control = Control(self._parts, self._baseline, channel, self._statistics, disks, number_of(body), admit)
+        lineage = read_lineage(body.lineage)
+        control = Control(
+            self._parts,
+            self._baseline,
+            channel,
+            self._statistics,
+            disks,
+            number_of(body),
+            admit,
+            self._companions,
+            lineage,
+        )
         before = list(self._serving)
         self.control = control
         task = asyncio.current_task()
@@ -92,7 +109,7 @@ class Connections:
             # Much may have happened while the older connections ended.
             self._judge(body)
             await self._meet(channel, body)
-            channel.send(self.opened(disk_sets=DISK_SETS in channel.session.capabilities))
+            channel.send(self.opened(channel))
             self.trouble = None
             self.opened_time = self._parts.ports.clock.wall()
             self._parts.changed.notify()
@@ -141,8 +158,10 @@ class Connections:
             self.left_reason = control.channel.reason
         self._parts.changed.notify()
 
-    def opened(self, *, disk_sets: bool = False) -> Opened:
-        """What a primary is told of this VM; ``disk_sets``: it knows of their numbers."""
+    def opened(self, channel: Channel | None = None) -> Opened:
+        """What the primary at the other end is told of this VM, which of the younger fields by its capabilities."""
+        capabilities = channel.session.capabilities if channel is not None else ()
+        knows_reversals, knows_sets = REVERSE in capabilities, DISK_SETS in capabilities
         ledger, resync, spool = self._parts.ledger, self._parts.resync, self._parts.applier.spool
         record = ledger.replication
         received = spool.position if spool is not None else None
@@ -159,7 +178,7 @@ class Connections:
             epoch=record.epoch,
             lineage=wire_lineage(record.ancestors),
             disks=[WireDisk.of(disk) for disk in geometry],
-            disk_set=number if disk_sets else UNSET,
+            disk_set=number if knows_sets else msgspec.UNSET,
             received=WirePosition.of(received) if received is not None else None,
             # Disks that are not trusted prove no cut, whatever state a resync has brought them to: a bounded compare
             # over them would miss what is wrong outside its bounds.
@@ -167,6 +186,7 @@ class Connections:
             applied=WirePosition.of(applied) if applied is not None else None,
             resync=resync.state if resync is not None else None,
             causes=[WireCause(code=each.code, text=each.text[:MAX_CAUSE_TEXT]) for each in record.causes[-MAX_CAUSES:]],
+            common=common_of(record) if knows_reversals else msgspec.UNSET,
         )
 
     def _control_of(self, channel: Channel, body: Open) -> Control:
@@ -193,7 +213,7 @@ class Connections:
             if before is not None:
                 before.channel.refuse(ErrorCode.STALE, "A newer bulk connection took over.")
                 await before.ended.wait()
-            channel.send(self.opened(disk_sets=DISK_SETS in channel.session.capabilities))
+            channel.send(self.opened(channel))
             await bulk.run()
         except LedgerError as error:
             await self._fail(error)
@@ -211,7 +231,7 @@ class Connections:
     async def serve_sample(self, channel: Channel, body: Open) -> None:
         """Answer questions about places of the newest point; nothing is changed, and nothing else held up by it."""
         self._judge(body)
-        channel.send(self.opened(disk_sets=DISK_SETS in channel.session.capabilities))
+        channel.send(self.opened(channel))
         await answer_samples(self._parts, channel)
 
     # --- verify ----------------------------------------------------------------------------------------------------
@@ -225,7 +245,7 @@ class Connections:
             if before is not None:
                 before.channel.refuse(ErrorCode.STALE, "A newer verify connection took over.")
                 await before.ended.wait()
-            channel.send(self.opened(disk_sets=DISK_SETS in channel.session.capabilities))
+            channel.send(self.opened(channel))
             await verify.run()
         except LedgerError as error:
             await self._fail(error)
@@ -243,7 +263,7 @@ class Connections:
 
     async def _end_all(self, controls: list[Control], reason: Refusal) -> None:
         for control in controls:
-            control.channel.refuse(reason.code, reason.text, reason.remedy)
+            control.channel.refuse(reason.code, reason.text, reason.remedy, reason.fence)
             self._serving[control].cancel()
         for control in controls:
             await control.ended.wait()

@@ -17,6 +17,8 @@ from protocol.messages import (
     Commit,
     Committed,
     ErrorCode,
+    FailoverPrepare,
+    FailoverVoid,
     MessageType,
     Received,
     ResyncBegin,
@@ -27,8 +29,10 @@ from protocol.messages import (
     Unsettled,
     WirePosition,
 )
-from protocol.position import Position
+from protocol.position import Lineage, Position
+from replica_agent import planned
 from replica_agent.baseline import Baseline
+from replica_agent.companions import Companions
 from replica_agent.finishing import finish
 from replica_agent.intake import Admit, Intake
 from replica_agent.parts import VmParts
@@ -56,12 +60,15 @@ class Control:
         disks: Sequence[Geometry],
         disk_set: int,
         admit: Admit,
+        companions: Companions,
+        lineage: Lineage = (),
     ) -> None:
-        """``disks`` are the primary's, by its OPEN, and ``disk_set`` numbers them; ``admit`` is asked before log is
-        stored.
+        """``disks`` and ``lineage`` are the primary's, by its OPEN, and ``disk_set`` numbers the disks; ``admit`` is
+        asked before log is stored.
         """
         self.channel = channel
         self._disks, self._disk_set = disks, disk_set
+        self._lineage = lineage
         self.ended = asyncio.Event()
         """Set when nothing of this connection runs any more."""
         self.resyncing = False
@@ -70,6 +77,7 @@ class Control:
         self._baseline = baseline
         self._statistics = statistics
         self._admit = admit
+        self._companions = companions
         self._intake: Intake[Bulk] = Intake(budget=parts.surroundings.memory)
 
     @property
@@ -85,6 +93,7 @@ class Control:
             self._intake.close()
             self._parts.applier.exposed.remove(self._tell_applied)
             self._leave_place()
+            await finish(self._companions.leave())
             if self._parts.resync is not None and self.resyncing:
                 self._parts.resync.leave()
 
@@ -93,6 +102,8 @@ class Control:
             message = await self.channel.receive()
             if isinstance(message, Bulk):
                 await self._intake.put(message, len(message.payload))
+                continue
+            if await self._companions.take(message, self.channel, self._admit):
                 continue
             await self._intake.emptied()
             match message:
@@ -104,6 +115,10 @@ class Control:
                     await self._cancel(message)
                 case Commit():
                     await self._commit(message)
+                case FailoverPrepare():
+                    self.channel.send(await finish(planned.take(self._parts, message, self._host)))
+                case FailoverVoid():
+                    self.channel.send(await finish(planned.void(self._parts, message)))
                 case _:
                     raise ProtocolError(f"{type(message).__name__} is not expected here", code="state")
 
@@ -112,6 +127,7 @@ class Control:
     async def _store(self) -> None:
         while True:
             frames = await self._intake.take(TAKE_BYTES)
+            await self._drop_token()
             await self._wait_for_room()
             await self._admit(sum(frame.raw_length for frame in frames))
             try:
@@ -127,6 +143,16 @@ class Control:
             for cut in cuts:
                 self._acknowledge(spool, cut)
             self._parts.changed.notify()
+
+    async def _drop_token(self) -> None:
+        """A primary that goes on did not wait for its planned failover."""
+        if self._parts.ledger.prepared is not None:
+            await finish(planned.drop(self._parts, "The primary goes on replicating."))
+
+    @property
+    def _host(self) -> str:
+        hello = self.channel.session.peer
+        return hello.host if hello is not None else ""
 
     def _spool(self) -> Spool:
         """Where the log that arrives now belongs. Raises ProtocolError where none can be taken."""
@@ -178,8 +204,9 @@ class Control:
     # --- resync ----------------------------------------------------------------------------------------------------
 
     async def _begin(self, body: ResyncBegin) -> None:
+        await self._drop_token()
         self._take_place(body)
-        ready = await self._baseline.begin(body, self._disks, self._disk_set)
+        ready = await self._baseline.begin(body, self._disks, self._disk_set, self._lineage)
         self.resyncing = True
         for part in ready:
             self.channel.send(part)

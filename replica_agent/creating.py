@@ -101,10 +101,10 @@ def clear_folder(ports: Ports, folder: str) -> None:
     # Nobody may rebuild from it what is being deleted.
     ports.files.remove(f"{folder}/{DESCRIPTION_NAME}")
     ports.files.sync_folder(folder)
-    for tree in (layout.spool, layout.resyncs, layout.undo_logs, layout.tap):
+    for tree in (layout.spool, layout.resyncs, layout.undo_logs, layout.overlays, layout.tap):
         ports.files.remove_tree(tree)
     for name in ports.files.list(folder):
-        if name.startswith(("disk-", "export-")):
+        if name.startswith(("disk-", "export-", "reverse.map")):
             ports.files.remove(f"{folder}/{name}")
     ports.files.sync_folder(folder)
     ports.files.remove_tree(folder)

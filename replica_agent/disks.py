@@ -21,8 +21,11 @@ class BaseDisks:
         layout: Layout,
         geometry: tuple[Geometry, ...],
         growing: dict[int, int] | None = None,
+        paths: dict[int, str] | None = None,
     ) -> None:
-        """``growing``: the sizes that files may still have of disks that are being grown."""
+        """``growing``: the sizes that files may still have of disks that are being grown. ``paths``: where disks are
+        that do not lie in the VM's folder.
+        """
         self.geometry = geometry
         self._growing = growing or {}
         self.sizes = {disk.index: disk.size for disk in geometry}
@@ -30,6 +33,7 @@ class BaseDisks:
         """Disks that an open resync adds: open as well, and part of no point. They are holes until it has committed."""
         self._files = files
         self._layout = layout
+        self._paths = paths or {}
         self._open: dict[int, File] = {}
         self._touched: set[int] = set()
 
@@ -43,7 +47,7 @@ class BaseDisks:
         return bool(self._touched)
 
     def path(self, index: int) -> str:
-        return self._layout.disk(index)
+        return self._paths.get(index) or self._layout.disk(index)
 
     def create(self) -> None:
         """Make the disks, wholly holes, durably; disks that an interrupted creation left are made anew.

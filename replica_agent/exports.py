@@ -1,4 +1,4 @@
-"""Exports of a VM's recovery points over NBD: read-only, each fixed at one cut while applying goes on.
+"""Exports of a VM's recovery points over NBD: each fixed at one cut while applying goes on, read-only or writable.
 
 An export is on record before anybody is told of it, and until it is ended. So it outlasts the agent: every start serves
 it again, at the same socket and with the same content, before anything is applied; history keeps its point meanwhile.
@@ -8,8 +8,7 @@ Where that point is gone, the record says why until the export is ended.
 from __future__ import annotations
 
 import asyncio
-import errno
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -21,71 +20,22 @@ from replica_agent.finishing import finish
 from replica_agent.history import Reading
 from replica_agent.layers import PointReader
 from replica_agent.ledger import Ledger
+from replica_agent.overlay_room import OverlayRoom
+from replica_agent.overlays import Overlays
+from replica_agent.point_disks import PointDirectory, PointDisk, export_name, point_text
 from replica_agent.record import ExportedDiskRecord, ExportRecord, ExportsRecord, PositionRecord
-from replica_agent.undo import UndoDamagedError
+from replica_agent.writable import OverlayLostError, WritableDisk
 from shared.errors import InvalidStateError, NotFoundError, VmreplicaError
 from shared.events import EventId
-from shared.nbd.backend import ExportBackend, Mutation
-from shared.nbd.constants import Errno
 from shared.nbd.server import NbdServer
-from shared.ports import Extent, Ports
+from shared.ports import Ports
 from shared.status import Cause, CutStatus, ExportStatus
+from shared.undo_log import UndoDamagedError
 
 EXPORTS_MAX = 8
 """Exports of one VM at a time."""
-SHORT_EPOCH_DIGITS = 8
-
-
-class PointDisk:
-    """One disk of a recovery point as the NBD server takes it (shared.nbd.backend.ExportBackend)."""
-
-    read_only = True
-
-    def __init__(self, ports: Ports, point: PointReader, index: int, size: int, description: str) -> None:
-        self.name = export_name(index)
-        self.size = size
-        self.description = description
-        self._ports = ports
-        self._point = point
-        self._index = index
-
-    def read_cached(self, offset: int, length: int) -> bytes | None:
-        return self._point.read_cached(self._index, offset, length)
-
-    async def read(self, offset: int, length: int) -> bytes:
-        data = await self._ports.workers.run(self._point.read, self._index, offset, length)
-        if len(data) != length:
-            raise OSError(errno.EIO, f"disk {self._index} is shorter than it was")
-        return data
-
-    def mutate(self, batch: list[Mutation]) -> Awaitable[None] | None:
-        for mutation in batch:
-            mutation.error = Errno.EPERM
-        return None
-
-    async def flush(self) -> int:
-        return 0
-
-    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        return await self._ports.workers.run(self._point.extents, self._index, offset, length)
-
-    async def cache(self, offset: int, length: int) -> None:
-        await self._ports.workers.run(self._point.read, self._index, offset, min(length, 1 << 20))
-
-
-class PointDirectory:
-    """The disks of one export."""
-
-    def __init__(self, disks: list[PointDisk]) -> None:
-        self._disks = {disk.name: disk for disk in disks}
-
-    def find(self, name: str) -> ExportBackend | None:
-        if name == "" and len(self._disks) == 1:
-            return next(iter(self._disks.values()))
-        return self._disks.get(name)
-
-    def names(self) -> list[tuple[str, str]]:
-        return [(disk.name, disk.description) for disk in self._disks.values()]
+TEST_SUFFIX = " - Test"
+"""Behind the name of a VM: that of its test failover."""
 
 
 @dataclass(slots=True)
@@ -96,7 +46,7 @@ class Export:
     socket: str
     reading: Reading
     server: NbdServer
-    disks: list[PointDisk]
+    disks: Sequence[PointDisk | WritableDisk]
 
     @property
     def point(self) -> PointReader:
@@ -106,8 +56,14 @@ class Export:
 class Exports:
     """The exports of one VM."""
 
-    def __init__(self, ports: Ports, applier: Applier, sockets: str, *, group: str = "") -> None:
-        """``sockets`` is the folder for sockets; members of ``group`` may connect to them, too."""
+    def __init__(
+        self, ports: Ports, applier: Applier, sockets: str, *, group: str = "", room: OverlayRoom | None = None
+    ) -> None:
+        """``sockets`` is the folder for sockets; members of ``group`` may connect to them, too.
+
+        ``room`` is that of all writable exports.
+        """
+        self.overlays = Overlays(ports, applier.history, room or OverlayRoom(ports))
         self._ports = ports
         self._applier = applier
         self._sockets = sockets
@@ -142,22 +98,34 @@ class Exports:
             clients=len(export.server.connections) if export is not None else 0,
             held_bytes=export.point.held_bytes if export is not None else 0,
             error=error,
+            writable=record.writable,
+            written_bytes=sum(disk.written_bytes for disk in _writable(export)),
+            full=any(disk.full for disk in _writable(export)),
+            test=record.test,
         )
 
     # --- beginning -------------------------------------------------------------------------------------------------
 
-    async def start(self, describe: Callable[[Position], CutStatus], position: Position | None = None) -> ExportStatus:
+    async def start(
+        self,
+        describe: Callable[[Position], CutStatus],
+        position: Position | None = None,
+        *,
+        writable: bool = False,
+        test: bool = False,
+    ) -> ExportStatus:
         """Serve the point at ``position``, by default the newest. Waits while the disks change unguarded.
 
-        Raises InvalidStateError where there is no whole point, or too many exports already; NotFoundError where that
-        point is none any more.
+        ``writable``: clients may write, beside the point; ``test``: it is the VM's test failover, of which there is
+        one. Raises InvalidStateError where there is no whole point, or too many exports already; NotFoundError where
+        that point is none any more; NoSpaceError.
         """
         if len(self) >= EXPORTS_MAX:
             raise self._too_many()
         identity = self._ports.random.bytes(4).hex()
         # Whoever holds this lock sees each export as one that is on record or does not exist.
         async with self._starting:
-            reading = await self._read(position)
+            reading = await self.view(position)
             record = ExportRecord(
                 id=identity,
                 position=PositionRecord.of(reading.position),
@@ -167,12 +135,15 @@ class Exports:
                     for index, size in sorted(self._applier.history.disks_at(reading.position).items())
                 ],
                 created_time=self._ports.clock.wall(),
+                writable=writable,
+                test=test,
             )
-            await self._serve(record, reading)
             try:
+                await self._serve(record, reading, fresh=True)
                 await self._put_on_record(record)
             except BaseException:
                 await self._end(identity)
+                await self.overlays.discard(record)
                 raise
         return self._status(record)
 
@@ -182,10 +153,21 @@ class Exports:
                 raise InvalidStateError(f"Export {record.id} was ended while it began.", "Look at `vmreplica status`.")
             if len(draft.exports.exports) >= EXPORTS_MAX:
                 raise self._too_many()
+            if record.test and draft.exports.test is not None:
+                raise InvalidStateError(
+                    f"{self._name} has a test failover already.",
+                    f"End it with `vmreplica failover {self._name} --test --stop`.",
+                )
             draft.exports = ExportsRecord(exports=[*draft.exports.exports, record])
-            draft.event(EventId.EXPORT, f"Export {record.id} of cut {_cut_text(record)} began.", export=record.id)
+            what = "Writable export" if record.writable else "Export"
+            draft.event(EventId.EXPORT, f"{what} {record.id} of cut {_cut_text(record)} began.", export=record.id)
+            if record.test:
+                draft.points = msgspec.structs.replace(draft.points, last_test_time=draft.now)
+                text = f"The test failover of {self._name} began at cut {_cut_text(record)}: export {record.id}."
+                draft.event(EventId.TEST_FAILOVER_STARTED, text, export=record.id)
 
-    async def _read(self, position: Position | None) -> Reading:
+    async def view(self, position: Position | None = None) -> Reading:
+        """Begin to read a point, by default the newest. Raises as :meth:`start` does."""
         self._check_trusted()
         reading = await self._present(position)
         if reading is None:
@@ -204,10 +186,16 @@ class Exports:
         readable = self._applier.whole or self._applier.history.is_readable()
         return await self._applier.history.read(position) if readable else None
 
-    async def _serve(self, record: ExportRecord, reading: Reading) -> None:
-        """Listen for clients of the export. Raises VmreplicaError or OSError; then nobody reads the point any more."""
-        text = f"{self._name} at cut {_cut_text(record)}"
-        disks = [PointDisk(self._ports, reading.reader, disk.index, disk.size, text) for disk in record.disks]
+    async def _serve(self, record: ExportRecord, reading: Reading, *, fresh: bool = False) -> None:
+        """Listen for clients of the export; a ``fresh`` one has no overlay yet.
+
+        Raises VmreplicaError or OSError, OverlayLostError; then nobody reads the point any more.
+        """
+        try:
+            disks = await self._disks(record, reading, fresh)
+        except BaseException:
+            await self._applier.history.end(reading)
+            raise
         server = NbdServer(PointDirectory(disks))
         export = Export(record.id, self._socket(record.id), reading, server, disks)
         self._exports[record.id] = export
@@ -222,6 +210,17 @@ class Exports:
             await finish(server.close())
             raise
 
+    async def _disks(
+        self, record: ExportRecord, reading: Reading, fresh: bool
+    ) -> Sequence[PointDisk] | Sequence[WritableDisk]:
+        text = f"{self._name}{TEST_SUFFIX if record.test else ''} at cut {_cut_text(record)}"
+        if not record.writable:
+            return [PointDisk(self._ports, reading.reader, disk.index, disk.size, text) for disk in record.disks]
+        if fresh:
+            await self.overlays.create(record)
+        names = {disk.index: export_name(disk.index) for disk in record.disks}
+        return await self.overlays.open(record, reading.reader, names, text)
+
     # --- going on --------------------------------------------------------------------------------------------------
 
     async def reopen(self) -> None:
@@ -229,6 +228,9 @@ class Exports:
 
         Trouble stays the export's own. Raises LedgerError.
         """
+        if not self.overlays.swept:
+            async with self._starting:
+                await self.overlays.sweep(self._ledger.exports.kept)
         for record in self._ledger.exports.kept:
             if record.id not in self._exports and self._ledger.exports.find(record.id) is not None:
                 await self._reopen(record)
@@ -249,6 +251,9 @@ class Exports:
             return
         try:
             await self._serve(record, reading)
+        except OverlayLostError as error:
+            await self._lose(record.id, str(error))
+            return
         except (VmreplicaError, OSError) as error:
             await self._wait(record, str(error))
             return
@@ -291,7 +296,22 @@ class Exports:
             ]
             draft.exports = ExportsRecord(exports=left)
             text = f"Export {identity} can't be read any more. {reason}"
-            draft.event(EventId.EXPORT, text, cause="point_lost", export=identity)
+            level = "warning" if record.writable else ""
+            draft.event(EventId.EXPORT, text, cause="point_lost", level=level, export=identity)
+        if record.writable:
+            # Its clients can do nothing with what is left.
+            await self._end(identity)
+            await self.overlays.discard(record)
+
+    async def yield_room(self, reason: str) -> bool:
+        """End the writable exports: their room is needed. False where there are none.
+
+        Not in the turn of whoever begins one, since that may wait for an apply, which may wait for this.
+        """
+        records = [record for record in self._ledger.exports.kept if record.writable]
+        for record in records:
+            await self._lose(record.id, f"It was given up to make room. {reason}")
+        return bool(records)
 
     # --- ending ----------------------------------------------------------------------------------------------------
 
@@ -309,9 +329,13 @@ class Exports:
             draft.exports = ExportsRecord(exports=left)
             for record in ended:
                 draft.event(EventId.EXPORT, f"Export {record.id} ended.", export=record.id)
+                if record.test:
+                    text = f"The test failover of {self._name} ended; what was written to it is deleted."
+                    draft.event(EventId.TEST_FAILOVER_ENDED, text, export=record.id)
         for record in ended:
             self._troubles.pop(record.id, None)
             await self._end(record.id)
+            await self.overlays.discard(record)
 
     async def close(self) -> None:
         """Serve none any more, at the end of this agent: the next start does."""
@@ -324,6 +348,8 @@ class Exports:
         export = self._exports.pop(identity, None)
         if export is not None:
             await finish(export.server.close())
+            for disk in _writable(export):
+                await finish(disk.close())
             await self._applier.history.end(export.reading)
 
     # --- what is asked ---------------------------------------------------------------------------------------------
@@ -362,9 +388,8 @@ class Exports:
             )
 
 
-def export_name(index: int) -> str:
-    """The NBD export name of a disk."""
-    return f"disk{index}"
+def _writable(export: Export | None) -> list[WritableDisk]:
+    return [disk for disk in export.disks if isinstance(disk, WritableDisk)] if export is not None else []
 
 
 def _cut(record: ExportRecord) -> CutStatus:
@@ -373,4 +398,4 @@ def _cut(record: ExportRecord) -> CutStatus:
 
 
 def _cut_text(record: ExportRecord) -> str:
-    return f"{record.position.epoch.hex()[:SHORT_EPOCH_DIGITS]}/{record.position.segment}"
+    return point_text(record.position.position)

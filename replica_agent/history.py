@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,24 +21,24 @@ from replica_agent.finishing import finish
 from replica_agent.layers import PointReader
 from replica_agent.layout import Layout, read_undo
 from replica_agent.ledger import Draft, Ledger
+from replica_agent.marks import forget_marks
 from replica_agent.overwritten import Overwritten
 from replica_agent.pump import STEP_BYTES, write_log
 from replica_agent.record import PointsRecord, UndoRecord
 from replica_agent.replay import Replay, Source
-from replica_agent.retention import LostPoints, Retention, cut_short, exported, thinned, without_oldest
+from replica_agent.retention import LostPoints, Retention, cut_short, exported, pinned_of, thinned, without_oldest
 from replica_agent.saving import save
-from replica_agent.undo import Link, Sealed, UndoDamagedError, UndoLog
 from replica_agent.undo_records import open_log, record_of
 from replica_agent.undo_writer import UndoWriter
 from shared.errors import NoSpaceError, NotFoundError
 from shared.events import EventId
 from shared.ports import Ports
 from shared.rates import size_text
+from shared.undo_log import Link, Sealed, UndoDamagedError, UndoLog
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LIMIT_LEAST = 64 << 20
 TABLE_ENTRIES = 1 << 16
 """So many entries are looked at together."""
 
@@ -68,9 +68,13 @@ class History:
     unguarded: bool = False
     readings: list[Reading] = field(default_factory=list)
     changed: Callable[[], None] = lambda: None
+    spare: Callable[[str], Awaitable[bool]] | None = None
+    """Frees room that is not needed, told the reason, before a point goes for it; False where there is none."""
     chain: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while readers are given other logs than they have."""
     lost: LostPoints | None = None
+    pinning: int = 0
+    """So many orders are pinning a point: the next apply has to save what it overwrites."""
     _last: int = 0
     """The number of the newest apply with an undo log."""
     _unnamed: set[tuple[int, int]] = field(default_factory=set)
@@ -89,11 +93,7 @@ class History:
         return self._rules(self.ledger.points)
 
     def _rules(self, own: PointsRecord) -> Retention:
-        return Retention(
-            own.newest if own.newest is not None else self.rules.newest,
-            own.hourly if own.hourly is not None else self.rules.hourly,
-            self.rules.limit or max(LIMIT_LEAST, sum(self.disks.sizes.values())),
-        )
+        return self.rules.with_own(own, sum(self.disks.sizes.values()))
 
     @property
     def logs(self) -> list[UndoRecord]:
@@ -112,7 +112,8 @@ class History:
     def wanted(self) -> bool:
         """Whether an apply has to save what it overwrites."""
         read = any(not reading.reader.failed for reading in self.readings) or bool(self.ledger.exports.kept)
-        return read or (self.retention.keeps_older and self.ledger.promotion is None)
+        kept = self.retention.keeps_older or self.pinning > 0 or any(mark.pinned for mark in self.ledger.points.marks)
+        return read or (kept and (self.ledger.promotion is None or self.ledger.frozen))
 
     @property
     def bytes(self) -> int:
@@ -246,6 +247,7 @@ class History:
             draft.event(EventId.POINTS, text, cause="overwritten")
         draft.points = msgspec.structs.replace(draft.points, logs=[])
         draft.replication.undo = None
+        forget_marks(draft, "What it rests on is overwritten.")
 
     # --- keeping ---------------------------------------------------------------------------------------------------
 
@@ -259,33 +261,36 @@ class History:
 
     def prune(self, draft: Draft) -> None:
         """Part of a transaction: what is not kept any more loses its mark, and what leads nowhere is forgotten."""
-        logs, rules = draft.points.logs, self._rules(draft.points)
-        pinned = {reading.first for reading in self.readings if not reading.reader.failed}
-        pinned |= exported(logs, draft.exports)
-        kept = thinned(logs, draft.replication.applied_time or 0.0, rules, pinned)
+        logs, rules, sealed = draft.points.logs, self._rules(draft.points), draft.replication.applied_time or 0.0
+        held = {reading.first for reading in self.readings if not reading.reader.failed}
+        held |= exported(logs, draft.exports)
+        pinned = pinned_of(logs, draft.points)
+        frozen = self.ledger.frozen
+        kept = logs if frozen else thinned(logs, sealed, rules, held, pinned, now=draft.now)
         limit = f"undo logs have at most {size_text(rules.limit)}."
-        if cut_short(logs, draft.replication.applied_time or 0.0, rules, pinned):
+        if not frozen and cut_short(logs, sealed, rules, held, pinned, now=draft.now):
             self.lost = LostPoints(draft.now, f"The {limit}")
         draft.points = msgspec.structs.replace(draft.points, logs=kept)
-        lost = pinned & ({log.first for log in logs} - {log.first for log in kept})
-        if lost:
-            text = f"{len(lost)} exported recovery points were deleted: {limit}"
+        gone = {log.first for log in logs} - {log.first for log in kept}
+        if held & gone:
+            text = f"{len(held & gone)} exported recovery points were deleted: {limit}"
             draft.event(EventId.POINTS, text, cause="limit")
+        forget_marks(draft, limit)
 
     async def give_way(self, reason: str) -> bool:
-        """Delete the oldest point, since room is needed (never the newest). False where there is none."""
+        """Delete the oldest point (never the newest), if there is nothing to spare. False where there is none."""
+        if self.spare is not None and await self.spare(reason):
+            return True
         async with self.ledger.transaction() as draft:
             logs = draft.points.logs
-            if not logs:
+            if not logs or self.ledger.frozen:
                 return False
             oldest = logs[0]
             self.lost = LostPoints(draft.now, reason)
             draft.points = msgspec.structs.replace(draft.points, logs=without_oldest(logs))
-            draft.event(
-                EventId.POINTS,
-                f"The oldest recovery point, cut {oldest.older.position}, was deleted to make room. {reason}",
-                cause="no_space",
-            )
+            text = f"The oldest recovery point, cut {oldest.older.position}, was deleted to make room. {reason}"
+            draft.event(EventId.POINTS, text, cause="no_space")
+            forget_marks(draft, reason)
         await self.tidy()
         return True
 
@@ -386,7 +391,7 @@ class History:
         named = self._files = {(log.first, log.last) for log in self.logs}
         for name in self.ports.files.list(self.layout.undo_logs):
             numbers = read_undo(name)
-            if numbers is not None and numbers not in named:
+            if numbers is not None and numbers not in named and not self.ledger.frozen:
                 self.ports.files.remove(f"{self.layout.undo_logs}/{name}")
         bad: list[UndoRecord] = []
         reasons = []

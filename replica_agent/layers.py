@@ -8,14 +8,13 @@ undo log is handed to all readers before the first byte that it covers is overwr
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
 
-from replica_agent.undo import Piece, UndoLog
 from shared.ports import Extent, File, FileSystem
+from shared.undo_layers import extents_in, fill, joined, laid_over
+from shared.undo_log import UndoLog
 
 INLINE_LAYERS = 8
 """With more logs than this a read always goes to a worker: even asking them what they hold takes a while."""
-GapList = list[tuple[int, int]]
 
 
 class PointReader:
@@ -64,12 +63,12 @@ class PointReader:
         result = bytearray(length)
         view = memoryview(result)
         layers = self.layers
-        gaps = _fill(view, offset, layers, disk, [(offset, offset + length)])
+        gaps = fill(view, offset, layers, disk, [(offset, offset + length)])
         for start, end in gaps:
             if self._disks[disk].read_into(start, view[start - offset : end - offset]) != end - start:
                 raise OSError(errno.EIO, f"disk {disk} is shorter than it was")
         if gaps:
-            _fill(view, offset, _newer(self.layers, layers), disk, gaps)
+            fill(view, offset, _newer(self.layers, layers), disk, gaps)
         self._check()
         return bytes(result)
 
@@ -85,93 +84,15 @@ class PointReader:
         """The range as data and holes, as they were. Raises OSError."""
         self._check()
         layers = self.layers
-        parts, gaps = _extents(layers, disk, [(offset, offset + length)])
+        parts, gaps = extents_in(layers, disk, [(offset, offset + length)])
         below = [extent for start, end in gaps for extent in self._disks[disk].extents(start, end - start)]
-        late, _ = _extents(_newer(self.layers, layers), disk, gaps)
-        parts += _overlay(below, late)
+        late, _ = extents_in(_newer(self.layers, layers), disk, gaps)
+        parts += laid_over(below, late)
         self._check()
-        return _joined(sorted(parts, key=lambda part: part.offset))
+        return joined(sorted(parts, key=lambda part: part.offset))
 
 
 def _newer(now: tuple[UndoLog, ...], before: tuple[UndoLog, ...]) -> tuple[UndoLog, ...]:
     """The logs that were added since: not those that a merge of older ones has put in their place."""
     newest = before[-1].order if before else -1
     return tuple(log for log in now if log.order > newest)
-
-
-def _find(layers: Iterable[UndoLog], disk: int, gaps: GapList, take: Callable[[Piece], None]) -> GapList:
-    """Give ``take`` what the layers, the oldest first, hold of ``gaps``; returns the gaps that are left.
-
-    A piece is only good until the next one: one batch of one log is in memory at a time, and each is read once (I13).
-    """
-    for log in layers:
-        if not gaps:
-            break
-        left: GapList = []
-        number, batch = -1, None
-        for start, end in gaps:
-            for wanted in log.batches(disk, start, end):
-                if batch is None or wanted != number:
-                    number, batch = wanted, log.batch(wanted)
-                for piece in batch.pieces(start, end):
-                    take(piece)
-                    if piece.start > start:
-                        left.append((start, piece.start))
-                    start = piece.end
-            if start < end:
-                left.append((start, end))
-        gaps = left
-    return gaps
-
-
-def _fill(view: memoryview, base: int, layers: Iterable[UndoLog], disk: int, gaps: GapList) -> GapList:
-    """Put what the layers hold of ``gaps`` into ``view``, which begins at ``base``; the gaps that are left."""
-
-    def put(piece: Piece) -> None:
-        place = view[piece.start - base : piece.end - base]
-        place[:] = piece.data if piece.data is not None else bytes(len(place))
-
-    return _find(layers, disk, gaps, put)
-
-
-def _extents(layers: Iterable[UndoLog], disk: int, gaps: GapList) -> tuple[list[Extent], GapList]:
-    """What the layers hold of ``gaps``, in order and without its bytes, and the gaps that are left."""
-    found: list[Extent] = []
-
-    def note(piece: Piece) -> None:
-        found.append(Extent(piece.start, piece.end - piece.start, piece.data is None))
-
-    gaps = _find(layers, disk, gaps, note)
-    return sorted(found, key=lambda part: part.offset), gaps
-
-
-def _overlay(extents: list[Extent], parts: list[Extent]) -> Iterable[Extent]:
-    """``extents`` with ``parts`` put over them; both in order."""
-    index = 0
-    for extent in extents:
-        at, stop = extent.offset, extent.offset + extent.length
-        while at < stop:
-            while index < len(parts) and parts[index].offset + parts[index].length <= at:
-                index += 1
-            if index == len(parts) or parts[index].offset >= stop:
-                yield Extent(at, stop - at, extent.hole)
-                break
-            part = parts[index]
-            if part.offset > at:
-                yield Extent(at, part.offset - at, extent.hole)
-                at = part.offset
-            end = min(stop, part.offset + part.length)
-            yield Extent(at, end - at, part.hole)
-            at = end
-
-
-def _joined(extents: list[Extent]) -> list[Extent]:
-    """Neighbours of the same kind as one."""
-    result: list[Extent] = []
-    for extent in extents:
-        if result and result[-1].hole == extent.hole:
-            last = result[-1]
-            result[-1] = Extent(last.offset, last.length + extent.length, last.hole)
-        else:
-            result.append(extent)
-    return result

@@ -12,6 +12,7 @@ _SEGMENT = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})-([0-9]{{12,}})\.hrl")
 _POOLED = re.compile(r"free-([0-9]+)\.hrl")
 _UNDO = re.compile(r"([0-9]{12,})-([0-9]{12,})\.undo")
 _DISK = re.compile(r"disk-(0|[1-9][0-9]*)\.raw")
+_OVERLAY = re.compile(r"([0-9a-f]{8})-[0-9]+\.(?:raw|map|live)(?:\.part)?")
 _RESYNC = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})\.hrl")
 
 
@@ -36,8 +37,39 @@ class Layout:
         return f"{self.folder}/undo"
 
     @property
+    def overlays(self) -> str:
+        return f"{self.folder}/overlays"
+
+    @property
     def tap(self) -> str:
         return f"{self.folder}/tap"
+
+    @property
+    def definitions(self) -> str:
+        """Files of definitions, each under the SHA-256 of its content."""
+        return f"{self.folder}/definition"
+
+    def definition_file(self, digest: bytes) -> str:
+        return f"{self.definitions}/{digest.hex()}"
+
+    @property
+    def definition_incoming(self) -> str:
+        """What is being received; nothing refers to it."""
+        return f"{self.definitions}/incoming"
+
+    @property
+    def reverse_map(self) -> str:
+        """Which blocks the promoted point and the newest received one may differ in; missing where they are one."""
+        return f"{self.folder}/reverse.map"
+
+    def promoted_overlay(self, index: int) -> str:
+        """What a promoted VM's guest writes over a disk (shared.overlay)."""
+        return f"{self.tap}/overlay-{index}.raw"
+
+    @property
+    def doubt(self) -> str:
+        """Where the disks may differ from the cut that both sides have, after a reversal (docs/maps.md)."""
+        return f"{self.folder}/doubt.map"
 
     def disk(self, index: int) -> str:
         return f"{self.folder}/disk-{index}.raw"
@@ -54,6 +86,10 @@ class Layout:
     def undo(self, first: int, last: int) -> str:
         """The undo log of the applies with these numbers: one, or neighbours that were merged."""
         return f"{self.undo_logs}/{first:012d}-{last:012d}.undo"
+
+    def overlay(self, export: str, disk: int) -> str:
+        """What clients of an export wrote to a disk of its point; beside it its maps, ``.map`` and ``.live``."""
+        return f"{self.overlays}/{export}-{disk}.raw"
 
     def pooled(self, number: int) -> str:
         return f"{self.spool}/free-{number}.hrl"
@@ -97,6 +133,12 @@ def read_undo(name: str) -> tuple[int, int] | None:
     """The numbers of the first and the last apply of an undo log's name, or None."""
     match = _UNDO.fullmatch(name)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def read_overlay(name: str) -> str | None:
+    """The export that a file of that name in the folder of overlays belongs to, or None."""
+    match = _OVERLAY.fullmatch(name)
+    return match[1] if match else None
 
 
 def read_resync(name: str) -> bytes | None:

@@ -12,8 +12,10 @@ from typing import Any
 from replica_agent.description import Description
 from replica_agent.finishing import finish
 from replica_agent.record import (
+    CompanionsRecord,
     ExportsRecord,
     PointsRecord,
+    PreparedRecord,
     PromotionRecord,
     Record,
     ReplicationRecord,
@@ -48,15 +50,17 @@ class Draft:
     replication: ReplicationRecord
     resync: ResyncRecord | None
     promotion: PromotionRecord | None
+    prepared: PreparedRecord | None
     points: PointsRecord
     exports: ExportsRecord
+    companions: CompanionsRecord
     statistics: Any
     now: float
     events: list[dict[str, Any]] = field(default_factory=list)
 
-    def event(self, number: EventId, text: str, *, cause: str = "", **data: Any) -> None:
-        """Record an event with the transaction."""
-        self.events.append(make_event(number, text, time=self.now, cause=cause, data=data))
+    def event(self, number: EventId, text: str, *, cause: str = "", level: str = "", **data: Any) -> None:
+        """Record an event with the transaction; ``level`` is for one whose number does not tell how bad it is."""
+        self.events.append(make_event(number, text, time=self.now, cause=cause, level=level, data=data))
 
     def step(self, event: ReplicaEvent, cause: str = "") -> None:
         """Go to the state that ``event`` leads to, and record that (I16). Raises InvalidStateError."""
@@ -109,13 +113,20 @@ class Ledger:
         self.replication = load_replication(store)
         self.resync = load(store, "resync", ResyncRecord)
         self.promotion = load(store, "promotion", PromotionRecord)
+        self.prepared = load(store, "prepared", PreparedRecord)
         self.points = load(store, "points", PointsRecord) or PointsRecord()
         self.exports = load(store, "exports", ExportsRecord) or ExportsRecord()
+        self.companions = load(store, "companions", CompanionsRecord) or CompanionsRecord()
         self.statistics: Any = store.get("statistics")
         self.keeper: Keeper[Description] | None = None
         """Keeps what ``recover`` would need; a transaction ends only when it has been told."""
         self._clock = clock
         self._turn = asyncio.Lock()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all points stay: a failover that is not settled shows one of them, and an undo has them all."""
+        return self.promotion is not None and self.promotion.layered
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Draft]:
@@ -129,8 +140,10 @@ class Ledger:
                 replication=copy.copy(self.replication),
                 resync=copy.copy(self.resync),
                 promotion=copy.copy(self.promotion),
+                prepared=copy.copy(self.prepared),
                 points=copy.copy(self.points),
                 exports=copy.copy(self.exports),
+                companions=copy.copy(self.companions),
                 statistics=self.statistics,
                 now=self._clock.wall(),
             )
@@ -144,7 +157,7 @@ class Ledger:
 
     async def _commit(self, draft: Draft) -> None:
         changes: dict[str, Any] = {}
-        for name in ("vm", "replication", "resync", "promotion", "points", "exports"):
+        for name in ("vm", "replication", "resync", "promotion", "prepared", "points", "exports", "companions"):
             before: Record | None = getattr(self, name)
             after: Record | None = getattr(draft, name)
             if before != after:
@@ -160,7 +173,9 @@ class Ledger:
                 ) from error
         self.vm, self.replication = draft.vm, draft.replication
         self.resync, self.promotion, self.points = draft.resync, draft.promotion, draft.points
-        self.exports, self.statistics = draft.exports, draft.statistics
+        self.exports, self.companions = draft.exports, draft.companions
+        self.prepared = draft.prepared
+        self.statistics = draft.statistics
         await self._keep()
 
     async def describe(self) -> None:

@@ -9,15 +9,16 @@ from uuid import UUID
 
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.hrl import Geometry, chain_seed
-from protocol.messages import DISK_SETS
+from protocol.messages import DISK_SETS, PLANNED, REVERSE
 from protocol.position import Position
-from protocol.session import Identity
+from protocol.session import DEFINITION, MARKS, Identity
 from replica_agent.apply import Applier
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
 from replica_agent.history import History
 from replica_agent.layout import Layout
 from replica_agent.ledger import Ledger
+from replica_agent.overlay_room import OverlayRoom
 from replica_agent.pool import SpoolPool
 from replica_agent.quota import QuotaFigures
 from replica_agent.record import ResyncRecord
@@ -26,7 +27,8 @@ from replica_agent.retention import Retention
 from replica_agent.spool import Spool
 from shared.budget import Budget
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
-from shared.config_sections import LimitsSection, ReplicaConfig
+from shared.config_sections import DefinitionSection, LimitsSection, ReplicaConfig
+from shared.map_file import Range
 from shared.ports import Ports
 from shared.stats import MONITORING_SECONDS
 from shared.tasks import Signal
@@ -36,6 +38,7 @@ RESERVE_BYTES = 64 << 20
 SPOOL_LIMIT_BYTES = 4 << 30
 RETENTION = Retention()
 LIMITS = LimitsSection()
+DEFINITION_DEFAULT = DefinitionSection()
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +64,8 @@ class Surroundings:
     compress: bool = True
     resyncs_at_once: int = 3
     limits: LimitsSection = LIMITS
+    definition: DefinitionSection = DEFINITION_DEFAULT
+    """How definitions of VMs are changed for this host."""
     memory: Budget = field(default_factory=Budget)
     """What all connections received and is not stored yet."""
     resyncing: set[bytes] = field(default_factory=set)
@@ -72,9 +77,12 @@ class Surroundings:
     quota_of: Callable[[bytes], QuotaFigures | None] = lambda _vm: None
     """How full the quota is that a VM's copy counts for; None where there is none."""
     volumes: VolumeWatch = field(init=False)
+    overlay_room: OverlayRoom = field(init=False)
+    """That of all writable exports."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "volumes", VolumeWatch(self.ports))
+        self.overlay_room = OverlayRoom(self.ports)
 
     @classmethod
     def of(cls, config: ReplicaConfig, ports: Ports, software: str = "vmreplica") -> Surroundings:
@@ -87,11 +95,12 @@ class Surroundings:
             config.nbd_group,
             reserve=config.storage.reserve_bytes,
             resyncs_at_once=config.storage.resyncs_at_once,
-            retention=Retention(config.points.newest, config.points.hourly, config.points.limit_bytes),
+            retention=_retention(config),
             heartbeat=config.heartbeat_seconds,
             dead_after=config.dead_after_seconds,
             monitoring=config.monitoring_seconds,
             limits=config.limits,
+            definition=config.definition,
             memory=Budget(config.limits.memory_bytes),
         )
 
@@ -99,13 +108,20 @@ class Surroundings:
         """Take over a new configuration. Heartbeats and deadlines are those of sessions that open from now on."""
         self.reserve = config.storage.reserve_bytes
         self.resyncs_at_once = config.storage.resyncs_at_once
-        self.retention = Retention(config.points.newest, config.points.hourly, config.points.limit_bytes)
+        self.retention = _retention(config)
         self.heartbeat = config.heartbeat_seconds
         self.dead_after = config.dead_after_seconds
+        self.definition = config.definition
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.software, self.host, self.heartbeat, (DISK_SETS, *((ZSTD,) if self.compress else ())))
+        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS)
+        return Identity(self.software, self.host, self.heartbeat, capabilities)
+
+
+def _retention(config: ReplicaConfig) -> Retention:
+    points = config.points
+    return Retention(points.newest, points.hourly, points.limit_bytes, points.daily, points.weekly, points.age_seconds)
 
 
 @dataclass(slots=True)
@@ -171,8 +187,8 @@ class VmParts:
             reserve=self.surroundings.reserve,
         )
 
-    def open_resync(self, record: ResyncRecord) -> OpenResync:
-        """The open resync of that record; nothing is read or made yet."""
+    def open_resync(self, record: ResyncRecord, doubt: dict[int, list[Range]]) -> OpenResync:
+        """The open resync of that record, which has to settle ``doubt`` for this side's sake; nothing is made yet."""
         geometry = self.disks.geometry if record.disks is None else tuple(disk.geometry for disk in record.disks)
         return OpenResync(
             ports=self.ports,
@@ -183,6 +199,7 @@ class VmParts:
             in_place=record.in_place,
             reread=self.ledger.replication.reread,
             geometry=geometry,
+            doubt=doubt,
         )
 
 
@@ -190,7 +207,8 @@ def assemble(surroundings: Surroundings, folder: str, ledger: Ledger) -> VmParts
     """The parts of a VM whose state is ``ledger``; no file is touched."""
     ports, layout = surroundings.ports, Layout(folder)
     growing = {disk.index: disk.before for disk in ledger.vm.disks if disk.before}
-    disks = BaseDisks(ports.files, layout, ledger.vm.geometry, growing)
+    paths = {disk.index: disk.path for disk in ledger.vm.disks if disk.path}
+    disks = BaseDisks(ports.files, layout, ledger.vm.geometry, growing, paths)
     pool = SpoolPool(ports.files, layout)
     history = History(ports, ledger, layout, disks, surroundings.retention, surroundings.reserve)
     applier = Applier(ports, ledger, disks, layout, history, surroundings.reserve)

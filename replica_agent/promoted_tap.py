@@ -9,15 +9,16 @@ import asyncio
 
 import msgspec
 
-from replica_agent.exports import export_name
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
+from replica_agent.promoted_layers import tap_disks, tap_layers
+from replica_agent.record import PromotionRecord
 from shared.errors import UnreachableError, VmreplicaError
 from shared.ports import FileSystem
 from shared.status import TapStatus as TapView
-from shared.tap_config import ERROR_NAME, TapConfig, TapDisk, load_config, save_config
+from shared.tap_config import ERROR_NAME, TapConfig, load_config, save_config
 from shared.tap_control import TapClient, TapStatus, Tracking
-from shared.tasks import Signal
+from shared.tasks import Signal, first_of
 
 CONNECT_SECONDS = 2.0
 START_SECONDS = 30.0
@@ -29,34 +30,34 @@ REFRESH_SECONDS = 5.0
 class PromotedTap:
     """The tap of one promoted VM. ``epoch`` is the one that the promotion began."""
 
-    def __init__(self, parts: VmParts, vm_name: str, vm_uuid: str, epoch: bytes) -> None:
+    def __init__(self, parts: VmParts, epoch: bytes) -> None:
         self.status: TapStatus | None = None
         """As it was told last; None while the tap does not answer."""
         self.error = ""
         self.changed = Signal()
+        self.poke = Signal()
+        """Notified where the tap is to be looked at now."""
+        self.settled = asyncio.Event()
+        """What lay over the disks has settled in them."""
         self._parts = parts
         self._folder = parts.layout.tap
-        self._sockets = f"{parts.surroundings.runtime_folder}/{vm_uuid}"
-        self._name = vm_name
-        self._uuid = vm_uuid
+        self._sockets = f"{parts.surroundings.runtime_folder}/{parts.uuid}"
+        self._name = parts.ledger.vm.name
         self._epoch = epoch
 
     @property
     def config(self) -> TapConfig:
+        record = self._parts.ledger.promotion
+        assert record is not None
+        return self._config(record)
+
+    def _config(self, record: PromotionRecord) -> TapConfig:
         parts = self._parts
         return TapConfig(
-            vm=self._uuid,
+            vm=parts.uuid,
             name=self._name,
-            disks=[
-                TapDisk(
-                    index=disk.index,
-                    uuid=disk.uuid.hex(),
-                    path=parts.disks.path(disk.index),
-                    size=disk.size,
-                    export=export_name(disk.index),
-                )
-                for disk in parts.disks.geometry
-            ],
+            disks=tap_disks(parts, record),
+            layers=tap_layers(parts, record) if record.layered else msgspec.UNSET,
             nbd_socket=f"{self._sockets}/nbd.sock",
             control_socket=f"{self._sockets}/control.sock",
             log_folder=f"{self._folder}/log",
@@ -65,22 +66,35 @@ class PromotedTap:
 
     def configure(self) -> None:
         """Write its configuration, durably. Blocks."""
+        self._save(self.config)
+
+    def configure_plain(self) -> None:
+        """Write that the disks are plain ones, durably. Blocks."""
+        record = self._parts.ledger.promotion
+        assert record is not None
+        self._save(self._config(msgspec.structs.replace(record, layered=False)))
+
+    def _save(self, config: TapConfig) -> None:
         files = self._parts.ports.files
         files.make_folder(self._sockets)
         files.make_folder(self._folder)
-        save_config(files, self._folder, self.config)
+        save_config(files, self._folder, config)
         files.sync_folder(self._parts.layout.folder)
 
     def prepare(self) -> None:
         """Make sure that there is what a start of the tap needs: a boot, or a loss, may have taken it. Blocks."""
-        files = self._parts.ports.files
+        files, record = self._parts.ports.files, self._parts.ledger.promotion
         files.make_folder(self._sockets)
         try:
-            if load_config(files, self._folder) == self.config:
-                return
+            found = load_config(files, self._folder)
         except VmreplicaError:
-            pass
-        self.configure()
+            self.configure()
+            return
+        if record is not None and record.layered:
+            # What the disks are made of was decided at the failover, and changes only where a tap has settled them.
+            return
+        if found != self.config:
+            self.configure()
 
     async def run(self) -> None:
         """Keep the tap running and tracking, until cancelled."""
@@ -104,10 +118,21 @@ class PromotedTap:
             if self.status.epoch != self._epoch.hex() and self.status.tracking is Tracking.OFF:
                 # Never where it was lost: a tap whose state is damaged does not know any more which epoch it tracked.
                 await self._begin(client)
+            await self._settle(client, self.status)
             self.changed.notify()
-            await asyncio.wait({client.rpc.closed}, timeout=REFRESH_SECONDS)
+            await first_of(asyncio.wait({client.rpc.closed}), self.poke.wait_for(REFRESH_SECONDS))
             if client.rpc.closed.done():
                 raise UnreachableError(f"The tap of {self._name} ended.", "It is being started again.")
+
+    async def _settle(self, client: TapClient, status: TapStatus) -> None:
+        """Once the failover is committed, what lies over the disks goes into them."""
+        record = self._parts.ledger.promotion
+        if record is None or record.committed_time is None:
+            return
+        if status.layers is not None and not status.layers.committed:
+            status = self.status = await client.settle()
+        if status.layers is None:
+            self.settled.set()
 
     async def _begin(self, client: TapClient) -> None:
         """Track in the promotion's epoch. Where that fails the disks are served all the same (I14)."""
@@ -142,6 +167,26 @@ class PromotedTap:
         return await TapClient.connect(
             self._parts.ports.network, f"{self._sockets}/control.sock", timeout=CONNECT_SECONDS
         )
+
+    async def clients(self) -> int:
+        """How many NBD clients it has right now. Raises VmreplicaError; a tap that does not run has none."""
+        try:
+            client = await self._dial()
+        except UnreachableError:
+            return 0
+        try:
+            return sum(disk.clients for disk in (await client.status()).disks)
+        finally:
+            client.close()
+
+    async def answers(self) -> bool:
+        """Whether a tap runs on the folder, whoever looks after it."""
+        try:
+            client = await self._dial()
+        except UnreachableError:
+            return False
+        client.close()
+        return True
 
     async def stop_tap(self) -> None:
         """Stop the tap process in order. Raises VmreplicaError; a tap that does not run is no error."""

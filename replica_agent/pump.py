@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator
 
 from replica_agent.finishing import finish
 from replica_agent.layout import Layout
-from replica_agent.undo import Link, Sealed
 from replica_agent.undo_writer import Full, UndoWriter
 from shared.ports import Ports
+from shared.undo_log import Link, Sealed
 
 STEP_BYTES = 4 << 20
 """Bytes that one piece of work gathers; about twice as many are in memory."""

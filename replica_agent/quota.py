@@ -125,6 +125,21 @@ class Quotas:
             )
         usage.admitted += count
 
+    async def left(self, grants: Iterable[Grant]) -> int | None:
+        """What writable exports may still take where all of these entries count them; None for any.
+
+        What they have taken counts for themselves only: replication is never refused for it.
+        """
+        lefts = []
+        for grant in grants:
+            if grant.quota:
+                usage = self._usages.setdefault(grant, _Usage())
+                await self._look(grant, usage)
+                folders = [copy.folder for copy in self._copies_of(grant)]
+                taken = await finish(self._ports.workers.run(_measure_overlays, self._ports.files, folders))
+                lefts.append(grant.quota - usage.measured - usage.admitted - taken)
+        return min(lefts, default=None)
+
     def forget(self) -> None:
         """The entries have changed: what was measured counts no more, and those that are there still are looked at."""
         present = set(self._grants())
@@ -185,11 +200,23 @@ def _measure(files: FileSystem, folders: Iterable[str]) -> int:
     for folder in folders:
         layout = Layout(folder)
         try:
-            for inner in (folder, layout.spool, layout.resyncs, layout.undo_logs):
+            for inner in (folder, layout.spool, layout.resyncs, layout.undo_logs, layout.definitions):
                 total += sum(files.allocated(f"{inner}/{name}") for name in files.list(inner) if not is_pooled(name))
         except (VmreplicaError, OSError) as error:
             # One copy that is damaged must not stop the others of its entry.
             log.warning("a copy can't be measured for its quota", folder=folder, reason=str(error))
+    return total
+
+
+def _measure_overlays(files: FileSystem, folders: Iterable[str]) -> int:
+    """Bytes that the writable exports of the copies in these folders take. Blocks."""
+    total = 0
+    for folder in folders:
+        inner = Layout(folder).overlays
+        try:
+            total += sum(files.allocated(f"{inner}/{name}") for name in files.list(inner))
+        except (VmreplicaError, OSError) as error:
+            log.warning("the overlays of a copy can't be measured for its quota", folder=folder, reason=str(error))
     return total
 
 

@@ -132,7 +132,7 @@ def _vm_record(remains: Remains, vm: bytes, layout: Layout, now: float) -> VmRec
 
 def _check_disks(remains: Remains, record: VmRecord, layout: Layout) -> None:
     for disk in record.disks:
-        path, size = layout.disk(disk.index), remains.disks.get(disk.index)
+        path, size = disk.path or layout.disk(disk.index), remains.disks.get(disk.index)
         if size != disk.size or disk.size % SECTOR:
             found = "is missing" if size is None else f"has {size} bytes"
             raise StorageError(
@@ -159,6 +159,7 @@ def _promotion(remains: Remains, *, host: str, fresh_epoch: bytes, now: float) -
         time=now,
         host=host,
         serving=True,
+        layered=remains.layered,
     )
 
 

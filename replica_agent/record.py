@@ -1,8 +1,9 @@
 """What a replica durably knows about one VM: typed records, read strictly, written in single transactions.
 
 The names of the records in the store are ``vm`` (whose copy this is), ``replication`` (how far it has got),
-``resync``, ``promotion``, ``points`` (the older recovery points), ``exports`` and ``statistics``.
-``docs/replica-store.md`` tells what each field promises.
+``resync``, ``promotion``, ``prepared`` (the promote token of a planned failover), ``points`` (the older recovery
+points), ``exports``, ``companions`` (what came beside the log) and ``statistics``. ``docs/replica-store.md`` tells what
+each field promises.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class DiskRecord(Record):
     size: Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
     before: Annotated[int, msgspec.Meta(ge=0, le=MAX_DISK_BYTES)] = 0
     """While the disk is being grown: the size that its file may still have; else 0."""
+    path: str = ""
+    """Where its file is, if not in the VM's folder: the VM ran on it on this host before the direction was reversed.
+    Only ever taken from the primary agent of this host, never from a peer."""
     since: Id16 = NO_EPOCH
     """The epoch from which on points have it; NO_EPOCH for all."""
 
@@ -67,6 +71,10 @@ class VmRecord(Record):
     """The number of the set of disks that the newest points have, as the primary counts them."""
     former: list[FormerDiskRecord] = []
     """Removed disks that older points have; their files are kept."""
+    settings: dict[str, Any] = {}
+    """The VM's settings at this host's primary agent, from which it came; kept for the day it goes back."""
+    handover: str = ""
+    """The id of the hand-over by which it came (shared.handover)."""
 
     @property
     def geometry(self) -> tuple[Geometry, ...]:
@@ -150,15 +158,49 @@ class UndoRecord(Record):
     point: bool = True
 
 
+class MarkRecord(Record):
+    """What an administrator gave a recovery point, older or the newest: a name (empty: none), a pin, or both."""
+
+    position: PositionRecord
+    time: float
+    name: str = ""
+    pinned: bool = False
+    """No rule ends it: it goes last where bytes are short."""
+
+
+class ImageRecord(Record):
+    """The SHA-256 of the SHA-256 digests of a disk's blocks (shared.disks.leaves)."""
+
+    disk: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class ProofRecord(Record):
+    """What a point's disks have to be: a verify found both sides equal at its cut, by the digests of their blocks."""
+
+    position: PositionRecord
+    time: float
+    images: Annotated[list[ImageRecord], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
+
+
 class PointsRecord(Record):
     """The older recovery points: ``logs`` lead one after another from the oldest to the newest point.
 
-    ``newest`` and ``hourly`` are this VM's own retention, None where the agent's configuration decides.
+    ``newest`` to ``age_seconds`` are this VM's own retention, None where the agent's configuration decides. ``marks``
+    and ``proofs`` are of points that are there, the newest among them.
     """
 
     logs: list[UndoRecord] = []
     newest: Count | None = None
     hourly: Count | None = None
+    daily: Count | None = None
+    weekly: Count | None = None
+    limit_bytes: Count | None = None
+    age_seconds: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    marks: list[MarkRecord] = []
+    proofs: list[ProofRecord] = []
+    last_test_time: float | None = None
+    """When a test failover was begun last."""
 
 
 class ExportedDiskRecord(Record):
@@ -182,6 +224,10 @@ class ExportRecord(Record):
     created_time: float
     lost: Cause | None = None
     """Why its point is gone for good; such an export keeps nothing, and only tells so."""
+    writable: bool = False
+    """What its clients write lies in files of its own over the point, which go with it."""
+    test: bool = False
+    """It is the VM's test failover."""
 
 
 class ExportsRecord(Record):
@@ -196,6 +242,20 @@ class ExportsRecord(Record):
 
     def find(self, identity: str) -> ExportRecord | None:
         return next((export for export in self.exports if export.id == identity), None)
+
+    @property
+    def test(self) -> ExportRecord | None:
+        """The test failover, if there is one."""
+        return next((export for export in self.exports if export.test), None)
+
+
+class ReversalRecord(Record):
+    """The VM ran on these disks before the direction was reversed: they are as of ``common``, a cut of both sides'
+    histories, but in the ranges of the file ``doubt.map``, which have so many bytes.
+    """
+
+    common: PositionRecord
+    bytes: Count
 
 
 class ReplicationRecord(Record):
@@ -227,6 +287,8 @@ class ReplicationRecord(Record):
     """Why a resync is required, the oldest first."""
     interval_seconds: float = 0.0
     peer_host: str = ""
+    reversal: ReversalRecord | None = None
+    """Set from a reversal to the first baseline after it."""
 
     @property
     def ancestors(self) -> Lineage:
@@ -262,6 +324,26 @@ class ResyncRecord(Record):
     """The set of disks that its commit brings; None where it stays the same."""
     disk_set: Count = 0
     """The number of that set."""
+    through: AncestorRecord | None = None
+    """After a reversal: the failover that led from this side's baseline to the parent, which the primary told."""
+
+
+class BeforeRecord(Record):
+    """What a failover replaced in the record ``replication``: an undo brings it back."""
+
+    epoch: Id16
+    lineage: Annotated[list[AncestorRecord], msgspec.Meta(max_length=MAX_LINEAGE)]
+    state: ReplicationState
+
+
+class PreparedRecord(Record):
+    """The promote token of a planned failover: ``cut`` is all that its primary has, and it takes no writes (R43)."""
+
+    token: Id16
+    cut: PositionRecord
+    time: float
+    host: str = ""
+    """The primary's, as it calls itself."""
 
 
 class PromotionRecord(Record):
@@ -274,7 +356,73 @@ class PromotionRecord(Record):
     time: float
     host: str
     serving: bool = False
-    """The disks stand at the promoted cut and were handed to the tap; only the tap may open them now."""
+    """The disks were handed to the tap, which shows the promoted cut; only the tap may open them now."""
+    cut: PositionRecord | None = None
+    """The promoted cut, with its chain; None where it is not known."""
+    received: PositionRecord | None = None
+    """The newest cut that was here then: the same, or a later one. ``reverse.map`` names where they differ."""
+    layered: bool = False
+    """The tap writes overlays, and the disks are what they were, until what lies over them has settled in them."""
+    before: BeforeRecord | None = None
+    undoing: bool = False
+    """It is being undone, which can't be stopped any more."""
+    committed_time: float | None = None
+    """Since when it can't be undone; None while it can, or where an older version made it."""
+    handed_over: bool = False
+    """The primary agent of this host has the VM, or is about to: nothing is done for it here any more."""
+    written: bool = True
+    """With ``handed_over``: whether anything was written since the failover; else the tap tells."""
+    planned: PreparedRecord | None = None
+    """The token by which it lost nothing; None where it was not a planned one."""
+
+    @property
+    def older(self) -> bool:
+        """Whether it is an older point than the newest that was received: nothing is applied then."""
+        return self.layered and self.cut != self.received
+
+    @property
+    def undoable(self) -> bool:
+        return self.layered and self.committed_time is None and not self.undoing
+
+
+class ConsistentRecord(Record):
+    """An application-consistent cut."""
+
+    position: PositionRecord
+
+
+class FileRecord(Record):
+    """A file of a definition: its path at the primary, for people; its SHA-256, which names its file here; its size."""
+
+    path: str
+    digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    size: Count
+
+
+class DefinitionDiskRecord(Record):
+    """A disk as a definition may name it, by its path or its export at the primary."""
+
+    index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    path: str
+    export: str
+
+
+class DefinitionRecord(Record):
+    """A version of a VM's definition, the first of ``files``; it belongs to cut ``segment`` of ``epoch`` and later."""
+
+    epoch: Id16
+    segment: Count
+    files: Annotated[list[FileRecord], msgspec.Meta(min_length=1)]
+    disks: list[DefinitionDiskRecord]
+    time: float
+    """When it was received, in seconds since the Unix epoch."""
+
+
+class CompanionsRecord(Record):
+    """What came beside the log: marks of cuts, and the versions of the definition, in the order of their coming."""
+
+    marks: list[ConsistentRecord] = []
+    definitions: list[DefinitionRecord] = []
 
 
 R = TypeVar("R", bound=Record)

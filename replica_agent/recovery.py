@@ -22,6 +22,7 @@ from replica_agent.parts import VmParts
 from replica_agent.record import ResyncRecord, UndoRecord
 from replica_agent.replay import Source
 from replica_agent.resync import OpenResync
+from replica_agent.reversal import read_doubt
 from replica_agent.spool import Spool
 from replica_agent.strangers import remove_strangers
 from shared.errors import StorageError
@@ -78,6 +79,9 @@ def _read(parts: VmParts) -> _Found:
     files.make_folder(layout.spool)
     remove_unnamed(parts)
     parts.disks.open()
+    if parts.ledger.promotion is None:
+        # Of a failover that was given up, or of a VM that came back: its state is about what the disks were then.
+        files.remove_tree(layout.tap)
     for name in files.list(layout.folder):
         if name.endswith(".spill"):
             # Made by an earlier version.
@@ -144,7 +148,7 @@ def _written_since(parts: VmParts, record: ResyncRecord) -> bool:
 
 def _read_resync(parts: VmParts, record: ResyncRecord, found: _Found) -> None:
     """Take over the resync that has begun and not committed."""
-    opened = parts.open_resync(record)
+    opened = parts.open_resync(record, read_doubt(parts, record))
     found.resync = opened
     try:
         parts.disks.join(joining(record, parts.ledger.vm))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from protocol.errors import ProtocolError
-from protocol.messages import ErrorCode
+from protocol.messages import ErrorCode, Fence
 from shared.errors import (
     ForbiddenError,
     InvalidStateError,
@@ -17,10 +17,11 @@ from shared.errors import (
 
 
 class Refusal(VmreplicaError):
-    """Ends a connection with exactly this answer."""
+    """Ends a connection with exactly this answer; ``fence`` goes with FENCED."""
 
-    def __init__(self, code: ErrorCode, text: str, remedy: str = "") -> None:
+    def __init__(self, code: ErrorCode, text: str, remedy: str = "", fence: Fence | None = None) -> None:
         super().__init__(text, remedy, code=code.value)
+        self.fence = fence
 
 
 def refusal(error: Exception, vm: str) -> Refusal:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from protocol.chain import Cursor
 from protocol.errors import LogError
 from protocol.hrl import (
@@ -46,6 +48,8 @@ class Remains:
     name: str = ""
     geometry: tuple[Geometry, ...] = ()
     promoted: bool = False
+    layered: bool = False
+    """The tap writes overlays: what was written since the failover is not in the disks."""
     tap_epoch: bytes | None = None
     spool: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -83,6 +87,10 @@ def read_remains(files: FileSystem, layout: Layout, vm: bytes) -> Remains:
         if found.description is not None:
             found.name = found.description.vm.name
             found.geometry = found.description.vm.geometry
+            for disk in found.description.vm.disks:
+                # The VM ran on it on this host, before the direction was reversed.
+                if disk.path and files.exists(disk.path):
+                    found.disks[disk.index] = _size(files, disk.path)
         elif tap is not None:
             found.name = tap.name
             found.geometry = tuple(disk.geometry for disk in tap.disks)
@@ -106,11 +114,15 @@ def _read_disks(files: FileSystem, layout: Layout, found: Remains) -> None:
     for name in files.list(layout.folder):
         number = name.removeprefix("disk-").removesuffix(".raw")
         if number.isascii() and number.isdecimal() and name == f"disk-{int(number)}.raw":
-            file = files.open(layout.disk(int(number)))
-            try:
-                found.disks[int(number)] = file.size()
-            finally:
-                file.close()
+            found.disks[int(number)] = _size(files, layout.disk(int(number)))
+
+
+def _size(files: FileSystem, path: str) -> int:
+    file = files.open(path)
+    try:
+        return file.size()
+    finally:
+        file.close()
 
 
 def _read_tap(files: FileSystem, layout: Layout, vm: bytes, found: Remains) -> TapConfig | None:
@@ -124,7 +136,9 @@ def _read_tap(files: FileSystem, layout: Layout, vm: bytes, found: Remains) -> T
     try:
         config = load_config(files, layout.tap)
     except VmreplicaError:
+        found.layered = any(name.startswith("overlay-") for name in files.list(layout.tap))
         return None
+    found.layered = any(disk.overlay is not msgspec.UNSET for disk in config.disks)
     return config if config.vm_id == vm else None
 
 

@@ -50,6 +50,7 @@ from replica_agent.record import ResyncRecord
 from replica_agent.replay import Source
 from replica_agent.spool import Spool, SyncFailedError
 from shared.disks.hashing import DIGEST_BYTES, HASH_NAME, KEY_BYTES, RangeHasher
+from shared.map_file import Range
 from shared.ports import Ports
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class OpenResync:
     received_bytes: int = 0
     unreadable: list[str] = field(default_factory=list)
     """Ranges that could not be read, not yet told to anybody."""
+    doubt: dict[int, list[Range]] = field(default_factory=dict)
+    """After a reversal, of a bounded resync: where the disks may not be as the cut that both sides have (R41)."""
     sizes: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -151,7 +154,11 @@ class OpenResync:
             raise ProtocolError("a message of a resynchronization that was not begun in this session", code="state")
         record, key, unsettle = self.record, self.key.id, self.record.unsettle
         parts = [[]] if unsettle else list(_told(self.differences.settled))
+        doubts = [] if unsettle else list(_told_doubt(self.doubt))
         return [
+            ResyncReady(id=record.id, round=record.round, key_id=key, settled=[], more=True, unsettle=False, doubt=part)
+            for part in doubts
+        ] + [
             ResyncReady(
                 id=record.id,
                 round=record.round,
@@ -345,6 +352,15 @@ class OpenResync:
         for index in self.sizes.keys() - self.disks.sizes.keys():
             if not self.differences.settled[index].covers(0, self.sizes[index]):
                 raise ProtocolError(f"COMMIT although the added disk {index} is not wholly settled", code="state")
+        for disk, ranges in self.doubt.items():
+            settled = self.differences.settled[disk]
+            left = next((each for each in ranges if not settled.covers(*each)), None)
+            if left is not None:
+                raise ProtocolError(
+                    f"COMMIT although {left[1]} bytes at {left[0]} of disk {disk}, which are in doubt here, "
+                    "are not settled",
+                    code="state",
+                )
         if all(segment.end != end for segment in self.tracked.segments):
             raise ProtocolError(f"COMMIT to {end}, but {self.tracked.received} is received", code="gap")
 
@@ -377,6 +393,13 @@ def _told(settled: dict[int, RangeSet]) -> Iterator[list[Run]]:
         longest = sorted(runs, key=lambda run: -run.length)[: MAX_SETTLED_MESSAGES * MAX_SETTLED_RUNS]
         runs = sorted(longest, key=lambda run: (run.disk, run.offset))
     for at in range(0, max(1, len(runs)), MAX_SETTLED_RUNS):
+        yield runs[at : at + MAX_SETTLED_RUNS]
+
+
+def _told_doubt(doubt: dict[int, list[Range]]) -> Iterator[list[Run]]:
+    """The ranges in doubt in lists of which each fits a message; none where there are none."""
+    runs = [Run(disk=disk, offset=at, length=length) for disk, ranges in doubt.items() for at, length in ranges]
+    for at in range(0, len(runs), MAX_SETTLED_RUNS):
         yield runs[at : at + MAX_SETTLED_RUNS]
 
 

@@ -9,9 +9,9 @@ from collections.abc import Generator
 
 from protocol.entries import MAX_ENTRIES
 from replica_agent.disks import BaseDisks
-from replica_agent.undo import BATCH_BYTES
 from replica_agent.undo_writer import UndoWriter
 from shared.ports import File
+from shared.undo_log import BATCH_BYTES
 
 YIELD_BYTES = 1 << 20
 """So much is saved between two chances to write it."""

@@ -60,8 +60,8 @@ class Sessions:
     ) -> None:
         self.authorization = authorization
         self.listener: Listener | None = None
-        self.on_refused: Callable[[str, str], None] = lambda _peer, _reason: None
-        """Told the peer's address and the reason whenever a connection is refused."""
+        self.on_refused: Callable[[Peer, str], None] = lambda _peer, _reason: None
+        """Told the peer and the reason whenever a connection is refused, or ended since it would be by now."""
         self._surroundings = surroundings
         self._locate = locate
         self._find_vm = find_vm
@@ -106,6 +106,7 @@ class Sessions:
             if authorization.find(channel.peer, vm, self._locate(vm)) is None:
                 self._withdrawn[channel] = Refusal(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
                 channel.refuse(ErrorCode.UNAUTHORIZED, *_FORBIDDEN)
+                self.on_refused(channel.peer, _FORBIDDEN[0])
 
     def reexamine(self) -> None:
         """End connections of peers whose certificates would not be accepted any more.
@@ -117,6 +118,7 @@ class Sessions:
             if objection is not None and not channel.closed:
                 self._withdrawn[channel] = Refusal(ErrorCode.UNAUTHORIZED, objection.text, objection.remedy)
                 channel.refuse(ErrorCode.BUSY, objection.text, objection.remedy)
+                self.on_refused(channel.peer, objection.text)
 
     def connected(self) -> int:
         return len(self._tasks)
@@ -221,11 +223,11 @@ class Sessions:
             self._note_refusal(channel.peer, "protocol", text, reason=error.text, code=error.code)
         except (VmreplicaError, OSError) as error:
             told = refusal(error, "")
-            channel.refuse(told.code, told.text, told.remedy)
+            channel.refuse(told.code, told.text, told.remedy, told.fence)
             kind = "unauthorized" if told.code == ErrorCode.UNAUTHORIZED else "refused"
             self._note_refusal(channel.peer, kind, "connection refused", reason=told.text, code=told.code)
-            if told.code is ErrorCode.UNAUTHORIZED:
-                self.on_refused(channel.peer.address, told.text)
+            if told.code == ErrorCode.UNAUTHORIZED:
+                self.on_refused(channel.peer, told.text)
         except Exception:
             channel.refuse(ErrorCode.BUSY, "The replica failed unexpectedly.", "See its log.")
             log.exception("serving a connection failed", **who)
@@ -293,7 +295,7 @@ class Sessions:
             told = refusal(error, vm.name)
             vm.connections.note_trouble(told)
             # What the channel found itself it has told already.
-            channel.refuse(told.code, told.text, told.remedy)
+            channel.refuse(told.code, told.text, told.remedy, told.fence)
             log.warning("session ended", vm=vm.name, reason=told.text, code=told.code, peer=channel.peer.address)
 
     def _copies_of(self, grant: Grant) -> list[Copy]:

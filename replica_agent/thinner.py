@@ -17,10 +17,10 @@ from replica_agent.history import History
 from replica_agent.record import UndoRecord
 from replica_agent.retention import merge_next
 from replica_agent.thinning import merge
-from replica_agent.undo import Link, UndoDamagedError, UndoLog, UndoUnreadableError
 from replica_agent.undo_records import record_of
 from shared.errors import NoSpaceError
 from shared.events import EventId
+from shared.undo_log import Link, UndoDamagedError, UndoLog, UndoUnreadableError
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Thinner:
     async def run(self) -> None:
         """Merge what is to be merged, one group after the other; returns when there is nothing left."""
         async with self._turn:
-            while (place := merge_next(self.history.ledger.points, self.history.retention.newest)) is not None:
+            while (place := merge_next(self.history.ledger.points, self.history.retention)) is not None:
                 chosen = self.history.ledger.points.logs[slice(*place)]
                 try:
                     if not await self._merge(chosen):

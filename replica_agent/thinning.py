@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from replica_agent.undo import Batch, Piece, UndoLog
 from replica_agent.undo_writer import UndoWriter
+from shared.undo_log import Batch, Piece, UndoLog
 
 STEP_BYTES = 1 << 20
 

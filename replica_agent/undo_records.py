@@ -5,8 +5,8 @@ from __future__ import annotations
 from replica_agent.layout import Layout
 from replica_agent.ledger import Ledger
 from replica_agent.record import PositionRecord, UndoRecord
-from replica_agent.undo import Link, Sealed, UndoDamagedError, UndoLog
 from shared.ports import Ports
+from shared.undo_log import Link, Sealed, UndoDamagedError, UndoLog
 
 
 def open_log(ports: Ports, layout: Layout, ledger: Ledger, record: UndoRecord) -> UndoLog:

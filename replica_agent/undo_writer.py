@@ -14,8 +14,8 @@ from protocol.entries import ENTRY_DTYPE, MAX_ENTRIES, EntryKind
 from protocol.hrl import FileHeader, RecordKind, encode_file_header, encode_record
 from protocol.undo import MAX_INDEX_ENTRIES, UndoEnd, encode_end_body, encode_index_entry, undo_seed
 from replica_agent.space import require_room, space_error
-from replica_agent.undo import BATCH_BYTES, Link, Sealed
 from shared.ports import Buffer, File, FileSystem
+from shared.undo_log import BATCH_BYTES, Link, Sealed
 
 ROOM_STEP = 1 << 20
 """The room on the volume is looked at again after so many bytes."""

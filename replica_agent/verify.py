@@ -36,8 +36,8 @@ from replica_agent.control import Control
 from replica_agent.finishing import finish
 from replica_agent.history import Reading
 from replica_agent.layers import PointReader
+from replica_agent.marks import put_proof
 from replica_agent.parts import VmParts
-from replica_agent.undo import UndoDamagedError
 from shared.channel import Channel
 from shared.disks.leaves import LEAF_BYTES, LEAF_HASH, group_digests, has_unreadable, leaves_of
 from shared.disks.leaves import ImageDigest as ImageSum
@@ -45,6 +45,7 @@ from shared.errors import NotFoundError
 from shared.events import EventId
 from shared.ports import Extent
 from shared.tasks import together
+from shared.undo_log import UndoDamagedError
 
 VERIFIES_AT_ONCE = 2
 """VMs of which views are held at the same time."""
@@ -100,6 +101,8 @@ class VerifyConnection:
         self._images: dict[int, ImageSum] = {}
         self._next: dict[int, int] = {}
         self._told = False
+        self._differs = False
+        """Whether a group of blocks was not the same on both sides."""
 
     def belongs_to(self, control: Control) -> bool:
         return self._control is control
@@ -162,6 +165,7 @@ class VerifyConnection:
             case VerifyRequest():
                 await self._answer(message)
             case VerifyEnd():
+                await finish(self._keep_proof())
                 self._end(message.id)
                 await finish(self._let_go())
 
@@ -254,6 +258,7 @@ class VerifyConnection:
             self._next[request.disk] += request.length
         ours = np.frombuffer(group_digests(leaves, GROUP_BLOCKS), np.uint8).reshape(-1, LEAF_BYTES)
         equal = (ours == np.frombuffer(request.digests, np.uint8).reshape(-1, LEAF_BYTES)).all(axis=1)
+        self._differs = self._differs or not equal.all()
         step = GROUP_BLOCKS * LEAF_BYTES
         told = [leaves[group * step : (group + 1) * step] for group in range(count) if not equal[group]]
         self.channel.send(
@@ -293,7 +298,19 @@ class VerifyConnection:
         )
         return bytearray().join(leaves for leaves, _ in parts)
 
-    def _end(self, identity: bytes) -> None:
+    def _digests(self) -> dict[int, bytes]:
+        """Those of the disks that were walked to their end, and could be read."""
         found = {disk: image.digest() for disk, image in self._images.items()}
-        images = [ImageDigest(disk=disk, digest=digest) for disk, digest in found.items() if digest is not None]
+        return {disk: digest for disk, digest in found.items() if digest is not None}
+
+    async def _keep_proof(self) -> None:
+        """Put on record what the disks are at this cut, where both sides were the same."""
+        digests = self._digests()
+        if self._reading is not None and len(digests) == len(self._sizes) and not self._differs:
+            # Group by group the primary's leaves had the digests that ours have: its images were these.
+            async with self._parts.ledger.transaction() as draft:
+                put_proof(draft, self._reading.position, digests)
+
+    def _end(self, identity: bytes) -> None:
+        images = [ImageDigest(disk=disk, digest=digest) for disk, digest in self._digests().items()]
         self.channel.send(VerifyEnded(id=identity, images=images))

@@ -6,21 +6,23 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
 import structlog
 
 from protocol.messages import ErrorCode, Open
 from protocol.position import NO_EPOCH, Position
 from replica_agent.baseline import Baseline
+from replica_agent.companions import Companions
 from replica_agent.connections import Connections
 from replica_agent.disk_sets import forget_former, mismatch_of, number_of
 from replica_agent.exports import Exports
 from replica_agent.finishing import finish
 from replica_agent.ledger import Ledger, LedgerError
 from replica_agent.parts import Surroundings, VmParts, assemble
-from replica_agent.promotion import Promotion, fenced
+from replica_agent.promotion import Promotion, refused_after_failover
+from replica_agent.prover import Prover
 from replica_agent.recovery import recover
 from replica_agent.refusals import Refusal
+from replica_agent.settled import finish_undo, undo
 from replica_agent.thinner import Thinner
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
@@ -49,8 +51,11 @@ class ReplicaVm:
             parts.applier,
             f"{surroundings.runtime_folder}/{parts.uuid}",
             group=surroundings.nbd_group,
+            room=surroundings.overlay_room,
         )
-        self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self.exports.stop)
+        parts.history.spare = self.exports.yield_room
+        self.prover = Prover(parts, self.exports.view)
+        self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self.exports.stop, self._halt)
         self.statistics = ReplicationStatistics(
             ledger.statistics, surroundings.ports.clock.wall(), monitoring_seconds=surroundings.monitoring
         )
@@ -58,8 +63,16 @@ class ReplicaVm:
         parts.history.changed = parts.changed.notify
         self.failure: Cause | None = None
         self.on_failure: Callable[[ReplicaVm], None] | None = None
-        self.connections = Connections(self.parts, self.baseline, self.statistics, self.judge, self.fail)
+        self.on_undone: Callable[[ReplicaVm], None] | None = None
+        """Told when a failover is undone: the VM has to be started anew."""
+        self.companions = Companions(parts)
+        self.connections = Connections(
+            self.parts, self.baseline, self.statistics, self.judge, self.fail, self.companions
+        )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._applying: asyncio.Task[None] | None = None
+        self._thinning: asyncio.Task[None] | None = None
+        self._completing: asyncio.Task[None] | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -74,6 +87,9 @@ class ReplicaVm:
     async def start(self) -> None:
         """Bring files and state in line, and go on where the last run stopped. Never raises for this VM's trouble."""
         promotion = self.ledger.promotion
+        if promotion is not None and promotion.undoing:
+            self._completing = self._spawn(self._finish_undo())
+            return
         try:
             if promotion is None or not promotion.serving:
                 await recover(self.parts)
@@ -88,11 +104,11 @@ class ReplicaVm:
         if self.parts.applier.whole and applied is not None:
             for callback in list(self.parts.applier.exposed):
                 callback(applied.position)
-        self._spawn(self.parts.applier.run())
+        self._applying = self._spawn(self.parts.applier.run())
         self._spawn(self._keep_house())
-        self._spawn(self._thin())
-        if promotion is not None:
-            self._spawn(self.promotion.complete())
+        self._thinning = self._spawn(self._thin())
+        if promotion is not None and not promotion.handed_over:
+            self._completing = self._spawn(self.promotion.complete())
 
     async def stop(self) -> None:
         """End connections, tasks and exports, and close files and store."""
@@ -106,6 +122,7 @@ class ReplicaVm:
         for task in list(self._tasks):
             task.cancel()
         await settle(self._tasks)
+        await self.prover.stop()
         await self.exports.close()
         await finish(self.parts.ports.workers.run(self._close))
 
@@ -145,7 +162,7 @@ class ReplicaVm:
         except (VmreplicaError, OSError):
             log.exception("the failure of a VM can't be recorded", vm=self.name, failure=text)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run ``work`` as a task of this VM; an error that it ends with is this VM's failure."""
 
         async def guarded() -> None:
@@ -159,6 +176,14 @@ class ReplicaVm:
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _halt(self, applying: bool) -> None:
+        """From now on no undo log is merged, and, where that is said, nothing is applied: both go on after an undo."""
+        tasks = {task for task in (self._thinning, self._applying if applying else None) if task is not None}
+        for task in tasks:
+            task.cancel()
+        await settle(tasks)
 
     async def _keep_house(self) -> None:
         while True:
@@ -167,6 +192,7 @@ class ReplicaVm:
             await self.exports.reopen()
             await forget_former(self.parts)
             await self._keep_room()
+            await self.companions.tidy()
             await self.ledger.describe()
             self._count_cycles()
             if self.statistics.is_due(self.parts.ports.clock.wall()):
@@ -175,7 +201,8 @@ class ReplicaVm:
     def _count_cycles(self) -> None:
         """A cycle in which nothing new was received is missed, whatever kept the primary from sending it."""
         clock, record = self.parts.ports.clock, self.ledger.replication
-        if record.state is ReplicationState.REPLICATING and record.interval_seconds > 0:
+        waits = self.ledger.prepared is not None
+        if record.state is ReplicationState.REPLICATING and record.interval_seconds > 0 and not waits:
             self.statistics.tick(clock.wall(), clock.monotonic(), record.interval_seconds)
         else:
             self.statistics.pause()
@@ -200,7 +227,7 @@ class ReplicaVm:
     async def _keep_room(self) -> None:
         """Older points make room for what arrives before it is refused for want of it."""
         parts = self.parts
-        if not self.ledger.points.logs:
+        if not self.ledger.points.logs and not self.ledger.exports.kept:
             return
         try:
             free = await finish(parts.ports.workers.run(parts.ports.files.free_space, parts.layout.folder))
@@ -222,10 +249,10 @@ class ReplicaVm:
 
     def judge(self, body: Open) -> None:
         """Whether a connection may be opened now. Raises Refusal or InvalidStateError."""
+        if self.ledger.promotion is not None:
+            raise refused_after_failover(self.ledger.promotion, self.name, body, written=self.promotion.written)
         if self.failure is not None:
             raise self._refusal_of_failure()
-        if self.ledger.promotion is not None:
-            raise fenced(self.ledger.promotion, self.name)
         if self.promotion.deciding.locked():
             raise self._failing_over()
         if self.parts.closing:
@@ -280,27 +307,43 @@ class ReplicaVm:
         async with self.parts.order, self.ledger.transaction() as draft:
             draft.step(ReplicaEvent.RESUMED, "resumed by the administrator")
 
-    async def set_retention(self, changes: dict[str, int | None]) -> None:
-        """Change how many points are kept, with the keys ``newest`` and ``hourly``; None for the agent's own rule."""
-        async with self.ledger.transaction() as draft:
-            before = self.parts.history.retention
-            draft.points = msgspec.structs.replace(draft.points, **changes)
-            told = ", ".join(f"{key} {'as configured' if value is None else value}" for key, value in changes.items())
-            draft.event(
-                EventId.SETTINGS,
-                f"Recovery points to keep: {told}; it was newest {before.newest}, hourly {before.hourly}.",
-                cause="set",
-            )
-            self.parts.history.prune(draft)
-        await self.parts.history.tidy()
-
-    async def failover(self) -> None:
-        """Promote the newest cut and serve it. Returns when that is durable and, if it takes no long, complete."""
+    async def failover(self, point: Position | None = None) -> None:
+        """Promote the newest cut, or ``point``, and serve it. Returns when that is durable and, soon, complete."""
         if self.failure is not None:
             raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
-        if await self.promotion.decide():
-            self._spawn(self.promotion.complete())
+        if await self.promotion.decide(point):
+            self._completing = self._spawn(self.promotion.complete())
         await self._await_service(FAILOVER_WAIT_SECONDS)
+
+    async def undo_failover(self) -> None:
+        """Be a replica again, with everything as it was before the failover. Raises InvalidStateError."""
+        if self.failure is not None:
+            raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
+        tap = self.promotion.tap
+        await undo(self.parts, await tap.clients() if tap is not None else 0)
+        if self._completing is not None:
+            self._completing.cancel()
+            await settle({self._completing})
+        await self._halt(applying=True)
+        self.promotion.tap = None
+        self._completing = self._spawn(self._finish_undo())
+
+    async def _finish_undo(self) -> None:
+        await finish_undo(self.parts)
+        if self.on_undone is not None:
+            self.on_undone(self)
+
+    async def leave_tap(self) -> None:
+        """The tap of the promoted VM is nobody's here any more; it goes on."""
+        if self._completing is not None:
+            self._completing.cancel()
+            await asyncio.wait({self._completing})
+            self._completing = self.promotion.tap = None
+
+    def take_tap_up(self) -> None:
+        """Look after the tap of the promoted VM again."""
+        if self._completing is None:
+            self._completing = self._spawn(self.promotion.complete())
 
     async def _await_service(self, seconds: float) -> None:
         """Wait until the promoted disks are served, but no longer than this."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from protocol.position import NO_EPOCH, Position
-from replica_agent.exports import export_name
+from replica_agent.exports import TEST_SUFFIX
 from replica_agent.parts import VmParts
+from replica_agent.planned import planned_status
+from replica_agent.point_disks import export_name, point_text
+from replica_agent.retention import pinned_cost
 from replica_agent.vm import ReplicaVm
 from shared.errors import VmreplicaError
 from shared.expiry import certificates_of_link
 from shared.health import assessed
 from shared.progress_status import DiskProgress, ProgressStatus
 from shared.states import ReplicationState
-from shared.status import Cause, CutStatus, DiskStatus, LinkStatus, VmStatus
+from shared.status import Cause, CutStatus, DiskStatus, FailoverStatus, LinkStatus, TestFailoverStatus, VmStatus
 
 
 def status_of(vm: ReplicaVm) -> VmStatus:
@@ -25,6 +28,9 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     pending = parts.applier.pending_bytes
     surroundings, folder = parts.surroundings, parts.layout.folder
     volume, lost = surroundings.volumes.of(folder), parts.history.lost
+    pinned = pinned_cost(parts.ledger.points)
+    statistics = vm.statistics.report(now, pending_bytes=pending)
+    statistics.last_test_failover_time = parts.ledger.points.last_test_time
     quota = surroundings.quota_of(parts.vm)
     status = VmStatus(
         name=vm.name,
@@ -47,7 +53,9 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         link=_link(vm, now),
         tap=tap.view() if tap is not None else None,
         progress=_progress(parts),
-        statistics=vm.statistics.report(now, pending_bytes=pending),
+        planned=planned_status(parts.ledger.prepared, parts.ledger.promotion),
+        statistics=statistics,
+        failover=failover_of(vm),
         disks=[
             DiskStatus(
                 index=disk.index,
@@ -63,11 +71,17 @@ def status_of(vm: ReplicaVm) -> VmStatus:
             for disk in parts.ledger.vm.former
         ],
         exports=vm.exports.status(),
+        handed_over=parts.ledger.promotion is not None and parts.ledger.promotion.handed_over,
         older_points=sum(log.point for log in parts.ledger.points.logs),
         oldest_point_time=next((log.older_time for log in parts.ledger.points.logs if log.point), None),
         points_bytes=parts.history.bytes,
         points_lost_time=lost.time if lost is not None else None,
         points_lost_text=lost.text if lost is not None else "",
+        points_limit_bytes=parts.history.retention.limit,
+        points_pinned=sum(mark.pinned for mark in parts.ledger.points.marks),
+        points_pinned_bytes=pinned.bytes,
+        points_pinned_oldest=pinned.oldest,
+        test_failover=_test_failover(vm),
         store_free_bytes=volume.free,
         store_full_seconds=volume.full_seconds(surroundings.reserve),
         store_reserve_bytes=surroundings.reserve,
@@ -81,8 +95,17 @@ def status_of(vm: ReplicaVm) -> VmStatus:
             "interval_seconds": record.interval_seconds,
             "points_newest": parts.history.retention.newest,
             "points_hourly": parts.history.retention.hourly,
+            "points_daily": parts.history.retention.daily,
+            "points_weekly": parts.history.retention.weekly,
+            "points_limit_bytes": parts.history.retention.limit,
+            "points_age_seconds": parts.history.retention.age,
         },
     )
+    marked = vm.companions.marked()
+    if marked:
+        status.application_cut = vm.describe(marked[-1])
+        status.statistics.last_snapshot_time = status.application_cut.time
+    status.definition = vm.companions.status()
     return assessed(status, now)
 
 
@@ -101,8 +124,46 @@ def damaged_status(name: str, identity: str, folder: str, error: VmreplicaError,
     return assessed(status, now)
 
 
+def _test_failover(vm: ReplicaVm) -> TestFailoverStatus | None:
+    record = vm.ledger.exports.test
+    if record is None:
+        return None
+    export = next(each for each in vm.exports.status() if each.id == record.id)
+    return TestFailoverStatus(
+        name=vm.name + TEST_SUFFIX,
+        export=export.id,
+        point=point_text(record.position.position),
+        cut=export.cut,
+        started_time=record.created_time,
+        uris=export.uris,
+        error=export.error,
+    )
+
+
 def _cut(vm: ReplicaVm, position: Position | None) -> CutStatus | None:
     return vm.describe(position) if position is not None and position.segment > 0 else None
+
+
+def failover_of(vm: ReplicaVm) -> FailoverStatus | None:
+    """The failover to this host, if there was one."""
+    record, tap = vm.ledger.promotion, vm.promotion.tap
+    if record is None:
+        return None
+    layers = tap.status.layers if tap is not None and tap.status is not None else None
+    return FailoverStatus(
+        time=record.time,
+        epoch=record.epoch.hex(),
+        cut=_cut(vm, record.cut.position if record.cut is not None else None),
+        received=_cut(vm, record.received.position if record.received is not None else None),
+        undoable=record.undoable,
+        undoing=record.undoing,
+        committed_time=record.committed_time,
+        layered=record.layered,
+        written_bytes=layers.written_bytes if layers is not None else 0,
+        settled_bytes=layers.done_bytes if layers is not None else 0,
+        settling_bytes=layers.total_bytes if layers is not None else 0,
+        trouble=layers.failed if layers is not None else "",
+    )
 
 
 def _link(vm: ReplicaVm, now: float) -> LinkStatus:
@@ -111,6 +172,7 @@ def _link(vm: ReplicaVm, now: float) -> LinkStatus:
     if channel is None:
         trouble = vm.connections.trouble
         return LinkStatus(
+            heard_time=vm.connections.left_time,
             since_time=vm.connections.left_time,
             last_error=trouble.text if trouble is not None else vm.connections.left_reason,
             last_error_code=trouble.code if trouble else "",
@@ -119,6 +181,7 @@ def _link(vm: ReplicaVm, now: float) -> LinkStatus:
     return LinkStatus(
         connected=not channel.closed,
         healthy=channel.healthy(),
+        heard_time=now - max(0.0, vm.parts.ports.clock.monotonic() - channel.last_heard),
         peer=channel.peer.address,
         since_time=vm.connections.opened_time,
         certificates=certificates_of_link(trust, channel.peer, now),

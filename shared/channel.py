@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Sequence
 
 from protocol.errors import ProtocolError
-from protocol.messages import Body, Close, ErrorCode, Heartbeat, Hello, MessageType, Problem, Welcome
+from protocol.messages import REVERSE, Body, Close, ErrorCode, Fence, Heartbeat, Hello, MessageType, Problem, Welcome
 from protocol.session import Message, PrimarySession, ReplicaSession, Session, SessionState
 from shared.budget import Budget
 from shared.errors import DAMAGED_LINK, ForbiddenError, VmreplicaError
 from shared.inbox import Inbox
+from shared.patience import answers, patience
 from shared.ports import Buffer, Clock, Link, Peer
-from shared.rates import Ration
 from shared.refusing import TEXT_LIMIT, describe
 from shared.tasks import Signal
 
@@ -59,9 +59,9 @@ class ChannelClosed(VmreplicaError):
 class Channel:
     """A link and a session in use. Create it right after connect or accept; it attaches itself to the link.
 
-    ``heartbeat`` and ``dead_after`` are in seconds; ``queue_bytes`` bounds received messages that nobody took yet, and
-    so does the ``budget`` that it shares with others: above it the link is paused. Payloads of received bulk messages
-    belong to whoever receives them.
+    ``heartbeat`` and ``dead_after`` are in seconds, as shared.patience takes them. ``queue_bytes`` bounds received
+    messages that nobody took yet, and so does the ``budget`` that it shares with others: above it the link is paused.
+    Payloads of received bulk messages belong to whoever receives them.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Channel:
         self._link = link
         self._clock = clock
         self._heartbeat = heartbeat
-        self._dead_after = dead_after
+        self._dead_after = self._patience = dead_after  # From the greeting on also by what the peer tells.
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(queue_bytes, budget)
         self._paused = False
@@ -98,7 +98,7 @@ class Channel:
         self._progress_mark = 0
         self._number = 0
         self._seen = 0
-        self._answers = Ration(4, 4 / heartbeat, now)
+        self._answers = answers(heartbeat, heartbeat, now)
         self._sent_at: deque[tuple[int, float]] = deque()
         self._echoed_at: float | None = None
         self._echoed = 0
@@ -128,14 +128,14 @@ class Channel:
         """Whether a heartbeat of ours was echoed lately: bytes get there and back (I20)."""
         if self.closed or self._echoed_at is None:
             return False
-        return self._clock.monotonic() - self._echoed_at <= self._dead_after
+        return self._clock.monotonic() - self._echoed_at <= self._patience
 
     async def prove(self) -> bool:
         """Whether a heartbeat sent now is echoed before the peer would count as dead: bytes get there and back (I20).
 
         The peer rations its answers, so that it is asked again.
         """
-        number, end = self._number, self._clock.monotonic() + self._dead_after
+        number, end = self._number, self._clock.monotonic() + self._patience
         while not self.closed and self._echoed <= number:
             left = end - self._clock.monotonic()
             if left <= 0:
@@ -159,6 +159,8 @@ class Channel:
                 body = await self.receive()
                 self.send(self.session.welcome())
         assert isinstance(body, Hello | Welcome)
+        self._patience = patience(self._dead_after, body.heartbeat_seconds)
+        self._answers = answers(self._heartbeat, body.heartbeat_seconds, self._clock.monotonic())
         self._beat()
         return body
 
@@ -199,10 +201,10 @@ class Channel:
             await asyncio.sleep(0)
         self._check_open()
 
-    def refuse(self, code: ErrorCode | str, text: str, remedy: str = "") -> None:
-        """Tell the peer what is wrong in an ERROR and end the channel."""
+    def refuse(self, code: ErrorCode | str, text: str, remedy: str = "", fence: Fence | None = None) -> None:
+        """Tell the peer what is wrong in an ERROR and end the channel; ``fence`` only where it knows of that."""
         if self._failure is None:
-            problem = describe(code, text, remedy)
+            problem = describe(code, text, remedy, fence if REVERSE in self.session.capabilities else None)
             self._fail(
                 ChannelClosed(problem.text, problem.remedy, code=problem.code, retryable=problem.retryable), problem
             )
@@ -343,7 +345,7 @@ class Channel:
                 return f"sent no {missing} within {HANDSHAKE_SECONDS:g} s"
             case (PrimarySession(), SessionState.HELLO) if waiting > self._dead_after:
                 return f"sent no WELCOME within {self._dead_after:g} s"
-        if now - self.last_heard > self._dead_after:
+        if now - self.last_heard > self._patience:
             return f"was silent for {now - self.last_heard:.0f} s"
         if self._is_unread(now):
             return f"did not read what was sent to it for {UNREAD_SECONDS:g} s"

@@ -80,15 +80,21 @@ class StorageSection(Section, frozen=True):
 
 
 class PointsSection(Section, frozen=True):
-    """Which recovery points are kept of a VM that has no rules of its own (``vmreplica set VM points-newest=...
-    points-hourly=...``). With ``newest = 1`` and ``hourly = 0`` nothing but the newest point is kept, and applying
-    writes no undo logs.
+    """Which recovery points are kept of a VM that has no rules of its own (``vmreplica set VM points-newest=...``, and
+    likewise the others). With ``newest = 1`` and none of the others nothing but the newest point is kept, and applying
+    writes no undo logs as long as no point is pinned or exported.
     """
 
     newest: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
     """The newest cuts, with the newest of all."""
     hourly: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 24
     """Points that stand for an hour each: its first cut."""
+    daily: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    """Points that stand for a day (UTC) each: its first cut."""
+    weekly: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    """Points that stand for a week each, which begins with Monday (UTC): its first cut."""
+    age_seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0
+    """No point is so many seconds older than the newest one, but for pinned ones. 0: any may be."""
     limit_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
     """Bytes that all undo logs of a VM may have; past them the oldest points go. 0: the size of its disks, at least
     64 MiB.
@@ -174,6 +180,19 @@ class RatesSection(Section, frozen=True):
             raise ValueError(f"{error.text} {error.remedy}") from None
 
 
+class ConsistencySection(Section, frozen=True):
+    """Time limits of application-consistent cuts (``vmreplica set VM consistency=...``, [failover.md](failover.md))."""
+
+    freeze_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 10.0
+    """Freezing a guest may take so long, in seconds; then it is thawed, and the cut is a crash-consistent one."""
+    frozen_seconds: Annotated[float, msgspec.Meta(ge=0.2, le=120)] = 20.0
+    """From the beginning of the freeze on a guest is thawed after so many seconds, whatever happened."""
+
+    def __post_init__(self) -> None:
+        if self.frozen_seconds <= self.freeze_seconds:
+            raise ValueError("frozen_seconds has to be more than freeze_seconds")
+
+
 class MetricsSection(Section, frozen=True):
     """Metrics for Prometheus ([monitoring.md](monitoring.md)), over plain HTTP and for whoever reaches the address:
     names of VMs, sizes and times, and nothing that is on the disks. Keep it on the loopback address or in a network of
@@ -203,6 +222,23 @@ def split_listen(text: str) -> tuple[str, int] | None:
     if not 1 <= int(port[:6]) <= 65535:
         raise UsageError(f"{port} is no TCP port.", "Give one from 1 to 65535, e.g. 127.0.0.1:9441.")
     return host, int(port)
+
+
+class DefinitionSection(Section, frozen=True):
+    """How ``vmreplica definition VM`` changes a VM's definition for this host ([failover.md](failover.md)): entries are
+    ``THERE=HERE``, the name of a network or bridge at the primary, and of the one that takes its place here.
+    """
+
+    networks: Annotated[list[Annotated[str, msgspec.Meta(max_length=160)]], msgspec.Meta(max_length=256)] = []
+    """Networks and bridges of VMs that are failed over; one that is not named keeps its name."""
+    test_networks: Annotated[list[Annotated[str, msgspec.Meta(max_length=160)]], msgspec.Meta(max_length=256)] = []
+    """The same for tests; an interface whose network is not named has its link down."""
+
+    def __post_init__(self) -> None:
+        for entry in (*self.networks, *self.test_networks):
+            there, equals, here = entry.partition("=")
+            if not equals or not there or not here or not entry.isprintable():
+                raise ValueError(f"{entry!r} is not THERE=HERE")
 
 
 class AuthorizeSection(Section, frozen=True):
@@ -318,10 +354,10 @@ class AgentSection(Section, frozen=True):
     Empty: what the agent's unit says (``VMREPLICA_TAP_COMMAND``), and without one the agent starts a detached process.
     """
     heartbeat_seconds: Seconds = 5.0
-    """Interval of the heartbeats on a session, in seconds."""
+    """Interval of the heartbeats on a session, in seconds; peers are told, and may have another."""
     dead_after_seconds: Seconds = 15.0
-    """A peer that is silent for so many seconds is dead; at least two heartbeats, of the other hosts, too: set them
-    alike everywhere.
+    """A peer that is silent for so many seconds is dead; at least two heartbeats. A peer that told to beat more rarely
+    is given three of its own, of these 120 s at most.
     """
     log_format: Literal["text", "json"] = "text"
     """Form of the log lines on standard error."""
@@ -347,6 +383,7 @@ class PrimaryConfig(AgentSection, frozen=True):
     """The socket of the ``vmreplica`` command."""
     resync: ResyncSection = ResyncSection()
     rates: RatesSection = RatesSection()
+    consistency: ConsistencySection = ConsistencySection()
 
 
 class ReplicaConfig(AgentSection, frozen=True):
@@ -364,4 +401,5 @@ class ReplicaConfig(AgentSection, frozen=True):
     storage: StorageSection = StorageSection()
     points: PointsSection = PointsSection()
     limits: LimitsSection = LimitsSection()
+    definition: DefinitionSection = DefinitionSection()
     authorize: list[AuthorizeSection] = []

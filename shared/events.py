@@ -35,6 +35,10 @@ class EventId(IntEnum):
     POINTS = 60012
     RECOVERED = 60015
     RESYNC_BOUNDED = 60016
+    FAILOVER_UNDONE = 60021
+    FAILOVER_COMMITTED = 60022
+    PLANNED_FAILOVER = 60023
+    PLANNED_FORCED = 60024
     LOG_FILLING = 60031
     DISK_RESIZED = 60032
     DISK_ADDED = 60033
@@ -46,6 +50,14 @@ class EventId(IntEnum):
     VERIFY_ENDED = 60072
     VERIFY_DIFFERENT = 60073
     VERIFY_SCHEDULED = 60074
+    TEST_FAILOVER_STARTED = 60081
+    TEST_FAILOVER_ENDED = 60082
+    POINT_READ = 60083
+    CUT_CONSISTENT = 60091
+    CUT_NOT_CONSISTENT = 60092
+    GUEST_NOT_THAWED = 60093
+    DEFINITION_SENT = 60094
+    DEFINITION_NOT_SENT = 60095
     AGENT_STARTED = 60201
     AGENT_STOPPED = 60202
     RELOADED = 60203
@@ -56,6 +68,10 @@ class EventId(IntEnum):
     CERTIFICATE_ENDS = 60208
     ALARM_TEST = 60209
     BYPASSED = 60210
+    REVERSED = 60341
+    """The direction of replication was, or is being, reversed on this host."""
+    SPLIT_BRAIN = 60342
+    """Both sides have moved on since the failover."""
 
 
 _ERRORS = frozenset(
@@ -68,8 +84,11 @@ _ERRORS = frozenset(
         EventId.DAMAGED,
         EventId.DISK_RESIZED,
         EventId.VERIFY_DIFFERENT,
+        EventId.PLANNED_FORCED,
         EventId.NOT_RELOADED,
         EventId.BYPASSED,
+        EventId.GUEST_NOT_THAWED,
+        EventId.SPLIT_BRAIN,
     }
 )
 _WARNINGS = frozenset(
@@ -77,11 +96,16 @@ _WARNINGS = frozenset(
         EventId.WILL_RETRY,
         EventId.INVALID_STATE,
         EventId.PROMOTED,
+        EventId.FAILOVER_UNDONE,
+        EventId.FAILOVER_COMMITTED,
         EventId.RECOVERED,
         EventId.LOG_FILLING,
         EventId.ALARM_FAILED,
         EventId.PEER_REFUSED,
         EventId.CERTIFICATE_ENDS,
+        EventId.CUT_NOT_CONSISTENT,
+        EventId.DEFINITION_NOT_SENT,
+        EventId.REVERSED,
     }
 )
 LEVELS = ("info", "warning", "error")

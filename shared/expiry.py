@@ -6,9 +6,9 @@ its life is left. Pure functions of what was loaded and the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,20 @@ CRITICAL_SECONDS, CRITICAL_SHARE = 7 * 86400.0, 1 / 10
 
 Reason = tuple[Health, str, str]
 """Health, text, and remedy."""
+
+
+class Ending(NamedTuple):
+    """Something that runs out soon, or has."""
+
+    certificate: CertificateStatus
+    level: Health
+    text: str
+    remedy: str
+
+    @property
+    def sentence(self) -> str:
+        """What is so, and what to do."""
+        return f"{self.text} {self.remedy}"
 
 
 class CertificateStatus(msgspec.Struct, kw_only=True):
@@ -44,6 +58,15 @@ class CertificateStatus(msgspec.Struct, kw_only=True):
 def certificates_of(trust: Trust) -> list[CertificateStatus]:
     """All that this host's TLS rests on."""
     return [_status(each) for each in trust.credentials()]
+
+
+def certificates_told(
+    certificates: Sequence[CertificateStatus], own_end: float | None, host: str
+) -> Sequence[CertificateStatus]:
+    """What an agent tells of its ``certificates``; of an older one, that tells only when its own ends, this one."""
+    if certificates or own_end is None:
+        return certificates
+    return [CertificateStatus(what="own", subject=host, not_before_time=0.0, not_after_time=own_end)]
 
 
 def certificates_of_link(trust: Trust, peer: Peer | None, now: float) -> list[CertificateStatus]:
@@ -83,8 +106,13 @@ def level_of(certificate: CertificateStatus, now: float) -> Health:
 
 
 def judge(certificates: Iterable[CertificateStatus], now: float) -> list[Reason]:
+    """Those that run out soon or have run out, as reasons of a health."""
+    return [(each.level, each.text, each.remedy) for each in endings(certificates, now)]
+
+
+def endings(certificates: Iterable[CertificateStatus], now: float) -> list[Ending]:
     """Those that run out soon or have run out."""
-    found: list[Reason] = []
+    found: list[Ending] = []
     for certificate in certificates:
         level = level_of(certificate, now)
         if level is not Health.NORMAL:
@@ -92,14 +120,14 @@ def judge(certificates: Iterable[CertificateStatus], now: float) -> list[Reason]
             left = certificate.not_after_time - now
             end = datetime.fromtimestamp(certificate.not_after_time, UTC).strftime("%Y-%m-%d %H:%M UTC")
             when = f"runs out on {end}, in {duration_text(left)}" if left > 0 else f"ran out on {end}"
-            found.append((level, f"{subject} {when}{consequence if left > 0 else ''}.", remedy))
+            found.append(Ending(certificate, level, f"{subject} {when}{consequence if left > 0 else ''}.", remedy))
     return found
 
 
 def agent_problems(trust: Trust, now: float) -> list[str]:
     """What an agent tells of its own certificates, each with its remedy."""
-    reasons = [(text, remedy) for _, text, remedy in judge(certificates_of(trust), now)]
-    return [f"{text} {remedy}" for text, remedy in (*reasons, *trust.complaints())]
+    told = [each.sentence for each in endings(certificates_of(trust), now)]
+    return told + [f"{text} {remedy}" for text, remedy in trust.complaints()]
 
 
 def _words(certificate: CertificateStatus) -> tuple[str, str, str]:
@@ -110,7 +138,7 @@ def _words(certificate: CertificateStatus) -> tuple[str, str, str]:
             return (
                 f"The certificate of this host ({subject})",
                 ": no session will be possible then",
-                f"Renew {path} with `vmreplica pki renew`, and reload the agent, as docs/certificates.md tells.",
+                f"Renew {path or 'it'} with `vmreplica pki renew`, and reload the agent: see docs/certificates.md.",
             )
         case "peer":
             return (

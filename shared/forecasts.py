@@ -28,6 +28,8 @@ ROOM_BYTES = 32 << 20
 """At a replica the oldest points are deleted while the volume has less than this beside the reserve."""
 QUOTA_FRACTION = 0.9
 """Of an authorization entry's quota: from there on it is told how full it is, whatever the rate."""
+PINNED_FRACTION = 0.75
+"""Of the limit of undo logs: with more than that, pinned points are warned of. They are deleted above 7/8."""
 POINTS_LOST_SECONDS = 24 * 3600.0
 """Deleting points for want of room is told for so long, unless they are all there again."""
 
@@ -53,7 +55,8 @@ def forecasts(status: VmStatus, now: float) -> Iterator[Reason]:
     state = ReplicationState(status.state_code)
     if state in (ReplicationState.FAILED_OVER, ReplicationState.FAILED_OVER_WAITING_COMPLETION):
         return
-    if state is ReplicationState.REPLICATING and status.baseline:
+    waits = status.planned is not None and status.planned.token_sent
+    if state is ReplicationState.REPLICATING and status.baseline and not waits:
         yield from _age(status)
     if status.role == "primary":
         yield from _log(status)
@@ -63,6 +66,7 @@ def forecasts(status: VmStatus, now: float) -> Iterator[Reason]:
         yield from _store_volume(status)
         yield from _quota(status)
         yield from _points(status, now)
+        yield from _pinned(status)
 
 
 def _age(status: VmStatus) -> Iterator[Reason]:
@@ -228,6 +232,26 @@ def _quota(status: VmStatus) -> Iterator[Reason]:
     elif full is not None and full < VOLUME_SOON_SECONDS:
         text = f"{what} is full in {duration_text(full)} at the rate of the last hour; {size_text(used)} are used."
         yield Health.WARNING, f"{text} {then}", remedy
+
+
+def _pinned(status: VmStatus) -> Iterator[Reason]:
+    """Pinned recovery points that are going to be deleted although they are: nothing else is left to go."""
+    if not status.points_pinned:
+        return
+    remedy = f"Unpin one that is not needed: `vmreplica points {status.name}` shows what each takes"
+    limit, taken, free = status.points_limit_bytes, status.points_pinned_bytes, status.store_free_bytes
+    if limit and taken > PINNED_FRACTION * limit:
+        text = (
+            f"Pinned recovery points alone take {size_text(taken)} of the {size_text(limit)} that all undo logs may "
+            "have: as others are gone, the oldest of the pinned is deleted next."
+        )
+        yield Health.WARNING, text, f"{remedy}; or `vmreplica set {status.name} points-limit=SIZE`."
+    if free is not None and status.points_pinned_oldest and free < status.store_reserve_bytes + 4 * ROOM_BYTES:
+        text = (
+            f"The volume of {status.folder} has only {size_text(free)} left, and the oldest recovery point is pinned: "
+            "it is the next to be deleted."
+        )
+        yield Health.WARNING, text, f"Make room there, or enlarge it. {remedy}."
 
 
 def _points(status: VmStatus, now: float) -> Iterator[Reason]:

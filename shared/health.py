@@ -13,12 +13,15 @@ import msgspec
 
 from shared import expiry
 from shared.forecasts import LOG_FRACTIONS, forecasts, long_behind, promised_lag
+from shared.guest_health import judge_guest
 from shared.measures import Statistics
 from shared.rates import duration_text, size_text
-from shared.states import Health, ReplicationState
+from shared.states import Health, PlannedStep, ReplicationState
 from shared.status import DiskStatus, VmStatus
 
 MISSED_FRACTION = 0.2
+CYCLES_MIN = 20
+"""Of fewer cycles there is no percentage: those up to this many are taken for ones that will not be missed."""
 DISCONNECTED_GRACE_SECONDS = 30.0
 
 _INITIAL = (
@@ -27,6 +30,12 @@ _INITIAL = (
     ReplicationState.WAITING_FOR_INITIAL_REPLICATION,
 )
 _RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SUSPENDED)
+_STOPPED = (
+    ReplicationState.PREPARED_FOR_FAILOVER,
+    ReplicationState.FAILED_OVER,
+    ReplicationState.FAILED_OVER_WAITING_COMPLETION,
+)
+"""States in which nothing is sent any more that could be late."""
 
 
 @dataclass(slots=True)
@@ -66,6 +75,7 @@ def assess(status: VmStatus, now: float) -> Assessment:
         _judge_replica(status, state, result)
     _judge_age(status, state, now, result)
     _judge_cycles(status, state, result)
+    result.reasons += judge_guest(status, now)
     result.reasons += forecasts(status, now)
     result.reasons += expiry.judge(status.link.certificates, now)
     result.reasons.sort(key=lambda reason: -reason[0])
@@ -103,18 +113,46 @@ def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) 
         result.critical(
             f"Replication for virtual machine '{name}' is in error. Fix the error(s) and resume replication."
         )
-    if state is ReplicationState.FAILED_OVER:
+    if state is ReplicationState.FAILED_OVER and status.role == "primary":
         result.critical(
             status.fenced or "The VM was failed over at the replica.",
-            f"Do not run the VM here. To replicate from here again, remove the VM at the replica and run "
-            f"`vmreplica resume {name} --resynchronize`.",
+            f"Do not run the VM here. To make this host its replica, run `vmreplica reverse {name}` on both hosts; "
+            f"where both have moved on, `vmreplica resolve {name}`.",
         )
+    elif status.handed_over and status.role == "replica":
+        pass
     elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE or (status.causes and state not in _RESYNCING):
         result.critical(_required_text(status), _resync_remedy(status))
+    if status.role == "primary":
+        _judge_planned(status, state, result)
     if state in _RESYNCING:
         result.warn("A resynchronization is not complete; the replica keeps its older recovery point until then.")
     if state in _INITIAL or (not status.baseline and state is ReplicationState.SUSPENDED):
         result.warn("Initial replication has not been completed.", _initial_remedy(status, state))
+
+
+def _judge_planned(status: VmStatus, state: ReplicationState, result: Assessment) -> None:
+    """A VM that is prepared for a failover, or whose tap takes no writes, runs nowhere (R43)."""
+    planned, name = status.planned, status.name
+    back = f"vmreplica failover {name} --prepare --abort"
+    if planned is not None and planned.step == PlannedStep.FORCED:
+        result.critical(
+            f"The planned failover of {name} was aborted by force: {status.peer_host} may hold its token still.",
+            f"Do not fail over there before the link is mended: `vmreplica test-connection {status.link.peer}`.",
+        )
+    elif planned is not None and planned.step == PlannedStep.CONFIRMED:
+        where = status.peer_host or "the replica"
+        result.warn(
+            f"{name} is prepared for a failover to {where}, and takes no writes here.",
+            f"Run `vmreplica failover {name}` on {where}, or take it back: `{back}`.",
+        )
+    elif planned is not None and planned.holds_writes and state is not ReplicationState.FAILED_OVER:
+        result.warn(f"A failover of {name} is being prepared ({planned.step}): {planned.text}")
+    elif status.tap is not None and status.tap.refused and state is not ReplicationState.FAILED_OVER:
+        result.critical(
+            f"The tap of virtual machine '{name}' takes no writes: {status.tap.refused}",
+            f"If nothing was failed over: `{back}` (with --force where no preparation is on record).",
+        )
 
 
 def _required_text(status: VmStatus) -> str:
@@ -133,13 +171,16 @@ def _is_bounded(status: VmStatus) -> bool:
     return (
         status.tap is not None
         and status.tap.tracking == "map"
-        and all(cause.code == "tracking_lost" for cause in status.causes)
+        and all(cause.code in ("tracking_lost", "reversed") for cause in status.causes)
     )
 
 
 def _resync_remedy(status: VmStatus) -> str:
     if _is_bounded(status):
         return f"Run `vmreplica resume {status.name}`." if status.resync_stopped_time is not None else ""
+    if status.role == "replica" and any(cause.code == "reversed" for cause in status.causes):
+        where = status.peer_host or "the host that it was failed over to"
+        return f"Run `vmreplica reverse {status.name}` on {where} as well; what is in doubt is compared by itself then."
     if status.role == "replica":
         return f"Run `vmreplica resume {status.name} --resynchronize` at the primary."
     return f"Run `vmreplica resume {status.name} --resynchronize`."
@@ -227,8 +268,20 @@ def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment
     name = status.name
     if status.suspended or state is ReplicationState.SUSPENDED:
         result.critical("Replication is suspended at the replica.", f"Run `vmreplica resume {name}`.")
-    if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
-        result.warn("The VM was failed over to this host and is not replicated to another one.")
+    failover = status.failover
+    if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION or state is ReplicationState.FAILED_OVER:
+        remedy = ""
+        if failover is not None and failover.undoable:
+            remedy = (
+                f"Keep it with `vmreplica failover {name} --commit`, or go back to before it with "
+                f"`vmreplica failover {name} --undo`."
+            )
+        result.warn("The VM was failed over to this host and is not replicated to another one.", remedy)
+    if failover is not None and failover.trouble:
+        result.critical(
+            f"What was written since the failover can't settle in the disks: {failover.trouble}.",
+            "Check their volume; it is tried again, and the disks are served meanwhile.",
+        )
 
 
 def _judge_age(status: VmStatus, state: ReplicationState, now: float, result: Assessment) -> None:
@@ -236,7 +289,7 @@ def _judge_age(status: VmStatus, state: ReplicationState, now: float, result: As
 
     A cut that was received late says nothing newer than itself, so the age of the cut counts, not when it arrived.
     """
-    if not status.baseline or state in (ReplicationState.FAILED_OVER, ReplicationState.FAILED_OVER_WAITING_COMPLETION):
+    if not status.baseline or state in _STOPPED or (status.planned is not None and status.planned.token_sent):
         return
     age, last = status.lag_seconds, status.statistics.last_replication_time
     if age is None and last is not None:
@@ -250,8 +303,8 @@ def _judge_cycles(status: VmStatus, state: ReplicationState, result: Assessment)
     if state is not ReplicationState.REPLICATING:
         return
     statistics = status.statistics
-    cycles = statistics.successful_replication_count + statistics.missed_replication_count
-    if cycles and statistics.missed_replication_count > MISSED_FRACTION * cycles:
+    cycles = max(_cycles_needed(status), statistics.successful_replication_count + statistics.missed_replication_count)
+    if statistics.missed_replication_count > MISSED_FRACTION * cycles:
         result.warn(
             f"More than 20 percent of replication cycles have been missed for virtual machine '{status.name}'. "
             "Replication might be encountering problems."
@@ -264,6 +317,14 @@ def _judge_cycles(status: VmStatus, state: ReplicationState, result: Assessment)
         )
 
 
+def _cycles_needed(status: VmStatus) -> float:
+    """The cycles that a percentage is taken of at least; of a long interval those of one monitoring interval."""
+    monitored = status.statistics.monitoring_interval_seconds
+    if monitored is None or not status.interval_seconds:
+        return CYCLES_MIN
+    return min(CYCLES_MIN, monitored / status.interval_seconds)
+
+
 def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
     """Kept up to date, and up to date: a point that is recent but no longer followed protects nothing to come."""
     if state is not ReplicationState.REPLICATING or not status.baseline or status.lag_seconds is None:
@@ -274,8 +335,15 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
 
 
 def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> str:
-    if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
+    here = status.role == "replica" and state is ReplicationState.FAILED_OVER
+    if here or state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
         return "Failed over: the VM's disks are served from this host, without a replica of their own."
+    if status.handed_over:
+        return f"Handed over to the {'primary' if status.role == 'replica' else 'replica'} agent of this host."
+    if status.role == "replica" and status.planned is not None and status.planned.token_sent:
+        return f"Prepared for a failover: {status.planned.text}"
+    if state is ReplicationState.PREPARED_FOR_FAILOVER:
+        return f"Prepared for a failover: {_prepared_words(status)}."
     if state is ReplicationState.FAILED_OVER:
         return f"Not protected: {status.fenced or 'the VM was failed over at the replica.'}"
     if state is ReplicationState.ERROR:
@@ -298,7 +366,16 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
 def _initial_words(status: VmStatus, state: ReplicationState) -> str:
     if state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
         return "has not been started"
+    if state is ReplicationState.WAITING_FOR_INITIAL_REPLICATION:
+        return "waits for its time"
     return f"is not complete{_percent(status)}"
+
+
+def _prepared_words(status: VmStatus) -> str:
+    where = status.peer_host or "the replica"
+    if status.planned is not None and status.planned.step == PlannedStep.CONFIRMED:
+        return f"{where} has everything, and the VM's disks take no writes here"
+    return f"the answer of {where} is waited for, and the VM's disks take no writes here"
 
 
 def _percent(status: VmStatus) -> str:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Collection, Iterator, Sequence
 from enum import IntEnum
 
+import numpy as np
 import xxhash
 
 from protocol.hrl import MAX_DISKS, Geometry
@@ -44,6 +45,7 @@ class MapKind(IntEnum):
 
     HOT = 1
     DIRTY = 2
+    OVERLAY = 3
 
 
 class MapDamagedError(Exception):
@@ -66,6 +68,8 @@ class MapFile:
         self.disks = list(disks)
         self.note = b""
         """The newest note: bytes that mean something to whoever keeps the map."""
+        self.damaged = 0
+        """Pages of bitmap that were damaged when it was opened, and count as wholly set."""
         self._file = file
         self._sequence = 0
         self._first_page: dict[int, int] = {}
@@ -206,6 +210,7 @@ class MapFile:
                 if page == _checked(page[:PAYLOAD], number):
                     self._pages[number] = bytearray(page[:PAYLOAD])
                 else:
+                    self.damaged += 1
                     self._fill_page(index, number)
 
     def _fill_page(self, index: int, number: int) -> None:
@@ -252,6 +257,36 @@ class MapFile:
         page = self._pages.get(self._first_page[index] + region // BITS)
         bit = region % BITS
         return page is not None and bool(page[bit >> 3] & (1 << (bit & 7)))
+
+    def runs(self, index: int, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """A range of bytes as runs of regions that are all set or all not: start, end (within the range), and which."""
+        shift, end = self.region_bits, offset + length
+        start, state = offset, False
+        for region, is_set in self._changes(index, offset >> shift, (end - 1) >> shift):
+            at = max(offset, region << shift)
+            if at > start and is_set != state:
+                yield start, at, state
+                start = at
+            state = is_set
+        if end > start:
+            yield start, end, state
+
+    def _changes(self, index: int, first: int, last: int) -> Iterator[tuple[int, bool]]:
+        """Regions from which on the bits are set, or not: the first one, and others up to ``last``."""
+        base = self._first_page[index]
+        while first <= last:
+            bit = first % BITS
+            count = min(last - first + 1, BITS - bit)
+            page = self._pages.get(base + first // BITS)
+            if page is None:
+                yield first, False
+            else:
+                raw = np.frombuffer(bytes(page[bit >> 3 : (bit + count + 7) >> 3]), np.uint8)
+                bits = np.unpackbits(raw, bitorder="little")[bit & 7 : (bit & 7) + count]
+                yield first, bool(bits[0])
+                for change in (np.flatnonzero(np.diff(bits)) + 1).tolist():
+                    yield first + change, bool(bits[change])
+            first += count
 
     def regions(self, index: int) -> Iterator[int]:
         """The numbers of the regions of a disk that are set, in order."""

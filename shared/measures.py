@@ -29,9 +29,9 @@ class Statistics(msgspec.Struct, kw_only=True):
     last_replication_time: float | None = None
     last_applied_time: float | None = None
     last_snapshot_time: float | None = None
-    """Of an application-consistent point; None, since there are none yet."""
+    """When the newest application-consistent cut was sealed; None where there was none."""
     last_test_failover_time: float | None = None
-    """None, since there is no test failover yet."""
+    """When one was begun; known at the replica."""
     replication_health: str = ""
     """With ``replication_health_details``, all reasons: in the answer of ``vm.measure`` only."""
     replication_health_details: list[str] = []

@@ -336,11 +336,27 @@ VM_METRICS: tuple[VmMetric, ...] = (
         lambda vm: vm.points_lost_time,
         at="replica",
     ),
+    _vm("points_pinned", "Recovery points that are pinned.", lambda vm: vm.points_pinned, at="replica"),
+    _vm("points_pinned_bytes", "What they take, at least.", lambda vm: vm.points_pinned_bytes, at="replica"),
+    _vm("points_limit_bytes", "What all undo logs may take.", lambda vm: vm.points_limit_bytes, at="replica"),
     _vm("exports", "Recovery points that are exported.", lambda vm: len(vm.exports), at="replica"),
     _vm(
         "exports_failed",
         "Of them, those that can't be read, for good or at present.",
         lambda vm: sum(bool(export.error) for export in vm.exports),
+        at="replica",
+    ),
+    _vm(
+        "exports_written_bytes",
+        "What clients have written to writable exports.",
+        lambda vm: sum(export.written_bytes for export in vm.exports),
+        at="replica",
+    ),
+    _vm("test_failover", "1 while one is served.", lambda vm: vm.test_failover is not None, at="replica"),
+    _vm(
+        "test_failover_timestamp_seconds",
+        "When a test failover was begun last.",
+        lambda vm: vm.statistics.last_test_failover_time,
         at="replica",
     ),
     _vm(

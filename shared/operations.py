@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from protocol.messages import ErrorCode
 from shared.admin import verbs
 from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client
@@ -25,11 +26,12 @@ from shared.config_sections import PrimaryConfig, ReplicaConfig
 from shared.config_state import ConfigState, ConfigStatus, in_force
 from shared.errors import VmreplicaError
 from shared.events import EventId
+from shared.expiry import certificates_of, endings
 from shared.journal_entries import entry_of
-from shared.ports import Ports
+from shared.ports import Peer, Ports
 from shared.ports.alarm_ways import AlarmWays
 from shared.ports.journal import Journal
-from shared.rates import duration_text
+from shared.ports.trust import Trust
 from shared.states import Health
 from shared.status import Cause, VmStatus
 from shared.tasks import Signal
@@ -39,8 +41,8 @@ LOOK_SECONDS = 10.0
 """How often the health of all VMs is looked at. A change counts when it is there twice."""
 JOURNAL_WAITING_MAX = 1000
 """Events that wait for the journal; one more loses the oldest, and that is logged."""
-CERTIFICATE_SECONDS = (30 * 86400.0, 7 * 86400.0, 86400.0, 0.0)
-"""So long before the end of this host's certificate there is an event."""
+CERTIFICATE_LOOK_SECONDS = 3600.0
+"""How often certificates are looked at: each tells once that its end is near, close, and there."""
 REFUSED_SECONDS = 600.0
 """Of one peer's refusals, one event in so long."""
 PEERS_MAX = 1000
@@ -71,6 +73,8 @@ class Operations:
         self.state = ConfigState(path, config, ports.clock.wall())
         self.events = AgentEvents(self.ports, config.state_dir, self._undurable)
         self.alarms = Alarms(ports.clock, ways, blocking, config.host, role, self._alarm_failed)
+        self.on_refused: Callable[[Peer, str, str], None] = lambda _peer, _code, _text: None
+        """Told each refusal of a peer, with code and text."""
         self._journal = journal
         self._blocking = blocking
         self._entries: deque[dict[str, str]] = deque()
@@ -91,13 +95,13 @@ class Operations:
         self.alarms.configure(self.state.current.alarms)
 
     async def started(
-        self, software: str, vms: Callable[[], Awaitable[list[VmStatus]]], certificate_end: Callable[[], float | None]
+        self, software: str, vms: Callable[[], Awaitable[list[VmStatus]]], trust: Callable[[], Trust]
     ) -> None:
         """The agent serves."""
         await self.events.note(EventId.AGENT_STARTED, f"The {self.role} agent {software} has started.")
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._watch_health(vms)))
-        self._tasks.append(loop.create_task(self._watch_certificate(certificate_end)))
+        self._tasks.append(loop.create_task(self._watch_certificates(trust)))
 
     async def close(self) -> None:
         """After the agent's end: what is known is written, as far as somebody takes it."""
@@ -136,16 +140,19 @@ class Operations:
 
     # --- what the agent tells
 
-    def refused(self, peer: str, text: str) -> None:
-        """A peer was refused: an event, but not for each of its attempts."""
+    def refused(self, peer: Peer, text: str) -> None:
+        """A peer is not authorized, and was refused: an event, but not for each of its attempts."""
+        self.on_refused(peer, ErrorCode.UNAUTHORIZED.value, text)
         now = self.ports.clock.monotonic()
-        host = peer.rpartition(":")[0] or peer
+        host = peer.address.rpartition(":")[0] or peer.address
         if now - self._refused.get(host, -REFUSED_SECONDS) < REFUSED_SECONDS:
             return
         if len(self._refused) >= PEERS_MAX:
             self._refused.clear()
         self._refused[host] = now
-        work = self.events.note(EventId.PEER_REFUSED, f"{peer} was refused: {text}", data={"peer": peer})
+        told = f"{peer.address} was refused: {text}"
+        data = {"peer": peer.address, "fingerprint": peer.fingerprint, "names": list(peer.names)}
+        work = self.events.note(EventId.PEER_REFUSED, told, data=data)
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
@@ -266,21 +273,26 @@ class Operations:
                 changes={HEALTH: dict(told)},
             )
 
-    async def _watch_certificate(self, end: Callable[[], float | None]) -> None:
-        told: tuple[float, float] | None = None
+    async def _watch_certificates(self, trust: Callable[[], Trust]) -> None:
+        told: dict[tuple[str, str, float], tuple[Health, bool]] = {}
         while True:
-            if (ends := end()) is not None:
-                left = ends - self.ports.clock.wall()
-                passed = [seconds for seconds in CERTIFICATE_SECONDS if left <= seconds]
-                if passed and told != (ends, min(passed)):
-                    told = (ends, min(passed))
-                    what = f"ends in {duration_text(left)}" if left > 0 else "has expired"
-                    text = (
-                        f"This host's certificate {what}. Issue a new one: vmreplica pki issue, and reload the agent."
-                    )
-                    level = "warning" if left > 86400 else "error"
-                    await self.events.note(EventId.CERTIFICATE_ENDS, text, data={"not_after_time": ends}, level=level)
-            await asyncio.sleep(3600)
+            now, before = self.ports.clock.wall(), told
+            told = {}
+            for each in endings(certificates_of(trust()), now):
+                found = each.certificate
+                key = (found.what, found.subject, found.not_after_time)
+                told[key] = (each.level, found.not_after_time <= now)
+                if before.get(key) == told[key]:
+                    continue
+                data = {"what": found.what, "subject": found.subject, "path": found.path}
+                await self.events.note(
+                    EventId.CERTIFICATE_ENDS,
+                    each.sentence,
+                    cause=each.remedy,
+                    data={**data, "not_after_time": found.not_after_time, "remedy": each.remedy},
+                    level=LEVELS[each.level.title],
+                )
+            await asyncio.sleep(CERTIFICATE_LOOK_SECONDS)
 
     async def _alarm_failed(self, name: str, reason: str) -> None:
         await self.events.note(EventId.ALARM_FAILED, f"The alarm {name} was given up: {reason}", data={"alarm": name})

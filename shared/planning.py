@@ -37,6 +37,7 @@ class ResyncCause(StrEnum):
     HISTORY_LOST = "history_lost"
     DISK_GROWN = "disk_grown"
     DISKS_CHANGED = "disks_changed"
+    REVERSED = "reversed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ class PrimaryView:
     have been sent (R33). ``tracking`` is the tap's word (on, off, lost, map); ``log_epoch``, ``first_segment`` and
     ``log_end`` say what its log holds; ``acked`` is the last cut known to be durable at the replica.
     ``required`` says that a cause for a resync is already on record, ``rebuilt`` that ``epoch`` and ``lineage`` may
-    lack what was newest when the state was lost. ``disk_set`` numbers its set of disks.
+    lack what was newest when the state was lost. ``disk_set`` numbers its set of disks; ``reversal``: the newest cut of
+    the former primary that was here.
     """
 
     disks: tuple[Geometry, ...]
@@ -80,6 +82,7 @@ class PrimaryView:
     resync: OpenResync | None = None
     required: bool = False
     rebuilt: bool = False
+    reversal: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,8 @@ class ReplicaView:
     host: str = ""
     causes: tuple[tuple[str, str], ...] = ()
     """Why it needs one: words and what it found."""
+    common: Position | None = None
+    """The VM ran on its disks before: they are as of this cut but in what it will tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,11 @@ class Resume:
 @dataclass(frozen=True, slots=True)
 class InitialRequired:
     """Neither side has a baseline."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitReverse:
+    """The direction was reversed on this host, and not yet on the one that was the primary before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +207,7 @@ class GeometryMismatch:
 Decision = (
     Resume
     | InitialRequired
+    | AwaitReverse
     | CommitConfirmed
     | GoOnWithResync
     | NextRound
@@ -234,6 +245,13 @@ def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
         return _open_resync(primary, primary.resync, replica)
     if primary.epoch == NO_EPOCH:
         return InitialRequired()
+    if primary.reversal is not None and replica.epoch == NO_EPOCH:
+        return AwaitReverse()
+    if _is_reversed(primary, replica) and not mismatch:
+        text = "The direction was reversed, and the replica is not proven to have a cut of both sides: all is compared."
+        if replica.common is not None:
+            text = f"The direction was reversed: what either side changed since cut {replica.common} is compared."
+        return ResyncRequired(ResyncCause.REVERSED, text, {"common": str(replica.common)})
     if replica.epoch == NO_EPOCH:
         return ResyncRequired(
             ResyncCause.REPLICA_EMPTY,
@@ -254,6 +272,12 @@ def wrote_since(primary: PrimaryView, cut: Position | None) -> bool:
 def _is_ahead(primary: PrimaryView, replica: ReplicaView) -> bool:
     """Whether the replica's history goes on from ours: only a promotion or another primary can do that."""
     return primary.epoch != NO_EPOCH and knows(replica.lineage, primary.epoch)
+
+
+def _is_reversed(primary: PrimaryView, replica: ReplicaView) -> bool:
+    """Whether the replica was the primary before, or gave a failover up, and this side's history goes on from its."""
+    joined = replica.epoch == primary.epoch or knows(primary.lineage, replica.epoch)
+    return joined and any(code == ResyncCause.REVERSED.value for code, _ in replica.causes)
 
 
 def _is_known(primary: PrimaryView, epoch: bytes) -> bool:

@@ -53,10 +53,10 @@ class ProgressStatus(msgspec.Struct, kw_only=True):
     """A long-running work on the VM."""
 
     kind: str
-    """``initial``, ``resync``, ``merge``, ``promotion``."""
+    """``initial``, ``resync``, ``merge``, ``promotion``, ``planned``."""
     phase: str
     """``waiting``, ``starting``, ``comparing``, ``tracked writes``, ``committing``, ``merging``,
-    ``applying``.
+    ``applying``; of a planned failover ``stopping writes``, ``sending``, ``confirming``, ``taking back``.
     """
     text: str = ""
     """What it waits for, or what it is doing, in words."""

@@ -23,6 +23,7 @@ from shared.admin.access import Access
 from shared.admin.audit import Auditor
 from shared.admin.audit_log import AuditLog
 from shared.admin.methods import Method, Methods
+from shared.admin.refused_peers import RefusedPeers
 from shared.admin.server import JsonRpcServer
 from shared.admin.verbs import READING
 from shared.config import load_config
@@ -137,6 +138,9 @@ async def _serve(
     methods = Methods(service.methods())
     operations.add_methods(methods)
     auditor = _auditor(config, real)
+    refusals = RefusedPeers(auditor.note_peer, real.ports.clock)
+    operations.on_refused = refusals.refused
+    real.network.on_forbidden = lambda peer, error: refusals.refused(peer, error.code, error.text)
     admin = JsonRpcServer(
         real.network,
         _admin_address(config),
@@ -158,7 +162,7 @@ async def _serve(
         await auditor.note("agent.start", version=metadata.version("vmreplica"), config=path)
         reloading = asyncio.create_task(_reload_on(hangup, path, real, service, operations, state, auditor))
         watching = asyncio.create_task(keep_trust(real.network, real.ports.workers, service.reexamine))
-        await operations.started(metadata.version("vmreplica"), service.vms, real.network.certificate_end)
+        await operations.started(metadata.version("vmreplica"), service.vms, lambda: real.network.trust)
         manager.ready(await state.line())
         try:
             await stop.wait()
@@ -168,6 +172,7 @@ async def _serve(
             reloading.cancel()
             watching.cancel()
             await _within(STOP_SECONDS, admin.close())
+            await _within(STOP_SECONDS, refusals.close())
             await _within(STOP_SECONDS, auditor.note("agent.stop"))
     finally:
         await _within(STOP_SECONDS, service.stop())
@@ -210,7 +215,7 @@ async def _reload_on(
         hangup.clear()
         state.manager.reloading()
         try:
-            await operations.reload(lambda config: _take_over(real, service, config))
+            await operations.reload(lambda config: take_over(real, service, config))
         except VmreplicaError as error:
             state.refused = str(error)
             _log.error("not reloaded", reason=str(error))
@@ -228,10 +233,14 @@ async def _reload_on(
             state.manager.ready(await state.line())
 
 
-async def _take_over(real: RealPorts, service: Service, config: Any) -> None:
-    """Put a new configuration in force, with the certificate files as they are now. Raises VmreplicaError."""
-    real.network.reload_tls()
+async def take_over(real: RealPorts, service: Service, config: Any) -> None:
+    """Put a new configuration in force, with the certificate files as they are now: all of it, or nothing.
+
+    Raises VmreplicaError.
+    """
+    use_certificates = real.network.read_tls()
     await service.reload(config)
+    use_certificates()
     log.set_format(config.log_format)
 
 

@@ -10,7 +10,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from shared.cut_status import Cause as Cause  # noqa: PLC0414 - of a status, for whoever reads one
+from shared.cut_status import CutStatus as CutStatus  # noqa: PLC0414 - the same
 from shared.expiry import CertificateStatus
+from shared.guest_status import ConsistencyStatus, DefinitionStatus
 from shared.limits import LimitsStatus
 from shared.measures import Statistics
 from shared.progress_status import ProgressStatus
@@ -22,16 +25,6 @@ class StatusStruct(msgspec.Struct, kw_only=True):
     """Base of all parts of a status; unknown fields are ignored by readers, so that fields can be added."""
 
 
-class CutStatus(StatusStruct):
-    """One cut: ``epoch`` in hex, the number of its ``segment``, ``entry`` = writes of the epoch before it."""
-
-    epoch: str
-    segment: int
-    entry: int
-    time: float | None
-    """When the segment was sealed at the primary, seconds since the Unix epoch."""
-
-
 class LinkStatus(StatusStruct):
     """The connection between primary and replica agent."""
 
@@ -39,6 +32,8 @@ class LinkStatus(StatusStruct):
     """A session is open: certificates, authorization and positions were all accepted."""
     healthy: bool = False
     """Connectivity is proven in both directions right now (the gate of a resync, I20)."""
+    heard_time: float | None = None
+    """When the peer was last heard of in the present session, or in the one before (at a replica)."""
     peer: str = ""
     """``host:port`` of the replica, or address and name of the primary that is connected."""
     since_time: float | None = None
@@ -85,6 +80,8 @@ class TapStatus(StatusStruct):
     """What the dirty map says is in doubt, and will be compared; None while it says nothing."""
     hot_bytes: int = 0
     """What a power loss now would leave in doubt."""
+    refused: str = ""
+    """Why it takes no writes; empty while it takes them."""
     error: str = ""
     """Why the tap could not be reached or started, empty while it runs."""
     version: str = ""
@@ -105,18 +102,6 @@ class DiskStatus(StatusStruct):
     found_size_bytes: int | None = None
     """The size that it was seen to have last at the primary, where that is known."""
     block_device: bool = False
-
-
-class Cause(StatusStruct):
-    """One reason why a resync is required or why the VM is in trouble: ``code`` is stable, the text is for
-    people.
-    """
-
-    code: str
-    text: str
-    time: float
-    remedy: str = ""
-    evidence: dict[str, Any] = {}
 
 
 class VerifyRange(StatusStruct):
@@ -179,29 +164,44 @@ class VerifyStatus(StatusStruct):
     last: VerifyResult | None = None
 
 
-class PointStatus(StatusStruct):
-    """A recovery point at the replica."""
+class FailoverStatus(StatusStruct):
+    """A failover to this host: what was promoted, and whether it can still be undone."""
 
+    time: float
+    epoch: str
+    """The one that began with it, in hex."""
+    cut: CutStatus | None = None
+    """What the disks were when it began; None where an older version made it, or its state was lost."""
+    received: CutStatus | None = None
+    """The newest cut that had been received then."""
+    undoable: bool = False
+    undoing: bool = False
+    committed_time: float | None = None
+    """Since when it is kept for good."""
+    layered: bool = False
+    """The disks are in layers: what was written here lies over what they were."""
+    written_bytes: int = 0
+    """What lies over the disks from here."""
+    settled_bytes: int = 0
+    settling_bytes: int = 0
+    """After a commit: how much has settled in the disks, of about how much."""
+    trouble: str = ""
+    """Why settling does not go on at the moment."""
+
+
+class TestFailoverStatus(StatusStruct):
+    """A test failover at the replica: one export that is written to, and nothing else."""
+
+    __test__ = False
+
+    name: str
+    """Of the VM to start from it."""
+    export: str
     point: str
-    """Its name for commands: the first digits of the epoch, and the cut."""
     cut: CutStatus
-    newest: bool = False
-    hourly: bool = False
-    """It stands for its hour."""
-    bytes: int = 0
-    """What the undo logs that lead from the next newer point to it take; 0 for the newest."""
-    exports: list[str] = []
-
-
-class PointsStatus(StatusStruct):
-    """The recovery points of a VM at the replica, the newest first, and the rules by which they are kept."""
-
-    points: list[PointStatus] = []
-    keep_newest: int = 0
-    keep_hourly: int = 0
-    bytes: int = 0
-    """What all undo logs together take."""
-    limit_bytes: int = 0
+    started_time: float
+    uris: list[str] = []
+    error: str = ""
 
 
 class ExportStatus(StatusStruct):
@@ -214,6 +214,36 @@ class ExportStatus(StatusStruct):
     held_bytes: int = 0
     """What the undo logs that it reads through take: they are kept as long as it lasts."""
     error: str = ""
+    writable: bool = False
+    """What clients write is kept beside the point until the export is ended, and deleted with it."""
+    written_bytes: int = 0
+    """What that takes on the volume."""
+    full: bool = False
+    """Its clients' last write found no room: their guest sees a full disk, and nobody else is affected."""
+    test: bool = False
+    """It is the VM's test failover."""
+
+
+class PlannedStatus(StatusStruct):
+    """The preparation of a planned failover.
+
+    At the primary ``step`` is one of shared.states.PlannedStep; at the replica ``prepared`` while it holds the token,
+    and ``failed over`` after a failover by it.
+    """
+
+    step: str
+    text: str = ""
+    started_time: float | None = None
+    step_time: float | None = None
+    """Since when it is at this step."""
+    cut: CutStatus | None = None
+    """What the replica has to be promoted to,"""
+    chain: str = ""
+    """and the chain hash there, which proves the log up to it."""
+    token_sent: bool = False
+    """The replica may be failed over by the token: only its answer takes that back, or force."""
+    holds_writes: bool = False
+    """The VM's disks take no writes on this host."""
 
 
 class VmStatus(StatusStruct):
@@ -261,6 +291,8 @@ class VmStatus(StatusStruct):
     """The other side's host name as it told it, or where it is configured."""
     fenced: str = ""
     """At a primary that was failed over elsewhere: where, when and to which epoch."""
+    handed_over: bool = False
+    """The other agent of this host has the VM, or is about to: the direction was, or is being, reversed."""
     link: LinkStatus = msgspec.field(default_factory=LinkStatus)
     tap: TapStatus | None = None
     progress: ProgressStatus | None = None
@@ -272,6 +304,16 @@ class VmStatus(StatusStruct):
     """When the resync starts that an administrator scheduled."""
     verify: VerifyStatus | None = None
     """At the primary."""
+    consistency: ConsistencyStatus | None = None
+    """At the primary."""
+    application_cut: CutStatus | None = None
+    """The newest application-consistent cut (at the replica: that is a recovery point)."""
+    definition: DefinitionStatus | None = None
+    """None where none is set (at the replica: where none was received)."""
+    failover: FailoverStatus | None = None
+    """At a replica that was failed over to."""
+    planned: PlannedStatus | None = None
+    """The planned failover that was prepared last; None where there was none."""
     statistics: Statistics = msgspec.field(default_factory=Statistics)
     disks: list[DiskStatus] = []
     excluded_disks: list[str] = []
@@ -288,6 +330,13 @@ class VmStatus(StatusStruct):
     points_lost_time: float | None = None
     """When recovery points were last deleted, or not kept, for want of room, since the agent started,"""
     points_lost_text: str = ""
+    points_limit_bytes: int = 0
+    points_pinned: int = 0
+    points_pinned_bytes: int = 0
+    """At least so much of the undo logs is there because of pinned points."""
+    points_pinned_oldest: bool = False
+    """The oldest point is pinned: it is the next to go where room is short."""
+    test_failover: TestFailoverStatus | None = None
     """and why."""
     promised_lag_seconds: float | None = None
     """The newest recovery point is not to be older than this: three intervals, and at least a minute."""

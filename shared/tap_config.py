@@ -34,6 +34,8 @@ assert MIN_LOG_FILE > 2 * (FILE_HEADER_BYTES + MAX_RECORD)
 MAP_NAME = "dirty.map"
 HOT_NAME = "hot.map"
 SAMPLES_NAME = "tap.samples"
+REFUSED_NAME = "tap.refused"
+"""While it is there the tap takes no writes (primary_agent.tap.refusal)."""
 DIRTY_BLOCK_BITS = 16
 """A bit of the dirty map stands for 64 KiB, the block of a resync's compare."""
 MIN_HOT_REGION = 1 << 20
@@ -44,6 +46,8 @@ MAX_REQUEST_BYTES = 4 << 30
 DEFAULT_HOT_REGION = 4 << 20
 DEFAULT_HOT_REGIONS = 4096
 MAX_HOT_REGIONS = 1 << 24
+
+MAX_LAYERS = 2048
 
 DEFAULT_INTERVAL = 300.0
 """Seconds, as Hyper-V Replica's default."""
@@ -57,14 +61,33 @@ class ConfigStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Base: a field that nobody reads is a mistake worth refusing."""
 
 
+class TapOverlay(ConfigStruct, frozen=True):
+    """What lies over a disk: the overlay's data file, and the 32 hex digits that its block map has to name."""
+
+    path: AbsolutePath
+    id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+
+
+class TapLayer(ConfigStruct, frozen=True):
+    """An undo log that the disks are read through: its file, with length in bytes and last chain (32 hex digits)."""
+
+    path: AbsolutePath
+    length: Annotated[int, msgspec.Meta(gt=0, lt=1 << 62)]
+    chain: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+
+
 class TapDisk(ConfigStruct, frozen=True):
-    """One disk: ``uuid`` is 32 hex digits, ``size`` bytes (a multiple of 512), ``export`` its NBD export name."""
+    """One disk: ``uuid`` is 32 hex digits, ``size`` bytes (a multiple of 512), ``export`` its NBD export name.
+
+    ``overlay``: of a disk in layers; it is written in the place of the file at ``path``.
+    """
 
     index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
     uuid: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     path: AbsolutePath
     size: Annotated[int, msgspec.Meta(ge=SECTOR, le=MAX_DISK_BYTES, multiple_of=SECTOR)]
     export: ExportName
+    overlay: TapOverlay | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def geometry(self) -> Geometry:
@@ -95,6 +118,15 @@ class TapConfig(ConfigStruct, frozen=True):
     hot_regions: Annotated[int, msgspec.Meta(gt=0, le=MAX_HOT_REGIONS)] = DEFAULT_HOT_REGIONS
     """The most regions that are hot at a time: what a power loss may leave in doubt."""
     block_device_policy: BlockDevicePolicy = BlockDevicePolicy.COMPARE
+    fenced: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    """Why the disks are served for reading only: the VM was failed over to another host. Empty while it was not."""
+    layers: Annotated[list[TapLayer], msgspec.Meta(max_length=MAX_LAYERS)] | msgspec.UnsetType = msgspec.UNSET
+    """The undo logs that disks in layers are read through, the oldest first. Like ``overlay`` it is not written where
+    it is not set, so that an older program reads the configuration of a plain disk."""
+
+    @property
+    def undo_layers(self) -> list[TapLayer]:
+        return [] if self.layers is msgspec.UNSET else self.layers
 
     @property
     def hot_region_bits(self) -> int:
@@ -128,6 +160,9 @@ class TapConfig(ConfigStruct, frozen=True):
             values = [getattr(disk, field) for disk in self.disks]
             if len(set(values)) != len(values):
                 raise UsageError(f"Two disks of {self.name} have the same {field}.")
+        overlays = [disk.overlay is not msgspec.UNSET for disk in self.disks]
+        if any(overlays) != all(overlays) or (self.undo_layers and not all(overlays)):
+            raise UsageError(f"Of {self.name} all disks are in layers, or none is.")
         region = self.hot_region_bytes
         if region & (region - 1):
             raise UsageError(f"Hot regions of {region} bytes are not possible.", "Choose a power of two.")

@@ -78,6 +78,8 @@ class LostReason(StrEnum):
     """The VM gets or loses a disk: what the log knew went to the dirty map, which names a new disk wholly."""
     ABANDONED = "abandoned"
     """The resynchronization that the log was for was cancelled: what it knew went to the older dirty map."""
+    REVERSED = "reversed"
+    """By order: the direction of replication is reversed, and the dirty map says what changed on this side."""
 
 
 class DiskPart(StrEnum):
@@ -216,6 +218,31 @@ class DiskStatus(Result, frozen=True):
     block: bool = False
 
 
+class Layers(Result, frozen=True):
+    """Disks in layers. ``written_bytes`` are those of the blocks that overlays have.
+
+    ``committed``: what lies over the disks is being brought into them, ``done_bytes`` of about ``total_bytes`` so far;
+    ``failed`` says why that does not go on at the moment, else it is empty.
+    """
+
+    committed: bool
+    written_bytes: Count
+    done_bytes: Count = 0
+    total_bytes: Count = 0
+    failed: str = ""
+
+
+class Refused(Result, frozen=True):
+    """The tap takes no writes, by the order ``id``, and since when (seconds since the Unix epoch).
+
+    ``id`` is empty where the record of the order can't be read.
+    """
+
+    id: str
+    text: str
+    time: float
+
+
 class TapStatus(Result, frozen=True):
     """Everything about a tap.
 
@@ -250,8 +277,14 @@ class TapStatus(Result, frozen=True):
     hot_region_bytes: int = 0
     """The most regions that are hot at a time, and the size of one; 0 where the tap does not tell."""
     latency: GuestLatency = GuestLatency()
+    layers: Layers | None = None
+    """Set while disks are in layers, as after a failover that can be undone."""
     control: int = 0
     """CONTROL_VERSION of the tap's program; 0 where it is from before there was one."""
+    fenced: str | None = None
+    """Why whoever connects now may only read; None where the tap does not tell."""
+    refused: Refused | None = None
+    """Set while the tap takes no writes."""
 
 
 # --- parameters ----------------------------------------------------------------------------------------------------
@@ -288,6 +321,7 @@ class SetParams(Params, frozen=True, omit_defaults=True):
     interval: Interval | None = None
     log_limit: Bytes | None = None
     hot_regions: Bytes | None = None
+    fenced: Text | None = None
 
 
 class LocateParams(Params, frozen=True, omit_defaults=True):
@@ -308,6 +342,20 @@ class LeaseParams(Params, frozen=True, omit_defaults=True):
     from_file: Count
     seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)]
     weak: bool = False
+
+
+class RefuseParams(Params, frozen=True, omit_defaults=True):
+    """``text`` says why, for whoever tries to write. ``used``: also where a client is connected."""
+
+    id: Hex16
+    text: Text
+    used: bool = False
+
+
+class AllowParams(Params, frozen=True):
+    """The ``id`` that the status tells."""
+
+    id: Annotated[str, msgspec.Meta(max_length=32)]
 
 
 class ReleaseParams(Params, frozen=True):
@@ -491,14 +539,26 @@ class TapClient:
         """
         return await self._call("forget", AbandonParams(epoch=epoch.hex()), TapStatus, SLOW_CALL_TIMEOUT)
 
+    async def to_map(self) -> TapStatus:
+        """The dirty map takes the place of the log; it is complete once ``doubt.complete`` says so.
+
+        A no-op where it has already. Raises InvalidStateError where nothing is tracked or there is no map.
+        """
+        return await self._call("to_map", NoParams(), TapStatus, SLOW_CALL_TIMEOUT)
+
     async def cut(self, reason: str = "") -> Sealed:
         """Seal the current segment; durable when this returns. Raises InvalidStateError while nothing is tracked."""
         return await self._call("cut", ReasonParams(reason=reason), Sealed, SLOW_CALL_TIMEOUT)
 
     async def set(
-        self, *, interval: float | None = None, log_limit: int | None = None, hot_regions: int | None = None
+        self,
+        *,
+        interval: float | None = None,
+        log_limit: int | None = None,
+        hot_regions: int | None = None,
+        fenced: str | None = None,
     ) -> TapStatus:
-        params = SetParams(interval=interval, log_limit=log_limit, hot_regions=hot_regions)
+        params = SetParams(interval=interval, log_limit=log_limit, hot_regions=hot_regions, fenced=fenced)
         return await self._call("set", params, TapStatus)
 
     async def locate(self, position: Position) -> LogPlace:
@@ -531,10 +591,27 @@ class TapClient:
         """
         return await self._call("relog", RelogParams(disk=disk, ranges=list(ranges)), LogPlace, SLOW_CALL_TIMEOUT)
 
+    async def refuse_writes(self, identity: bytes, text: str, *, used: bool = False) -> TapStatus:
+        """Take no writes any more, also after a restart; what was taken before is on the disks when this returns.
+
+        Raises InvalidStateError where a client is connected, unless ``used``; StorageError where that can't be made
+        durable, and writes are taken as before.
+        """
+        params = RefuseParams(id=identity.hex(), text=text[:256], used=used)
+        return await self._call("refuse_writes", params, TapStatus, SLOW_CALL_TIMEOUT)
+
+    async def allow_writes(self, identity: str) -> TapStatus:
+        """End the refusal ``identity``, as the status names it. A no-op while writes are taken."""
+        return await self._call("allow_writes", AllowParams(id=identity), TapStatus, SLOW_CALL_TIMEOUT)
+
     async def knows_cut(self, cut: Position) -> bool:
         """Whether the log that the dirty map goes on from had exactly this cut (R34)."""
         params = KnowsCutParams(epoch=cut.epoch.hex(), segment=cut.segment, chain=cut.chain.hex())
         return (await self._call("knows_cut", params, KnowsCut)).known
+
+    async def settle(self) -> TapStatus:
+        """Bring what lies over the disks into them, in the background: from now on that can't be undone."""
+        return await self._call("settle", NoParams(), TapStatus)
 
     async def subscribe(self) -> TapStatus:
         """Ask for notifications; the status is that at the moment from which on they are complete."""

@@ -11,7 +11,7 @@ _vmreplica() {
     local verb="" word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case "$verb $word" in
-            ' status' | ' enable' | ' adopt' | ' release' | ' libvirt-hook' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' stop' | ' verify' | ' remove' | ' recover' | ' measure' | ' churn' | ' metrics' | ' audit' | ' events' | ' points' | ' export' | ' unexport' | ' failover' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki renew' | 'pki bundle' | 'pki show' | 'pki revoke' | ' test-connection' | ' doctor' | ' config' | 'config check' | 'config show' | ' alarms' | 'alarms show' | 'alarms test' | ' support-bundle' | ' watch-disks' | ' setup' | 'setup primary' | 'setup replica' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
+            ' status' | ' enable' | ' adopt' | ' release' | ' libvirt-hook' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' stop' | ' verify' | ' cut' | ' remove' | ' recover' | ' measure' | ' churn' | ' metrics' | ' audit' | ' events' | ' points' | ' point' | ' prove' | ' export' | ' unexport' | ' failover' | ' definition' | ' reverse' | ' resolve' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki renew' | 'pki bundle' | 'pki show' | 'pki revoke' | ' test-connection' | ' doctor' | ' config' | 'config check' | 'config show' | ' alarms' | 'alarms show' | 'alarms test' | ' support-bundle' | ' watch-disks' | ' setup' | 'setup primary' | 'setup replica' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
         esac
     done
     COMPREPLY=()
@@ -39,6 +39,7 @@ _vmreplica() {
         'release:--connect') :; return ;;
         'release:--copy-to') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'release:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'initial:--at') :; return ;;
         'initial:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'get:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'get:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -58,6 +59,7 @@ _vmreplica() {
         'stop:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'verify:--at') :; return ;;
         'verify:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'cut:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'remove:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'remove:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'recover:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
@@ -84,11 +86,30 @@ _vmreplica() {
         'events:--level') mapfile -t COMPREPLY < <(compgen -W "info warning error" -- "$current"); return ;;
         'events:--limit') :; return ;;
         'events:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'points:--at') :; return ;;
         'points:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'point:--point') :; return ;;
+        'point:--at') :; return ;;
+        'point:--name') :; return ;;
+        'point:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'prove:--point') :; return ;;
+        'prove:--at') :; return ;;
+        'prove:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'export:--point') :; return ;;
+        'export:--at') :; return ;;
         'export:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'unexport:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'failover:--point') :; return ;;
+        'failover:--at') :; return ;;
+        'failover:--timeout') :; return ;;
         'failover:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'definition:--point') :; return ;;
+        'definition:--output') :; return ;;
+        'definition:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'reverse:--replica') :; return ;;
+        'reverse:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'resolve:--keep') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
+        'resolve:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'pki init:--name') :; return ;;
         'pki issue:--ca') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'pki issue:--out') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -128,8 +149,8 @@ _vmreplica() {
     esac
     case "$verb" in
         '')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version --help --version" -- "$current"); return; }
-            mapfile -t COMPREPLY < <(compgen -W "status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify remove recover measure churn metrics audit events points export unexport failover hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version" -- "$current") ;;
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version --help --version" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version" -- "$current") ;;
         'status')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --watch --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
@@ -146,7 +167,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --install" -- "$current"); return; }
             : ;;
         'initial')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --no-wait --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --at --no-wait --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'get')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
@@ -184,6 +205,9 @@ _vmreplica() {
         'verify')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --at --repair --stop --no-wait --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
+        'cut')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --consistent --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
         'remove')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --yes --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
@@ -206,16 +230,31 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --vm --since --until --id --level --follow --limit --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'points')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --at --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'point')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --point --at --name --no-name --pin --unpin --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'prove')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --point --at --stop --no-wait --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'export')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --point --json --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --point --at --writable --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'unexport')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'failover')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --yes --json --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --prepare --test --undo --commit --stop --point --at --shutdown --timeout --abort --force --no-wait --yes --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'definition')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --point --output --test --define --security-info --as-it-is --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'reverse')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --replica --yes --json --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'resolve')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --keep --yes --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'hrl')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "dump check --help" -- "$current"); return; }

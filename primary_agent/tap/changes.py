@@ -46,14 +46,15 @@ def read_changes(
     sizes: dict[int, int],
     *,
     released: int = 0,
+    after: int = 0,
     durable: tuple[int, int] = (0, 0),
     torn: bool = False,
 ) -> LoggedChanges:
     """Read and verify a log wholly.
 
-    ``durable`` is the file and the offset in it up to which the log must reach. ``torn``: the host lost power, so that
-    behind that place anything may be lost, whatever lies behind it; else a damaged middle is an error. Blocks. Raises
-    LogUnreadableError and OSError.
+    ``after``: what changed up to that cut is left out. ``durable`` is the file and the offset in it up to which the log
+    must reach. ``torn``: the host lost power, so that behind that place anything may be lost, whatever lies behind it;
+    else a damaged middle is an error. Blocks. Raises LogUnreadableError and OSError.
     """
     if not log and torn and durable == (0, 0):
         # Nothing of the log was made durable yet, and so every region that was written is hot.
@@ -71,6 +72,8 @@ def read_changes(
             changes.cuts.append((header.segment, header.chain))
         elif header.kind is RecordKind.BATCH:
             changes.newest_ns = max(changes.newest_ns, header.time_ns)
+            if header.segment <= after:
+                return
             table = decode_entries(header, body_of(record.record), sizes, at=offset)
             for disk, start, length in table[["disk", "offset", "length"]].tolist():
                 ranges = changes.ranges.setdefault(disk, [])

@@ -17,17 +17,19 @@ from primary_agent.tap.locate import Place
 from primary_agent.tap.log import Cut
 from primary_agent.tap.ports import TapPorts
 from primary_agent.tap.relog import relog
+from primary_agent.tap.settling import Settling
 from primary_agent.tap.state import Loss
 from protocol.hrl import SealReason
 from protocol.position import Position
 from shared.admin.access import Authorize
 from shared.admin.methods import Methods, NoParams
 from shared.admin.server import Client, JsonRpcServer
-from shared.errors import UsageError, VmreplicaError
+from shared.errors import InvalidStateError, UsageError, VmreplicaError
 from shared.ports import Address
 from shared.tap_control import (
     CONTROL_VERSION,
     AbandonParams,
+    AllowParams,
     BeginParams,
     DiskStatus,
     Doubt,
@@ -42,6 +44,7 @@ from shared.tap_control import (
     Notification,
     Progress,
     ReasonParams,
+    RefuseParams,
     ReleaseParams,
     RelogParams,
     Sealed,
@@ -67,6 +70,7 @@ class Surroundings:
     version: str
     clients: Callable[[str], int]
     latency: Callable[[], GuestLatency] = GuestLatency
+    settling: Settling | None = None
 
 
 class TapControl:
@@ -92,6 +96,7 @@ class TapControl:
         methods.add("try_disk", TryDiskParams, self._try_disk)
         methods.add("leave_log", ReasonParams, self._leave_log)
         methods.add("forget", AbandonParams, self._forget)
+        methods.add("to_map", NoParams, self._to_map)
         methods.add("cut", ReasonParams, self._cut)
         methods.add("set", SetParams, self._set)
         methods.add("locate", LocateParams, self._locate)
@@ -99,7 +104,10 @@ class TapControl:
         methods.add("relog", RelogParams, self._relog)
         methods.add("lease", LeaseParams, self._lease)
         methods.add("release", ReleaseParams, self._release)
+        methods.add("refuse_writes", RefuseParams, self._refuse_writes)
+        methods.add("allow_writes", AllowParams, self._allow_writes)
         methods.add("subscribe", NoParams, self._subscribe)
+        methods.add("settle", NoParams, self._settle)
         methods.add("stop", NoParams, self._stop)
         address = Address(unix_path=engine.config.control_socket)
         self._server = JsonRpcServer(ports.network, address, methods, authorize=authorize)
@@ -202,7 +210,10 @@ class TapControl:
             hot_regions=tracker.maps.hot.limit if tracker.maps.hot is not None else config.hot_regions,
             hot_region_bytes=config.hot_region_bytes,
             latency=self._surroundings.latency(),
+            layers=self._surroundings.settling.status() if self._surroundings.settling is not None else None,
             control=CONTROL_VERSION,
+            fenced=config.fenced,
+            refused=engine.gate.refused,
         )
 
     def _disk_status(self, disk: Disk) -> DiskStatus:
@@ -258,6 +269,10 @@ class TapControl:
         await self._engine.tracker.forget(bytes.fromhex(params.epoch))
         return self.status()
 
+    async def _to_map(self, params: NoParams, client: Client) -> TapStatus:
+        self._engine.tracker.to_map()
+        return self.status()
+
     async def _cut(self, params: ReasonParams, client: Client) -> Sealed:
         reason = SealReason.RESYNC if params.reason == "resync" else SealReason.COMMAND
         return _sealed(await self._engine.cut(reason))
@@ -270,6 +285,8 @@ class TapControl:
             hot.limit = params.hot_regions
         if params.interval is not None:
             self._engine.intervals.set(params.interval)
+        if params.fenced is not None:
+            self._engine.config = msgspec.structs.replace(self._engine.config, fenced=params.fenced)
         return self.status()
 
     async def _locate(self, params: LocateParams, client: Client) -> LogPlace:
@@ -297,10 +314,32 @@ class TapControl:
         self._engine.tracker.release(bytes.fromhex(params.epoch), params.segment)
         return {}
 
+    async def _refuse_writes(self, params: RefuseParams, client: Client) -> TapStatus:
+        engine = self._engine
+        if engine.gate.refused is None and not params.used:
+            used = {disk.config.export: self._surroundings.clients(disk.config.export) for disk in engine.disks}
+            if named := ", ".join(f"{count} of {export}" for export, count in used.items() if count):
+                raise InvalidStateError(
+                    f"Clients of the disks are connected ({named}): whatever runs on them would lose its writes.",
+                    "Shut the VM down first.",
+                    code="in_use",
+                )
+        await engine.gate.close(engine, params.id, params.text)
+        return self.status()
+
+    async def _allow_writes(self, params: AllowParams, client: Client) -> TapStatus:
+        await self._engine.gate.open(self._engine, params.id)
+        return self.status()
+
     async def _subscribe(self, params: NoParams, client: Client) -> TapStatus:
         if client not in self._subscribers:
             self._subscribers[client] = None
             client.on_closed(lambda: self._subscribers.pop(client, None))
+        return self.status()
+
+    async def _settle(self, params: NoParams, client: Client) -> TapStatus:
+        if self._surroundings.settling is not None:
+            self._surroundings.settling.begin()
         return self.status()
 
     async def _stop(self, params: NoParams, client: Client) -> dict[str, Any]:

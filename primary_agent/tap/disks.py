@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Sequence
 
+from primary_agent.tap.layered import LayeredFile, times_of
 from protocol.entries import MAX_ENTRIES, MAX_PAYLOAD, EntryKind, encode_entry
 from shared.errors import NotFoundError, StorageError
 from shared.nbd.backend import CommandKind, Mutation, errno_of
+from shared.overlay import Overlay, Phase
 from shared.ports import Buffer, File, FileIdentity, FileSystem
 from shared.tap_config import TapDisk
+from shared.undo_log import UndoLog
 
 READ_BYTES = 4 * MAX_PAYLOAD
 """How much of a range in doubt is read and logged at a time."""
@@ -23,6 +26,8 @@ _ZEROES = bytes(MAX_PAYLOAD)
 
 Range = tuple[int, int]
 """Offset and length in bytes."""
+Times = tuple[int, int]
+"""mtime and ctime, in nanoseconds."""
 
 
 class DiskSizeError(StorageError):
@@ -55,6 +60,10 @@ class Disk:
         self.ctime_ns = 0
         self.block = False
         """Whether it is a block device: without times, and zeroing it waits for the device."""
+        self.layers: LayeredFile | None = None
+        """Set while it is in layers: the same as ``file``."""
+        self.renamed: tuple[Times, Times] | None = None
+        """Of one that has settled: times that may still be on record for it, and what it has since."""
 
     @classmethod
     def open(cls, files: FileSystem, slot: int, config: TapDisk) -> Disk:
@@ -80,6 +89,25 @@ class Disk:
             file.close()
             raise
         return disk
+
+    def lay(self, overlay: Overlay, layers: tuple[UndoLog, ...]) -> None:
+        """Put an overlay, and undo logs, over the disk. Blocks. Raises OSError."""
+        note = overlay.note
+        if overlay.phase is Phase.SETTLED:
+            overlay.close()
+            if note.base == times_of(self.file.identity()):
+                self.renamed = note.told, note.base
+            return
+        self.file = self.layers = LayeredFile(self.config, self.file, overlay, layers)
+        self.mtime_ns, self.ctime_ns = times_of(self.file.identity())
+
+    def unlay(self, told: Times, base: Times) -> LayeredFile:
+        """All has settled: from now on it is the plain disk. Returns what lay over it, to be closed."""
+        assert self.layers is not None
+        former, self.layers = self.layers, None
+        former.left = True
+        self.file, self.renamed = former.base, (told, base)
+        return former
 
     def _check_size(self, identity: FileIdentity) -> None:
         if identity.size != self.size:

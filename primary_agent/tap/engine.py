@@ -17,6 +17,7 @@ from primary_agent.tap.intervals import Intervals
 from primary_agent.tap.locate import Place, locate
 from primary_agent.tap.log import Cut
 from primary_agent.tap.ports import TapPorts
+from primary_agent.tap.refusal import WriteGate, standing_cut
 from primary_agent.tap.resume import resume
 from primary_agent.tap.start import Start, read_start
 from primary_agent.tap.tasks import Orders, SharedSync, Tasks, Turns
@@ -45,6 +46,7 @@ class TapEngine:
         self.tasks = Tasks()
         """``tasks.failure`` is done when an unexpected error makes going on impossible."""
         self.last_write_time: float | None = None
+        self.gate = WriteGate(ports, folder)
         self._folder = folder
         self._ports = ports
         self._clock = ports.clock
@@ -71,14 +73,12 @@ class TapEngine:
 
         Raises VmreplicaError where the tap has to refuse its work; see :func:`read_start`.
         """
-        start = await self.workers.run(read_start, self._ports, self._folder, self.config)
-        tracker = Tracker(
-            self._ports, self.tasks, self.config.vm_id, start.disks, start.files, start.state_file, start.dirty
-        )
+        ports = self._ports
+        start = await self.workers.run(read_start, ports, self._folder, self.config)
+        tracker = Tracker(ports, self.tasks, self.config.vm_id, start.disks, start.files, start.state_file, start.dirty)
         if start.hot is not None:
-            limit = self.config.hot_regions
             tracker.maps.hot = self._hot = HotRegions(
-                self._ports, self.tasks, start.disks, start.hot, limit, self._checkpoint
+                ports, self.tasks, start.disks, start.hot, self.config.hot_regions, self._checkpoint
             )
             self._hot.on_failure = tracker.lose_devices
         self._syncs = [SharedSync(self.tasks, self._syncer(disk)) for disk in start.disks]
@@ -89,6 +89,7 @@ class TapEngine:
             start.close()
             raise
         self._start, self.disks = start, start.disks
+        await self.workers.run(self.gate.load, tracker)
         self._refusing = False
         self.intervals.begin(self.tasks, tracker, self.disks)
 
@@ -105,9 +106,7 @@ class TapEngine:
         await self._orders.end()
         tracker, start = self.tracker, self._start
         assert start is not None
-        while self._warming:
-            await asyncio.wait(self._warming)
-        await self.turns.settle()
+        await self.quiet()
         self.intervals.end()
         if self._hot is not None:
             await self._hot.settle()
@@ -125,6 +124,12 @@ class TapEngine:
         if errors:
             raise StorageError(f"Not everything is durable: {'; '.join(errors)}.", "Check the volumes named.")
 
+    async def quiet(self) -> None:
+        """Wait until no change is under way that was taken before."""
+        while self._warming:
+            await asyncio.wait(self._warming)
+        await self.turns.settle()
+
     # --- changes ----------------------------------------------------------------------------------------------------
 
     def mutate(self, disk: Disk, batch: list[Mutation]) -> asyncio.Future[None] | None:
@@ -132,9 +137,8 @@ class TapEngine:
 
         The future, when cancelled before its turn came, stops changes that were not begun.
         """
-        if self._refusing:
-            for mutation in batch:
-                mutation.error = Errno.ESHUTDOWN
+        if self._refusing or self.gate.refused is not None:
+            self.gate.refuse(batch, stopping=self._refusing)
             return None
         fua, zeroes = False, 0
         for mutation in batch:
@@ -157,8 +161,7 @@ class TapEngine:
         self._perform(disk, batch)
         if not fua:
             return None
-        done = asyncio.get_running_loop().create_future()
-        self.tasks.spawn(self._answer_when_durable(disk, batch, done))
+        self.tasks.spawn(self._answer_when_durable(disk, batch, done := asyncio.get_running_loop().create_future()))
         return done
 
     def _perform(self, disk: Disk, batch: Sequence[Mutation]) -> None:
@@ -311,7 +314,7 @@ class TapEngine:
     async def cut(self, reason: SealReason) -> Cut:
         """Seal the current segment now; durable when this returns. Raises InvalidStateError if nothing is tracked."""
         self._orders.check()
-        return await self.tracker.cut(reason)
+        return standing_cut(self) or await self.tracker.cut(reason)
 
     # --- tracking ---------------------------------------------------------------------------------------------------
 

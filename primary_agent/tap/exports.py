@@ -23,10 +23,14 @@ class DiskExport:
     def __init__(self, engine: TapEngine, disk: Disk) -> None:
         self.name = disk.config.export
         self.size = disk.size
-        self.read_only = False
         self.description = f"{engine.config.name}: disk {disk.index}"
         self._engine = engine
         self._disk = disk
+
+    @property
+    def read_only(self) -> bool:
+        """For clients that connect now: no VM starts on such a disk. One that is connected goes on (I14)."""
+        return bool(self._engine.config.fenced) or self._engine.gate.refused is not None
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
         return self._engine.read_cached(self._disk, offset, length)
@@ -56,11 +60,13 @@ class DiskDirectory:
     """All disks of the VM; "" finds the only one (shared.nbd.backend.ExportDirectory)."""
 
     def __init__(self, engine: TapEngine) -> None:
+        self._gate = engine.gate
         self._exports: dict[str, ExportBackend] = {
             disk.config.export: DiskExport(engine, disk) for disk in engine.disks
         }
 
     def find(self, name: str) -> ExportBackend | None:
+        self._gate.tell("a client gets its disk read-only")
         if name == "" and len(self._exports) == 1:
             return next(iter(self._exports.values()))
         return self._exports.get(name)

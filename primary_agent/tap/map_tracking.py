@@ -16,7 +16,7 @@ from shared.tap_control import LostReason
 
 ADD_AT_ONCE = 4096
 """Ranges that are brought into the dirty map before others get their turn."""
-WHOLE = frozenset({LostReason.LOG_FULL, LostReason.ABANDONED, LostReason.DISKS_CHANGED})
+WHOLE = frozenset({LostReason.LOG_FULL, LostReason.ABANDONED, LostReason.DISKS_CHANGED, LostReason.REVERSED})
 """Losses of a log that has all that was ever written to it."""
 BOUNDED = WHOLE | {LostReason.LOG_FAILED, LostReason.BEGIN_FAILED}
 """Losses of the log after which the dirty map still names all that changed."""
@@ -83,8 +83,10 @@ class MapTracking:
         torn = reason in NOT_WHOLE and self.hot is not None
         durable = self.hot.log_place(epoch) if self.hot is not None else (0, 0)
         files = [file for file in log if file.header.epoch == epoch]
+        # The files may begin before the map's base: what the replica has had since is in no doubt.
+        after = self.dirty.note.base_segment if self.dirty is not None and self.dirty.note.epoch == epoch else 0
         return await self._ports.workers.run(
-            lambda: read_changes(self._ports.files, files, sizes, durable=durable, torn=torn)
+            lambda: read_changes(self._ports.files, files, sizes, after=after, durable=durable, torn=torn)
         )
 
     async def complete(self, changes: LoggedChanges, epoch: bytes, reason: LostReason) -> None:

@@ -15,6 +15,7 @@ from primary_agent.tap.control import Surroundings, TapControl
 from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.exports import DiskDirectory
 from primary_agent.tap.ports import TapPorts
+from primary_agent.tap.settling import Settling
 from shared.admin.access import Authorize
 from shared.errors import FatalError, StorageError, UsageError, VmreplicaError
 from shared.nbd.latency import LatencyMeter
@@ -71,6 +72,7 @@ class TapProcess:
         self._told = told
         self._name = ""
         self._server: NbdServer | None = None
+        self._settling: Settling | None = None
 
     async def line(self) -> str:
         """What it does, in one line."""
@@ -92,6 +94,7 @@ class TapProcess:
             engine = TapEngine(self._folder, config, self._ports)
             await engine.start()
             self.engine = engine
+            self._settling = Settling(engine, self._ports)
             server = NbdServer(DiskDirectory(engine), latency=LatencyMeter(self._ports.clock.monotonic))
             try:
                 control = TapControl(engine, self._ports, self._surroundings(server), authorize=self._authorize)
@@ -102,6 +105,7 @@ class TapProcess:
                 await server.close()
                 await engine.stop()
                 raise
+            self._settling.begin_again()
         except VmreplicaError as error:
             await self._ports.workers.run(_note, self._ports.files, self._folder, error)
             raise
@@ -130,7 +134,7 @@ class TapProcess:
                 starved_seconds=self._identity.starved(),
             )
 
-        return Surroundings(self._identity.pid, self._identity.version, clients, latency)
+        return Surroundings(self._identity.pid, self._identity.version, clients, latency, self._settling)
 
     async def _serve(self, server: NbdServer, config: TapConfig) -> None:
         await server.start_unix(config.nbd_socket, group=config.nbd_group)
@@ -155,6 +159,8 @@ class TapProcess:
             async with asyncio.timeout(STOP_SECONDS):
                 # No request is refused: what is not begun stays unanswered, and the client sends it to the next tap.
                 await server.close()
+                if self._settling is not None:
+                    await self._settling.end()
                 await engine.stop()
         except TimeoutError:
             text = f"The tap could not stop in order within {STOP_SECONDS:g} seconds."

@@ -12,6 +12,7 @@ from primary_agent.tap.devices import check_last_write, check_policy, check_samp
 from primary_agent.tap.dirty_map import DirtyMap
 from primary_agent.tap.disks import Disk, join_ranges
 from primary_agent.tap.hot_regions import VOID, HotNote
+from primary_agent.tap.laying import lay, read_witnesses
 from primary_agent.tap.log_files import LogFile, LogFiles, prepare
 from primary_agent.tap.map_tracking import NOT_WHOLE
 from primary_agent.tap.other_disks import as_it_was, map_of_other_disks
@@ -113,6 +114,7 @@ def read_start(ports: TapPorts, folder: str, config: TapConfig) -> Start:
         for slot, disk_config in enumerate(config.disks):
             disks.append(Disk.open(ports.files, slot, disk_config))
             opened.append(disks[-1].file)
+        opened.extend(lay(ports, config, disks))
         path = f"{folder}/{STATE_NAME}"
         try:
             state_file, loaded = StateFile.open(ports.files, path)
@@ -321,7 +323,7 @@ def _take_up(ports: TapPorts, start: Start, state: TapState, log: list[LogFile])
         check_log_end(state, tail)
         tail.doubt.clear()
     else:
-        witnesses = [start.state_file.read_witness(disk.slot) for disk in start.disks]
+        witnesses = read_witnesses(start.state_file, start.disks)
         check_witnesses(tail, start.disks, identities, witnesses)
         tail.doubt = still_in_doubt(ports.files, tail, start.disks)
         start.unvouched = _is_unvouched(start, identities)
@@ -341,7 +343,7 @@ def _take_up_map(ports: TapPorts, start: Start, state: TapState, log: list[LogFi
     start.clean = state.status is Status.CLEAN
     if not start.clean:
         start.unvouched = _is_unvouched(start, identities)
-        witnesses = [start.state_file.read_witness(disk.slot) for disk in start.disks]
+        witnesses = read_witnesses(start.state_file, start.disks)
         check_map_witnesses(start.disks, identities, witnesses)
     start.files.used.extend(log)
 

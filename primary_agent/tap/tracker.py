@@ -78,6 +78,8 @@ class Tracker:
         self.newest_cut: Cut | None = None
         """The newest cut that is sealed and durable."""
         self.released_segment = 0
+        self.resting = False
+        """No writes are taken, and an empty segment is not sealed at the end of an interval."""
         self.files = files
         self.listeners: list[Listener] = []
         self.sync = SharedSync(tasks, self._sync)
@@ -284,7 +286,7 @@ class Tracker:
 
     def wants_interval_cut(self) -> bool:
         """Whether the end of an interval should seal the segment: an empty one only so many times."""
-        if self.log is None:
+        if self.log is None or (self.resting and self.log.segment_is_empty):
             return False
         return not self.log.segment_is_empty or self.log.segment - self.released_segment <= EMPTY_CUTS_MAX
 
@@ -511,6 +513,16 @@ class Tracker:
         if self.tracking is Tracking.ON:
             self.lose(LostReason.DISKS_CHANGED, text)
         await self.settle()
+
+    def to_map(self) -> None:
+        """By order the dirty map takes the place of the log from this moment on, as if the log were full.
+
+        A no-op where it has. Raises InvalidStateError where nothing is tracked, or there is no map that could.
+        """
+        if self.tracking is Tracking.ON:
+            self.lose(LostReason.REVERSED, "the direction of replication was reversed, so that the log goes to nobody")
+        if self.tracking is not Tracking.MAP:
+            self._not_tracking()
 
     def lose_log(self, error: OSError) -> None:
         """The log could not be written."""

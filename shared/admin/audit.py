@@ -94,6 +94,12 @@ class Auditor:
             fields = {"vm": target, "result": error.code, "text": error.text[:TEXT_MAX], "left_out": left_out}
             await self._write(request.method, {**await self._who(peer), **fields})
 
+    async def note_peer(self, peer: Peer, code: str, text: str, left_out: int) -> None:
+        """Put on record that a peer was refused; ``left_out``: refusals before this one that have no line."""
+        params = {"fingerprint": peer.fingerprint, "names": list(peer.names)} if peer.fingerprint else {}
+        fields = {"source": peer.address, "params": params, "result": code, "text": text[:TEXT_MAX]}
+        await self._write("peer.refused", {**fields, "left_out": left_out})
+
     # --- wrapped methods ---------------------------------------------------------------------------------------------
 
     def _telling(self, method: Method) -> Method:

@@ -28,15 +28,15 @@ class AuditEntry(msgspec.Struct, kw_only=True):
     role: str
     """``primary`` or ``replica``: the agent that was asked."""
     verb: str
-    """The method of the admin socket; ``agent.start``, ``agent.stop``, ``agent.reload`` and ``audit.mended`` are the
-    agent's own."""
+    """The method of the admin socket; ``agent.start``, ``agent.stop``, ``agent.reload``, ``peer.refused`` and
+    ``audit.mended`` are the agent's own."""
     uid: int | None = None
     """Who asked; None where it was nobody at the socket."""
     user: str = ""
     """The name of that user at the time, empty where there is none."""
     pid: int | None = None
     source: str = ""
-    """The socket."""
+    """The socket; of a peer that was refused its address."""
     vm: str = ""
     uuid: str = ""
     params: dict[str, Any] = {}
@@ -48,7 +48,7 @@ class AuditEntry(msgspec.Struct, kw_only=True):
     text: str = ""
     """The error's text."""
     left_out: int = 0
-    """Refusals of the same user just before, that have no line of their own."""
+    """Refusals of the same user or peer just before, that have no line of their own."""
     previous: str
     """SHA-256 of the line before this one, without its line feed, in lower hex."""
 

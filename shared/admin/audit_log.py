@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import structlog
 
@@ -32,6 +33,10 @@ FILES = 8
 """Files among which the log's size is parted: the oldest one goes when it is full."""
 ANSWER_BYTES = 8 << 20
 """What one answer with entries may take."""
+READ_TRIES = 5
+"""So often a log is read whose files were rotated meanwhile."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -47,11 +52,15 @@ def read_whole(files: FileSystem, path: str) -> bytes:
 
 def check_log(files: FileSystem, folder: str) -> AuditReport:
     """Follow the chain through all files of a log. Raises OSError or StorageError where one can't be read."""
-    check = ChainCheck()
-    for name in in_order(files.list(folder)):
-        if not check.follow(name, read_whole(files, f"{folder}/{name}")):
-            break
-    return check.report
+
+    def follow(names: list[str]) -> AuditReport:
+        check = ChainCheck()
+        for name in names:
+            if not check.follow(name, read_whole(files, f"{folder}/{name}")):
+                break
+        return check.report
+
+    return _of_one_moment(files, folder, follow)
 
 
 def find_entries(files: FileSystem, folder: str, *, limit: int, since: float = 0.0, vm: str = "") -> list[AuditEntry]:
@@ -59,18 +68,38 @@ def find_entries(files: FileSystem, folder: str, *, limit: int, since: float = 0
 
     Of one VM by name or UUID, or of all. Lines that are no entries are left out; :func:`check_log` tells of them.
     """
-    found: list[AuditEntry] = []
-    size = 0
-    for name in reversed(in_order(files.list(folder))):
-        for line in reversed(list(split(read_whole(files, f"{folder}/{name}")))):
-            with contextlib.suppress(ValueError):
-                entry = decode_line(line)
-                if entry.time >= since and (not vm or vm in (entry.vm, entry.uuid)):
-                    size += len(line)
-                    if len(found) >= limit or size > ANSWER_BYTES:
-                        return found[::-1]
-                    found.append(entry)
-    return found[::-1]
+
+    def find(names: list[str]) -> list[AuditEntry]:
+        found: list[AuditEntry] = []
+        size = 0
+        for name in reversed(names):
+            for line in reversed(list(split(read_whole(files, f"{folder}/{name}")))):
+                with contextlib.suppress(ValueError):
+                    entry = decode_line(line)
+                    if entry.time >= since and (not vm or vm in (entry.vm, entry.uuid)):
+                        size += len(line)
+                        if len(found) >= limit or size > ANSWER_BYTES:
+                            return found[::-1]
+                        found.append(entry)
+        return found[::-1]
+
+    return _of_one_moment(files, folder, find)
+
+
+def _of_one_moment(files: FileSystem, folder: str, read: Callable[[list[str]], T]) -> T:
+    """What ``read`` makes of the files, of which the agent that writes them may put one aside and remove one meanwhile.
+
+    Then all are read again: a name that was listed would stand for another file, or for none.
+    """
+    for _ in range(READ_TRIES):
+        names = in_order(files.list(folder))
+        try:
+            outcome = read(names)
+        except FileNotFoundError:
+            continue
+        if in_order(files.list(folder)) == names:
+            return outcome
+    raise StorageError(f"The files of the audit log in {folder} change again and again.", "Try again, or read a copy.")
 
 
 class AuditLog:

@@ -4,7 +4,8 @@ A VM is named by its name or its UUID. Long work returns at once; it shows as ``
 Results of methods not named here are a ``shared.status`` struct: an AgentStatus for ``status``, else the VmStatus
 after the change (``vm.export``: the ExportStatus; ``vm.points``: the PointsStatus; ``vm.remove``, ``vm.unexport``:
 null; ``vm.measure``, ``vm.measure_reset``: the Statistics; ``metrics``: {text}, in Prometheus' form; ``vm.churn``: a
-ChurnReport). Those of ``vm.resync_show``, ``_history`` and ``_plan`` are in ``shared.resync_runs``.
+ChurnReport; ``vm.cut``: a CutReport; ``vm.definition``: a DefinitionReport). Those of ``vm.resync_show``, ``_history``
+and ``_plan`` are in ``shared.resync_runs``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from shared.admin.audit_lines import AuditEntry, AuditReport
 from shared.admin.methods import Params
 from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
+from shared.handover import PART_BYTES, HandOver
 from shared.ports import Peer
 from shared.ports.disk_use import Usage
+from shared.status import CutStatus
 
 VmName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
@@ -51,6 +54,16 @@ EVENT = "event"
 ALARMS = "alarms"
 ALARM_TEST = "alarms.test"
 AUDIT = "audit"
+HAND_OVER = "vm.hand_over"
+"""Let a VM go to the other agent of this host; the answer is the HandOver. Steps of ``vmreplica reverse``."""
+ADOPT_PART = "vm.adopt_part"
+ADOPT = "vm.adopt"
+HANDED_OVER = "vm.handed_over"
+"""The other agent has it, durably: let go of what is left. With ``taken`` false: it did not take it, so go on."""
+DIFFERENCES = "vm.differences"
+"""What was written on this host since the failover; the tap's dirty map takes the place of its log for that."""
+RESOLVE = "vm.resolve"
+"""Keep the primary's side: at the promoted side its failover is given up, at the primary replication goes on."""
 # The primary agent
 ENABLE = "vm.enable"
 STOP = "vm.stop"
@@ -66,12 +79,22 @@ RESYNC_SHOW = "vm.resync_show"
 RESYNC_HISTORY = "vm.resync_history"
 RESYNC_PLAN = "vm.resync_plan"
 VERIFY = "vm.verify"
+CUT = "vm.cut"
+PREPARE_FAILOVER = "vm.prepare_failover"
+ABORT_FAILOVER = "vm.abort_failover"
 CHURN = "vm.churn"
 # The replica agent
 POINTS = "vm.points"
 EXPORT = "vm.export"
 UNEXPORT = "vm.unexport"
+MARK_POINT = "vm.mark_point"
+PROVE = "vm.prove"
+TEST_FAILOVER = "vm.test_failover"
 FAILOVER = "vm.failover"
+DEFINITION = "vm.definition"
+DEFINITION_READ = "vm.definition_read"
+FAILOVER_UNDO = "vm.failover_undo"
+FAILOVER_COMMIT = "vm.failover_commit"
 
 READING = frozenset(
     {
@@ -87,14 +110,17 @@ READING = frozenset(
         DISK_USE,
         ALARMS,
         POINTS,
+        DEFINITION,
         RESYNC_SHOW,
         RESYNC_HISTORY,
-        RESYNC_PLAN,
     }
 )
 """Methods that change nothing, for viewers. (DISK_USE takes nobody's word but root's, whoever may call it.)"""
-UNRECORDED = frozenset({TEST_CONNECTION, AUDIT})
-"""Methods that change nothing either, but are for administrators."""
+UNRECORDED = frozenset({TEST_CONNECTION, AUDIT, RESYNC_PLAN, DEFINITION_READ, ADOPT_PART})
+"""Methods that change nothing either, but are for administrators.
+
+RESYNC_PLAN reads the disks of both hosts, and a definition may have passwords in it.
+"""
 
 
 class VmParams(Params, frozen=True):
@@ -160,6 +186,12 @@ class ResumeParams(VmParams, frozen=True):
     go_on: bool = False
 
 
+class InitialParams(VmParams, frozen=True):
+    """``vm.initial``; ``at`` puts it off as that of ``vm.resume`` does a resync, and ``never`` cancels that."""
+
+    at: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+
 class VerifyParams(VmParams, frozen=True):
     """``vm.verify``: compare both sides at a cut, or join the run that does; ``repair`` sends again what differs.
 
@@ -220,6 +252,45 @@ class RecoverParams(VmParams, frozen=True):
             raise UsageError(
                 f"Recovering {self.vm} puts a rebuilt state in the place of the damaged one.", "Repeat it with --yes."
             )
+
+
+class HandOverParams(VmParams, frozen=True):
+    """``vm.hand_over``. ``yes``: although this side has what the other one has not; ``despite_split``: although both
+    sides have moved on.
+    """
+
+    yes: bool = False
+    despite_split: bool = False
+
+
+class AdoptPartParams(VmParams, frozen=True):
+    """``vm.adopt_part``: bytes of the ranges of a hand-over, in base64, from ``offset`` on; ``vm`` as that has it."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    data: Annotated[bytes, msgspec.Meta(max_length=PART_BYTES)]
+
+
+class AdoptParams(VmParams, frozen=True):
+    """``vm.adopt``: take over what the other agent of this host let go.
+
+    ``replica`` (``HOST`` or ``HOST:PORT``) is for the primary agent: where the copy is from now on; empty for the host
+    that the VM came from, at the default port.
+    """
+
+    handover: HandOver
+    replica: Annotated[str, msgspec.Meta(max_length=300)] = ""
+
+
+class HandedOverParams(VmParams, frozen=True):
+    """``vm.handed_over``."""
+
+    taken: bool = True
+
+
+class ResolveParams(VmParams, frozen=True):
+    """``vm.resolve``; refused without ``yes``."""
+
+    yes: bool = False
 
 
 class EventChoice(Params, frozen=True):
@@ -292,16 +363,98 @@ class AuditAnswer(msgspec.Struct, kw_only=True):
     report: AuditReport | None = None
 
 
-class ExportParams(VmParams, frozen=True):
-    """``vm.export``: a point as ``vm.points`` names it."""
+class AbortParams(VmParams, frozen=True):
+    """``vm.abort_failover``: ``force`` also where the replica, which may be failed over, does not answer."""
+
+    force: bool = False
+
+
+Moment = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+"""Seconds since the Unix epoch."""
+
+
+class PointsParams(VmParams, frozen=True):
+    """``vm.points``: with ``at_time`` also which points are nearest to it."""
+
+    at_time: Moment | None = None
+
+
+class PointParams(VmParams, frozen=True):
+    """A point of a VM as ``vm.points`` names it, or the newest one at or before a moment."""
 
     point: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "newest"
+    at_time: Moment | None = None
+
+
+class ExportParams(PointParams, frozen=True):
+    """``vm.export``. ``writable``: what clients write is kept beside the point, until the export is ended."""
+
+    writable: bool = False
+
+
+class MarkPointParams(PointParams, frozen=True):
+    """``vm.mark_point``: name a point (empty: no name any more) and pin it, or no longer; the PointsStatus after it."""
+
+    name: Annotated[str, msgspec.Meta(max_length=63)] | None = None
+    pinned: bool | None = None
+
+
+class ProveParams(PointParams, frozen=True):
+    """``vm.prove``: read a point to its end, or join whoever does; ``stop`` ends it. A PointProof, or null."""
+
+    stop: bool = False
+
+
+class TestFailoverParams(PointParams, frozen=True):
+    """``vm.test_failover``; ``stop`` ends it. The VmStatus after it."""
+
+    __test__ = False
+
+    stop: bool = False
+
+
+class FailoverParams(PointParams, frozen=True):
+    """``vm.failover``: ``newest`` is the newest that was received, which may have to be applied first.
+
+    ``applied`` is the newest that the disks are at.
+    """
 
 
 class UnexportParams(VmParams, frozen=True):
     """``vm.unexport``: one export, or all of the VM."""
 
     id: str | None = None
+
+
+class CutParams(VmParams, frozen=True):
+    """``vm.cut``: take a cut now; ``consistent``: with the guest frozen, as its setting says."""
+
+    consistent: bool = False
+
+
+class CutReport(msgspec.Struct, kw_only=True):
+    """The result of ``vm.cut``; ``text`` and ``remedy`` say why one is not application-consistent that was to be."""
+
+    cut: CutStatus
+    consistency: str
+    frozen_seconds: float | None = None
+    text: str = ""
+    remedy: str = ""
+
+
+class DefinitionParams(VmParams, frozen=True):
+    """``vm.definition``: the definition that belongs to a point, as ``vm.points`` names it."""
+
+    point: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "newest"
+
+
+class DefinitionReadParams(VmParams, frozen=True):
+    """``vm.definition_read``: bytes of a file of a definition, by its SHA-256 in hex: {data} in base64, empty at its
+    end.
+    """
+
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    offset: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 0
 
 
 class ConnectionParams(Params, frozen=True):

@@ -24,9 +24,12 @@ from shared.cli.grammar import (
     vm_argument,
     yes_option,
 )
+from shared.cli.guest_verbs import CUT_VERB, DEFINITION_VERB
 from shared.cli.host_verbs import HOST_VERBS
 from shared.cli.measuring_verbs import MEASURING_VERBS
 from shared.cli.pki_verbs import PKI_VERBS
+from shared.cli.point_verbs import POINT_VERBS, point_options
+from shared.cli.reverse_verbs import REVERSE_VERBS
 from shared.cli.units import (
     SETTINGS,
     parse_blocks,
@@ -41,6 +44,7 @@ from shared.cli.units import (
 DESCRIPTION = "Replication of virtual machine disks between two hosts."
 SHELLS = ("bash", "zsh", "fish")
 INTERVAL_SECONDS = 300.0
+SHUTDOWN_SECONDS = 300.0
 
 
 def build_parser() -> Parser:
@@ -102,6 +106,13 @@ def _enable(parser: argparse.ArgumentParser) -> None:
 
 def _initial(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        default="",
+        help="start it then, up to 7 days ahead, in the time zone of the primary: 02:00, '2026-11-28 02:00', "
+        "2026-11-28T02:00+01:00, +2h or +30m; never cancels it",
+    )
     no_wait_option(parser)
 
 
@@ -193,26 +204,50 @@ def _recover(parser: argparse.ArgumentParser) -> None:
     yes_option(parser)
 
 
-def _points(parser: argparse.ArgumentParser) -> None:
-    vm_argument(parser, role=False)
-    json_option(parser)
-
-
-def _export(parser: argparse.ArgumentParser) -> None:
-    vm_argument(parser, role=False)
-    parser.add_argument(
-        "--point", metavar="POINT", default="newest", help="which recovery point, as `points` names it (default newest)"
-    )
-    json_option(parser)
-
-
-def _unexport(parser: argparse.ArgumentParser) -> None:
-    vm_argument(parser, role=False)
-    parser.add_argument("id", nargs="?", metavar="ID", help="the export (default: all of the VM)")
-
-
 def _failover(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--prepare",
+        action="store_true",
+        help="at the primary: stop the writes and bring the replica to the last one, so that nothing is lost",
+    )
+    what.add_argument(
+        "--test",
+        action="store_true",
+        help="serve the point for a test, writable, while replication goes on; nothing of it is kept",
+    )
+    what.add_argument(
+        "--undo", action="store_true", help="go back to before the failover: what was written here since is dropped"
+    )
+    what.add_argument(
+        "--commit", action="store_true", help="keep the failover for good: the other recovery points are deleted"
+    )
+    parser.add_argument("--stop", action="store_true", help="with --test: end it, and delete what was written to it")
+    point_options(
+        parser,
+        "which recovery point (of a failover newest is what was received last, which is applied first; applied is what "
+        "the copy is at)",
+    )
+    parser.add_argument(
+        "--shutdown",
+        action="store_true",
+        help="with --prepare: first have libvirt ask the guest to shut down",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=parsed(parse_duration),
+        default=SHUTDOWN_SECONDS,
+        metavar="TIME",
+        help="with --shutdown: how long the guest may take (default 5m)",
+    )
+    parser.add_argument("--abort", action="store_true", help="with --prepare: take it back")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --abort: also where the replica, which may be failed over, does not answer (risks a split brain)",
+    )
+    no_wait_option(parser)
     yes_option(parser)
     json_option(parser)
 
@@ -288,6 +323,7 @@ RESYNC_VERBS = (
 _REPLICATION = "shared.cli.verbs.replication"
 _VERIFY = "shared.cli.verbs.verify"
 _REPLICA = "shared.cli.verbs.replica"
+_FAILOVER = "shared.cli.verbs.failover_verbs"
 _READING = "shared.cli.verbs.reading"
 VERBS = (
     Verb("status", "tell whether the VMs are protected, how far behind, and what to do", f"{_READING}:status", _status),
@@ -308,15 +344,21 @@ VERBS = (
     *DISK_VERBS,
     Verb("stop", "cancel a resync or initial replication before its commit", f"{_REPLICATION}:stop", _stop),
     Verb("verify", "compare both sides at a cut while replication goes on", f"{_VERIFY}:verify", _verify),
+    CUT_VERB,
     Verb("remove", "end the replication of a VM on this host", f"{_REPLICATION}:remove", _remove),
     Verb("recover", "rebuild the state of a VM in Error whose database is lost", f"{_REPLICATION}:recover", _recover),
     *MEASURING_VERBS,
     *AUDIT_VERBS,
     Verb("events", "print what happened, the newest last", "shared.cli.verbs.events:events", events_options),
-    Verb("points", "list the recovery points of a VM at the replica", f"{_REPLICA}:points", _points),
-    Verb("export", "serve a recovery point of the replica read-only over NBD", f"{_REPLICA}:export", _export),
-    Verb("unexport", "end such an export", f"{_REPLICA}:unexport", _unexport),
-    Verb("failover", "promote the replica: its newest cut becomes the VM's disks", f"{_REPLICA}:failover", _failover),
+    *POINT_VERBS,
+    Verb(
+        "failover",
+        "promote the replica to be the VM's disks, test, undo or commit that, or prepare it at the primary",
+        f"{_FAILOVER}:failover",
+        _failover,
+    ),
+    DEFINITION_VERB,
+    *REVERSE_VERBS,
     Verb("hrl", "look into files of the replication log", "", _hrl, agents=False),
     Verb("pki", "make and look at certificates", "", _pki, agents=False),
     Verb(

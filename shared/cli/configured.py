@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from shared.cli.findings import Finding, note, of_error, ok, problem, warning
 from shared.config import find_mistakes, load_config
 from shared.config_sections import CREDENTIAL, PrimaryConfig, ReplicaConfig
 from shared.errors import VmreplicaError
-from shared.expiry import WARNING_SECONDS
+from shared.expiry import CertificateStatus, certificates_of, endings
 from shared.ports.users import group_id
-from shared.rates import duration_text
+from shared.states import Health
 
 CONFIG_FOLDER = "/etc/vmreplica"
 KINDS: dict[str, type[PrimaryConfig] | type[ReplicaConfig]] = {"primary": PrimaryConfig, "replica": ReplicaConfig}
@@ -75,16 +75,17 @@ def tls_findings(config: PrimaryConfig | ReplicaConfig, root: str) -> Iterator[F
     except VmreplicaError as error:
         yield of_error("tls", error)
         return
-    end = contexts.own.not_valid_after_utc.timestamp()
-    left = end - time.time()
-    evidence = {"not_after_time": end}
-    if left <= 0:
-        yield problem("tls", f"{contexts.own_name()} has expired.", "Issue a new one: vmreplica pki issue.", **evidence)
-    elif left < WARNING_SECONDS:
-        text = f"{contexts.own_name()} ends in {duration_text(left)}."
-        yield warning("tls", text, "Issue a new one: vmreplica pki issue, and reload the agent.", **evidence)
-    else:
-        yield ok("tls", f"{contexts.own_name()}.", **evidence)
+    ending = [*ending_findings("tls", certificates_of(contexts.trust), time.time())]
+    yield from ending
+    if not ending:
+        yield ok("tls", f"{contexts.own_name()}.", not_after_time=contexts.own.not_valid_after_utc.timestamp())
+
+
+def ending_findings(subject: str, certificates: Iterable[CertificateStatus], now: float) -> Iterator[Finding]:
+    """Those certificates, CAs and revocation lists that run out soon or have run out (shared.expiry)."""
+    for each in endings(certificates, now):
+        told = problem if each.level is Health.CRITICAL else warning
+        yield told(subject, each.text, each.remedy, not_after_time=each.certificate.not_after_time)
 
 
 def _group_findings(config: PrimaryConfig | ReplicaConfig) -> Iterator[Finding]:

@@ -7,18 +7,18 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from shared.admin import verbs as admin
 from shared.attachment import NO_CLIENT, Attachment, bypasses, socket_of
 from shared.cli.agents import Agent
-from shared.cli.configured import config_findings
+from shared.cli.configured import config_findings, ending_findings
 from shared.cli.findings import Finding, Level, note, of_error, ok, problem, warning
 from shared.cli.libvirt_disks import domain_findings
 from shared.cli.machine import clock_finding, port_finding, volume_findings
 from shared.config_sections import ReplicaConfig
 from shared.errors import VmreplicaError
-from shared.expiry import WARNING_SECONDS
+from shared.expiry import CertificateStatus, certificates_told, endings
 from shared.ports.disk_use import ProcDiskUse
 from shared.rates import duration_text, size_text
 from shared.status import AgentStatus, VmStatus
@@ -35,10 +35,13 @@ def agent_findings(agent: Agent) -> Iterator[Finding]:
     status = agent.status
     subject = f"{status.role} agent"
     yield ok(subject, f"Version {status.version} runs as process {status.pid} on {status.host}.", pid=status.pid)
-    yield from (problem(subject, text, "See the agent's log.") for text in status.problems)
+    certificates = certificates_told(status.certificates, status.certificate_not_after_time, status.host)
+    # What the agent says of them is told below, by its level.
+    told = {each.sentence for each in endings(certificates, status.time)}
+    yield from (problem(subject, text, "See the agent's log.") for text in status.problems if text not in told)
     yield from _configuration(agent, subject)
     yield from _alarms(agent, subject)
-    yield _certificate(status, subject)
+    yield from _certificates(certificates, status, subject)
     if status.unseen_processes:
         yield warning(
             subject,
@@ -90,17 +93,15 @@ def _alarms(agent: Agent, subject: str) -> Iterator[Finding]:
             yield ok(what, f"{alarm['sent']} sent by {alarm['way']}.")
 
 
-def _certificate(status: AgentStatus, subject: str) -> Finding:
+def _certificates(certificates: Sequence[CertificateStatus], status: AgentStatus, subject: str) -> Iterator[Finding]:
+    ending = [*ending_findings(subject, certificates, status.time)]
+    yield from ending
     end = status.certificate_not_after_time
     if end is None:
-        return note(subject, "It has no certificate.")
-    left = end - status.time
-    remedy = "Make a new one with vmreplica pki renew, put it in place, and reload the agent."
-    if left <= 0:
-        return problem(subject, "The certificate that it uses has expired.", remedy, not_after_time=end)
-    if left < WARNING_SECONDS:
-        return warning(subject, f"Its certificate ends in {duration_text(left)}.", remedy, not_after_time=end)
-    return ok(subject, f"Its certificate is good for {duration_text(left)}.", not_after_time=end)
+        yield note(subject, "It has no certificate.")
+    elif not ending:
+        left = duration_text(end - status.time)
+        yield ok(subject, f"Its certificate is good for {left}.", not_after_time=end)
 
 
 def vm_findings(agent: Agent, vm: VmStatus, tested: dict[str, list[Finding]]) -> Iterator[Finding]:

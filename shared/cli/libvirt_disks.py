@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
 from shared.attachment import Attachment
 from shared.cli.findings import Finding, note, ok, problem
+from shared.cli.virsh import Virsh
+from shared.errors import NotFoundError, VmreplicaError
 
 VIRSH_SECONDS = 15.0
 
@@ -18,25 +19,17 @@ def domain_findings(vm: Attachment) -> Iterator[Finding]:
     """Each disk of the domain of the VM's name (else UUID), judged; nothing where libvirt is not there."""
     if shutil.which("virsh") is None:
         return
+    virsh = Virsh(os.environ, read_only=True, seconds=VIRSH_SECONDS)
     for name in (vm.name, vm.uuid):
-        code, text = _virsh("dumpxml", name)
-        if code == 0:
+        try:
+            text = virsh.run("dumpxml", name)
+        except NotFoundError:
+            continue
+        except VmreplicaError as error:
+            yield note(f"{vm.name}: libvirt", f"It does not tell of the VM's disks: {error.text}", error.remedy)
+        else:
             yield from judged(vm, name, text)
-            return
-    if "connect" in text.lower():
-        yield note(
-            f"{vm.name}: libvirt", f"It does not answer: {text.strip().splitlines()[-1] if text.strip() else ''}"
-        )
-
-
-def _virsh(*words: str) -> tuple[int, str]:
-    """Exit code, and what was printed: the XML, or the error."""
-    line = ["virsh", "--readonly", "--quiet", *words]
-    try:
-        done = subprocess.run(line, capture_output=True, text=True, timeout=VIRSH_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return 1, f"failed to connect: {error}"
-    return done.returncode, done.stdout if done.returncode == 0 else done.stderr
+        return
 
 
 def judged(vm: Attachment, domain: str, text: str) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from shared.cli.agents import Found, read_status
 from shared.cli.connection import Connection, NoAnswerYetError
@@ -137,9 +137,7 @@ def follow(found: Found, console: Console, *, rejoin: str) -> int:
 
     Raises VmreplicaError when it ended badly. Ctrl-C leaves it running and prints ``rejoin``.
     """
-    with _View(found, console, rejoin) as view:
-        while (vm := view.look()) is None or is_working(vm):
-            time.sleep(WORK_SECONDS)
+    vm = watch_to_end(found, console, rejoin=rejoin)
     end = outcome(vm)
     assert end is not None
     if not end.succeeded:
@@ -148,13 +146,21 @@ def follow(found: Found, console: Console, *, rejoin: str) -> int:
     return SUCCESS
 
 
-def call_while_showing(found: Found, method: str, console: Console, *, rejoin: str) -> None:
+def watch_to_end(found: Found, console: Console, *, rejoin: str) -> VmStatus:
+    """Show the work on a VM until it ends; the VM's status then. Ctrl-C leaves it running and prints ``rejoin``."""
+    with _View(found, console, rejoin) as view:
+        while (vm := view.look()) is None or is_working(vm):
+            time.sleep(WORK_SECONDS)
+    return vm
+
+
+def call_while_showing(found: Found, method: str, console: Console, *, rejoin: str, **params: Any) -> None:
     """Call a method of the VM that begins or does long work, and show that until it ends, however the method does it.
 
     Ctrl-C leaves the work running and prints ``rejoin``.
     """
     connection = found.agent.connection
-    identity = connection.begin(method, {"vm": found.vm.uuid})
+    identity = connection.begin(method, {"vm": found.vm.uuid, **params})
     with _View(found, console, rejoin) as view:
         while True:
             try:

@@ -42,6 +42,8 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield label, text
     if vm.fenced:
         yield "fenced", vm.fenced
+    elif vm.planned is not None:
+        yield "planned", f"{vm.planned.step}: {vm.planned.text}"
     yield "interval", duration_text(vm.interval_seconds)
     if vm.lag_seconds is not None and not is_failed_over_to(vm):
         pending = "" if vm.pending_bytes is None else f", {size_text(vm.pending_bytes)} {_pending_words(vm)}"
@@ -65,9 +67,19 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield label, text
     if vm.older_points:
         oldest = "" if vm.oldest_point_time is None else f", the oldest of {time_text(vm.oldest_point_time, zone)}"
-        yield "points", f"{vm.older_points} older{oldest}; they take {size_text(vm.points_bytes)}"
+        pinned = f"; {vm.points_pinned} pinned" if vm.points_pinned else ""
+        yield "points", f"{vm.older_points} older{oldest}; they take {size_text(vm.points_bytes)}{pinned}"
+    if vm.test_failover is not None:
+        test = vm.test_failover
+        text = test.error or f"{test.name}, point {test.point}, since {time_text(test.started_time, zone)}"
+        yield "test", f"{text}; to end it: vmreplica failover {vm.name} --test --stop"
     for label, text in _numbered("export", [_export(export) for export in vm.exports]):
         yield label, text
+    if vm.definition is not None and vm.definition.files:
+        size = sum(file.size_bytes for file in vm.definition.files)
+        kept = "kept at the replica" if vm.definition.kept and vm.role == "primary" else ""
+        count = f"{len(vm.definition.files)} file(s), {size_text(size)}"
+        yield "definition", "  ".join(part for part in (vm.definition.setting, count, kept) if part)
     if vm.epoch:
         yield "epoch", vm.epoch
     yield "uuid", vm.uuid
@@ -97,6 +109,8 @@ def _cuts(vm: VmStatus) -> Iterator[tuple[str, CutStatus]]:
     for label, cut in ((newest, vm.newest_cut), ("acknowledged", vm.acked_cut), ("applied", vm.applied_cut)):
         if cut is not None and not (label == "acknowledged" and vm.role == "replica"):
             yield label, cut
+    if vm.application_cut is not None:
+        yield "consistent", vm.application_cut
 
 
 def _link(vm: VmStatus, now: float) -> str:
@@ -146,4 +160,6 @@ def _export(export: ExportStatus) -> str:
     if export.error:
         return f"{export.id}  cut {export.cut.segment}  not readable: {export.error}"
     held = f"  (keeps {size_text(export.held_bytes)} of undo logs)" if export.held_bytes else ""
-    return f"{export.id}  cut {export.cut.segment}  {'  '.join(export.uris)}{held}"
+    full = ", and finds no room for more" if export.full else ""
+    written = f"  (writable: {size_text(export.written_bytes)} written{full})" if export.writable else ""
+    return f"{export.id}  cut {export.cut.segment}  {'  '.join(export.uris)}{written}{held}"

@@ -21,6 +21,7 @@ KINDS = {
     "bounded": "resynchronization of what is in doubt",
     "merge": "merge",
     "promotion": "failover",
+    "planned": "planned failover",
 }
 BAR_WIDTH = 30
 STRIPS_SHOWN = 8
@@ -35,7 +36,11 @@ _WORKING = (
     ReplicationState.WAITING_FOR_INITIAL_REPLICATION,
     ReplicationState.RESYNCHRONIZING,
 )
-_REACHED = (ReplicationState.REPLICATING, ReplicationState.FAILED_OVER_WAITING_COMPLETION)
+_REACHED = (
+    ReplicationState.REPLICATING,
+    ReplicationState.PREPARED_FOR_FAILOVER,
+    ReplicationState.FAILED_OVER_WAITING_COMPLETION,
+)
 
 
 @dataclass(frozen=True, slots=True)

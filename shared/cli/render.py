@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from shared.cli.console import Palette
 from shared.cli.progress import short_progress
 from shared.cli.text import columns, joined, shortened, wrapped
+from shared.expiry import certificates_told, endings
 from shared.rates import duration_text
 from shared.states import ReplicationState
 from shared.status import AgentStatus, VmStatus
 
-CERTIFICATE_WARNING_SECONDS = 30 * 86400.0
 TITLES = ("VM", "ROLE", "STATE", "HEALTH", "PROTECTED", "BEHIND", "LINK", "PROGRESS")
 DROPPED_FIRST = ("LINK", "HEALTH", "ROLE", "PROGRESS")
 """Columns that make room on a narrow terminal, in this order."""
@@ -51,14 +51,10 @@ def is_fine(vm: VmStatus) -> bool:
 def agent_notes(agent: AgentStatus, width: int | None, palette: Palette) -> list[str]:
     """What concerns an agent as a whole."""
     texts = list(agent.problems)
-    # An agent that tells all its certificates judges them as well.
-    if agent.certificate_not_after_time is not None and not agent.certificates:
-        left = agent.certificate_not_after_time - agent.time
-        advice = "Issue another with `vmreplica pki issue`."
-        if left <= 0:
-            texts.append(f"The certificate of the {agent.role} agent has expired. {advice}")
-        elif left < CERTIFICATE_WARNING_SECONDS:
-            texts.append(f"The certificate of the {agent.role} agent expires in {duration_text(left)}. {advice}")
+    if not agent.certificates:
+        # An agent that tells all its certificates judges them as well.
+        own = certificates_told((), agent.certificate_not_after_time, agent.host)
+        texts += [each.sentence for each in endings(own, agent.time)]
     who = f"{agent.role} agent"
     notes = []
     for text in texts:
@@ -79,7 +75,8 @@ def link_text(vm: VmStatus, now: float) -> str:
 
 def is_failed_over_to(vm: VmStatus) -> bool:
     """The VM runs here after a failover: it is behind nothing, and nothing protects it."""
-    return vm.state_code == ReplicationState.FAILED_OVER_WAITING_COMPLETION
+    here = vm.role == "replica" and vm.state_code == ReplicationState.FAILED_OVER
+    return here or vm.state_code == ReplicationState.FAILED_OVER_WAITING_COMPLETION
 
 
 def protected_text(vm: VmStatus) -> str:

@@ -10,7 +10,7 @@ from shared.cli.console import Palette
 from shared.cli.text import columns, joined, time_text
 from shared.cli.units import SETTINGS
 from shared.rates import duration_text, size_text
-from shared.status import PointsStatus, VmStatus
+from shared.status import VmStatus
 
 
 def settings_lines(vm: VmStatus) -> list[str]:
@@ -28,22 +28,6 @@ def resync_lines(vms: Iterable[VmStatus]) -> list[str]:
     if not rows:
         return []
     return [joined(row) for row in columns([["VM", "RESYNC MODE", "WINDOW START", "WINDOW END"], *rows])]
-
-
-def point_lines(vm: VmStatus, points: PointsStatus, now: float, zone: tzinfo | None = None) -> list[str]:
-    """The recovery points of a VM, the newest first, and the rules by which they are kept."""
-    rows = [["POINT", "SEALED", "AGE", "KEPT AS", "TAKES", "EXPORTS"]]
-    for point in points.points:
-        kept = [word for word, fits in (("newest", point.newest), ("hourly", point.hourly)) if fits]
-        age = "" if point.cut.time is None else duration_text(max(0.0, now - point.cut.time))
-        size = "" if point.newest else size_text(point.bytes)
-        exports = ", ".join(point.exports)
-        rows.append([point.point, time_text(point.cut.time, zone), age, ", ".join(kept) or "cut", size, exports])
-    if not points.points:
-        return [f"{vm.name} has no recovery point yet."]
-    rules = f"{points.keep_newest} newest and {points.keep_hourly} hourly points are kept"
-    room = f"they take {size_text(points.bytes)} of at most {size_text(points.limit_bytes)}"
-    return [f"{vm.name}  {vm.role}: {rules}; {room}.", *(f"  {joined(row)}" for row in columns(rows, right=[2, 4]))]
 
 
 def _setting_text(vm: VmStatus, name: str, value: Any) -> str:

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from shared.cli.findings import Finding, Level, note, ok, warning
-from shared.cli.packaged_files import FOLDER
 
+FOLDER = Path(__file__).parents[1] / "packaged"
+"""Units, users, folders, examples and completion, as they come with the program: a link to packaging/ in a checkout, a
+folder of its own once installed.
+"""
 PACKAGED_FOLDERS = ("/usr/lib/systemd/system", "/lib/systemd/system")
 """Where a distribution's package has its units: these are left alone, and nothing is put over them."""
 OWN_FOLDER = "/etc/systemd/system"

@@ -11,6 +11,7 @@ from shared.admin.verbs import PLAN_BLOCKS_MAX
 from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
 from shared.events import EventId
+from shared.guest_settings import HOURS_MAX, NONE, check_files, parse_consistency, parse_definition
 from shared.schedule import NEVER, PastWindow, Recurrence, ResyncMode, Window, parse_time, time_text
 
 INTERVAL_SECONDS_MIN = 1.0
@@ -89,6 +90,16 @@ def parse_points(text: str) -> int | None:
     return int(text)
 
 
+def parse_points_limit(text: str) -> int | None:
+    """Bytes, None for ``default``. Raises UsageError."""
+    return None if text == DEFAULT else parse_size(text)
+
+
+def parse_points_age(text: str) -> float | None:
+    """Seconds, None for ``default``. Raises UsageError."""
+    return None if text == DEFAULT else parse_duration(text)
+
+
 def parse_number(text: str) -> int:
     """A whole number above 0. Raises UsageError."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= NUMBER_MAX):
@@ -148,6 +159,32 @@ def parse_window(text: str) -> str | None:
 def parse_schedule(text: str) -> str:
     """``never``, ``daily 03:00`` or ``weekly sunday 03:00``. Raises UsageError."""
     return str(Recurrence.parse(text) or NEVER)
+
+
+def parse_freeze(text: str) -> str:
+    """``none``, ``agent:/SOCKET``, ``libvirt:DOMAIN`` or ``program:/PATH``. Raises UsageError."""
+    parse_consistency(text)
+    return text
+
+
+def parse_hours(text: str) -> int:
+    """A number of hours from 0 to 12. Raises UsageError."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) <= HOURS_MAX):
+        raise UsageError(f"{text!r} is not a number of hours from 0 to {HOURS_MAX}.")
+    return int(text)
+
+
+def parse_definition_setting(text: str) -> str:
+    """``none``, ``libvirt:DOMAIN`` or ``file:/PATH``. Raises UsageError."""
+    parse_definition(text)
+    return text
+
+
+def parse_paths(text: str) -> list[str]:
+    """Absolute paths with commas between; ``none``: no path. Raises UsageError."""
+    paths = [] if text == NONE else text.split(",")
+    check_files(paths)
+    return paths
 
 
 def parse_time_of_day(text: str) -> str | None:
@@ -233,6 +270,26 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         parse_schedule,
         "when both sides are compared by themselves: never, 'daily 03:00' or 'weekly sunday 03:00', local time",
     ),
+    "consistency": (
+        "consistency",
+        parse_freeze,
+        "how the guest is frozen for application-consistent cuts: none, agent:/SOCKET, libvirt:DOMAIN, program:/PATH",
+    ),
+    "consistency-hours": (
+        "consistency_hours",
+        parse_hours,
+        "one such cut after so many hours, 1 to 12; 0: only by order (vmreplica cut VM --consistent)",
+    ),
+    "definition": (
+        "definition",
+        parse_definition_setting,
+        "what the VM needs to start goes to the replica: none, libvirt:DOMAIN or file:/PATH",
+    ),
+    "definition-files": (
+        "definition_files",
+        parse_paths,
+        "small files that go with it, e.g. the NVRAM, with commas between: /PATH,/PATH or none",
+    ),
     "resync-read-rate": (
         "resync_read_rate",
         parse_rate,
@@ -248,9 +305,21 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         "at the replica: how many newest cuts are kept, or default",
     ),
     "points-hourly": ("points_hourly", parse_points, "at the replica: how many hourly points are kept, or default"),
+    "points-daily": ("points_daily", parse_points, "the same of daily ones"),
+    "points-weekly": ("points_weekly", parse_points, "and of weekly ones"),
+    "points-limit": (
+        "points_limit_bytes",
+        parse_points_limit,
+        "at the replica: size that all undo logs may have, 0 (that of the disks) or default",
+    ),
+    "points-age": (
+        "points_age_seconds",
+        parse_points_age,
+        "at the replica: how much older than the newest a point may be, e.g. 7d, 0 (any) or default",
+    ),
 }
 """What ``set`` changes: key to (name in the agent, parser, help)."""
-REPLICA_SETTINGS = frozenset({"points_newest", "points_hourly"})
+REPLICA_SETTINGS = frozenset(name for name, _, _ in SETTINGS.values() if name.startswith("points_"))
 """Those of them that are the replica's."""
 
 

@@ -1,4 +1,4 @@
-"""libvirt, through its own command: the few things that adopting a domain asks of `virsh`."""
+"""libvirt, through its own command: the few things that adopting a domain and looking at its disks ask of `virsh`."""
 
 from __future__ import annotations
 
@@ -25,23 +25,29 @@ class QemuError(InvalidStateError):
 
 @dataclass(frozen=True, slots=True)
 class Virsh:
-    """`virsh` on one connection: ``uri``, or where that is empty the one that virsh takes by itself."""
+    """`virsh` on one connection: ``uri``, or where that is empty the one that virsh takes by itself.
+
+    No call takes longer than ``seconds``.
+    """
 
     environment: Mapping[str, str]
     uri: str = ""
+    read_only: bool = False
+    seconds: float = CALL_SECONDS
 
     def run(self, *arguments: str) -> str:
         """What the command printed. Raises NotFoundError, UnreachableError or InvalidStateError with virsh's words."""
         connection = ("--connect", self.uri) if self.uri else ()
+        access = ("--readonly",) if self.read_only else ()
         try:
             done = subprocess.run(
-                ["virsh", "--quiet", *connection, *arguments],
+                ["virsh", *access, "--quiet", *connection, *arguments],
                 env={**self.environment, "LC_ALL": "C"},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=CALL_SECONDS,
+                timeout=self.seconds,
             )
         except FileNotFoundError:
             raise NotFoundError(
@@ -50,7 +56,7 @@ class Virsh:
             ) from None
         except subprocess.TimeoutExpired:
             raise UnreachableError(
-                f"virsh {arguments[0]} did not end within {CALL_SECONDS:.0f} seconds.", "Is libvirtd well?"
+                f"virsh {arguments[0]} did not end within {self.seconds:.0f} seconds.", "Is libvirtd well?"
             ) from None
         if done.returncode == 0:
             return done.stdout

@@ -43,7 +43,7 @@ class Mutation:
 class ExportBackend(Protocol):
     """One disk to serve. All calls come on the event loop; requests were validated before.
 
-    Attributes stay the same while the export is served.
+    Attributes stay the same while the export is served; ``read_only`` may change, for clients that connect then.
     """
 
     @property

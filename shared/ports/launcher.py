@@ -21,7 +21,7 @@ COMMAND_SECONDS = 30.0
 TAP_PROGRAM = (sys.executable, "-P", "-m", "primary_agent.tap.main")
 
 # What the service manager tells the agent alone.
-_NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 _log = structlog.get_logger(__name__)
 
@@ -93,7 +93,7 @@ def _start_detached(words: list[str], folder: str) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=output,
             cwd="/",
-            env={name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
+            env={name: value for name, value in os.environ.items() if name not in NOT_INHERITED},
             start_new_session=True,
         )
     except OSError as error:

@@ -74,10 +74,31 @@ class RealNetwork:
         self.admission: Admission[StreamLink] = Admission(half_open_max, failures_per_minute)
         self.handshake_seconds = handshake_seconds
         self._refused = refused or self._log_refusal
+        self.on_forbidden: Callable[[Peer, ForbiddenError], None] = lambda _peer, _error: None
+        """Told each peer that connected and was refused for its certificate, or for want of one that is right."""
         self._reported = float("-inf")
         self._unreported = 0
         self._crl_stamp: tuple[int, ...] = ()
         self.reload_tls()
+
+    def read_tls(self) -> Callable[[], None]:
+        """Read the identity's files again; what is returned puts them in force, which can't fail.
+
+        Raises UsageError where they can't be used.
+        """
+        if self._identity is None:
+            return lambda: None
+        # Who needs no TLS, such as the tap, need not load all that belongs to it.
+        from shared.ports.tls import load_contexts  # noqa: PLC0415
+
+        # Before it is read: a change in the middle is noticed by the next look.
+        stamp = self._look_at_crl()
+        contexts = load_contexts(self._identity)
+
+        def use() -> None:
+            self._contexts, self._crl_stamp = contexts, stamp
+
+        return use
 
     def reload_tls(self) -> None:
         """Read the identity's files again; new connections use them, established ones go on untouched: whoever serves
@@ -85,14 +106,7 @@ class RealNetwork:
 
         Raises UsageError where they can't be used; then everything stays as it was.
         """
-        if self._identity is not None:
-            # Who needs no TLS, such as the tap, need not load all that belongs to it.
-            from shared.ports.tls import load_contexts  # noqa: PLC0415
-
-            # Before it is read: a change in the middle is noticed by the next look.
-            stamp = self._look_at_crl()
-            self._contexts = load_contexts(self._identity)
-            self._crl_stamp = stamp
+        self.read_tls()()
 
     def has_other_crl(self) -> bool:
         """Whether the revocation list's file is another one than was loaded. Blocks for a look at it."""
@@ -239,13 +253,21 @@ class RealNetwork:
         if oldest is not None:
             assert isinstance(oldest, TlsLink)
             oldest.displace()
-        await loop.connect_accepted_socket(lambda: link, connection)
+        try:
+            await loop.connect_accepted_socket(lambda: link, connection)
+        except BaseException:
+            # Nobody will tell of its end: without a transport it has none.
+            self.admission.end(link)
+            link.abort()
+            raise
         try:
             await self._secure(link, link.peer.address)
             self._judge_again(link, contexts)
         except (ForbiddenError, UnreachableError) as error:
             self.admission.counts.refused += not link.displaced
             self._refused(link.peer.address, error)
+            if isinstance(error, ForbiddenError):
+                self.on_forbidden(link.peer, error)
             raise
         self.admission.let_in(link, loop.time())
         return link

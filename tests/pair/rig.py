@@ -51,6 +51,8 @@ class Pair:
         """Sections of the replica's configuration that a test sets before it starts the replica again."""
         self.heartbeat, self.dead_after, self.replica_dead_after = 0.5, 5.0, 5.0
         """Seconds; the last is what the replica goes by. Of agents that are started afterwards."""
+        self.replica_heartbeat: float | None = None
+        """Of the replica, where it is another one."""
         self.route = 0
         """The port that VMs are enabled with, where it is not the replica's own."""
         self.primary_options: dict[str, Any] = {"resync": ResyncSection(mode=ResyncMode.MANUAL)}
@@ -80,7 +82,7 @@ class Pair:
             runtime_dir=str(self.sockets / "b"),
             listen=ListenSection(host="127.0.0.1", port=self.port),
             authorize=[AuthorizeSection(name=authorized, vms=["*"], storage=str(self.folder / "store"))],
-            heartbeat_seconds=self.heartbeat,
+            heartbeat_seconds=self.replica_heartbeat or self.heartbeat,
             dead_after_seconds=self.replica_dead_after,
             **self.replica_options,
         )

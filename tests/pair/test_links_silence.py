@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from primary_agent.admin import with_settings
 from protocol.session import PrimarySession
 from replica_agent.vm_status import status_of
 from shared import channel
 from shared.channel import Channel
+from shared.events import EventId
+from shared.states import ReplicationState
 from tests.pair.links import LinkedPair, linked_pair, shorten
 from tests.pair.rig import MIB
 from tests.pair.watching import Watch
@@ -146,3 +149,25 @@ async def test_waits_are_ended_by_an_order(linked: LinkedPair) -> None:
     await linked.vm.resume(resynchronize=False)
     await asyncio.sleep(0)
     await linked.ends_well()
+
+
+@pytest.mark.slow
+async def test_hosts_that_beat_at_other_intervals_keep_their_sessions(tmp_path: Path) -> None:
+    """The replica waits a second, and the primary beats every five: it told so, and that is no silence.
+
+    Nothing else is sent either: the next cut is far away.
+    """
+    async with linked_pair(
+        tmp_path, heartbeat=5.0, dead_after=15.0, replica_heartbeat=0.5, replica_dead_after=1.0
+    ) as pair:
+        await pair.enable(8 * MIB)
+        given = {"interval_seconds": 60.0}
+        await pair.vm.set(with_settings(pair.vm.record, given), given)
+        await pair.healthy()
+        await pair.vm.initial()
+        await pair.state(ReplicationState.REPLICATING)
+        opened = pair.vm.parts.link.since
+        await asyncio.sleep(4.0)
+        assert pair.vm.parts.link.healthy()
+        assert pair.vm.parts.link.since == opened
+        assert await pair.events(EventId.WILL_RETRY) == []

@@ -185,6 +185,24 @@ async def test_an_old_heartbeat_opens_no_gate(pair: Pair, monkeypatch: pytest.Mo
     assert pair.vm.parts.replication.state is ReplicationState.REPLICATING
 
 
+async def test_order_between_two_sessions_waits_for_the_next_one(pair: Pair) -> None:
+    """I20: a session that ends to be planned anew is no outage, and neither is one that was lost and comes back."""
+    await pair.replicate(4 * MIB)
+    await pair.healthy()
+    before = pair.vm.parts.replication.record.epoch
+    link = pair.vm.parts.link
+    pair.vm.parts.replication.replan()
+    while link.dialled is not None:  # noqa: ASYNC110 - it lasts for a few turns of the loop only
+        await asyncio.sleep(0)
+    await pair.vm.resume(resynchronize=True)
+    await resynchronized(pair, before)
+    pair.cut_link()
+    await pair.until("the wait after a loss", lambda: link.dialled is None and link.next_attempt is not None)
+    before = pair.vm.parts.replication.record.epoch
+    await pair.vm.resume(resynchronize=True)
+    await resynchronized(pair, before)
+
+
 async def test_start_by_itself_waits_for_connectivity_and_goes(
     pair: Pair, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,3 +300,34 @@ async def test_what_an_administrator_started_does_not_rest(pair: Pair, clock: Se
     await pair.vm.resume(resynchronize=True)
     await resynchronized(pair, before)
     assert pair.vm.record.resync_mode is ResyncMode.WINDOW
+
+
+@pytest.mark.slow
+async def test_initial_replication_starts_at_its_time(pair: Pair, clock: SetClock) -> None:
+    """WaitingForInitialReplication: over a restart of the agent, put off again, cancelled, and begun by itself."""
+    await pair.enable(2 * MIB)
+    await pair.healthy()
+    with pytest.raises(UsageError):
+        await pair.vm.initial(at="+8d")
+    await pair.vm.initial(at="13:00")
+    assert pair.vm.parts.replication.state is ReplicationState.WAITING_FOR_INITIAL_REPLICATION
+    assert await waiting(pair) == "The initial replication of web starts at 2026-06-01 13:00 (UTC)."
+    status = await pair.vm.status()
+    assert status.summary == "Not protected: initial replication waits for its time."
+    assert status.resync_start_time == NOON + 3600
+    await pair.vm.initial(at="never")
+    await pair.state(ReplicationState.READY_FOR_INITIAL_REPLICATION)
+    await pair.vm.initial(at="13:00")
+    await pair.vm.initial(at="14:00")
+    clock.set(NOON + 3700)
+    await stop_primary(pair)
+    await pair.start_primary()
+    await pair.healthy()
+    assert pair.vm.parts.replication.state is ReplicationState.WAITING_FOR_INITIAL_REPLICATION
+    clock.set(NOON + 7201)
+    await pair.state(ReplicationState.REPLICATING)
+    assert pair.vm.parts.replication.record.resync_at is None
+    with pytest.raises(InvalidStateError):
+        await pair.vm.initial(at="15:00")
+    scheduled = await pair.events(EventId.RESYNC_SCHEDULED)
+    assert [event["cause"] for event in scheduled] == ["administrator"] * 4

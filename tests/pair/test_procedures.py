@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,9 @@ import pytest
 from scripts.agent_pair import PairError, signal_process
 from scripts.link_cutter import LinkCutter
 from shared.events import EventId
-from tests.pair.hosts import MIB, ROOT, VM, Hosts, compare, patience
+from tests.pair.hosts import MIB, VM, Hosts, compare, patience
+from tests.systemd.page import commands
 
-PAGE = (ROOT / "docs" / "procedures.md").read_text()
 SIZE = 4 * MIB
 
 
@@ -24,18 +24,28 @@ class Procedure:
     """One section of the page: its commands are run as they stand there, with the test's names for the page's."""
 
     def __init__(self, title: str, hosts: Hosts, names: dict[str, str] | None = None) -> None:
-        (section,) = (part for part in re.split(r"^#+ ", PAGE, flags=re.MULTILINE) if part.startswith(f"{title}\n"))
-        blocks = re.findall(r"^```\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
-        self.commands = [line for block in blocks for line in block.splitlines() if line.startswith("vmreplica ")]
+        self.commands = commands("procedures.md", title)
         self._hosts = hosts
         self._names = {"web": VM, **(names or {})}
 
     def run(self, verb: str, *more: str) -> str:
         """Run the section's first command of this verb that was not run yet; ``more`` is for two agents on one host."""
-        command = next(each for each in self.commands if each.split()[1] == verb)
+        return self._hosts.run(*self._next("vmreplica", verb)[1:], *more)
+
+    def shell(self, program: str) -> None:
+        """Run the section's first command of another program that was not run yet."""
+        subprocess.run(self._next(program), check=True)
+
+    def service(self, verb: str, action: Callable[[], None]) -> None:
+        """In the place of the section's ``systemctl``: no systemd runs here (tests/systemd has those commands)."""
+        self._next("systemctl", verb)
+        action()
+
+    def _next(self, *first: str) -> list[str]:
+        """The words of the first command that begins with these and was not run yet, and now is."""
+        command = next(each for each in self.commands if tuple(each.split()[: len(first)]) == first)
         self.commands.remove(command)
-        words = [self._put_in(word) for word in command.split()[1:]]
-        return self._hosts.run(*words, *more)
+        return [self._put_in(word) for word in command.split()]
 
     def _put_in(self, word: str) -> str:
         key, equals, value = word.rpartition("=")
@@ -164,12 +174,56 @@ def test_replica_host_is_replaced_by_an_empty_one_at_another_address(replicated:
 
 
 @pytest.mark.slow
+def test_replica_host_gets_another_name_and_then_gives_its_store_to_another_host(replicated: Hosts) -> None:
+    """A name is nothing but a name; a store that was taken along is compared, and only what differs is sent."""
+    hosts, replica = replicated, Replica(replicated)
+    # A certificate that has both names, while both are in use; the agent reads it again.
+    hosts.run("pki", "issue", "--ca", f"{hosts.folder}/ca", "--out", f"{hosts.folder}/new", "localhost,127.0.0.1")
+    shutil.rmtree(hosts.folder / "pki" / "localhost")
+    (hosts.folder / "new" / "localhost").rename(hosts.folder / "pki" / "localhost")
+    hosts.agents["replica"].send_signal(signal.SIGHUP)
+    address = f"127.0.0.1:{hosts.port}"
+    renamed = Procedure("Renaming a host or changing its address", hosts, {"gamma": address})
+    renamed.run("set")
+    renamed.finish()
+    hosts.wait("a session", "primary", lambda vm: vm["link"]["connected"] and vm["link"]["peer"] == address)
+    protected(hosts)
+    assert all(event["event"] != EventId.RESYNC_REQUIRED for event in hosts.events())
+    old, new = hosts.storage, hosts.folder / "gamma-store"
+    names = {"/var/lib/vmreplica/replica/": f"{old}/", "gamma:/var/lib/vmreplica/replica/": f"{new}/"}
+    steps = Procedure("Taking the old store along", hosts, names)
+    steps.service("stop", replica.stop)
+    steps.shell("rsync")
+    steps.finish()
+    write(hosts, 3)
+    replica.storage(new)
+    replica.start()
+    required(hosts, "replica_request")
+    assert hosts.status("replica")["health"] == "Critical"
+    for verb in ("failover", "export"):
+        with pytest.raises(PairError, match="not trusted"):
+            hosts.call("replica", f"vm.{verb}", vm=VM)
+    older = {point["point"] for point in hosts.call("replica", "vm.points", vm=VM)["points"]}
+    assert len(older) > 1
+    Procedure("Replacing the replica's host by an empty one", hosts).run("resume")
+    protected(hosts)
+    _initial, compared = resyncs(hosts)
+    # What was written after the copy was made, and nothing else.
+    assert (compared["bytes_compared"], compared["bytes_sent"]) == (SIZE, 64 << 10)
+    assert not older & {point["point"] for point in hosts.call("replica", "vm.points", vm=VM)["points"]}
+    # The old host has what it had.
+    assert (next(old.glob("*/disk-0.raw"))).stat().st_size == SIZE
+
+
+@pytest.mark.slow
 def test_store_is_moved_on_its_volume_and_to_another(replicated: Hosts) -> None:
     """A rename proves itself; a copy is compared, and nothing of it is sent that is the same."""
     hosts, replica = replicated, Replica(replicated)
     moved, copied = hosts.folder / "moved", hosts.folder / "copied"
-    replica.stop()
-    hosts.storage.rename(moved)
+    names = {"/var/lib/vmreplica/replica": str(hosts.storage), "/var/lib/vmreplica/copies": str(moved)}
+    steps = Procedure("Moving the store", hosts, names)
+    steps.service("stop", replica.stop)
+    steps.shell("mv")
     replica.storage(moved)
     write(hosts, 2)
     replica.start()
@@ -182,7 +236,6 @@ def test_store_is_moved_on_its_volume_and_to_another(replicated: Hosts) -> None:
     replica.start()
     required(hosts, "replica_request")
     assert hosts.status("replica")["health"] == "Critical"
-    steps = Procedure("Moving the store", hosts)
     steps.run("resume")
     steps.finish()
     protected(hosts)

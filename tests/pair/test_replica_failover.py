@@ -106,6 +106,10 @@ async def test_failed_over_disks_are_kept_when_the_vm_is_removed(pair: Pair) -> 
             client.kill()
         await client.communicate()
     await pair.until("no client", lambda: tap.status is not None and not any(d.clients for d in tap.status.disks))
+    with pytest.raises(InvalidStateError, match="not in its disks yet"):
+        await pair.replica.remove("web")
+    await pair.copy.promotion.commit()
+    await pair.until("settled", lambda: not pair.copy.ledger.promotion or not pair.copy.ledger.promotion.layered)
     kept = await pair.replica.remove("web")
     assert pair.replica.vms == {}
     content = (Path(kept) / "disk-0.raw").read_bytes()

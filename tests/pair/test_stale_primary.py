@@ -81,8 +81,14 @@ def test_stale_primary_is_fenced_for_good(hosts: Hosts, wrote_more: bool) -> Non
     with pytest.raises(PairError, match="not possible"):
         hosts.call("primary", "vm.resume", vm=VM)
 
-    # Whatever is written there stays there, also when an administrator insists.
-    qemu_io(hosts.uris[0], "write -P 0x72 0 4M")
+    # Nobody can start the guest there by mistake.
+    uri = hosts.uris[0]
+    with pytest.raises(AssertionError, match="Permission denied"):
+        qemu_io(uri, "write -P 0x72 0 4M")
+    # Whatever is written there nevertheless, as by a guest that was connected before, stays there, also when an
+    # administrator insists.
+    hosts.tap("set", fenced="")
+    qemu_io(uri, "write -P 0x72 0 4M")
     hosts.tap("cut", reason="test")
     hosts.wait("split brain", "primary", lambda vm: SPLIT_TEXT in vm["fenced"])
     hosts.call("primary", "vm.resume", vm=VM, resynchronize=True)

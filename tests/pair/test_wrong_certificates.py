@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import ssl
 import subprocess
@@ -107,6 +108,13 @@ def test_replica_answers_no_certificate_but_the_right_ones(hosts: Hosts, ca: Aut
     answered, reason = knock(hosts.port, None)
     assert (answered, "CERTIFICATE_REQUIRED" in reason) == (b"", True), reason
     assert hosts.call("replica", "status")["vms"] == []
+    # On record: the first at once; the others of the minute are one line, at the end of the agent if not before.
+    hosts.stop()
+    lines = (hosts.folder / "replica" / "audit.jsonl").read_text().splitlines()
+    refused = [entry for entry in map(json.loads, lines) if entry["verb"] == "peer.refused"]
+    assert [entry["result"] for entry in refused] == ["forbidden"] * len(refused)
+    assert sum(1 + entry["left_out"] for entry in refused) == len(WRONG) + 1
+    assert "is from a CA" in refused[0]["text"] and refused[0]["source"].startswith("127.0.0.1:")
 
 
 @contextlib.contextmanager
@@ -183,6 +191,11 @@ async def test_unknown_and_forbidden_are_answered_alike(hosts: Hosts, ca: Author
     ((code, text),) = set(answers.values())
     assert code == "unauthorized"
     assert str(mine) not in text and VM not in text
+    seen = [entry for entry in hosts.call("replica", "audit", limit=100)["entries"] if entry["verb"] == "peer.refused"]
+    assert {tuple(entry["params"]["names"]) for entry in seen} == {("stranger.example",), ("neighbour.example",)}
+    assert {entry["result"] for entry in seen} == {"unauthorized"}
+    told = [each for each in hosts.call("replica", "agent.events", limit=100)["events"] if each["event"] == 60207]
+    assert len(told) == 1, "one event for an address"
     # The one that is entitled was not disturbed.
     assert hosts.status("primary")["link"]["connected"]
     listed = subprocess.run(["find", str(store)], capture_output=True, text=True, check=False).stdout

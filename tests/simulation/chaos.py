@@ -7,9 +7,11 @@ import errno
 import random
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from primary_agent.replication import Replication
 from protocol.position import NO_EPOCH
+from replica_agent.marks import mark_point
 from shared.planning import ResyncCause
 from tests.simulation.disk import PAGE, UNLIMITED
 from tests.simulation.hosts import Host
@@ -74,6 +76,9 @@ class Chaos:
         self._every(options.put_off, self._put_off)
         self._every(options.exports, world.exports.begin)
         self._every(options.verifies, world.verifies.begin)
+        self._every(options.overlays, world.overlays.begin)
+        self._every(options.marks, self._mark)
+        world.plans.start()
 
     def _every(self, rate: float, happen: Callable[[], object]) -> None:
         """Let something happen at that rate."""
@@ -93,6 +98,7 @@ class Chaos:
         for task in self._tasks:
             task.cancel()
         world = self.world
+        world.plans.stop()
         world.wire.heal()
         world.wire.hiccups = 0.0
         self._log_fault = self._replica_fault = None
@@ -102,6 +108,16 @@ class Chaos:
             for process in host.processes.values():
                 process.die_at = None
         world.doomed.clear()
+
+    def _mark(self) -> None:
+        """Pin a point of the replica, or unpin it."""
+        pinned = self.rng.random() < 0.6
+
+        async def mark(vm: Any) -> None:
+            position = self.rng.choice([None, *vm.parts.history.positions()])
+            await mark_point(vm.parts.history, position, pinned=pinned)
+
+        self.world.order(self.world.replica, mark)
 
     # --- deaths ---
 
@@ -160,6 +176,7 @@ class Chaos:
         if not self.active or world.primary.alive("tap") is not None or not world.primary.up:
             return
         world.count("edit P")
+        world.plans.unsound = True
         index = rng.randrange(DISKS)
         page, content = self._edit(world.primary, world.disk_path(index))
         world.oracle.edited(index, page * PAGE, content, world.disks())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.disk import PAGE
@@ -91,6 +92,11 @@ class ExportReaders:
 
     async def _piece(self, identity: str, index: int, offset: int, length: int) -> bytes | None:
         """One read, asked again of each agent that comes until it is answered."""
+        found: bytes | None = await self._asked(identity, lambda export: _attempt(export.disks[index], offset, length))
+        return found
+
+    async def _asked(self, identity: str, attempt: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+        """What an attempt on the export comes to, made again with each agent; None where it is gone, or fails."""
         while True:
             process, vm = self._present()
             if process is not None and vm is not None:
@@ -100,7 +106,7 @@ class ExportReaders:
                     return None
                 export = vm.exports._exports.get(identity)
                 if export is not None:
-                    task = process.spawn(_attempt(export.disks[index], offset, length))
+                    task = process.spawn(attempt(export))
                     while not (task.done() or process.dead):  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
                     if task.done() and not process.dead:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tests.simulation import mutants_cancel as cancel
 from tests.simulation import mutants_maps as maps
+from tests.simulation import mutants_planned as planned
 from tests.simulation import mutants_points as points
 from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
@@ -86,9 +87,11 @@ LOG_FAILURES = {"write_rate": 15.0, "in_flight": 4, "log_errors": 1.0, "zeroes":
 RESYNCS = {**BUSY, "resyncs": 0.5}
 LONG_ZEROES = {**BUSY, "zeroes": 0.6, "stalls": 0.1}
 VERIFIES = {**BUSY, "verifies": 2.0, "pages": 128, "seconds": 14.0}
+OVERLAYS = {"overlays": 1.0, "newest": 4, "seconds": 14.0, "interval": 1.0}
 KEPT = {"newest": 4, "hourly": 5, "seconds": 14.0, "interval": 1.0}
 WINDOWS = {**BUSY, "windows": 2.0, "slow": 0.3, "pages": 128, "seconds": 14.0}
 ROUNDS = {**BUSY, "resyncs": 1.0, "log_errors": 2.0, "zeroes": 0.5, "pages": 128, "seconds": 14.0}
+PLANNED = {"write_rate": 15.0, "in_flight": 4, "prepares": 1.0, "promote_at": 3.0, "seconds": 14.0}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
 
 MUTANTS = {
@@ -186,6 +189,9 @@ MUTANTS = {
             {**BUSY, "exports": 1.0, "kill_replica": 0.3, "newest": 1, "hourly": 0, "seconds": 14.0, "interval": 1.0},
             first=3,
         ),
+        Mutant(points.overlay_unlisted, ("I4",), {**OVERLAYS, "kill_replica": 0.6}),
+        Mutant(points.overlay_unsynced, ("I4",), {**OVERLAYS, "power_replica": 0.8}, first=17),
+        Mutant(points.overlay_unfilled, ("I1", "I4"), OVERLAYS),
         Mutant(points.undo_nosync, ("I6", "R25"), {**REPLICA_POWER, **KEPT}),
         Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),
         Mutant(points.newer_wins, ("I1",), {**BUSY, **KEPT}),
@@ -197,6 +203,8 @@ MUTANTS = {
         Mutant(schedule.put_off_forgotten, ("schedule",), {**WINDOWS, "put_off": 1.0}),
         Mutant(schedule.mode_ignored, ("schedule",), WINDOWS),
         Mutant(schedule.cancelled_starts_anew, ("schedule",), {**WINDOWS, "resyncs": 1.0, "stops": 2.0}),
+        Mutant(planned.refusal_forgotten, ("R43",), {**PLANNED, "kill_tap": 1.0}),
+        Mutant(planned.abort_unanswered, ("R43",), {**PLANNED, "partitions": 0.3}, first=2),
         Mutant(verify.verify_unlaid, ("R46",), VERIFIES),
         Mutant(verify.verify_late_unread, ("R46",), VERIFIES),
         Mutant(verify.verify_late_trusted, ("R46",), {**VERIFIES, "slow": 0.1}),

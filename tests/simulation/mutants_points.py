@@ -12,6 +12,8 @@ from replica_agent.exports import Exports
 from replica_agent.groups import Group
 from replica_agent.history import History
 from replica_agent.record import UndoRecord
+from replica_agent.writable import WritableDisk
+from shared.map_file import MapFile
 from tests.simulation.disk import SimulatedFile
 from tests.simulation.mutants_kit import Patch, nothing, unsynced
 
@@ -99,3 +101,37 @@ def history_over_unsaved() -> Sequence[Patch]:
         return save
 
     return [(History, "unguard", nothing), (History, "save", make)]
+
+
+def overlay_unlisted() -> Sequence[Patch]:
+    """I4: a client of a writable export is answered before it is on record which blocks are the overlay's."""
+
+    def make(original: Any) -> Any:
+        def write(found: MapFile) -> None:
+            if found.path.endswith(".live"):
+                found._changed.clear()
+            else:
+                original(found)
+
+        return write
+
+    return [(MapFile, "write", make)]
+
+
+def overlay_unsynced() -> Sequence[Patch]:
+    """I4: FLUSH of a writable export has the map durable, and not the data that it leads to."""
+
+    def make(_original: Any) -> Any:
+        def sync(disk: WritableDisk) -> int:
+            disk._files.durable.write()
+            disk._files.durable.sync()
+            return 0
+
+        return sync
+
+    return [(WritableDisk, "_sync", make)]
+
+
+def overlay_unfilled() -> Sequence[Patch]:
+    """I1: of a block that a client writes in part, the rest is not copied from the point."""
+    return [(WritableDisk, "_fill", nothing)]

@@ -76,6 +76,14 @@ class Options:
     """Changes of how and when a required resync starts: mode, window, and what happens past its end."""
     put_off: float = 0.0
     """Orders to resynchronize a few seconds later; some of them are taken back."""
+    overlays: float = 0.0
+    """Writable exports that clients write to and read."""
+    marks: float = 0.0
+    """Points that are pinned, or no longer."""
+    daily: int = 0
+    """Daily recovery points that the replica keeps; its days are short."""
+    prepares: float = 0.0
+    """Orders to prepare a planned failover; each is taken back after a while, some by force."""
     minute: float = 7.0
     """The local clocks show a full minute so many seconds after the run began."""
 
@@ -142,13 +150,18 @@ def draw(seed: int) -> Options:
         put_off=swarm(0.2, 0.1, 0.3),
         minute=rng.uniform(2.0, seconds),
         verifies=swarm(0.3, 0.3, 1.0),
+        overlays=swarm(0.3, 0.2),
+        marks=swarm(0.3, 0.3, 1.0),
+        daily=rng.choice([0, 0, 3]),
+        # By a generator of their own: what older seeds stand for stays.
+        prepares=random.Random(f"{seed}/prepares").choice((0.0, 0.0, 0.0, 0.0, 0.2, 1.0)),
     )
 
 
 FAULTS = """
     resets partitions kill_tap kill_primary kill_replica power_primary power_replica aimed crash_at_sync stalls hiccups
     log_errors replica_errors full_replica foreign_edits suspends resyncs stops windows put_off exports agent_restarts
-    tap_restarts verifies
+    tap_restarts verifies overlays marks daily prepares
 """.split()
 
 

@@ -113,10 +113,12 @@ def run(
         result.counts["older points checked"] = world.view.history_checks
         result.counts["rounds at P"], result.counts["rounds at R"] = map(rounds_of, world.hosts)
         result.counts["exports checked"] = world.exports.checks
+        result.counts["writable exports checked"] = world.overlays.checks
         result.counts["exports read on after a death"] = world.exports.outlived
         result.counts["starts judged"] = world.schedule.starts
         result.counts["compare questions judged"] = world.schedule.asked
         result.counts["verifies equal"] = world.verifies.equal
+        result.counts["failovers judged lossless"] = world.plans.lossless
     finally:
         if world is not None:
             # What the dismantling does to the product is of no interest.
@@ -220,6 +222,7 @@ class Failover:
         world = self.world
         assert world.options.promote_at is not None
         await asyncio.sleep(world.options.promote_at)
+        await world.plans.before_failover()
         while world.view.promoted is None:
             world.count("failover")
             process = world.replica.alive("agent")
@@ -240,6 +243,7 @@ async def _stale_primary(world: World, chaos: Chaos) -> None:
     await _until(world, lambda: _state(world, "P") is _S.FAILED_OVER, CONVERGENCE_SECONDS, "fencing the old primary")
     await asyncio.sleep(STALE_SECONDS / 2)
     world.view.check_promoted("I8", "the promoted image, with a stale primary about,")
+    world.plans.judge("after")
     world.check_runs()
 
 

@@ -47,6 +47,8 @@ from tests.simulation.loop import Process, SimulationLoop
 from tests.simulation.net import Wire
 from tests.simulation.options import Options
 from tests.simulation.oracle import Oracle, Violation
+from tests.simulation.overlays import OverlayWriters
+from tests.simulation.plans import HOLDS, Plans
 from tests.simulation.replica_view import ReplicaView
 from tests.simulation.runs_view import check_runs
 from tests.simulation.schedule_view import ScheduleView
@@ -122,7 +124,9 @@ class World:
         self.doomed: set[Process] = set()
         """Processes with whose death their host loses power."""
         self.exports = ExportReaders(self)
+        self.overlays = OverlayWriters(self)
         self.verifies = Verifies(self)
+        self.plans = Plans(self)
 
     @property
     def hosts(self) -> tuple[Host, Host]:
@@ -211,6 +215,7 @@ class World:
         self.losing_power = False
         if host is self.primary:
             self.guest.reset()
+            self.plans.unsound = True
             self._check_survivors(power=True)
         else:
             self.view.check_after_crash()
@@ -247,7 +252,7 @@ class World:
             authorize=[AuthorizeSection(storage=STORAGE, vms=["*"], fingerprint="P" * 64)],
             heartbeat_seconds=HEARTBEAT,
             dead_after_seconds=DEAD_AFTER,
-            points=PointsSection(newest=self.options.newest, hourly=self.options.hourly),
+            points=PointsSection(newest=self.options.newest, hourly=self.options.hourly, daily=int(self.options.daily)),
         )
         agent = ReplicaAgent(config, ports)
         await agent.start()
@@ -343,6 +348,8 @@ class World:
         if not record:
             return
         state = ReplicationState(record["state"])
+        if self.plans.step in HOLDS:
+            self.plans.take_back()
         if state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
             self.order(self.primary, lambda vm: vm.initial())
         elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE and record.get("stopped_time") is not None:

@@ -3,6 +3,8 @@
 A line ``alpha# command`` is typed at the host alpha; a line without a prompt goes on with the one before (a text for
 ``cat``, or a command that ends in a backslash). Consecutive lines of one host in one block are one shell, so that
 variables last as long as a reader would expect; a copy to another host stands by itself.
+
+Pages with blocks of another kind tell in words where their commands are typed.
 """
 
 from __future__ import annotations
@@ -46,3 +48,11 @@ def sections(name: str) -> dict[str, list[Typed]]:
             heading = line.removeprefix("## ")
             found[heading] = []
     return found
+
+
+def commands(name: str, title: str) -> list[str]:
+    """The lines of the blocks without a prompt that stand right below one heading of a page, of any level."""
+    parts = re.split(r"^#+ ", (DOCS / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (section,) = (part for part in parts if part.startswith(f"{title}\n"))
+    blocks = re.findall(r"^```\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]

@@ -115,10 +115,8 @@ class Pair:
 
     def status(self, name: str, vm: str, *, role: str = "") -> Status:
         """What one side tells of the VM. Raises PairError."""
-        for status in self.call(name, "status", role=role)["vms"]:
-            if status["name"] == vm:
-                return dict(status)
-        raise PairError(f"{name} does not know the VM {vm}")
+        (status,) = self.call(name, "status", role=role, vm=vm)["vms"]
+        return dict(status)
 
     def wait(self, what: str, name: str, until: Callable[[Status], object], *, vm: str, role: str = "") -> Status:
         """Wait until what one side tells of the VM satisfies ``until``."""
@@ -129,7 +127,7 @@ class Pair:
                 last = status = self.status(name, vm, role=role)
                 if until(status):
                     return status
-            time.sleep(0.05)
+            time.sleep(0.1)
         raise PairError(f"{name}: waited {WAIT_SECONDS:.0f} s for {what}: {json.dumps(last, indent=1)}")
 
     def caught_up(self, vm: str) -> None:

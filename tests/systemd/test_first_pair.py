@@ -18,6 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd-first-pair")]
 
 PAGE = "first-pair.md"
 IMAGE = "/srv/images/web.raw"
+FIRST = "/srv/images/first.raw"
+"""The disk as it was when its first copy was made."""
+WAITS = "WaitingForStartResynchronize"
 MIB = 1 << 20
 GONE_SECONDS = 30.0
 NEXT_PACKAGE = "/root/vmreplica-next.deb"
@@ -63,6 +66,7 @@ class Reader:
     def after_the_first_copy(self) -> None:
         assert "Replicating" in self.printed
         self.same()
+        self.pair.alpha.run("cp", "--sparse=always", IMAGE, FIRST)
 
     def after_write_something(self) -> None:
         self.same()
@@ -79,12 +83,26 @@ class Reader:
         # Of what the map named, not of the whole disk.
         assert self.last_resync()["kind"] == "bounded"
 
+    def in_compare_everything(self, typed: Typed) -> None:
+        """Required and not begun until the window is open; then nobody starts it."""
+        if "dd of" in typed.lines:
+            self.pair.wait("the cause", "alpha", lambda vm: vm["state"] == WAITS, vm="web")
+        elif "plan" in typed.lines:
+            assert "The resynchronization starts at" in self.printed
+            assert self.pair.status("alpha", "web")["state"] == WAITS
+            assert self.last_resync()["kind"] == "bounded"
+
     def after_compare_everything(self) -> None:
-        assert self.last_resync()["kind"] == "resync"
         self.same()
+        last = self.last_resync()
+        assert last["kind"] == "resync"
+        assert last["started_by"].startswith("the window ") and "is open" in last["started_by"]
 
     def after_look_at_an_older_state(self) -> None:
-        compare(self.pair.beta.path("/root/web-then.raw"), self.pair.alpha.path(IMAGE))
+        alpha, beta = self.pair.alpha, self.pair.beta
+        compare(beta.path("/root/web-now.raw"), alpha.path(IMAGE))
+        compare(beta.path("/root/web-then.raw"), alpha.path(FIRST))
+        assert alpha.run("cmp", IMAGE, FIRST, check=False).returncode == 1
         assert self.pair.status("beta", "web")["exports"] == []
 
     def after_prove_the_copy(self) -> None:

@@ -9,18 +9,19 @@ from contextlib import contextmanager
 
 import pytest
 
+from shared.events import EventId
 from tests.systemd.conftest import set_up
 from tests.systemd.host import Host
 from tests.systemd.package import newer, package
+from tests.systemd.page import commands
 from tests.systemd.pair import CHECKOUT, Pair
 from tests.systemd.restarts import MIB, Vm
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd-services")]
 
 PRIMARY, REPLICA = "vmreplica-primary", "vmreplica-replica"
+PROCEDURES = "procedures.md"
 WAIT_SECONDS = 60.0
-HEAD = "heartbeat_seconds = 0.5\ndead_after_seconds = 2\n"
-"""Of every configuration: a peer that beats more rarely than the other one waits would count as dead."""
 
 
 def until(what: str, reached: Callable[[], object]) -> None:
@@ -32,7 +33,7 @@ def until(what: str, reached: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="module")
 def installed(pair: Pair) -> Pair:
-    set_up(pair, head=HEAD)
+    set_up(pair, head="heartbeat_seconds = 0.5\ndead_after_seconds = 2\n")
     return pair
 
 
@@ -112,9 +113,13 @@ def writing(vm: Vm) -> Iterator[None]:
     host.run("cmp", vm.disk, f"{folder}/shadow.raw")
 
 
-def test_active_means_ready_and_the_status_is_told(vm: Vm) -> None:
+def test_a_stop_is_orderly_and_active_means_ready(vm: Vm) -> None:
     for host, unit in ((vm.pair.alpha, PRIMARY), (vm.pair.beta, REPLICA)):
-        host.restart(unit)
+        host.systemctl("stop", unit)
+        # Not killed for being late, nor failed.
+        assert host.show(unit, "Result") == "success"
+        assert host.show(unit, "ExecMainStatus") == "0"
+        host.systemctl("start", unit)
         # systemctl has returned: the agent answers, and knows its VMs, at the first try.
         assert vm.pair.status(host.name, "web")
         assert host.show(unit, "StatusText").startswith("1 VM: ")
@@ -181,14 +186,26 @@ def test_a_guest_does_not_notice_restarts_and_upgrades(vm: Vm) -> None:
         vm.connected()
 
 
-def test_a_stop_is_orderly_within_its_time(vm: Vm) -> None:
-    for host, unit in ((vm.pair.alpha, PRIMARY), (vm.pair.beta, REPLICA)):
-        host.systemctl("stop", unit)
-        # Not killed for being late, nor failed.
-        assert host.show(unit, "Result") == "success"
-        assert host.show(unit, "ExecMainStatus") == "0"
-        host.systemctl("start", unit)
-    vm.connected()
+def test_a_stop_of_the_tap_is_a_pause_and_costs_no_resync(vm: Vm) -> None:
+    """Nobody should; whoever does it stops the guest's I/O until the agent has started it again, at once."""
+    alpha, unit = vm.pair.alpha, tap_unit(vm)
+    vm.write()
+    before = vm.status()
+    alpha.systemctl("stop", unit)
+    after = vm.wait("another tap", lambda now: now["tap"]["running"] and now["tap"]["pid"] != before["tap"]["pid"])
+    assert (after["tap"]["tracking"], after["state"], after["causes"]) == ("on", "Replicating", [])
+    # With the agent stopped it stays where it was put, and the agent's start brings it back.
+    alpha.systemctl("stop", PRIMARY)
+    alpha.systemctl("stop", unit)
+    assert alpha.show(unit, "ActiveState") == "inactive"
+    assert not alpha.path(f"/run/vmreplica/primary/{before['uuid']}/nbd.sock").exists()
+    alpha.systemctl("start", PRIMARY)
+    # Ready means that guests are served (Service.served).
+    assert alpha.show(unit, "ActiveState") == "active"
+    vm.wait("the session", lambda now: now["link"]["connected"] and now["tap"]["tracking"] == "on")
+    vm.write()
+    vm.assert_same()
+    assert vm.status()["newest_cut"]["epoch"] == before["newest_cut"]["epoch"], "no compare was needed"
 
 
 def test_the_sandbox_is_in_force(vm: Vm) -> None:
@@ -206,8 +223,8 @@ def test_the_sandbox_is_in_force(vm: Vm) -> None:
     capabilities = {unit: int(process(host, unit, "CapBnd"), 16) for host, unit in units}
     assert capabilities[REPLICA] == 0
     assert process(pair.beta, REPLICA, "Uid").split()[0] == pair.beta.run("id", "-u", "vmreplica").stdout.strip()
-    # CAP_DAC_READ_SEARCH alone; CAP_CHOWN and CAP_DAC_OVERRIDE.
-    assert capabilities[PRIMARY] == 1 << 2
+    # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH; CAP_CHOWN and CAP_DAC_OVERRIDE.
+    assert capabilities[PRIMARY] == (1 << 1) | (1 << 2)
     assert capabilities[units[1][1]] == (1 << 0) | (1 << 1)
     # The tap has no network at all.
     tap = pair.alpha.path(f"/proc/{main_pid(pair.alpha, units[1][1])}/net/dev").read_text()
@@ -283,13 +300,66 @@ def test_whoever_writes_past_the_tap_is_seen(vm: Vm) -> None:
     vm.wait("the end of the bypass", lambda now: not now["bypasses"])
 
 
+def test_the_store_is_moved_as_the_page_tells(vm: Vm) -> None:
+    """On its volume, where nothing is compared, and then to another: the units may write there."""
+    pair, beta = vm.pair, vm.pair.beta
+    stop, move, resynchronize = commands(PROCEDURES, "Moving the store")
+    before = len(required(vm))
+    beta.shell(stop)
+    vm.write()
+    beta.shell(move)
+    replace(beta, "replica", "/var/lib/vmreplica/replica/alpha", "/var/lib/vmreplica/copies/alpha")
+    vm.connected()
+    vm.wait_state("Replicating")
+    vm.assert_same()
+    assert len(required(vm)) == before
+    beta.shell(f"{stop}; cp --archive --sparse=always /var/lib/vmreplica/copies /srv/copies")
+    replace(beta, "replica", "/var/lib/vmreplica/copies/alpha", "/srv/copies/alpha")
+    vm.wait("the cause", lambda now: len(required(vm)) > before and now["link"]["connected"])
+    pair.alpha.shell(resynchronize)
+    vm.wait_state("Replicating")
+    vm.write()
+    vm.assert_same()
+    (disk,) = vm.status("beta")["disks"]
+    assert disk["path"].startswith("/srv/copies/alpha/")
+
+
+def test_the_primarys_state_is_moved_as_the_page_tells(vm: Vm) -> None:
+    """The VM is shut down: nobody has its disk open. Nothing is compared."""
+    alpha = vm.pair.alpha
+    stop, move = commands(PROCEDURES, "Moving the primary's state")
+    before = len(required(vm))
+    alpha.shell(stop)
+    alpha.shell(move)
+    replace(alpha, "primary", "", 'state_dir = "/srv/vmreplica-primary"\n')
+    vm.connected()
+    vm.write()
+    vm.wait_state("Replicating")
+    vm.assert_same()
+    assert len(required(vm)) == before
+    assert alpha.path("/srv/vmreplica-primary/vms").is_dir()
+    assert not alpha.path("/var/lib/vmreplica/primary/vms").exists()
+
+
+def required(vm: Vm) -> list[object]:
+    """Each time that a resynchronization became necessary."""
+    events = vm.pair.call("alpha", "events", vm=vm.name, limit=1000)["events"]
+    return [event for event in events if event["event"] == EventId.RESYNC_REQUIRED]
+
+
+def replace(host: Host, role: str, old: str, new: str) -> None:
+    """Change the configuration of an agent that is stopped, as an administrator does, and start it."""
+    config = host.path(f"/etc/vmreplica/{role}.toml")
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new, 1))
+    host.shell(f"vmreplica setup {role} --yes && systemctl start vmreplica-{role}")
+
+
 def test_both_roles_live_on_one_host(vm: Vm) -> None:
     """beta becomes a primary as well, and replicates a VM of its own to itself."""
     beta = vm.pair.beta
-    beta.shell("vmreplica setup primary --yes")
-    primary = beta.path("/etc/vmreplica/primary.toml")
-    primary.write_text(HEAD + primary.read_text())
-    beta.shell("systemctl enable --now vmreplica-primary")
+    # It has the default's heartbeat, the replica another: each is judged by what it tells.
+    beta.shell("vmreplica setup primary --yes && systemctl enable --now vmreplica-primary")
     config = beta.path("/etc/vmreplica/replica.toml")
     config.write_text(
         config.read_text()

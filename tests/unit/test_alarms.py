@@ -264,13 +264,22 @@ async def test_alarm_that_is_given_up_is_told_and_the_next_one_is_tried(
     assert alarms.statuses()[0].failed == 1
 
 
-async def test_tests_go_out_at_once_and_tell_what_fails(running: tuple[Alarms, list[tuple[str, str]]]) -> None:
+async def test_tests_go_out_at_once_and_tell_what_fails(
+    running: tuple[Alarms, list[tuple[str, str]]], tmp_path: Path
+) -> None:
     alarms, _ = running
+    sent = tmp_path / "sent"
     alarms.configure(
-        [AlarmSection(name="good", command=["/bin/true"]), AlarmSection(name="bad", command=["/bin/false"])]
+        [
+            AlarmSection(name="good", command=["/bin/sh", "-c", f"cat > {sent}"]),
+            AlarmSection(name="bad", command=["/bin/false"]),
+        ]
     )
     good, bad = await alarms.test("")
     assert (good.sent, good.last_error) == (1, "")
+    told = json.loads(sent.read_text())
+    assert (told["event"], told["alarm"], told["vm"], told["level"]) == (EventId.ALARM_TEST, "good", "", "info")
+    assert "Nothing is wrong." in told["text"]
     assert "exit status 1" in bad.last_error
     with pytest.raises(NotFoundError, match="no alarm pager"):
         await alarms.test("pager")

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from shared.channel import (
     Channel,
     ChannelClosed,
 )
+from shared.patience import ANSWERS, PATIENCE_MAX_SECONDS, SHORTEST_INTERVAL_SECONDS
 from shared.ports import Address, Link, Peer
 from shared.ports.clock import RealClock
 from shared.ports.network import RealNetwork
@@ -367,6 +369,88 @@ async def test_peer_that_sends_but_does_not_read_is_cut_off(world: World) -> Non
         await asyncio.sleep(1)
     assert "did not read" in str(failure.result())
     assert UNREAD_SECONDS - TICK <= world.loop.time() - start <= UNREAD_SECONDS + HEARTBEAT_SECONDS + 2 * TICK
+
+
+# --- hosts that are not configured alike ---------------------------------------------------------------------------
+
+
+async def unlike_pair(world: World, mine: tuple[float, float], yours: tuple[float, float]) -> tuple[Channel, Channel]:
+    """A greeted pair; of each side its heartbeat interval and after how long a silence it ends, in seconds."""
+    here, there = await world.links()
+    first, second = (replace(PRIMARY, heartbeat_seconds=mine[0]), replace(REPLICA, heartbeat_seconds=yours[0]))
+    primary = Channel(here, PrimarySession(first), world.clock, heartbeat=mine[0], dead_after=mine[1])
+    replica = Channel(
+        there, ReplicaSession(second, TOKEN), world.clock, heartbeat=yours[0], dead_after=yours[1], queue_bytes=2048
+    )
+    await asyncio.gather(primary.greet(), replica.greet())
+    primary.send(EXAMPLES[MessageType.OPEN])
+    await replica.receive()
+    replica.send(EXAMPLES[MessageType.OPENED])
+    await primary.receive()
+    return primary, replica
+
+
+@pytest.mark.parametrize(
+    ("mine", "yours"),
+    [
+        ((5.0, 15.0), (60.0, 180.0)),
+        ((0.5, 1.0), (5.0, 15.0)),
+        ((60.0, 180.0), (5.0, 15.0)),
+        ((1.0, 3.0), (1800.0, 3600.0)),
+    ],
+)
+def test_hosts_with_other_intervals_stay_together(mine: tuple[float, float], yours: tuple[float, float]) -> None:
+    """Neither ends a peer for beating as rarely as it said that it would; and each gets its echoes in its own time."""
+
+    @simulated
+    async def test(world: World) -> None:
+        primary, replica = await unlike_pair(world, mine, yours)
+        for _ in range(40):
+            await asyncio.sleep(97.3)
+            assert not primary.reason
+            assert not replica.reason
+            assert primary.healthy()
+            assert replica.healthy()
+        assert await primary.prove()
+
+    test()
+
+
+@simulated
+async def test_peer_that_does_not_read_for_a_while_is_judged_by_what_it_told(world: World) -> None:
+    """Its queue is full, so that it answers no heartbeat; its own ones, as rare as it said, are enough."""
+    primary, replica = await unlike_pair(world, (0.5, 1.0), (5.0, 15.0))
+    for _ in range(4):
+        primary.send_bulk(MessageType.LOG, [bytes(1024)])
+    await asyncio.sleep(60)
+    assert primary.healthy() is False, "it is full, and does not read"
+    assert not primary.reason
+    assert not replica.reason
+
+
+@simulated
+async def test_silence_is_found_whatever_interval_a_peer_told(world: World) -> None:
+    """No peer switches the detection off by telling that it beats once an hour."""
+    primary, replica = await unlike_pair(world, (5.0, 15.0), (3600.0, 3600.0))
+    await asyncio.sleep(100)
+    world.wire.partition()
+    start = world.loop.time()
+    assert "silent" in str(await ending(primary))
+    assert world.loop.time() - start <= PATIENCE_MAX_SECONDS + 2 * TICK
+    replica.abort()
+
+
+@simulated
+async def test_peer_that_tells_an_interval_of_nothing_gets_no_answers_without_end(world: World) -> None:
+    mine, yours = await world.links()
+    replica, raw = Channel(yours, ReplicaSession(REPLICA, TOKEN), world.clock), RawEnd(mine)
+    raw.say(PrimarySession(replace(PRIMARY, heartbeat_seconds=0.0)).hello(), MessageType.HELLO, 0)
+    await replica.greet()
+    for number in range(1, 5000):
+        raw.say(Heartbeat(number=number, echo=0, wall_ns=0), MessageType.HEARTBEAT)
+        await asyncio.sleep(0.001)
+    assert len(raw.heard(MessageType.HEARTBEAT)) < 5 * ANSWERS / SHORTEST_INTERVAL_SECONDS + 2 * ANSWERS
+    assert len(raw.heard(MessageType.HEARTBEAT)) > ANSWERS
 
 
 @simulated

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from shared.expiry import CertificateStatus, agent_problems, certificates_of_link, judge, level_of
+from shared.cli.configured import ending_findings
+from shared.cli.findings import Level
+from shared.expiry import (
+    CertificateStatus,
+    agent_problems,
+    certificates_of_link,
+    certificates_told,
+    endings,
+    judge,
+    level_of,
+)
 from shared.health import assess
 from shared.ports import Peer
 from shared.ports.trust import Credential, Trust
@@ -87,6 +97,17 @@ def test_link_tells_its_peers_certificate_and_what_ends_soon_here() -> None:
     assert shown == [("peer", "b, c", "a CA"), ("own", "alpha", "a CA")]
     assert [each.what for each in certificates_of_link(Soon(), None, NOW)] == ["own"]
     assert certificates_of_link(Trust(), Peer(address="/socket", uid=0), NOW) == []
+
+
+def test_findings_of_doctor_and_config_check_go_by_the_same_rule() -> None:
+    soon = [certificate(20 * DAY), certificate(100 * DAY, what="ca"), certificate(DAY, what="crl")]
+    first, second = ending_findings("tls", soon, NOW)
+    assert (first.level, second.level) == (Level.WARNING, Level.PROBLEM)
+    assert [(each.text, each.remedy) for each in (first, second)] == [tell[1:] for tell in judge(soon, NOW)]
+    # A status that tells only when its own ends is that of an older agent.
+    (only,) = endings(certificates_told([], NOW + 5 * DAY, "alpha"), NOW)
+    assert only.level is Health.CRITICAL and only.sentence.startswith("The certificate of this host (alpha) runs out")
+    assert certificates_told(soon, NOW, "alpha") == soon
 
 
 def test_agent_tells_what_concerns_all_its_vms() -> None:

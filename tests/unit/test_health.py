@@ -130,6 +130,27 @@ def test_more_than_a_fifth_of_the_cycles_missed_is_a_warning(missed: int, health
     assert status.health == health
 
 
+@pytest.mark.parametrize(
+    ("done", "missed", "monitored", "health"),
+    [
+        (3, 2, 43200.0, "Normal"),  # a new VM whose agent was started anew twice
+        (0, 4, 43200.0, "Normal"),
+        (0, 5, 43200.0, "Warning"),  # nothing gets through: it needs no long watch
+        (15, 5, 43200.0, "Warning"),
+        (16, 4, 43200.0, "Normal"),
+        # Of a long interval as many cycles as there are in the whole time; one is a fifth then.
+        (3, 2, 150.0, "Warning"),
+        (4, 1, 150.0, "Normal"),
+        (0, 1, 20.0, "Warning"),
+    ],
+)
+def test_few_cycles_make_no_percentage(done: int, missed: int, monitored: float, health: str) -> None:
+    statistics = Statistics(
+        successful_replication_count=done, missed_replication_count=missed, monitoring_interval_seconds=monitored
+    )
+    assert vm(statistics=statistics).health == health
+
+
 def test_latency_above_the_interval_is_a_warning() -> None:
     assert vm(statistics=Statistics(average_replication_latency_seconds=30.0)).health == "Normal"
     assert vm(statistics=Statistics(average_replication_latency_seconds=31.0)).health == "Warning"

@@ -195,6 +195,20 @@ FORECASTS: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
     "the replica's volume is full later": (
         "replica", {"store_free_bytes": 10 * GIB, "store_full_seconds": VOLUME_SOON_SECONDS}, "Normal", "", "",
     ),
+    "pinned points take nearly all of the limit": (
+        "replica", {"points_pinned": 1, "points_pinned_bytes": 76, "points_limit_bytes": 100},
+        "Warning", "the oldest of the pinned is deleted next", "points-limit=SIZE",
+    ),
+    "pinned points leave enough of it": (
+        "replica", {"points_pinned": 1, "points_pinned_bytes": 75, "points_limit_bytes": 100}, "Normal", "", "",
+    ),
+    "a pinned point is the next that goes for room": (
+        "replica", {"points_pinned": 1, "points_pinned_oldest": True, "store_free_bytes": 4 * ROOM_BYTES - 1},
+        "Warning", "the oldest recovery point is pinned", "Unpin one",
+    ),
+    "others go for room first": (
+        "replica", {"points_pinned": 1, "store_free_bytes": 4 * ROOM_BYTES - 1}, "Normal", "", "",
+    ),
     "the quota is used up": (
         "replica", {"quota_limit_bytes": 10 * GIB, "quota_used_bytes": 10 * GIB, "quota_full_seconds": 0.0},
         "Critical", "nothing more is received until there is room", "Raise quota_bytes",

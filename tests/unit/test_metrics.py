@@ -141,6 +141,7 @@ def everything() -> Iterator[AgentStatus]:
         oldest_point_time=NOW, points_lost_time=NOW, spool_limit_bytes=1,
         quota_limit_bytes=2, quota_used_bytes=1, quota_full_seconds=1.0,
     )  # fmt: skip
+    there.statistics.last_test_failover_time = NOW
     yield agent("replica", [there])
 
 

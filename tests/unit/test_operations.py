@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from shared import operations as module
 from shared.config_sections import PrimaryConfig
 from shared.errors import UsageError
 from shared.events import EventId
+from shared.expiry import certificates_of, endings
 from shared.operations import Operations
+from shared.ports import Peer
 from shared.ports.alarm_ways import RealAlarmWays
 from shared.ports.real import RealPorts
+from shared.ports.trust import Credential, Trust
 from shared.status import VmStatus
 
 TLS = {"ca": "/a", "certificate": "/b", "key": "/c"}
+DAY = 86400.0
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 
 
@@ -42,7 +47,7 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.health: dict[str, str] = {}
-        self.end: float | None = None
+        self.trust: Trust = Trust()
         self.journal = Kept()
         self.real = RealPorts(None, threads=2)
         config = msgspec.convert({"tls": TLS, "state_dir": str(folder), "host": "alpha"}, PrimaryConfig)
@@ -53,7 +58,7 @@ class Rig:
 
     async def start(self) -> None:
         await self.operations.open()
-        await self.operations.started("1.0", self.vms, lambda: self.end)
+        await self.operations.started("1.0", self.vms, lambda: self.trust)
 
     async def vms(self) -> list[VmStatus]:
         return [
@@ -117,21 +122,43 @@ async def test_health_that_was_told_is_not_told_again_after_a_restart(rigs: Call
     assert len(await again.events(EventId.AGENT_STOPPED)) == 1
 
 
-async def test_certificate_that_ends_is_told_once(rigs: Callable[[], Rig]) -> None:
+class Ending(Trust):
+    """A certificate and a CA of which so many seconds are left."""
+
+    def __init__(self, own: float, ca: float) -> None:
+        now = time.time()
+        self._all = (
+            Credential("own", "alpha", "a CA", now - 800 * DAY, now + own, "/etc/certificate.pem"),
+            Credential("ca", "a CA", "a CA", now - 800 * DAY, now + ca, "/etc/ca.pem"),
+        )
+
+    def credentials(self) -> tuple[Credential, ...]:
+        return self._all
+
+
+async def test_what_ends_is_told_once_for_each_grade(rigs: Callable[[], Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same rule and with the same words as health and status (shared.expiry), and with their remedy."""
+    monkeypatch.setattr(module, "CERTIFICATE_LOOK_SECONDS", 0.01)
     rig = rigs()
-    rig.end = rig.real.ports.clock.wall() + 3 * 86400
+    rig.trust = soon = Ending(20 * DAY, 5 * DAY)
     await rig.start()
-    (event,) = await rig.until(EventId.CERTIFICATE_ENDS, 1)
-    assert event["level"] == "warning"
-    assert "pki issue" in event["text"]
+    own, ca = await rig.until(EventId.CERTIFICATE_ENDS, 2)
+    assert (own["level"], own["data"]["what"], own["data"]["path"]) == ("warning", "own", "/etc/certificate.pem")
+    assert "pki renew" in own["text"]
+    assert (ca["level"], ca["data"]["what"]) == ("error", "ca")
+    assert [own["text"], ca["text"]] == [each.sentence for each in endings(certificates_of(soon), own["time"])]
+    await asyncio.sleep(0.05)
+    rig.trust = Ending(0, 900 * DAY)
+    (*_, ended) = await rig.until(EventId.CERTIFICATE_ENDS, 3)
+    assert ended["level"] == "error" and "ran out on" in ended["text"]
 
 
 async def test_peer_that_is_refused_again_and_again_is_one_event(rigs: Callable[[], Rig]) -> None:
     rig = rigs()
     await rig.start()
     for port in range(100):
-        rig.operations.refused(f"10.0.0.1:{port}", "not authorized")
-    rig.operations.refused("10.0.0.2:1", "not authorized")
+        rig.operations.refused(Peer(address=f"10.0.0.1:{port}"), "not authorized")
+    rig.operations.refused(Peer(address="10.0.0.2:1"), "not authorized")
     found = await rig.until(EventId.PEER_REFUSED, 2)
     assert [event["data"]["peer"] for event in found] == ["10.0.0.1:0", "10.0.0.2:1"]
 
@@ -164,7 +191,7 @@ async def test_journal_that_fails_costs_entries_and_nothing_else(rigs: Callable[
     rig.journal.broken = True
     await rig.start()
     await rig.until(EventId.AGENT_STARTED, 1)
-    rig.operations.refused("10.0.0.1:1", "x")
+    rig.operations.refused(Peer(address="10.0.0.1:1"), "x")
     await rig.until(EventId.PEER_REFUSED, 1)
     assert rig.journal.entries == []
 

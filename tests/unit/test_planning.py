@@ -11,6 +11,7 @@ from protocol.hrl import Geometry
 from protocol.position import NO_EPOCH, Ancestor, Position
 from shared.geometry import compare_geometry
 from shared.planning import (
+    AwaitReverse,
     CommitConfirmed,
     Decision,
     Fenced,
@@ -245,6 +246,41 @@ def test_histories_that_parted_are_split_brain_and_strangers_are_unrelated() -> 
 def test_a_replica_at_an_older_baseline_was_reverted() -> None:
     replica = replace(REPLICA, epoch=OLD, lineage=LINEAGE[:1], received=at(5, 50, OLD))
     assert cause_of(decide(PRIMARY, replica)) is ResyncCause.REPLICA_REVERTED
+
+
+HAD = at(19, 190)
+TURNED = replace(
+    PRIMARY, epoch=NEXT, lineage=(*LINEAGE, Ancestor(NEXT, NOW, 19)), tracking="map", log_epoch=NEXT, reversal=HAD
+)
+REVERSED = replace(REPLICA, common=HAD, needs_resync=True, causes=(("reversed", "The direction was reversed."),))
+
+
+def test_a_former_primary_is_the_replica_once_it_says_so() -> None:
+    """R15, R41: the cut that both have is told, and what either changed since is compared."""
+    decision = decide(TURNED, REVERSED)
+    assert cause_of(decision) is ResyncCause.REVERSED
+    assert isinstance(decision, ResyncRequired) and str(HAD) in decision.text
+    # A failover that was given up: the replica's epoch is ours again.
+    assert cause_of(decide(replace(PRIMARY, tracking="map"), REVERSED)) is ResyncCause.REVERSED
+    unproven = decide(TURNED, replace(REVERSED, common=None))
+    assert cause_of(unproven) is ResyncCause.REVERSED
+    assert isinstance(unproven, ResyncRequired) and "all is compared" in unproven.text
+
+
+def test_a_former_primary_that_was_not_reversed_is_waited_for() -> None:
+    """Its replica agent makes an empty copy for whoever connects; nothing is to be copied to that."""
+    empty = ReplicaView(disks=REPLICA.disks)
+    assert isinstance(decide(TURNED, empty), AwaitReverse)
+    assert cause_of(decide(replace(TURNED, reversal=None), empty)) is ResyncCause.REPLICA_EMPTY
+
+
+def test_what_only_looks_like_a_reversal_is_none() -> None:
+    """I8: a stranger's word joins no histories, and disks of other sizes are compared wholly."""
+    stranger = replace(REVERSED, epoch=OTHER, lineage=(Ancestor(OTHER, NO_EPOCH, 0),))
+    assert isinstance(decide(TURNED, stranger), Unrelated)
+    assert cause_of(decide(TURNED, replace(REVERSED, causes=()))) is ResyncCause.REPLICA_REVERTED
+    grown = replace(TURNED, disks=(replace(DISK, size=DISK.size + 512), *PRIMARY.disks[1:]))
+    assert cause_of(decide(grown, REVERSED)) is ResyncCause.REPLICA_REVERTED
 
 
 LARGER = replace(DISK, size=DISK.size + 512)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
 from protocol.bulk import Detail, Manifest, encode_blocks, encode_blocks_entry, encode_detail, encode_manifest
@@ -12,8 +13,22 @@ from protocol.messages import (
     Close,
     Commit,
     Committed,
+    CutKind,
+    CutMark,
+    CutMarked,
+    Definition,
+    DefinitionDisk,
+    DefinitionFile,
+    DefinitionKept,
+    DefinitionPart,
+    DefinitionWanted,
     DetailRequest,
     ErrorCode,
+    FailoverPrepare,
+    FailoverPrepared,
+    FailoverVoid,
+    FailoverVoided,
+    Fence,
     Heartbeat,
     Hello,
     Holes,
@@ -61,6 +76,7 @@ from tests.vectors.logs import DISKS, EPOCH, OTHER_EPOCH, START_NS, VM, pattern,
 TOKEN = 0x1122334455667788
 RESYNC = bytes(range(80, 96))
 KEY_ID = bytes(range(96, 112))
+PROMOTE_TOKEN = bytes(range(144, 160))
 KEY = bytes(range(112, 144))
 LOG = small_log()
 POSITION = WirePosition.of(LOG.positions[5])
@@ -188,7 +204,52 @@ EXAMPLES: dict[MessageType, Body] = {
     MessageType.VERIFY_END: VerifyEnd(id=RESYNC),
     MessageType.VERIFY_ENDED: VerifyEnded(id=RESYNC, images=[ImageDigest(disk=0, digest=pattern(32, 15))]),
     MessageType.VERIFY_LOST: VerifyLost(id=RESYNC, code="point_lost", text="The recovery point was deleted."),
+    MessageType.FAILOVER_PREPARE: FailoverPrepare(token=PROMOTE_TOKEN, cut=POSITION),
+    MessageType.FAILOVER_PREPARED: FailoverPrepared(token=PROMOTE_TOKEN, cut=POSITION),
+    MessageType.FAILOVER_VOID: FailoverVoid(token=PROMOTE_TOKEN),
+    MessageType.FAILOVER_VOIDED: FailoverVoided(token=PROMOTE_TOKEN, text="The primary goes on writing."),
+    MessageType.CUT_MARK: CutMark(cut=POSITION, kind=CutKind.APPLICATION),
+    MessageType.CUT_MARKED: CutMarked(cut=POSITION),
+    MessageType.DEFINITION: Definition(
+        number=7,
+        epoch=EPOCH,
+        segment=2,
+        files=[
+            DefinitionFile(path="/etc/libvirt/qemu/web.xml", digest=pattern(32, 16), size=4711),
+            DefinitionFile(path="/var/lib/libvirt/qemu/nvram/web_VARS.fd", digest=pattern(32, 17), size=540672),
+        ],
+        disks=[DefinitionDisk(index=0, path="/images/web.raw", export="disk0")],
+    ),
+    MessageType.DEFINITION_WANTED: DefinitionWanted(number=7, digests=[pattern(32, 17)]),
+    MessageType.DEFINITION_PART: DefinitionPart(number=7, digest=pattern(32, 17), offset=49152, data=pattern(512, 18)),
+    MessageType.DEFINITION_KEPT: DefinitionKept(number=7, kept=False, text="The volume is full."),
 }
+
+
+REVERSED_EXAMPLES: dict[MessageType, Body] = {
+    MessageType.ERROR: msgspec.structs.replace(
+        EXAMPLES[MessageType.ERROR],
+        fence=Fence(
+            epoch=OTHER_EPOCH,
+            parent=EPOCH,
+            parent_segment=1,
+            received=POSITION,
+            written=True,
+            wall_ns=START_NS,
+            host="beta.example",
+        ),
+    ),
+    MessageType.OPENED: msgspec.structs.replace(
+        EXAMPLES[MessageType.OPENED],
+        state="WaitingForStartResynchronize",
+        causes=[WireCause(code="reversed", text="The direction was reversed.")],
+        common=POSITION,
+    ),
+    MessageType.RESYNC_READY: msgspec.structs.replace(
+        EXAMPLES[MessageType.RESYNC_READY], settled=[], more=True, doubt=[Run(disk=0, offset=131072, length=65536)]
+    ),
+}
+"""The same with what goes only to a peer that has the capability ``reverse``."""
 
 
 def manifest() -> Manifest:

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 from protocol.position import Position
-from replica_agent.undo import BATCH_BYTES, Link
 from replica_agent.undo_writer import UndoWriter
 from shared.ports.file_system import RealFileSystem
+from shared.undo_log import BATCH_BYTES, Link
 from tests.vectors.logs import EPOCH, OTHER_EPOCH, VM
 
 PATH = Path(__file__).parent / "merge.undo"

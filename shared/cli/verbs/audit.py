@@ -111,7 +111,8 @@ def report_lines(folder: str, report: AuditReport) -> list[str]:
 
 def _who(entry: AuditEntry) -> str:
     if entry.uid is None:
-        return "the agent"
+        # A peer that was refused has an address.
+        return entry.source or "the agent"
     return f"{entry.user or entry.uid} (uid {entry.uid}, pid {entry.pid})"
 
 

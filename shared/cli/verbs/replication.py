@@ -71,7 +71,12 @@ def initial(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "primary")
-        _await_link(found)
+        if options.at:
+            found.call(admin.INITIAL, at=options.at)
+            vm = found.refresh()
+            context.console.print(vm.waiting or f"No initial replication of {vm.name} is scheduled.")
+            return SUCCESS
+        await_link(found)
         found.call(admin.INITIAL)
         return _follow(found, options, context)
 
@@ -139,7 +144,7 @@ def resume(options: argparse.Namespace, context: Context) -> int:
                 vm.name,
                 options.yes,
             )
-        _await_link(found)
+        await_link(found)
         found.call(admin.RESUME, resynchronize=True)
         return _follow(found, options, context)
 
@@ -249,7 +254,7 @@ def _named(agent: Agent, name: str) -> VmStatus:
     raise NotFoundError(f"The primary agent took {name}, but does not list it.", "See the agent's log.")
 
 
-def _await_link(found: Found) -> None:
+def await_link(found: Found) -> None:
     """Give a session that is just being opened the moment it needs: a compare is refused without one."""
     end = time.monotonic() + LINK_SECONDS
     link = found.vm.link

@@ -323,7 +323,7 @@ def read_table() -> dict[tuple[str, str, str], str]:
 
 TABLE = read_table()
 STATE_OF_ROLE = {Role.CONTROL: "open", Role.BULK: "bulk", Role.PROBE: "probe", Role.VERIFY: "verify"}
-ME = Identity("fuzz", "fuzz", capabilities=("zstd",))
+ME = Identity("fuzz", "fuzz", capabilities=("definition", "marks", "planned", "zstd"))
 ALL = sorted(MessageType)
 # Chooses the message that a byte stands for; the first bytes of the input lead to the states behind OPENED.
 PAYLOAD = b"payload "

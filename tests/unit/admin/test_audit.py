@@ -31,6 +31,7 @@ from shared.admin.audit_lines import (
     digest_of,
     encode_line,
     in_order,
+    older_name,
     split,
 )
 from shared.admin.audit_log import AuditLog, check_log, find_entries
@@ -38,7 +39,7 @@ from shared.admin.client import JsonRpcClient
 from shared.admin.methods import Methods
 from shared.admin.server import Client, JsonRpcServer
 from shared.admin.verbs import AnyVmParams, AuditParams, RemoveParams, SetParams
-from shared.errors import ForbiddenError, InvalidStateError, VmreplicaError
+from shared.errors import ForbiddenError, InvalidStateError, StorageError, VmreplicaError
 from shared.ports import Address
 from shared.ports.clock import RealClock
 from shared.ports.file_system import RealFileSystem
@@ -204,6 +205,48 @@ async def test_chain_goes_on_over_files_and_the_oldest_go(
     report = await again.check()
     assert not report.ok
     assert report.file == names[4]
+
+
+class RotatingFiles(RealFileSystem):
+    """Files of a log that its agent rotates right after somebody listed them, the first ``times``."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def list(self, path: str) -> list[str]:
+        names = super().list(path)
+        if self.times:
+            self.times -= 1
+            current = Path(path) / CURRENT
+            content = current.read_bytes()
+            seq = decode_line(next(split(content))).seq
+            current.rename(Path(path) / older_name(seq))
+            last = content.splitlines()[-1]
+            entry = AuditEntry(
+                seq=decode_line(last).seq + 1, time=2e9, role="primary", verb="vm.set", result="ok",
+                previous=digest_of(last),
+            )  # fmt: skip
+            current.write_bytes(encode_line(entry) + b"\n")
+            current.chmod(0o600)
+            if seq > 1:
+                (Path(path) / older_name(1)).unlink(missing_ok=True)
+        return names
+
+
+async def test_reader_sees_all_of_a_log_that_is_rotated_meanwhile(audit: AuditLog) -> None:
+    """A command that reads an agent's folder: no file that is gone, and no gap between two names of one file."""
+    for number in range(3):
+        await audit.append("primary", "vm.set", result="ok", vm=f"vm{number}")
+    found = find_entries(RotatingFiles(1), audit.folder, limit=100)
+    assert [entry.seq for entry in found] == [1, 2, 3, 4]
+    # The oldest file goes after it was listed.
+    found = find_entries(RotatingFiles(1), audit.folder, limit=100)
+    assert [entry.seq for entry in found] == [4, 5]
+    report = check_log(RotatingFiles(2), audit.folder)
+    assert report.ok, report
+    assert report.last_seq == 7
+    with pytest.raises(StorageError, match="again and again"):
+        check_log(RotatingFiles(100), audit.folder)
 
 
 async def test_line_that_a_crash_tore_is_removed_and_told(audit: AuditLog, workers: ThreadWorkers) -> None:

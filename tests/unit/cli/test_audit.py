@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.admin import verbs as admin
-from shared.admin.audit_lines import AuditReport, decode_line, split
+from shared.admin.audit_lines import AuditEntry, AuditReport, decode_line, split
 from shared.admin.verbs import AuditAnswer
 from shared.cli.verbs.audit import answer_lines, report_lines, since_time
 from shared.errors import StoreDamagedError, UsageError
@@ -29,6 +29,12 @@ def test_entries_say_who_what_and_what_changed() -> None:
     assert "ada (uid 1000, pid 4242)" in lines[2]
     assert lines[2].endswith("ok         interval_seconds: 300.0 -> 30.0")
     assert lines[3].endswith("forbidden  User 1001 may not call vm.remove. (7 more)")
+    peer = AuditEntry(
+        seq=4, time=2e9, role="replica", verb="peer.refused", source="10.0.0.1:77", result="forbidden",
+        text="Its certificate is revoked.", left_out=9, previous="0" * 64,
+    )  # fmt: skip
+    line = answer_lines(AuditAnswer(folder="/state", entries=[peer]))[1]
+    assert "10.0.0.1:77  peer.refused" in line and line.endswith("forbidden  Its certificate is revoked. (9 more)")
     assert answer_lines(AuditAnswer(folder="/state")) == ["/state: no order is on record."]
 
 

@@ -7,12 +7,14 @@ import signal
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 
 from shared.admin import verbs as admin
 from shared.errors import InvalidStateError, NoSpaceError
+from shared.point_status import ImageProof, PointProof, PointsStatus, PointStatus
 from shared.progress_status import ProgressStatus
-from shared.status import Cause, LinkStatus, PointsStatus, PointStatus, VmStatus, to_plain
+from shared.status import Cause, FailoverStatus, LinkStatus, TestFailoverStatus, VmStatus, to_plain
 from tests.unit.cli.conftest import WAIT, CannedAgent, Command
 from tests.unit.cli.samples import NOW, URI, UUID, agent, cut, healthy, replica
 
@@ -232,7 +234,7 @@ def test_initial_is_followed_to_its_end(vmreplica: Command) -> None:
     working(canned, copying(0), copying(60), healthy())
     ran = vmreplica("initial", "web")
     assert (ran.code, ran.err) == (0, "")
-    assert canned.calls == [(admin.INITIAL, {"vm": UUID})]
+    assert canned.calls == [(admin.INITIAL, {"vm": UUID, "at": ""})]
     assert ran.lines[0] == "web: initial replication, comparing, 0 % (0 B of 100.0 GiB)"
     assert ran.lines[-1] == "Protected: the replica at beta holds everything up to 2.1 s ago."
 
@@ -371,7 +373,9 @@ def test_points_and_the_export_of_one(vmreplica: Command) -> None:
             points=[
                 PointStatus(point="01234567/15", cut=cut(15, 61.0), newest=True, exports=["1"]),
                 PointStatus(point="01234567/14", cut=cut(14, 121.0), bytes=4 << 20),
-                PointStatus(point="01234567/3", cut=cut(3, 7200.0), bytes=1 << 30, hourly=True),
+                PointStatus(
+                    point="01234567/3", cut=cut(3, 7200.0), bytes=1 << 30, hourly=True, consistency="application"
+                ),
             ],
             keep_newest=4,
             keep_hourly=24,
@@ -381,21 +385,107 @@ def test_points_and_the_export_of_one(vmreplica: Command) -> None:
     )
     assert vmreplica("points", "web").lines == [
         "web  replica: 4 newest and 24 hourly points are kept; they take 1.0 GiB of at most 20.0 GiB.",
-        "  POINT        SEALED                     AGE  KEPT AS    TAKES  EXPORTS",
-        "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest            1",
-        "  01234567/14  2030-03-17 17:44:39  2 min 1 s  cut      4.0 MiB",
-        "  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly   1.0 GiB",
+        "  POINT        SEALED                     AGE  KEPT AS  CONSISTENT     TAKES  EXPORTS",
+        "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest   crash                 1",
+        "  01234567/14  2030-03-17 17:44:39  2 min 1 s  cut      crash        4.0 MiB",
+        "  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly   application  1.0 GiB",
     ]
     assert len(json.loads(vmreplica("points", "web", "--json").out)["points"]) == 3
     canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
     canned.calls.clear()
     vmreplica("export", "web", "--point", "01234567/3")
-    assert canned.calls == [(admin.EXPORT, {"vm": UUID, "point": "01234567/3"})]
+    assert canned.calls == [(admin.EXPORT, {"vm": UUID, "point": "01234567/3", "at_time": None, "writable": False})]
+
+
+def test_points_that_are_named_pinned_and_proven_and_nearest_to_a_time(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica()])
+    status = PointsStatus(
+        points=[
+            PointStatus(point="01234567/15", cut=cut(15, 61.0), newest=True),
+            PointStatus(
+                point="01234567/3", cut=cut(3, 7200.0), bytes=1 << 30, hourly=True, daily=True, weekly=True,
+                name="base", pinned=True, proven_time=cut(3, 7000.0).time,
+            ),
+        ],
+        keep_newest=4, keep_hourly=24, keep_daily=7, keep_age_seconds=35 * 86400.0,
+        bytes=1 << 30, limit_bytes=20 << 30, pinned_bytes=1 << 30,
+        at_time=cut(3, 3600.0).time, nearest="01234567/3", after="01234567/15",
+    )  # fmt: skip
+    canned.answers[admin.POINTS] = canned.answers[admin.MARK_POINT] = to_plain(status)
+    rules = "4 newest, 24 hourly and 7 daily points are kept, none more than 35 d 0 h older than the newest"
+    room = "they take 1.0 GiB of at most 20.0 GiB, the pinned ones 1.0 GiB of it"
+    proven = "base  2030-03-17 15:50:00"
+    assert vmreplica("points", "web", "--at", "2030-03-17 16:46").lines == [
+        f"web  replica: {rules}; {room}.",
+        "  POINT        SEALED                     AGE  KEPT AS                  TAKES  EXPORTS  NAME  PROVEN",
+        "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest",
+        f"  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly, daily, pinned  1.0 GiB           {proven}",
+        "At or before 2030-03-17 16:46:40: 01234567/3, sealed 2030-03-17 15:46:40",
+        "The next after it: 01234567/15, sealed 2030-03-17 17:45:39",
+    ]
+    assert canned.calls[0][1]["at_time"] is not None
+    canned.calls.clear()
+    assert vmreplica("point", "web", "--point", "01234567/3", "--name", "base", "--pin").code == 0
+    given = {"vm": UUID, "point": "01234567/3", "at_time": None, "name": "base", "pinned": True}
+    assert canned.calls == [(admin.MARK_POINT, given)]
+    canned.calls.clear()
+    assert vmreplica("point", "web", "--point", "base", "--no-name", "--unpin").code == 0
+    assert canned.calls == [(admin.MARK_POINT, {**given, "point": "base", "name": "", "pinned": False})]
+    ran = vmreplica("point", "web")
+    assert ran.code == 2 and "--unpin" in ran.err
+    ran = vmreplica("point", "web", "--at", "2h", "--point", "base", "--pin")
+    assert ran.code == 2 and "one of --point and --at" in ran.err
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("proven", 0), ("unrecorded", 0), ("wrong", 1), ("undecided", 1)])
+def test_proof_of_a_point(vmreplica: Command, outcome: str, code: int) -> None:
+    canned = vmreplica.agent("replica", [replica()])
+    image = ImageProof(disk=0, digest="ab" * 32, recorded="cd" * 32 if outcome == "wrong" else "")
+    started = PointProof(point="01234567/3", cut=cut(3, 7200.0), started_time=1.0, running=True, total_bytes=1 << 20)
+    ended = msgspec.structs.replace(
+        started, running=False, done_bytes=1 << 20, outcome=outcome, text="What came of it.", images=[image]
+    )
+    canned.answers[admin.PROVE] = to_plain(started)
+    canned.answers[admin.POINTS] = to_plain(PointsStatus(proof=ended))
+    ran = vmreplica("prove", "web", "--point", "base")
+    assert ran.code == code
+    told = ran.out + ran.err
+    assert "recovery point 01234567/3 of 2030-03-17 15:46:40: What came of it." in told
+    assert "abab" in told and ("recorded was" in told) == (outcome == "wrong")
+    assert json.loads(vmreplica("prove", "web", "--json").out)["outcome"] == outcome
+
+
+def test_test_failover_tells_how_to_start_it_and_how_to_end_it(vmreplica: Command) -> None:
+    uri = "nbd+unix:///disk0?socket=/run/e,1"
+    test = TestFailoverStatus(
+        name="web - Test", export="0123abcd", point="01234567/3", cut=cut(3, 7200.0), started_time=1.0, uris=[uri]
+    )
+    canned = vmreplica.agent("replica", [replica(test_failover=test)])
+    canned.answers[admin.TEST_FAILOVER] = to_plain(replica())
+    ran = vmreplica("failover", "web", "--test", "--point", "base")
+    assert ran.code == 0, ran.err
+    assert uri in ran.out and "-name 'web - Test'" in ran.out and "-nic none" in ran.out
+    assert "server.path=/run/e,,1,export=disk0" in ran.out
+    assert "vmreplica failover web --test --stop" in ran.out
+    assert canned.calls == [
+        (admin.TEST_FAILOVER, {"vm": UUID, "point": "base", "at_time": None, "stop": False}),
+    ]
+    canned.calls.clear()
+    assert vmreplica("failover", "web", "--test", "--stop").code == 0
+    assert canned.calls[0][1]["stop"] is True
+    for wrong in (["--stop"], ["--test", "--at", "2h", "--point", "base"]):
+        assert vmreplica("failover", "web", *wrong, "--yes").code == 2
+    assert "To end it" in vmreplica("status", "web").out or "to end it" in vmreplica("status", "web").out
 
 
 def test_settings_of_the_replica(vmreplica: Command) -> None:
     canned = vmreplica.agent("replica", [replica()])
     canned.answers[admin.SET] = to_plain(replica())
+    more = ["points-daily=7", "points-weekly=4", "points-limit=1GiB", "points-age=35d"]
+    assert vmreplica("set", "web", *more).code == 0
+    values = {"points_daily": 7, "points_weekly": 4, "points_limit_bytes": 1 << 30, "points_age_seconds": 35 * 86400.0}
+    assert canned.calls == [(admin.SET, {"vm": UUID, "settings": values})]
+    canned.calls.clear()
     assert vmreplica("set", "web", "points-newest=2", "points-hourly=default").code == 0
     assert canned.calls == [(admin.SET, {"vm": UUID, "settings": {"points_newest": 2, "points_hourly": None}})]
     ran = vmreplica("set", "web", "points-newest=2", "interval=30s")
@@ -425,7 +515,7 @@ def test_failover_shows_progress_and_ends_with_the_disks(vmreplica: Command) -> 
         "web is failed over to this host as of 2030-03-17 17:46:09; its old primary can no longer write."
     )
     assert f"  {URI}" in out.splitlines()
-    assert canned.calls == [(admin.FAILOVER, {"vm": UUID})]
+    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "newest"})]
 
 
 def test_failover_that_goes_on_after_the_answer_is_followed(vmreplica: Command) -> None:
@@ -463,6 +553,48 @@ def test_failover_whose_tap_does_not_start_says_why(vmreplica: Command) -> None:
     ]
 
 
+PROMOTED = {"state": "FailedOverWaitingCompletion", "state_code": 6, "uris": [URI]}
+
+
+def test_failover_to_a_point_tells_it_and_how_to_undo_it(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica(pending_bytes=5 << 20)])
+    asked = vmreplica("failover", "web").err
+    assert "5.0 MiB were received and are not applied yet: that is done first. `--point applied` starts at" in asked
+    asked = vmreplica("failover", "web", "--point", "14").err
+    assert "The recovery point 14 of web becomes its disks" in asked
+    status = FailoverStatus(time=NOW, epoch="e" * 32, cut=cut(14, 131.0), undoable=True, layered=True)
+    canned.answers[admin.FAILOVER] = lambda params: canned.set_vm(replica(**PROMOTED, failover=status))
+    ran = vmreplica("failover", "web", "--point", "14", "--yes")
+    assert (ran.err, ran.code) == ("", 0)
+    assert ran.lines[0] == (
+        "web is failed over to this host as of 2030-03-17 17:44:29; its old primary can no longer write."
+    )
+    assert any("vmreplica failover web --undo" in line for line in ran.lines)
+    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "14"})]
+    assert vmreplica("failover", "web", "--undo", "--commit").code == 2
+
+
+def test_failover_says_whether_the_primary_was_heard_of(vmreplica: Command) -> None:
+    canned = vmreplica.agent("replica", [replica(link=LinkStatus(connected=True, heard_time=NOW - 3))])
+    assert "is connected right now; it was last heard of 3 s ago" in vmreplica("failover", "web").err
+    canned.set_vm(replica(link=LinkStatus(heard_time=NOW - 7200)))
+    assert "The primary agent on alpha was last heard of 2 h" in vmreplica("failover", "web").err
+
+
+def test_failover_is_undone_or_committed(vmreplica: Command) -> None:
+    status = FailoverStatus(time=NOW, epoch="e" * 32, undoable=True, layered=True, written_bytes=3 << 20)
+    canned = vmreplica.agent("replica", [replica(**PROMOTED, failover=status, older_points=7)])
+    assert "3.0 MiB that were written here since are dropped for good." in vmreplica("failover", "web", "--undo").err
+    assert "its 7 older recovery points are deleted" in vmreplica("failover", "web", "--commit").err
+    assert canned.calls == []
+    canned.answers[admin.FAILOVER_COMMIT] = {}
+    assert vmreplica("failover", "web", "--commit", "--yes").lines[0].startswith("The failover of web is committed.")
+    canned.answers[admin.FAILOVER_UNDO] = lambda params: canned.set_vm(replica())
+    ran = vmreplica("failover", "web", "--undo", "--yes")
+    assert ran.lines[0] == "The failover of web is undone: it is a replica again, in state Replicating."
+    assert ran.lines[-1] == "  vmreplica resume web"
+
+
 def test_removing_says_what_becomes_of_the_disks(vmreplica: Command) -> None:
     canned = vmreplica.agent("replica", [replica()])
     assert "is deleted, with its disks in /var/lib/vmreplica/vms/x" in vmreplica("remove", "web").err
@@ -497,7 +629,7 @@ def test_name_that_one_agent_has_twice_needs_the_uuid(vmreplica: Command) -> Non
     assert f"Name it by UUID: {UUID}, {twin}." in ran.err
     canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
     assert vmreplica("export", twin).code == 0
-    assert canned.calls == [(admin.EXPORT, {"vm": twin, "point": "newest"})]
+    assert canned.calls == [(admin.EXPORT, {"vm": twin, "point": "newest", "at_time": None, "writable": False})]
 
 
 # --- test-connection

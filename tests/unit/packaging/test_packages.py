@@ -136,6 +136,8 @@ def test_a_wheel_has_everything_and_runs_elsewhere(wheel: Path, tmp_path: Path) 
         for path in packaging.glob(pattern):
             assert f"shared/packaged/{path.relative_to(packaging)}" in names
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "packaging/"))]
+    # With it whoever has the wheel alone installs exactly what it was tried with.
+    assert zipfile.ZipFile(wheel).read("shared/packaged/requirements.lock") == (ROOT / "requirements.lock").read_bytes()
 
     home = tmp_path / "home"
     run(sys.executable, "-m", "venv", "--without-pip", str(home))
@@ -145,8 +147,8 @@ def test_a_wheel_has_everything_and_runs_elsewhere(wheel: Path, tmp_path: Path) 
     run(sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet", "--no-deps", "--no-index", str(wheel))
     (site / "needed.pth").write_text(f"{others}\n")
     assert run(str(home / "bin/vmreplica"), "--version").startswith("vmreplica ")
-    program = "from shared.cli.packaged_files import SYSTEM_FILES; print(*(each.source for each in SYSTEM_FILES))"
-    for source in run(str(python), "-P", "-c", program).split():
-        assert source.startswith(str(site)) and Path(source).is_file()
+    program = "from shared.cli.unit_files import FOLDER; print(*FOLDER.glob('systemd/*.service'))"
+    units = run(str(python), "-P", "-c", program).split()
+    assert units and all(unit.startswith(str(site)) for unit in units)
     run(str(python), "-P", "-m", "shared.cli.manual", str(tmp_path / "manual"))
     assert (tmp_path / "manual/vmreplica.1").is_file()

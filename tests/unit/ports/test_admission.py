@@ -120,6 +120,19 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("ca"))
 
 
+async def test_connection_that_the_loop_does_not_take_gives_its_place_back(authority: Authority) -> None:
+    """A socket of the wrong kind stands for whatever keeps the loop from serving one, such as a lack of memory."""
+    server = RealNetwork(authority.issue("server"), half_open_max=2, refused=lambda _address, _error: None)
+    for _ in range(5):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wrong:
+            wrong.bind(("127.0.0.1", 0))
+            wrong.connect(wrong.getsockname())
+            wrong.setblocking(False)
+            with pytest.raises(ValueError, match="[Ss]tream"):
+                await server.establish(wrong, LOOPBACK)
+    assert (server.admission.half_open, server.admission.counts.displaced) == (0, 0)
+
+
 async def test_refused_connections_leave_nothing_behind(authority: Authority) -> None:
     """A17: not even until the collector of cycles comes: thousands of them come between its visits."""
     server = RealNetwork(authority.issue("server"), half_open_max=2, refused=lambda _address, _error: None)

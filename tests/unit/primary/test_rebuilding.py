@@ -19,7 +19,7 @@ from primary_agent.description import Description, keeper_of, read_description
 from primary_agent.enabling import create, tap_config
 from primary_agent.problems import set_problem
 from primary_agent.rebuilding import Remains, conclude, plan
-from primary_agent.record import PositionRecord, ReplicationRecord, ResyncRecord, VmRecord
+from primary_agent.record import PlannedRecord, PositionRecord, ReplicationRecord, ResyncRecord, VmRecord
 from primary_agent.replication import Replication
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH
@@ -34,7 +34,7 @@ from shared.ports.network import RealNetwork
 from shared.ports.rng import SystemRandom
 from shared.ports.store import SqliteStores
 from shared.ports.workers import ThreadWorkers
-from shared.states import ReplicationState
+from shared.states import PLANNED_TOKEN, PlannedStep, ReplicationState
 from shared.status import Cause
 from shared.tap_config import save_config
 from tests.unit.primary.test_replication import VM
@@ -106,6 +106,22 @@ def test_compare_whose_commit_may_have_been_sent_is_judged_by_what_the_replica_s
 @pytest.mark.parametrize("state", [S.SUSPENDED, S.RESYNCHRONIZE_SUSPENDED])
 def test_suspended_stays_so(state: ReplicationState) -> None:
     assert concluded(state=state, resync=open_resync(proposed=False)).state is S.SUSPENDED
+
+
+@pytest.mark.parametrize("step", [step for step in PlannedStep if step is not PlannedStep.STOPPING])
+def test_planned_failover_whose_token_may_have_left_stays_prepared(step: PlannedStep) -> None:
+    """R43: what is known may be one step too old, and nothing that was promised is taken back unasked."""
+    planned = PlannedRecord(id=b"i" * 16, step=step, started_time=1.0, step_time=1.0)
+    sent = step in PLANNED_TOKEN
+    state = S.PREPARED_FOR_FAILOVER if sent else S.FAILED_OVER if step is PlannedStep.FAILED_OVER else S.REPLICATING
+    record = concluded(state=state, planned=planned)
+    assert record.planned is not None
+    if step is PlannedStep.SENDING:
+        assert record.planned.step is PlannedStep.TAKING_BACK and record.planned.token is not None
+    else:
+        assert record.planned.step is step
+    assert (record.state is S.PREPARED_FOR_FAILOVER) == (sent or step is PlannedStep.SENDING)
+    assert (record.state is S.FAILED_OVER) == (step is PlannedStep.FAILED_OVER)
 
 
 def test_failed_over_stays_so() -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
-from primary_agent.scope import JOIN_BYTES, position_to_prove, read_scope
+from primary_agent.scope import JOIN_BYTES, Turned, common_to_prove, is_joined, position_to_prove, read_scope
 from protocol.hrl import Geometry
 from protocol.position import NO_EPOCH, Position
 from shared.errors import StorageError
@@ -102,3 +103,45 @@ def test_scope_that_cannot_be_read(files: SimulatedFileSystem, how: str) -> None
         disks = [Geometry(0, 101 * BLOCK, bytes(16))]
     with pytest.raises(StorageError, match=r"dirty"):
         read_scope(files, "/tap", VM, disks)
+
+
+# --- after a reversal -----------------------------------------------------------------------------------------------
+
+REVERSED = [ResyncCause.REVERSED.value]
+TURNED = Turned(OTHER, cut(5))
+SINCE = Doubt(base_epoch=OTHER.hex(), base_segment=0, end_segment=9, complete=True, catch_up=False, bytes=1 << 16)
+FORMER = replace(view(5), common=cut(5), cut=None, needs_resync=True, causes=(("reversed", "so it is"),))
+
+
+def test_a_former_primary_is_joined_at_the_cut_that_both_have() -> None:
+    """R41: the map names all since the failover, and the other side stands at exactly the cut that was received."""
+    assert is_joined(SINCE, FORMER, REVERSED, TURNED)
+    assert is_joined(SINCE, FORMER, [*REVERSED, *LOST], TURNED)
+
+
+@pytest.mark.parametrize(
+    "doubt, replica, causes",
+    [
+        (None, FORMER, REVERSED),
+        (structs.replace(SINCE, base_segment=1), FORMER, REVERSED),
+        (structs.replace(SINCE, base_epoch=EPOCH.hex()), FORMER, REVERSED),
+        (SINCE, replace(FORMER, common=None), REVERSED),
+        (SINCE, replace(FORMER, common=cut(4)), REVERSED),
+        (SINCE, replace(FORMER, common=cut(5)._replace(chain=bytes(16))), REVERSED),
+        (SINCE, replace(FORMER, causes=(("reversed", ""), ("disk_changed", ""))), REVERSED),
+        (SINCE, FORMER, [*REVERSED, ResyncCause.REPLICA_REVERTED.value]),
+    ],
+    ids=["no map", "later base", "epoch", "no cut", "other cut", "other chain", "changed disks", "one more cause"],
+)
+def test_everything_else_after_a_reversal_needs_whole_disks(
+    doubt: Doubt | None, replica: ReplicaView, causes: list[str]
+) -> None:
+    assert not is_joined(doubt, replica, causes, TURNED)
+
+
+def test_a_failover_that_was_given_up_has_to_be_at_a_cut_of_the_map() -> None:
+    assert common_to_prove(DOUBT, FORMER, REVERSED) == cut(5)
+    for common in (cut(2), cut(8), cut(5, OTHER)):
+        assert common_to_prove(DOUBT, replace(FORMER, common=common), REVERSED) is None
+    assert common_to_prove(DOUBT, FORMER, [*REVERSED, ResyncCause.GAP.value]) is None
+    assert common_to_prove(DOUBT, replace(FORMER, causes=(("spool_damaged", ""),)), REVERSED) is None

@@ -9,14 +9,28 @@ from hypothesis import strategies as st
 from protocol.hrl import MAX_DISK_BYTES
 from protocol.messages import (
     BLOCK_SIZE,
+    MAX_DEFINITION_FILE,
     MAX_U63,
     Applied,
     Body,
     Close,
     Commit,
     Committed,
+    CutKind,
+    CutMark,
+    CutMarked,
+    Definition,
+    DefinitionDisk,
+    DefinitionFile,
+    DefinitionKept,
+    DefinitionPart,
+    DefinitionWanted,
     DetailRequest,
     ErrorCode,
+    FailoverPrepare,
+    FailoverPrepared,
+    FailoverVoid,
+    FailoverVoided,
     Heartbeat,
     Hello,
     Holes,
@@ -58,6 +72,7 @@ from protocol.messages import (
 )
 
 id16 = st.binary(min_size=16, max_size=16)
+id32 = st.binary(min_size=32, max_size=32)
 u16 = st.integers(0, 2**16 - 1)
 u32 = st.integers(0, 2**32 - 1)
 u63 = st.integers(0, MAX_U63)
@@ -204,4 +219,25 @@ bodies: st.SearchStrategy[Body] = st.one_of(
         images=st.lists(st.builds(ImageDigest, disk=u16, digest=st.binary(min_size=32, max_size=32)), max_size=64),
     ),
     st.builds(VerifyLost, id=id16, code=name, text=text),
+    st.builds(FailoverPrepare, token=id16, cut=position),
+    st.builds(FailoverPrepared, token=id16, cut=position),
+    st.builds(FailoverVoid, token=id16),
+    st.builds(FailoverVoided, token=id16, text=text),
+    st.builds(CutMark, cut=position, kind=st.sampled_from(CutKind)),
+    st.builds(CutMarked, cut=position),
+    st.builds(
+        Definition,
+        number=u63,
+        epoch=id16,
+        segment=u63,
+        files=st.lists(
+            st.builds(DefinitionFile, path=name, digest=id32, size=st.integers(0, MAX_DEFINITION_FILE)),
+            min_size=1,
+            max_size=3,
+        ),
+        disks=st.lists(st.builds(DefinitionDisk, index=u16, path=name, export=name), max_size=3),
+    ),
+    st.builds(DefinitionWanted, number=u63, digests=st.lists(id32, min_size=1, max_size=3)),
+    st.builds(DefinitionPart, number=u63, digest=id32, offset=u63, data=st.binary(max_size=200)),
+    st.builds(DefinitionKept, number=u63, kept=st.booleans(), text=text),
 )

@@ -37,7 +37,7 @@ from protocol.messages import (
 )
 from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Position
 from tests.unit.protocol.strategies import bodies
-from tests.vectors.messages import EXAMPLES, LINEAGE, POSITION
+from tests.vectors.messages import EXAMPLES, LINEAGE, POSITION, REVERSED_EXAMPLES
 
 CONTROL = sorted(BODIES)
 
@@ -56,6 +56,8 @@ def test_every_type_is_control_or_bulk_and_numbers_stay() -> None:
     assert set(MessageType) == set(BODIES) | BULK_TYPES
     assert not set(BODIES) & BULK_TYPES
     assert {kind.name: int(kind) for kind in MessageType} == {
+        "CUT_MARK": 80, "CUT_MARKED": 81, "DEFINITION": 82, "DEFINITION_WANTED": 83, "DEFINITION_PART": 84,
+        "DEFINITION_KEPT": 85,
         "HELLO": 1, "WELCOME": 2, "ERROR": 3, "OPEN": 4, "OPENED": 5, "HEARTBEAT": 6, "CLOSE": 7,
         "LOG": 16, "SEAL": 17, "RECEIVED": 18, "APPLIED": 19,
         "RESYNC_BEGIN": 32, "RESYNC_READY": 33, "MANIFEST_REQUEST": 34, "MANIFEST": 35, "BLOCKS": 36,
@@ -66,6 +68,7 @@ def test_every_type_is_control_or_bulk_and_numbers_stay() -> None:
         "VERIFY_BEGIN": 49, "VERIFY_READY": 50, "VERIFY_CUT": 51, "VERIFY_HELD": 52, "VERIFY_REQUEST": 53,
         "VERIFY_ANSWER": 54, "VERIFY_END": 55, "VERIFY_ENDED": 56, "VERIFY_LOST": 57,
         "SAMPLE_REQUEST": 64, "SAMPLE": 65,
+        "FAILOVER_PREPARE": 72, "FAILOVER_PREPARED": 73, "FAILOVER_VOID": 74, "FAILOVER_VOIDED": 75,
     }  # fmt: skip
 
 
@@ -135,11 +138,23 @@ def test_field_of_another_type_is_an_error(kind: MessageType, field: str) -> Non
     """Types are strict: no text for a number, no number for a text, no number for a bool."""
     wrong: Any
     for wrong in ({"a": 1}, [[]], -1, 1.5e300, "\x00" * 5000, b"short", True):
-        value = plain(EXAMPLES[kind])[field]
+        whole = plain(REVERSED_EXAMPLES.get(kind, EXAMPLES[kind]))
+        value = whole[field]
         if type(wrong) is type(value) or (wrong == [[]] and value == []):
             continue
         with pytest.raises(ProtocolError, match=kind.name):
-            decode_body(kind, pack(plain(EXAMPLES[kind]) | {field: wrong}))
+            decode_body(kind, pack(whole | {field: wrong}))
+
+
+@pytest.mark.parametrize("kind", sorted(REVERSED_EXAMPLES))
+def test_what_an_older_peer_does_not_know_is_left_out(kind: MessageType) -> None:
+    """A field that goes by a capability is not there at all without it, and a peer that has it gets it back whole."""
+    without, whole = plain(EXAMPLES[kind]), plain(REVERSED_EXAMPLES[kind])
+    (field,) = whole.keys() - without.keys()
+    assert field in ("fence", "common", "doubt")
+    assert decode_body(kind, pack(whole)) == REVERSED_EXAMPLES[kind]
+    del whole[field]
+    assert getattr(decode_body(kind, pack(whole)), field) is msgspec.UNSET
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ from protocol.session import (
 from tests.vectors.logs import VM
 from tests.vectors.messages import BULK_EXAMPLES, EXAMPLES, TOKEN
 
-ME = Identity("vmreplica 0.1.0", "alpha", capabilities=("zstd", "future"))
-YOU = Identity("vmreplica 0.1.0", "beta", capabilities=("zstd",))
+ME = Identity("vmreplica 0.1.0", "alpha", capabilities=("zstd", "marks", "definition", "planned", "future"))
+YOU = Identity("vmreplica 0.1.0", "beta", capabilities=("zstd", "marks", "definition", "planned"))
 VERIFYING = (
     SessionState.VERIFY,
     SessionState.ANNOUNCING,
@@ -106,6 +106,9 @@ class Pair:
             SessionState.COMMITTING: [*begun, (r, m.RESYNC_READY), (p, m.COMMIT)],
             SessionState.CANCELLING: [*begun, (p, m.RESYNC_CANCEL)],
             SessionState.LOST: [(p, m.VERIFY_BEGIN), (r, m.VERIFY_LOST)],
+            SessionState.PREPARING: [(p, m.FAILOVER_PREPARE)],
+            SessionState.PREPARED: [(p, m.FAILOVER_PREPARE), (r, m.FAILOVER_PREPARED)],
+            SessionState.VOIDING: [(p, m.FAILOVER_VOID)],
             **{state: verify[:count] for count, state in enumerate(VERIFYING)},
         }
         if state in EARLY:
@@ -231,6 +234,25 @@ def test_highest_common_version_is_taken_or_none(mine: set[int], yours: set[int]
             pair.say(Side.PRIMARY, MessageType.HELLO)
         assert refused.value.code == "version"
         assert pair.replica.state is SessionState.NEW
+
+
+def test_planned_failovers_are_spoken_of_only_where_both_know_them() -> None:
+    """An older peer would end the connection over such a message: it is not sent, and from it none is taken."""
+    pair = Pair(yours=Identity("vmreplica 0.1.0", "beta", capabilities=("zstd",))).bring_to(SessionState.OPEN)
+    assert not pair.primary.plans and not pair.primary.allows(MessageType.FAILOVER_PREPARE)
+    with pytest.raises(ProtocolError, match="not agreed on"):
+        pair.primary.send(EXAMPLES[MessageType.FAILOVER_PREPARE])
+    knowing = Pair().bring_to(SessionState.OPEN)
+    frame = b"".join(knowing.primary.send(EXAMPLES[MessageType.FAILOVER_PREPARE]))
+    with pytest.raises(ProtocolError, match="not agreed on"):
+        pair.replica.receive(pair.replica.reader.feed(frame)[0])
+
+
+def test_no_log_follows_the_promote_token() -> None:
+    """R43: what the replica is to promote is the cut that the token names, and nothing behind it."""
+    for state in (SessionState.PREPARING, SessionState.PREPARED, SessionState.VOIDING):
+        pair = Pair().bring_to(state)
+        assert not pair.primary.allows(MessageType.LOG) and not pair.primary.allows(MessageType.RESYNC_BEGIN)
 
 
 @given(st.sets(st.sampled_from("abcd")), st.sets(st.sampled_from("abcd")))

@@ -279,11 +279,12 @@ class Dialler:
     address: Address
     host: str = "primary"
     heartbeat: float = 5.0
+    capabilities: tuple[str, ...] = ("planned", "zstd")
 
     async def greet(self) -> Channel:
         network = RealNetwork(self.certificates.identity(self.host))
         link = await network.connect(self.address, timeout=5)
-        session = PrimarySession(Identity("test", f"{self.host}.test", self.heartbeat, ("zstd",)))
+        session = PrimarySession(Identity("test", f"{self.host}.test", self.heartbeat, self.capabilities))
         channel = Channel(link, session, RealClock())
         await channel.greet()
         return channel

@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -253,7 +254,7 @@ async def test_part_of_the_copy_that_can_not_be_read_is_sent_anew(world: World) 
         await resync.commit()
         await rig.control.until_applied(resync.tap.position)
         events = await rig.agent.events(None, limit=100, after=0)
-        assert any(event["event"] == EventId.DAMAGED and "can't be read" in event["text"] for event in events)
+        assert any(event["event"] == EventId.DAMAGED for event in events)
 
 
 async def test_spool_that_can_not_be_read_costs_no_point(world: World) -> None:
@@ -268,7 +269,16 @@ async def test_spool_that_can_not_be_read_costs_no_point(world: World) -> None:
         assert [cause.code for cause in rig.vm.ledger.replication.causes] == ["spool_damaged"]
         assert rig.vm.ledger.replication.suspect is None
         assert rig.vm.point() == point
+        (event,) = await apply_failures(rig)
+        assert (event["cause"], event["level"]) == ("spool_damaged", "error")
+        assert "could not be applied" in event["text"]
         await rig.resynchronize()
+
+
+async def apply_failures(rig: Failing) -> list[dict[str, Any]]:
+    """The events 32056 that were recorded."""
+    events = await rig.agent.events(None, limit=100, after=0)
+    return [event for event in events if event["event"] == EventId.APPLY_FAILED]
 
 
 async def test_apply_waits_for_room_and_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +293,12 @@ async def test_apply_waits_for_room_and_goes_on(world: World, monkeypatch: pytes
         assert status.problem is not None
         assert (status.problem.code, status.health) == ("no_space", "Critical")
         assert rig.vm.ledger.replication.suspect is None
+        # It is tried again meanwhile, and told once.
+        await asyncio.sleep(0.2)
         rig.files.fail_nothing()
         await rig.control.until_applied(rig.tap.position)
         await until(lambda: rig.vm.parts.applier.problem is None)
+        assert [event["cause"] for event in await apply_failures(rig)] == ["no_space"]
         assert rig.vm.point() == rig.tap.position
     check_points(world, rig.tap)
 

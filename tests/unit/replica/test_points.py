@@ -15,7 +15,7 @@ import pytest
 import replica_agent.retention
 from protocol.messages import ResyncKind
 from protocol.position import Position
-from replica_agent.points import find_point, point_settings, points_of
+from replica_agent.points import find_point, point_settings, points_of, set_rules
 from replica_agent.retention import HOUR, Retention
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
@@ -53,7 +53,7 @@ async def texts(pair: Pair) -> list[str]:
 async def thinned(vm: ReplicaVm) -> None:
     """Until nothing is left to merge."""
     history = vm.parts.history
-    await until(lambda: replica_agent.retention.merge_next(vm.ledger.points, history.retention.newest) is None)
+    await until(lambda: replica_agent.retention.merge_next(vm.ledger.points, history.retention) is None)
 
 
 async def test_newest_cuts_are_kept_and_right(world: World) -> None:
@@ -159,10 +159,10 @@ async def test_rules_of_a_vm_of_its_own(world: World) -> None:
     async with replicating(world) as pair:
         vm = pair.agent.vms[VM]
         await cuts(pair, 6)
-        await vm.set_retention(point_settings({"points_newest": 2, "points_hourly": 0}))
+        await set_rules(vm, point_settings({"points_newest": 2, "points_hourly": 0}))
         assert segments(vm) == [pair.tap.segment - 1]
         assert any("newest 2" in text and "it was newest 4" in text for text in await texts(pair))
-        await vm.set_retention(point_settings({"points_newest": None}))
+        await set_rules(vm, point_settings({"points_newest": None}))
         await cuts(pair, 5)
         assert len(segments(vm)) == 3
         for wrong in ({"points_newest": 0}, {"points_hourly": -1}, {"points_newest": "many"}, {"interval_seconds": 3}):
@@ -315,7 +315,7 @@ async def test_what_cannot_be_deleted_costs_nothing(world: World, operation: str
     world.files = files
     async with replicating(world) as pair:
         vm = pair.agent.vms[VM]
-        await vm.set_retention({"newest": 3, "hourly": 0})
+        await set_rules(vm, {"newest": 3, "hourly": 0})
         await cuts(pair, 4)
         if operation == "remove":
             files.fail_only("0", "remove")
@@ -384,7 +384,7 @@ async def failing_commit(_store: object, *_arguments: object) -> None:
 def test_a_read_takes_each_batch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I13: many small pieces of many logs; memory and time do not grow with gaps times batches."""
     from replica_agent.changes import Write
-    from replica_agent.undo import UndoLog
+    from shared.undo_log import UndoLog
     from tests.unit.replica import test_undo
 
     rig = test_undo.Rig(tmp_path)
@@ -422,7 +422,7 @@ async def test_points_outlive_a_resync(world: World) -> None:
     """R38, section 9: the merge writes an undo log like any apply."""
     async with replicating(world) as pair:
         vm = pair.agent.vms[VM]
-        await vm.set_retention({"newest": 8})
+        await set_rules(vm, {"newest": 8})
         await cuts(pair, 3)
         before = [*segments(vm), pair.tap.segment]
         second = await resynchronize(pair)
@@ -566,13 +566,20 @@ async def test_rot_inside_an_undo_log_is_an_error_and_a_merge_finds_it(
         assert sum("Older recovery points are lost" in text for text in await texts(pair)) == 1
 
 
-async def test_points_end_when_a_tap_takes_the_disks(world: World) -> None:
+async def test_points_end_when_a_failover_is_committed(world: World) -> None:
+    """I6: as long as it can be undone, all of them stay."""
     async with replicating(world) as pair:
         vm = pair.agent.vms[VM]
         await cuts(pair, 3)
         assert await vm.promotion.decide()
         vm._spawn(vm.promotion.complete())
         await until(lambda: vm.ledger.promotion is not None and vm.ledger.promotion.serving)
+        kept = segments(vm)
+        assert len(kept) == len(undo_files(world)) > 1
+        assert not await vm.parts.history.give_way("The volume is full.")
+        await set_rules(vm, {"newest": 1, "hourly": 0})
+        assert segments(vm) == kept
+        await vm.promotion.commit()
         await until(lambda: undo_files(world) == [])
         assert segments(vm) == []
 

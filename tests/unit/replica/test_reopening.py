@@ -13,7 +13,7 @@ import pytest
 from protocol.messages import ResyncKind
 from replica_agent.agent import ReplicaAgent
 from replica_agent.ledger import LedgerError
-from replica_agent.points import points_of
+from replica_agent.points import points_of, set_rules
 from replica_agent.vm import ReplicaVm
 from shared.errors import InvalidStateError, NotFoundError, StorageError
 from shared.status import ExportStatus
@@ -63,7 +63,7 @@ async def test_exports_are_served_again_with_the_same_content_at_the_same_place(
         older = await vm.exports.start(vm.describe, vm.parts.history.positions()[-2])
         newest = await vm.exports.start(vm.describe)
         assert (older.cut.segment, newest.cut.segment) == (older_cut, cut)
-        await vm.set_retention({"newest": 1, "hourly": 0})
+        await set_rules(vm, {"newest": 1, "hourly": 0})
     assert not os.path.exists(socket_of(newest))
     for _ in range(2):
         async with again(pair) as (_agent, vm, control):
@@ -95,7 +95,7 @@ async def test_point_is_kept_while_its_export_can_not_be_served_and_that_is_trie
         vm = pair.agent.vms[VM]
         cut = pair.tap.segment
         export = await vm.exports.start(vm.describe)
-        await vm.set_retention({"newest": 1, "hourly": 0})
+        await set_rules(vm, {"newest": 1, "hourly": 0})
     os.mkdir(socket_of(export))
     async with again(pair) as (agent, vm, control):
         (shown,) = vm.exports.status()
@@ -168,7 +168,7 @@ async def test_export_whose_point_was_deleted_tells_so_after_a_restart(world: Wo
         assert (first.id, first.error) == (told.id, "The recovery point was deleted.")
         assert second.id == untold.id and "has no recovery point" in second.error
         # Nothing is kept for them any more.
-        await vm.set_retention({"newest": 1, "hourly": 0})
+        await set_rules(vm, {"newest": 1, "hourly": 0})
         await stream(control, pair, 2)
         assert vm.parts.history.positions() == []
 

@@ -7,14 +7,19 @@ import random
 
 import pytest
 
-from replica_agent.record import PointsRecord, PositionRecord, UndoRecord
+from replica_agent.record import MarkRecord, PointsRecord, PositionRecord, UndoRecord
 from replica_agent.retention import (
+    DAY,
     HOUR,
     MERGE_AT_ONCE,
+    MONDAY,
+    WEEK,
+    PinnedCost,
     Retention,
     cut_short,
     hourly_of,
     merge_next,
+    pinned_cost,
     thinned,
     without_oldest,
 )
@@ -41,6 +46,8 @@ class Story:
         self.time = START
         self.number = 0
         self.pinned: set[int] = set()
+        self.kept: set[int] = set()
+        """Pinned by an administrator."""
         self.copied = 0
 
     def cut(self, seconds: float, length: int = 10) -> None:
@@ -48,10 +55,10 @@ class Story:
         self.number += 1
         self.logs.append(log(self.number, self.time, length=length))
         self.time += seconds
-        self.logs = thinned(self.logs, self.time, self.rules, self.pinned)
+        self.logs = thinned(self.logs, self.time, self.rules, self.pinned, self.kept)
 
     def merge(self) -> None:
-        while (place := merge_next(PointsRecord(logs=self.logs), self.rules.newest)) is not None:
+        while (place := merge_next(self.record, self.rules)) is not None:
             low, high = place
             chosen = self.logs[low:high]
             assert high - low >= 2
@@ -61,6 +68,11 @@ class Story:
             merged.last, merged.length = chosen[-1].last, max(each.length for each in chosen)
             merged.level = max(each.level for each in chosen) + 1
             self.logs[low:high] = [merged]
+
+    @property
+    def record(self) -> PointsRecord:
+        marks = [MarkRecord(position=log.older, time=0.0, pinned=True) for log in self.logs if log.first in self.kept]
+        return PointsRecord(logs=self.logs, marks=marks)
 
     @property
     def times(self) -> list[float]:
@@ -189,3 +201,81 @@ def test_any_course_keeps_the_chain(seed: int) -> None:
             assert story.logs[0].point
             assert story.logs[-1].last == story.number
         assert len(story.times) <= story.rules.newest + story.rules.hourly + len(story.pinned)
+
+
+def test_days_and_weeks_are_kept_beside_hours() -> None:
+    """Each by its first cut, in UTC; a byte is copied few times on its way into a week's log."""
+    story = Story(Retention(newest=3, hourly=24, daily=7, weekly=4))
+    story.time = begin = START // DAY * DAY
+    for _ in range(45 * 48):
+        story.cut(1800)
+        story.merge()
+    times = story.times
+    days = [time for time in times if time % DAY == 0]
+    mondays = [time for time in times if (time - MONDAY) % WEEK == 0]
+    hours = [time for time in times if time % HOUR == 0 and time > story.time - DAY]
+    assert story.time == begin + 45 * DAY
+    # The newest point is the first of its hour and its day.
+    assert story.time % DAY == 0
+    assert len(hours) == 23
+    assert [story.time - time for time in days if time > story.time - 7 * DAY] == [n * DAY for n in range(6, 0, -1)]
+    assert len(mondays) == 4
+    assert [b - a for a, b in itertools.pairwise(mondays)] == [WEEK] * 3
+    assert times[0] == mondays[0]
+    assert story.copied < 12 * story.number * 10
+    assert len(story.logs) <= 2 + 24 + 7 + 4 + 4 * MERGE_AT_ONCE
+
+
+def test_no_point_is_older_than_it_may_be() -> None:
+    story = Story(Retention(newest=100, hourly=24, daily=7, age=6 * HOUR))
+    for _ in range(40):
+        story.cut(1800)
+    assert story.times[0] == story.time - 6 * HOUR
+    # While nothing comes nothing is aged, and a primary whose clock is ahead ages nothing either.
+    before = [log.first for log in story.logs]
+    ahead = thinned(story.logs, story.time + 365 * DAY, story.rules, set(), now=story.time)
+    assert [log.first for log in ahead] == before
+
+
+def test_a_pinned_point_outlives_the_rules_and_age() -> None:
+    story = Story(Retention(newest=2, hourly=0, age=2 * HOUR))
+    story.cut(30)
+    story.cut(30)
+    story.kept = {story.logs[-1].first}
+    pinned = story.times[-1]
+    for _ in range(300):
+        story.cut(60)
+        story.merge()
+    assert story.times == [pinned, story.time - 60]
+    assert len(story.logs) <= 2 + 3 * MERGE_AT_ONCE
+    story.kept = set()
+    story.cut(60)
+    assert pinned not in story.times
+
+
+def test_others_give_way_before_a_pinned_point_and_it_goes_last() -> None:
+    """Where all have more than the limit: first what is older, then what is newer and not pinned, then it."""
+    story = Story(Retention(newest=6, hourly=0, limit=100))
+    for _ in range(4):
+        story.cut(60)
+    older, pinned = story.logs[0], story.logs[1]
+    story.kept = {pinned.first}
+    for _ in range(30):
+        story.cut(60, length=20)
+        # What is between two points overwrites the same blocks again and again.
+        story.merge()
+        assert pinned.older_time in story.times
+        assert sum(each.length for each in story.logs) <= 2 * story.rules.limit
+    assert older.older_time not in story.times
+    assert len(story.times) >= 2, "no more of the others than had to went"
+    story.cut(60, length=90)
+    assert pinned.older_time not in story.times
+    assert len(story.times) >= 1
+
+
+def test_what_pinned_points_cost() -> None:
+    logs = [log(number, START + 30 * number, length=10 + number) for number in range(4)]
+    assert pinned_cost(PointsRecord(logs=logs)) == PinnedCost(0, oldest=False)
+    marks = [MarkRecord(position=logs[1].older, time=0.0, pinned=True), MarkRecord(position=logs[2].older, time=0.0)]
+    assert pinned_cost(PointsRecord(logs=logs, marks=marks)) == PinnedCost(13, oldest=False)
+    assert pinned_cost(PointsRecord(logs=logs[1:], marks=marks)) == PinnedCost(13, oldest=True)

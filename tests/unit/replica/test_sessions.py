@@ -41,6 +41,7 @@ from replica_agent.authorize import Authorization
 from shared.budget import Budget
 from shared.channel import ChannelClosed
 from shared.config_sections import LimitsSection
+from shared.ports import Peer
 from tests.unit.replica.logs import EPOCH, VM, Tap, write
 from tests.unit.replica.rig import (
     DISKS,
@@ -133,10 +134,14 @@ async def replicating(world: World) -> AsyncIterator[Pair]:
 
 
 async def test_unknown_certificate_is_refused_and_nothing_is_made(world: World) -> None:
-    """I19: default deny, before anything is touched."""
+    """I19: default deny, before anything is touched; whoever keeps the records is told who it was."""
+    told: list[tuple[Peer, str]] = []
     async with world.agent() as agent:
+        agent.sessions.on_refused = lambda peer, text: told.append((peer, text))
         error = await refused_open(dialler_of(world, agent, "other"))
         assert error.code == "unauthorized"
+        ((peer, text),) = told
+        assert peer.fingerprint and peer.address.startswith("127.0.0.1:") and text
         assert not error.retryable
         assert agent.vms == {}
         assert list(world.storage.iterdir()) == []
@@ -219,7 +224,12 @@ async def test_probe_is_answered_without_touching_a_vm(world: World) -> None:
 
 async def test_reload_drops_sessions_that_are_no_longer_authorized(world: World) -> None:
     async with replicating(world) as pair:
+        told: list[str] = []
+        pair.agent.sessions.on_refused = lambda _peer, text: told.append(text)
         pair.agent.sessions.reauthorize(Authorization())
+        assert told == ["This certificate is not authorized for that VM here."] * 2, (
+            "the end of control and bulk, which were allowed, is a refusal, too"
+        )
         assert (await refusal_of(pair.control)).code == "unauthorized"
         assert (await refused_open(pair.dialler)).code == "unauthorized"
         await pair.agent.reload(world.config())

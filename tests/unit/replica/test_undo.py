@@ -17,11 +17,11 @@ from replica_agent.layout import Layout
 from replica_agent.overwritten import Overwritten
 from replica_agent.saving import save
 from replica_agent.thinning import merge, overlaid
-from replica_agent.undo import BATCH_BYTES, Link, Piece, UndoDamagedError, UndoLog, UndoUnreadableError
 from replica_agent.undo_writer import UndoWriter
 from shared.errors import NoSpaceError
 from shared.ports import Extent
 from shared.ports.file_system import RealFileSystem
+from shared.undo_log import BATCH_BYTES, Link, Piece, UndoDamagedError, UndoLog, UndoUnreadableError
 
 VM = bytes(range(16))
 BLOCK = 64 << 10

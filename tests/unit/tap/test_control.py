@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from primary_agent.tap.exports import DiskDirectory
 from primary_agent.tap.process import Identity, TapProcess
 from shared.admin.access import Access, Authorize
 from shared.errors import ForbiddenError, InvalidStateError, UnreachableError, UsageError, VmreplicaError
@@ -27,6 +28,7 @@ from shared.tap_config import (
     save_config,
 )
 from shared.tap_control import (
+    LostReason,
     Notification,
     Progress,
     Sealed,
@@ -99,6 +101,49 @@ async def test_settings(served: Served) -> None:
         with pytest.raises(UsageError):
             await client.rpc.call("set", wrong)
     assert (await client.status()).interval == 30.0
+    client.close()
+
+
+async def test_map_in_the_place_of_the_log_by_order(served: Served) -> None:
+    """R41: it names what changed after the last cut that was released, and nothing that the replica has."""
+    client = await served.client()
+    with pytest.raises(InvalidStateError, match="does not track"):
+        await client.to_map()
+    await client.begin(EPOCH)
+    engine = served.process.engine
+    assert engine is not None
+    await (engine.mutate(engine.disks[0], [write(0, b"r" * 512, fua=True)]) or asyncio.sleep(0))
+    cut = (await client.cut()).position()
+    await (engine.mutate(engine.disks[1], [write(128 * KIB, b"d" * 512, fua=True)]) or asyncio.sleep(0))
+    await client.cut()
+    await client.release(EPOCH, cut.segment)
+    for _ in range(2):
+        status = await client.to_map()
+        while status.doubt is not None and not status.doubt.complete:
+            status = await client.status()
+        assert status.doubt is not None and status.lost is not None
+        assert (status.tracking, status.lost.reason) == (Tracking.MAP, LostReason.REVERSED)
+        assert (status.doubt.base_segment, status.doubt.bytes) == (cut.segment, 64 * KIB)
+    assert await client.knows_cut(cut)
+    assert not await client.knows_cut(cut._replace(chain=bytes(16)))
+    assert list(engine.tracker.maps.dirty.file.ranges(1) if engine.tracker.maps.dirty else ()) == [
+        (128 * KIB, 64 * KIB)
+    ]
+    client.close()
+
+
+async def test_fenced_disks_are_read_only_for_who_connects_then(served: Served) -> None:
+    """I8, I14: also for the next tap, by its configuration."""
+    client = await served.client()
+    engine = served.process.engine
+    assert engine is not None
+    export = DiskDirectory(engine).find("disk0")
+    assert export is not None and not export.read_only
+    assert (await client.set(fenced="failed over to beta")).fenced == "failed over to beta"
+    assert export.read_only
+    assert (await client.set(interval=2.0)).fenced == "failed over to beta"
+    assert (await client.set(fenced="")).fenced == "" and not export.read_only
+    assert decode_config(encode_config(engine.config), "tap.json").fenced == ""
     client.close()
 
 

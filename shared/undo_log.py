@@ -121,6 +121,7 @@ class UndoLog:
         """Open the log and verify header, index and end. Raises UndoDamagedError, or OSError for want of means."""
         self.path = path
         self.order = order
+        self._kept: tuple[int, Batch] | None = None
         try:
             self._file = files.open(path)
         except (OSError, StorageError) as error:
@@ -209,6 +210,13 @@ class UndoLog:
         """The disks of which it has anything."""
         return sorted(self._places)
 
+    def spans(self) -> Iterator[tuple[int, int, int]]:
+        """Disk, beginning and end of each batch, in order: all that it has lies within, and in between what it has not.
+
+        From memory.
+        """
+        yield from self._index[["disk", "first", "end"]].tolist()
+
     def batches(self, disk: int, start: int = 0, end: int = 1 << 63) -> range:
         """The numbers of the batches that may hold parts of a range."""
         place = self._places.get(disk)
@@ -232,17 +240,22 @@ class UndoLog:
             yield self._read(number)[0]
 
     def batch(self, number: int) -> Batch:
-        """A batch, verified. Raises OSError EIO where it is damaged."""
+        """A batch, verified. Raises OSError EIO where it is damaged. The one that was read last is kept."""
+        kept = self._kept
+        if kept is not None and kept[0] == number:
+            return kept[1]
         table, payloads = self._read(number)
         starts = table["offset"].astype(np.int64)
         payload = table["payload"].astype(np.int64)
-        return Batch(
+        batch = Batch(
             starts,
             starts + table["length"].astype(np.int64),
             table["kind"] != EntryKind.DATA,
             np.cumsum(payload) - payload,
             payloads,
         )
+        self._kept = number, batch
+        return batch
 
     def _read(self, number: int) -> tuple[NDArray[Any], memoryview]:
         """Table and payload of a batch."""

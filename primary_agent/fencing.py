@@ -1,0 +1,62 @@
+"""Keeps a VM that was failed over from being started here again: its tap serves whoever connects for reading only (I8).
+
+A guest that is connected goes on (I14): cutting off a running guest's disk because of a message from another host would
+let a mistaken or hostile replica stop any VM. But nobody can start the VM here from then on, also after a restart of
+the tap or the host, until an administrator says that this side counts.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from primary_agent.dialing import dial, open_body
+from primary_agent.parts import Parts
+from primary_agent.record import FenceRecord, fence_record
+from primary_agent.replication import Replication
+from protocol.messages import ErrorCode, Fence
+from shared.channel import ChannelClosed
+from shared.states import ReplicationState
+from shared.tap_config import TapConfig, save_config
+
+TEXT_MAX = 256
+
+
+def fenced_config(config: TapConfig, replication: Replication) -> TapConfig:
+    """The tap's configuration as the state asks for it."""
+    return msgspec.structs.replace(config, fenced=fence_text(replication))
+
+
+def fence_text(replication: Replication) -> str:
+    """Why the tap has to refuse changes; empty where it has not to."""
+    told = replication.record.fenced
+    if replication.state is ReplicationState.FAILED_OVER:
+        told = told or "The VM was failed over to its replica's host."
+    # Where an administrator had it tried again it stays so until a session begins that the replica does not refuse.
+    return told[:TEXT_MAX]
+
+
+async def follow(parts: Parts) -> None:
+    """Bring the tap in line with the state; called now and then. Raises VmreplicaError or OSError."""
+    tap, wanted = parts.tap, fence_text(parts.replication)
+    if tap.config.fenced != wanted:
+        tap.config = msgspec.structs.replace(tap.config, fenced=wanted)
+        ports = parts.surroundings.ports
+        await ports.workers.run(save_config, ports.files, tap.folder, tap.config)
+    connection = tap.connection
+    if connection is not None and connection.alive and connection.status.fenced not in (None, wanted):
+        status = await connection.client.set(fenced=wanted)
+        connection.adopt(status, parts.surroundings.ports.clock.monotonic())
+
+
+async def ask(parts: Parts) -> FenceRecord | None:
+    """What the replica says of the failover now; None where it tells none. Raises what dialling raises."""
+    connection = parts.tap.require()
+    try:
+        dialled = await dial(parts.surroundings, parts.address, open_body(parts.replication, connection))
+    except ChannelClosed as error:
+        problem = error.problem
+        if problem is None or problem.code is not ErrorCode.FENCED:
+            raise
+        return fence_record(problem.fence) if isinstance(problem.fence, Fence) else None
+    await dialled.channel.close("only the failover was asked about")
+    return None

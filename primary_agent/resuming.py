@@ -1,0 +1,69 @@
+"""What ``resume`` means in each state of a VM's replication: go on, start the resync, or say what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from primary_agent.parts import Parts
+from primary_agent.record import StartedBy
+from primary_agent.starting import begin_wanted
+from shared.errors import InvalidStateError
+from shared.planning import ResyncCause
+from shared.states import PrimaryEvent, ReplicationState
+
+_S = ReplicationState
+
+
+async def resume(
+    parts: Parts,
+    check_gate: Callable[[str], Awaitable[None]],
+    not_now: Callable[[str, str], InvalidStateError],
+    *,
+    resynchronize: bool,
+) -> None:
+    """Carry the order out. Raises InvalidStateError where the state, or the gate (I20), does not allow it."""
+    replication = parts.replication
+    parts.link.poke.notify()
+    if replication.state is _S.WAITING_FOR_START_RESYNCHRONIZE or (
+        replication.state is _S.REPLICATING and resynchronize
+    ):
+        await check_gate("resynchronization")
+    # It may have moved while connectivity was being proven.
+    state, record = replication.state, replication.record
+    match state:
+        case _S.SUSPENDED:
+            # There is no session yet: a resync begins when connectivity is healthy.
+            await replication.resume(asked=resynchronize)
+        case _S.RESYNCHRONIZE_SUSPENDED:
+            await replication.transition(
+                PrimaryEvent.RESUMED, "the administrator asked for it", started_by=StartedBy.ADMINISTRATOR
+            )
+        case _S.WAITING_FOR_START_RESYNCHRONIZE:
+            await replication.transition(
+                PrimaryEvent.RESYNC_STARTED,
+                "the administrator asked for it",
+                started_by=StartedBy.ADMINISTRATOR,
+                resync_at=None,
+                stopped_time=None,
+            )
+        case _S.REPLICATING if resynchronize:
+            await begin_wanted(parts, StartedBy.ADMINISTRATOR, "The administrator asked for it.")
+        case _S.RESYNCHRONIZING if record.started_by is StartedBy.WINDOW:
+            # From now on it is the administrator's, and does not rest outside of the window.
+            await replication.update(started_by=StartedBy.ADMINISTRATOR)
+        case _S.REPLICATING if record.problem is None and parts.link.dialled is not None:
+            raise not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
+        case _S.FAILED_OVER if resynchronize:
+            await replication.transition(PrimaryEvent.RETRIED, "the administrator asked for it", resync_wanted=True)
+            text = f"After a failover: {record.fenced}"
+            await replication.require_resync(ResyncCause.AFTER_FAILOVER, text)
+        case _S.FAILED_OVER:
+            # Where the failover still stands the next session is told so, and nothing was sent by then (I8).
+            cause = "the administrator asked for it"
+            await replication.transition(PrimaryEvent.UNFENCED, cause)
+            if record.causes:
+                await replication.transition(PrimaryEvent.RESYNC_REQUIRED, "as before the failover")
+        case _S.READY_FOR_INITIAL_REPLICATION | _S.WAITING_FOR_INITIAL_REPLICATION:
+            raise not_now("resume", f"Run `vmreplica initial {replication.vm.name}`.")
+        case _S.PREPARED_FOR_FAILOVER:
+            raise not_now("resume", f"Take that back: vmreplica failover {replication.vm.name} --prepare --abort")

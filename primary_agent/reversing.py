@@ -1,0 +1,107 @@
+"""The primary agent's part in reversing the direction of a VM: its admin methods, step by step.
+
+``vmreplica reverse`` drives the steps over the sockets of both agents of one host; each is durable and may be repeated,
+so that a crash anywhere is answered by the same command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from primary_agent import handing_over, resolving
+from primary_agent.agent import PrimaryAgent
+from primary_agent.enabling import split_address
+from primary_agent.record import VmRecord
+from primary_agent.taking_over import create, is_taken, keep_ranges, plan
+from shared.admin import verbs
+from shared.admin.methods import Methods
+from shared.admin.server import Client
+from shared.admin.verbs import (
+    AdoptParams,
+    AdoptPartParams,
+    HandedOverParams,
+    HandOverParams,
+    ResolveParams,
+    VmParams,
+)
+from shared.differences import Differences
+from shared.errors import InvalidStateError, UsageError
+from shared.handover import HandOver
+from shared.handover_parts import HandOverParts
+from shared.status import VmStatus
+
+WithSettings = Callable[[VmRecord, dict[str, Any]], VmRecord]
+
+
+class Reversing:
+    """The steps, for one agent."""
+
+    def __init__(self, agent: PrimaryAgent, with_settings: WithSettings) -> None:
+        self._agent = agent
+        self._with_settings = with_settings
+        self._parts = HandOverParts()
+
+    def add_to(self, methods: Methods) -> None:
+        """Offer them."""
+        methods.add(verbs.HAND_OVER, HandOverParams, self.hand_over)
+        methods.add(verbs.HANDED_OVER, HandedOverParams, self.handed_over)
+        methods.add(verbs.ADOPT_PART, AdoptPartParams, self.adopt_part)
+        methods.add(verbs.ADOPT, AdoptParams, self.adopt)
+        methods.add(verbs.DIFFERENCES, VmParams, self.differences)
+        methods.add(verbs.RESOLVE, ResolveParams, self.resolve)
+
+    async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
+        vm = self._agent.find(params.vm)
+        try:
+            return await handing_over.hand_over(vm, yes=params.yes, despite_split=params.despite_split)
+        except InvalidStateError as error:
+            if error.code != handing_over.NEEDS_YES:
+                await vm.note_refusal("reverse", error)
+            raise
+
+    async def handed_over(self, params: HandedOverParams, client: Client) -> None:
+        vm = self._agent.find(params.vm)
+        if not params.taken:
+            await handing_over.take_back(vm)
+        elif vm.parts.handed_over is None:
+            raise InvalidStateError(f"{vm.name} was not handed over.", "Run `vmreplica reverse` for that.")
+        else:
+            await self._agent.let_go(vm)
+
+    async def adopt_part(self, params: AdoptPartParams, client: Client) -> None:
+        self._parts.add(params.vm, params.offset, params.data)
+
+    async def adopt(self, params: AdoptParams, client: Client) -> VmStatus:
+        agent, handed = self._agent, params.handover
+        known = agent.vms.get(handed.vm_id)
+        if known is not None and is_taken(known.record, handed):
+            return await known.status()
+        ranges = self._parts.take(handed)
+        replica = params.replica or handed.peer
+        if not replica:
+            text = f"Nothing tells where the replica of {handed.name} is to be."
+            raise UsageError(text, "Add --replica HOST[:PORT].")
+        taken = [vm.record for vm in agent.vms.values()]
+        record = plan(handed, split_address(replica), taken, agent.ports.clock.wall())
+        record = self._with_settings(record, handed.settings)
+        run, files = agent.ports.workers.run, agent.ports.files
+
+        async def fill(folder: str) -> None:
+            await run(files.make_folder, folder)
+            store = await agent.ports.stores.open(folder, create=True)
+            try:
+                mapped = await run(keep_ranges, files, folder, handed, ranges)
+                await create(store, record, handed, agent.ports.clock, mapped=mapped)
+            finally:
+                await store.close()
+
+        return await (await agent.take_over(handed.vm_id, fill)).status()
+
+    async def differences(self, params: VmParams, client: Client) -> Differences:
+        return await resolving.differences(self._agent.find(params.vm))
+
+    async def resolve(self, params: ResolveParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        await resolving.keep_primary(vm, yes=params.yes)
+        return await vm.status()

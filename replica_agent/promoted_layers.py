@@ -1,0 +1,117 @@
+"""What a promoted VM's disks are made of: overlays over undo logs over the disks, so that all of it can be undone.
+
+Nothing here changes a disk or an undo log. Everything but what only looks at records blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from replica_agent.parts import VmParts
+from replica_agent.point_disks import export_name
+from replica_agent.record import PromotionRecord, UndoRecord
+from replica_agent.replay import Replay, Source
+from shared.errors import InvalidStateError
+from shared.map_file import MapFile, MapKind
+from shared.overlay import Overlay, overlay_files
+from shared.tap_config import DIRTY_BLOCK_BITS, TapDisk, TapLayer, TapOverlay
+
+Touched = tuple[int, int, int]
+"""Disk, offset and length in bytes."""
+
+
+def layer_records(parts: VmParts, record: PromotionRecord) -> list[UndoRecord]:
+    """The undo logs through which the promoted cut is read, the oldest first; none where the disks are at it.
+
+    Raises InvalidStateError where it is no point any more.
+    """
+    replication, logs = parts.ledger.replication, parts.history.logs
+    at_cut = record.cut is not None and record.cut == replication.applied and replication.applying is None
+    if at_cut or (record.cut is not None and record.serving and not record.older):
+        return []
+    for number, log in enumerate(logs):
+        if log.older == record.cut:
+            return logs[number:]
+    cut, name = record.cut.position if record.cut is not None else "", parts.ledger.vm.name
+    raise InvalidStateError(
+        f"{name} has no recovery point {cut} any more.", f"Undo the failover with `vmreplica failover {name} --undo`."
+    )
+
+
+def tap_layers(parts: VmParts, record: PromotionRecord) -> list[TapLayer]:
+    """Those undo logs as the tap's configuration names them."""
+    return [
+        TapLayer(path=parts.layout.undo(log.first, log.last), length=log.length, chain=log.chain.hex())
+        for log in layer_records(parts, record)
+    ]
+
+
+def tap_disks(parts: VmParts, record: PromotionRecord) -> list[TapDisk]:
+    """The disks as the tap's configuration names them, with overlays as long as they are in layers."""
+    disks = []
+    for disk in parts.disks.geometry:
+        overlay = TapOverlay(path=parts.layout.promoted_overlay(disk.index), id=record.epoch.hex())
+        disks.append(
+            TapDisk(
+                index=disk.index,
+                uuid=disk.uuid.hex(),
+                path=parts.disks.path(disk.index),
+                size=disk.size,
+                export=export_name(disk.index),
+                overlay=overlay if record.layered else msgspec.UNSET,
+            )
+        )
+    return disks
+
+
+def create_overlays(parts: VmParts, record: PromotionRecord) -> None:
+    """Make empty overlays, durably, over the disks as they are now. Raises OSError."""
+    files = parts.ports.files
+    files.make_folder(parts.layout.tap)
+    for disk in parts.disks.geometry:
+        identity = parts.disks.file(disk.index).identity()
+        Overlay.create(files, parts.layout.promoted_overlay(disk.index), parts.vm, disk, record.epoch, identity)
+    files.sync_folder(parts.layout.tap)
+    files.sync_folder(parts.layout.folder)
+
+
+def remove_overlays(parts: VmParts) -> None:
+    """Delete the overlays. Raises OSError."""
+    for disk in parts.disks.geometry:
+        for path in overlay_files(parts.layout.promoted_overlay(disk.index)):
+            parts.ports.files.remove(path)
+
+
+def write_reverse_map(parts: VmParts, record: PromotionRecord) -> None:
+    """Note durably in which blocks the promoted cut and the newest received one may differ (R41). Raises OSError.
+
+    What the undo logs' indexes say is enough for that, and quickly read; some blocks between are named in vain.
+    """
+    path, files = parts.layout.reverse_map, parts.ports.files
+    if not record.older:
+        files.remove(path)
+        return
+    made = MapFile.create(files, path, MapKind.DIRTY, parts.vm, DIRTY_BLOCK_BITS, parts.disks.geometry)
+    try:
+        for disk, offset, length in _touched(parts, record):
+            made.set_range(disk, offset, length)
+        made.write()
+        made.sync()
+    finally:
+        made.close()
+
+
+def _touched(parts: VmParts, record: PromotionRecord) -> Iterator[Touched]:
+    """What applies changed since the promoted cut, and what others would that were received."""
+    for log in layer_records(parts, record):
+        for disk, start, end in parts.history.log(log).spans():
+            yield disk, start, end - start
+    spool, merge = parts.applier.spool, parts.applier.merge
+    replay = Replay(parts.ports.files, parts.vm, parts.disks)
+    sources = [*(merge.sources if merge is not None else ())]
+    sources += [Source.of(segment) for segment in (spool.segments if spool is not None else ())]
+    for source in sources:
+        for table, _ in replay.tables(source):
+            yield from table[["disk", "offset", "length"]].tolist()

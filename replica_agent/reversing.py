@@ -1,0 +1,91 @@
+"""The replica agent's part in reversing the direction of a VM: its admin methods, step by step.
+
+``vmreplica reverse`` drives the steps over the sockets of both agents of one host; each is durable and may be repeated,
+so that a crash anywhere is answered by the same command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from replica_agent import handing_over
+from replica_agent.agent import ReplicaAgent
+from replica_agent.finishing import finish
+from replica_agent.taking_over import is_taken, take_over
+from replica_agent.vm import ReplicaVm
+from replica_agent.vm_status import status_of
+from shared.admin import verbs
+from shared.admin.methods import Methods
+from shared.admin.server import Client
+from shared.admin.verbs import (
+    AdoptParams,
+    AdoptPartParams,
+    HandedOverParams,
+    HandOverParams,
+    ResolveParams,
+    VmParams,
+)
+from shared.differences import Differences
+from shared.errors import InvalidStateError
+from shared.events import EventId
+from shared.handover import HandOver
+from shared.handover_parts import HandOverParts
+from shared.status import VmStatus
+
+T = TypeVar("T")
+
+
+class Reversing:
+    """The steps, for one agent."""
+
+    def __init__(self, agent: ReplicaAgent) -> None:
+        self._agent = agent
+        self._parts = HandOverParts()
+
+    def add_to(self, methods: Methods) -> None:
+        """Offer them."""
+        methods.add(verbs.HAND_OVER, HandOverParams, self.hand_over)
+        methods.add(verbs.HANDED_OVER, HandedOverParams, self.handed_over)
+        methods.add(verbs.ADOPT_PART, AdoptPartParams, self.adopt_part)
+        methods.add(verbs.ADOPT, AdoptParams, self.adopt)
+        methods.add(verbs.DIFFERENCES, VmParams, self.differences)
+        methods.add(verbs.RESOLVE, ResolveParams, self.resolve)
+
+    async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "reverse", handing_over.hand_over(vm))
+
+    async def handed_over(self, params: HandedOverParams, client: Client) -> None:
+        vm = self._agent.find(params.vm)
+        if not params.taken:
+            await finish(handing_over.take_back(vm))
+
+    async def adopt_part(self, params: AdoptPartParams, client: Client) -> None:
+        self._parts.add(params.vm, params.offset, params.data)
+
+    async def adopt(self, params: AdoptParams, client: Client) -> VmStatus:
+        handed = params.handover
+        known = self._agent.vms.get(handed.vm_id)
+        if known is None or not is_taken(known, handed):
+            known = await finish(take_over(self._agent, handed, self._parts.take(handed)))
+        return status_of(known)
+
+    async def differences(self, params: VmParams, client: Client) -> Differences:
+        return await finish(handing_over.differences(self._agent.find(params.vm)))
+
+    async def resolve(self, params: ResolveParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        await _ordered(vm, "resolve", handing_over.give_up(vm, yes=params.yes))
+        # The disks are this agent's again, and everything that works on them begins anew.
+        await finish(self._agent.revive(vm, failed=False))
+        return status_of(self._agent.find(vm.parts.uuid))
+
+
+async def _ordered(vm: ReplicaVm, verb: str, order: Coroutine[Any, Any, T]) -> T:
+    """Carry out an order to its end; one that the state does not allow is put on record (event 32546) and refused."""
+    try:
+        return await finish(order)
+    except InvalidStateError as error:
+        await vm.ledger.note(EventId.INVALID_STATE, f"{verb} was refused: {error.text}", cause=verb)
+        raise

@@ -1,0 +1,239 @@
+"""Verbs that change the direction of replication: reverse and resolve.
+
+The two agents of a host do not speak with each other: the command carries a VM from the one to the other. Each step is
+durable and may be repeated; after a crash the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from shared.admin import verbs as admin
+from shared.cli.agents import Agent, Agents, Found, connect, socket_paths
+from shared.cli.context import Context
+from shared.cli.exit_codes import SUCCESS
+from shared.differences import Differences
+from shared.errors import ForbiddenError, InvalidStateError, StorageError, UnreachableError, UsageError, VmreplicaError
+from shared.handover import PART_BYTES, HandOver
+from shared.rates import size_text
+from shared.states import ReplicationState
+from shared.status import VmStatus
+
+ORDER_SECONDS = 900.0
+"""A hand-over waits until the tap has read its log for the dirty map."""
+NEEDS_YES = "needs_confirmation"
+RANGES_SHOWN = 20
+"""Ranges of a disk that are listed for people."""
+
+_FAILED_OVER = (ReplicationState.FAILED_OVER, ReplicationState.PREPARED_FOR_FAILOVER)
+_PROMOTED = (ReplicationState.FAILED_OVER_WAITING_COMPLETION, ReplicationState.FAILED_OVER)
+
+
+def reverse(options: argparse.Namespace, context: Context) -> int:
+    """Make this host the primary, or the replica, by what it was."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        here = _Here(agents, options.vm)
+        if here.is_former_primary:
+            return _become_replica(here, options, context, despite_split=False)
+        if here.is_promoted:
+            return _become_primary(here, options, context)
+        if here.is_reversed_replica:
+            return _tell(here.replica, "replica", options, context)
+        raise here.unfit("reverse", f"Run `vmreplica failover {here.name}` on the replica's host first.")
+
+
+def resolve(options: argparse.Namespace, context: Context) -> int:
+    """Say which side of a split brain counts."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        here = _Here(agents, options.vm)
+        if options.keep is None:
+            return _report(here, options, context)
+        if options.keep == "replica":
+            if not here.is_former_primary:
+                raise here.unfit("resolve --keep replica", "Run it on the host that was the primary before.")
+            return _become_replica(here, options, context, despite_split=True)
+        found = here.primary if here.is_former_primary else here.replica
+        if found is None:
+            raise here.unfit("resolve --keep primary", "")
+        _confirmed(found, admin.RESOLVE, options, context)
+        return _tell(found, found.vm.role, options, context)
+
+
+def _report(here: _Here, options: argparse.Namespace, context: Context) -> int:
+    """List what was written on this host."""
+    found = here.primary if here.is_former_primary else here.replica
+    if found is None:
+        raise here.unfit("resolve", "")
+    raw = found.call(admin.DIFFERENCES, ORDER_SECONDS)
+    if options.json:
+        context.console.print_json(raw)
+        return SUCCESS
+    report = msgspec.convert(raw, Differences)
+    lines = [f"Written on this host of {report.name} and not on the other one, since cut {report.common or 'unknown'}:"]
+    for disk in report.disks:
+        lines.append(f"  disk {disk.index}, {disk.path}: {size_text(disk.bytes)} in {disk.range_count} range(s)")
+        lines += [f"    {offset} + {length}" for offset, length in disk.ranges[:RANGES_SHOWN]]
+        if disk.range_count > RANGES_SHOWN:
+            lines.append(f"    and {disk.range_count - RANGES_SHOWN} more: add --json")
+    if report.reason:
+        lines.append(f"More may differ: {report.reason}.")
+    lines.append(f"To decide: vmreplica resolve {report.name} --keep primary, or --keep replica; on both hosts.")
+    context.console.print(lines)
+    return SUCCESS
+
+
+class _Here:
+    """The VM at the agents of this host."""
+
+    def __init__(self, agents: Agents, name: str) -> None:
+        found = {each.vm.role: each for each in agents.find(name)}
+        self.agents = agents
+        self.primary = found.get("primary")
+        self.replica = found.get("replica")
+        self.name = next(iter(found.values())).vm.name
+
+    @property
+    def is_former_primary(self) -> bool:
+        return self.primary is not None and (self.primary.vm.handed_over or _state(self.primary.vm) in _FAILED_OVER)
+
+    @property
+    def is_promoted(self) -> bool:
+        return self.replica is not None and (self.replica.vm.handed_over or _state(self.replica.vm) in _PROMOTED)
+
+    @property
+    def is_reversed_replica(self) -> bool:
+        return self.replica is not None and any(cause.code == "reversed" for cause in self.replica.vm.causes)
+
+    def unfit(self, verb: str, remedy: str) -> InvalidStateError:
+        """The error for a VM that is not in a state for the verb."""
+        states = ", ".join(
+            f"{each.vm.state} at the {each.vm.role} agent" for each in (self.primary, self.replica) if each is not None
+        )
+        return InvalidStateError(f"{self.name} is in state {states}: {verb} is not possible on this host.", remedy)
+
+
+def _state(vm: VmStatus) -> ReplicationState:
+    return ReplicationState(vm.state_code)
+
+
+def _become_primary(here: _Here, options: argparse.Namespace, context: Context) -> int:
+    assert here.replica is not None
+    target = here.agents.of_role("primary")
+    context.console.confirm(
+        f"This host becomes the primary of {here.name}: the failover is kept for good, and the other recovery points "
+        "that this host has of it are deleted.",
+        here.name,
+        options.yes,
+    )
+    raw = here.replica.call(admin.HAND_OVER, ORDER_SECONDS, yes=True)
+    _carry(here.replica, target, raw, replica=options.replica)
+    return _tell(_found(target, here), "primary", options, context)
+
+
+def _become_replica(here: _Here, options: argparse.Namespace, context: Context, *, despite_split: bool) -> int:
+    assert here.primary is not None
+    if options.vm and getattr(options, "replica", ""):
+        raise UsageError("--replica is for the host that becomes the primary.", "Leave it out here.")
+    target = here.agents.of_role("replica")
+    more = {"despite_split": True} if despite_split else {}
+    raw = _confirmed(here.primary, admin.HAND_OVER, options, context, **more)
+    _carry(here.primary, target, raw, replica="")
+    return _tell(_found(target, here), "replica", options, context)
+
+
+def _confirmed(found: Found, method: str, options: argparse.Namespace, context: Context, **params: Any) -> Any:
+    """Give an order; one that wants to be confirmed is given again once somebody has."""
+    try:
+        return found.call(method, ORDER_SECONDS, yes=False, **params)
+    except UsageError as error:
+        text = error.text
+    except InvalidStateError as error:
+        if error.code != NEEDS_YES:
+            raise
+        text = error.text
+    context.console.confirm(text, found.vm.name, options.yes)
+    return found.call(method, ORDER_SECONDS, yes=True, **params)
+
+
+def _carry(source: Found, target: Agent, raw: dict[str, Any], *, replica: str) -> None:
+    """Bring the VM from the one agent to the other. Where that one refuses, the first one keeps it."""
+    handed = msgspec.convert(raw, HandOver)
+    try:
+        with _owned(handed, target):
+            data = _read(handed.ranges_path)
+            for at in range(0, max(1, len(data)), PART_BYTES):
+                part = base64.b64encode(data[at : at + PART_BYTES]).decode()
+                target.call(admin.ADOPT_PART, {"vm": handed.vm, "offset": at, "data": part})
+            target.call(admin.ADOPT, {"vm": handed.vm, "handover": raw, "replica": replica}, ORDER_SECONDS)
+    except UnreachableError:
+        # It may have taken it: running the command again finds out.
+        raise
+    except VmreplicaError:
+        source.call(admin.HANDED_OVER, ORDER_SECONDS, taken=False)
+        raise
+    source.call(admin.HANDED_OVER, ORDER_SECONDS)
+
+
+@contextlib.contextmanager
+def _owned(handed: HandOver, target: Agent) -> Iterator[None]:
+    """Give disks that become a copy to the user that the replica agent runs as; back, where it does not take them."""
+    given: list[tuple[str, int, int]] = []
+    if handed.to == "replica" and os.geteuid() == 0:
+        owner = os.stat(target.connection.path)
+        for disk in handed.disks:
+            found = os.stat(disk.path, follow_symlinks=False)
+            if found.st_uid != owner.st_uid:
+                given.append((disk.path, found.st_uid, found.st_gid))
+                os.chown(disk.path, owner.st_uid, -1, follow_symlinks=False)
+    try:
+        yield
+    except VmreplicaError as error:
+        if not isinstance(error, UnreachableError):
+            for path, user, group in given:
+                os.chown(path, user, group, follow_symlinks=False)
+        raise
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except PermissionError:
+        raise ForbiddenError(f"{path} can't be read by this user.", "Run the command as root.") from None
+    except OSError as error:
+        raise StorageError(f"{path} can't be read: {error.strerror}.", "Run `vmreplica reverse` again.") from error
+
+
+def _found(agent: Agent, here: _Here) -> Found:
+    """The VM at the agent that has it now."""
+    known = here.primary or here.replica
+    assert known is not None
+    fresh = agent.refresh(known.vm.uuid)
+    return Found(fresh, fresh.status.vms[0])
+
+
+def _tell(found: Found | None, role: str, options: argparse.Namespace, context: Context) -> int:
+    assert found is not None
+    fresh = found.agent.refresh(found.vm.uuid)
+    vm = fresh.status.vms[0]
+    if options.json:
+        context.console.print_json(fresh.raw["vms"][0])
+        return SUCCESS
+    other = vm.peer_host or "the other host"
+    context.console.print(
+        [
+            f"This host is the {role} of {vm.name}. {vm.summary}",
+            f"Where that was not done yet: vmreplica reverse {vm.name} on {other}.",
+            f"To follow it: vmreplica status {vm.name}",
+        ]
+    )
+    return SUCCESS

@@ -1,0 +1,208 @@
+"""Reversing the direction between two hosts of real agents and taps (I6, I8, I12, R14, R15, R41)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from primary_agent import handing_over
+from shared.admin import verbs
+from shared.errors import InvalidStateError, UsageError
+from shared.status import VmStatus
+from tests.pair.rig import MIB
+from tests.pair.two_hosts import NAME, Host, TwoHosts
+
+BLOCK = 64 << 10
+
+
+@pytest.fixture
+async def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TwoHosts]:
+    if shutil.which("qemu-io") is None:
+        pytest.skip("needs qemu-io (Debian: qemu-utils)")
+    monkeypatch.setattr("primary_agent.session_loop.BACKOFF_FIRST_SECONDS", 0.1)
+    monkeypatch.setattr("replica_agent.promoted_tap.REFRESH_SECONDS", 0.2)
+    with tempfile.TemporaryDirectory(prefix="vmr-") as sockets:
+        hosts = TwoHosts(tmp_path, Path(sockets))
+        await hosts.start()
+        try:
+            yield hosts
+        finally:
+            await hosts.stop()
+
+
+def newest_run(host: Host) -> tuple[str, int, int]:
+    """Kind, bytes compared and bytes sent of the primary's newest compare."""
+    (run,) = host.vm.parts.replication.runs.newest(1)
+    return run.kind, run.total("compared_bytes"), run.total("sent_bytes")
+
+
+async def primary_status(host: Host) -> VmStatus:
+    (status,) = (await host.primary.status()).vms
+    return status
+
+
+async def test_there_and_back_compares_only_what_changed(two: TwoHosts) -> None:
+    """I12, R41: with writes between and without, never a whole disk; and what a disaster lost is shown and kept."""
+    await two.replicate(8 * MIB, 2 * MIB)
+    await go_to_and_fro(two, [2, 1, 0])
+    # The guest's disks on alpha are where they always were.
+    assert two.alpha.paths() == [two.alpha.folder / f"disk{index}.raw" for index in range(2)]
+    # Now beta runs the VM, and fails while it is cut off.
+    await two.beta.vm.suspend()
+    await two.beta.write("write -P 0x31 2M 64k", "write -P 0x32 4M 64k")
+    tail = two.beta.paths()[0].read_bytes()
+    await two.alpha.copy.failover()
+    await two.tracking(two.alpha)
+    await two.alpha.write("write -P 0x33 4M 64k")
+    await two.beta.vm.resume(resynchronize=False)
+    await two.fenced(two.beta)
+    # Who starts the VM there now can't write: nobody makes it worse by mistake.
+    tap = two.beta.vm.parts.tap
+    await two.until("the tap's fence", lambda: tap.connection is not None and tap.connection.status.fenced)
+    with pytest.raises(AssertionError, match="Permission denied"):
+        await two.beta.write("write -P 0x99 0 64k")
+    await two.alpha.carry("replica", "primary", replica=f"localhost:{two.beta.port}")
+    with pytest.raises(InvalidStateError, match="2 changes of the disks") as refused:
+        await two.beta.carry("primary", "replica")
+    assert refused.value.code == handing_over.SPLIT_BRAIN, "written within seconds of the failover, so maybe after it"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handing_over, "CLOCKS_SECONDS", -60.0)
+        with pytest.raises(InvalidStateError, match="had not arrived when it came") as refused:
+            await two.beta.carry("primary", "replica")
+        assert refused.value.code == handing_over.NEEDS_YES
+        await two.beta.carry("primary", "replica", yes=True)
+    two.alpha.vm.parts.link.poke.notify()
+    await two.replicating(two.alpha)
+    assert newest_run(two.alpha) == ("bounded", 2 * BLOCK, 2 * BLOCK)
+    await two.same(two.alpha)
+    assert await two.oldest_point(two.beta) == tail
+
+
+async def go_to_and_fro(two: TwoHosts, rounds: list[int]) -> None:
+    """Fail over and reverse, with so many writes each time; the VM is on alpha before."""
+    target = two.alpha
+    for turn, writes in enumerate(rounds):
+        target = two.other(target)
+        await two.fail_over(target)
+        for number in range(writes):
+            await target.write(f"write -P {turn + 1} {1 - number}M 64k", disk=number)
+        await two.reverse(target)
+        assert newest_run(target) == ("bounded", writes * BLOCK, writes * BLOCK)
+        await two.same(target)
+        assert [vm.summary[:10] for vm in (await target.primary.status()).vms] == ["Protected:"]
+        assert not two.other(target).primary.vms
+
+
+@pytest.mark.skipif("VMREPLICA_TURNS" not in os.environ, reason="takes a minute; VMREPLICA_TURNS=20 runs it")
+async def test_many_turns(two: TwoHosts) -> None:
+    """I12, R41: as many as are asked for, with and without writes, never need a whole compare."""
+    await two.replicate(8 * MIB, 2 * MIB)
+    await go_to_and_fro(two, [turn % 3 for turn in range(int(os.environ["VMREPLICA_TURNS"]))])
+
+
+async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) -> None:
+    """I8, R15: neither side is overwritten without an order, and the loser's content stays reachable."""
+    await two.replicate(8 * MIB)
+    await two.same(two.alpha)
+    await two.fail_over(two.beta)
+    await two.beta.write("write -P 0x51 1M 64k")
+    losing = two.beta.paths()[0].read_bytes()
+    await two.write_past_the_fence(two.alpha, "write -P 0x52 3M 64k")
+    status = await primary_status(two.alpha)
+    assert status.health == "Critical" and "split brain" in status.summary
+    for host, role, offset in ((two.alpha, "primary", 3 * MIB), (two.beta, "replica", MIB)):
+        report = await host.call(role, verbs.DIFFERENCES, vm=NAME)
+        assert [(disk["range_count"], disk["ranges"]) for disk in report["disks"]] == [(1, [(offset, BLOCK)])]
+        assert report["reason"] == "" and report["common"]
+    with pytest.raises(InvalidStateError, match="still failed over to beta"):
+        await two.alpha.call("primary", verbs.RESOLVE, vm=NAME, yes=True)
+    with pytest.raises(UsageError, match="is given up"):
+        await two.beta.call("replica", verbs.RESOLVE, vm=NAME)
+    await two.beta.call("replica", verbs.RESOLVE, vm=NAME, yes=True)
+    await two.alpha.call("primary", verbs.RESOLVE, vm=NAME, yes=True)
+    await two.replicating(two.alpha)
+    assert newest_run(two.alpha) == ("bounded", 2 * BLOCK, 2 * BLOCK)
+    await two.same(two.alpha)
+    assert await two.oldest_point(two.beta) == losing
+
+    await two.fail_over(two.beta)
+    await two.beta.write("write -P 0x41 1M 64k")
+    await two.write_past_the_fence(two.alpha, "write -P 0x42 1M 64k", "write -P 0x43 6M 128k")
+    losing = two.alpha.paths()[0].read_bytes()
+    # The same by the command.
+    code, told = await two.beta.command("reverse", NAME, "--yes", "--replica", f"localhost:{two.alpha.port}")
+    assert code == 0 and "This host is the primary of web." in told, told
+    code, told = await two.alpha.command("resolve", NAME)
+    assert code == 0 and f"    {6 * MIB} + {2 * BLOCK}\n" in told and "192.0 KiB in 2 range(s)" in told, told
+    code, told = await two.alpha.command("reverse", NAME, "--yes")
+    assert code == 4 and "Split brain: web was written on this host" in told, told
+    code, told = await two.alpha.command("resolve", NAME, "--keep", "replica")
+    assert code == 2 and "Nothing was changed" in told, told
+    assert two.alpha.paths()[0].read_bytes() == losing
+    code, told = await two.alpha.command("resolve", NAME, "--keep", "replica", "--yes")
+    assert code == 0 and "This host is the replica of web." in told, told
+    code, told = await two.beta.command("reverse", NAME, "--yes")
+    assert code == 0 and "This host is the primary of web." in told, "the same command again changes nothing"
+    two.beta.vm.parts.link.poke.notify()
+    await two.replicating(two.beta)
+    # One block was written on both sides, two on alpha alone.
+    assert newest_run(two.beta) == ("bounded", 3 * BLOCK, 3 * BLOCK)
+    await two.same(two.beta)
+    assert await two.oldest_point(two.alpha) == losing
+
+
+async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
+    """Orders that do not fit change nothing; an agent that starts in the middle does nothing of its own (I8, I10)."""
+    await two.replicate(8 * MIB)
+    with pytest.raises(InvalidStateError, match="was not failed over to its replica's host"):
+        await two.alpha.call("primary", verbs.HAND_OVER, vm=NAME)
+    with pytest.raises(InvalidStateError, match="was not failed over to this host"):
+        await two.beta.call("replica", verbs.HAND_OVER, vm=NAME)
+    with pytest.raises(InvalidStateError, match="nothing to resolve"):
+        await two.alpha.call("primary", verbs.RESOLVE, vm=NAME, yes=True)
+    with pytest.raises(InvalidStateError, match="was not handed over"):
+        await two.alpha.call("primary", verbs.HANDED_OVER, vm=NAME)
+    await two.fail_over(two.beta)
+    for host, role, method in ((two.alpha, "primary", verbs.HAND_OVER), (two.beta, "replica", verbs.RESOLVE)):
+        async with two.client(host):
+            with pytest.raises(InvalidStateError, match=r"clients are connected to disk0 \(1\)"):
+                await host.call(role, method, vm=NAME, yes=True)
+
+    await two.beta.write("write -P 0x61 1M 64k")
+    first = await two.beta.call("replica", verbs.HAND_OVER, vm=NAME)
+    await two.beta.restart("alpha")
+    assert (await two.beta.call("replica", verbs.HAND_OVER, vm=NAME))["id"] == first["id"]
+    assert two.beta.copy.promotion.tap is None
+    # Refused for good by the other agent: the first one goes on with the VM.
+    await two.beta.call("replica", verbs.HANDED_OVER, vm=NAME, taken=False)
+    await two.until("the tap", lambda: two.beta.copy.promotion.tap is not None and two.beta.copy.promotion.tap.uris)
+    await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
+    await two.beta.restart("alpha")
+    await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
+    await two.beta.write("write -P 0x62 1M 64k")
+
+    handed = await two.alpha.call("primary", verbs.HAND_OVER, vm=NAME)
+    await two.alpha.restart("beta")
+    assert two.alpha.vm.parts.handed_over is not None and two.alpha.vm.parts.tap.connection is None
+    assert (await primary_status(two.alpha)).handed_over
+    assert (await two.alpha.call("primary", verbs.HAND_OVER, vm=NAME)) == handed
+    with pytest.raises(InvalidStateError, match="is handed over"):
+        await two.alpha.call("primary", verbs.RESUME, vm=NAME, resynchronize=True)
+    disk = two.alpha.paths()[0]
+    times = disk.stat()
+    os.utime(disk)
+    with pytest.raises(InvalidStateError, match="was changed since its tap was stopped"):
+        await two.alpha.adopt("replica", handed)
+    os.utime(disk, ns=(times.st_atime_ns, times.st_mtime_ns))
+    await two.alpha.adopt("replica", handed)
+    await two.alpha.restart("beta")
+    await two.alpha.carry("primary", "replica")
+    two.beta.vm.parts.link.poke.notify()
+    await two.replicating(two.beta)
+    assert newest_run(two.beta) == ("bounded", BLOCK, BLOCK)
+    await two.same(two.beta)

@@ -1,0 +1,182 @@
+"""Undoing and committing a failover, and a crash at each durable operation of both: always one whole point (I6)."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+from pathlib import Path
+
+import pytest
+
+from protocol.position import Position
+from replica_agent.points import find_point, points_of
+from replica_agent.vm import ReplicaVm
+from replica_agent.vm_status import status_of
+from shared.errors import InvalidStateError, NotFoundError
+from shared.tap_config import load_config
+from tests.unit.replica.failing import FailingFiles, Killed
+from tests.unit.replica.logs import EPOCH, VM, Tap
+from tests.unit.replica.rig import DISKS, Certificates, Resync, World, disk_bytes, random_content
+from tests.unit.replica.test_crashes import kill
+from tests.unit.replica.test_sessions import dialler_of, refused_open, replicating, until
+
+SEGMENTS = 4
+
+
+async def serving(vm: ReplicaVm, point: Position | None = None) -> None:
+    assert await vm.promotion.decide(point)
+    vm._completing = vm._spawn(vm.promotion.complete())
+    await until(lambda: vm.ledger.promotion is not None and vm.ledger.promotion.serving)
+
+
+def contents(world: World) -> dict[int, bytes]:
+    return {disk.index: disk_bytes(world, disk.index) for disk in DISKS}
+
+
+async def test_an_older_point_is_promoted_while_an_apply_is_under_way(world: World) -> None:
+    """R40: nothing is waited for and nothing is applied any more; undone, the replica goes on where it was."""
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        for _ in range(SEGMENTS):
+            await pair.control.send_segment(pair.tap, pair.rng)
+            await vm.parts.applier.caught_up()
+        before, points = contents(world), [each.point for each in points_of(vm).points]
+        point = vm.parts.history.positions()[0]
+        async with vm.parts.applier.turn:
+            await pair.control.send_segment(pair.tap, pair.rng)
+            with pytest.raises(NotFoundError, match="no recovery point"):
+                await vm.promotion.decide(Position(EPOCH, 999, 1, b"x" * 16))
+            assert await vm.promotion.decide(point)
+        vm._completing = vm._spawn(vm.promotion.complete())
+        await until(lambda: vm.ledger.promotion is not None and vm.ledger.promotion.serving)
+        record = vm.ledger.promotion
+        assert record is not None
+        assert (record.parent_segment, record.received.segment if record.received else 0) == (
+            point.segment, pair.tap.segment,
+        )  # fmt: skip
+        assert contents(world) == before
+        config = load_config(world.files, vm.parts.layout.tap)
+        assert [layer.path for layer in config.undo_layers] == [
+            vm.parts.layout.undo(log.first, log.last) for log in vm.ledger.points.logs
+        ]
+        assert Path(vm.parts.layout.reverse_map).exists()
+        assert find_point(vm, "applied") == vm.ledger.replication.applied.position  # type: ignore[union-attr]
+        with pytest.raises(InvalidStateError, match="not in its disks yet"):
+            await pair.agent.remove("web")
+        await vm.undo_failover()
+        await until(lambda: pair.agent.vms[VM] is not vm and pair.agent.vms[VM].ledger.promotion is None)
+        vm = pair.agent.vms[VM]
+        await until(lambda: vm.parts.applier.spool is not None)
+        await vm.parts.applier.caught_up()
+        assert status_of(vm).state == "Replicating"
+        # The newest is one more; the oldest goes as it does with any apply.
+        assert [each.point for each in points_of(vm).points][1:SEGMENTS] == points[: SEGMENTS - 1]
+        assert contents(world) == dict(pair.tap.cuts[pair.tap.segment])
+        with pytest.raises(InvalidStateError, match="is not failed over"):
+            await vm.promotion.commit()
+
+
+async def prepared(world: World) -> Tap:
+    """A copy with older points and something that was received and not applied, in a store that nobody has open."""
+    rng, tap = random.Random(41), Tap(DISKS)
+    random_content(tap, rng)
+    files = world.files = FailingFiles()
+    agent, workers = world.build()
+    await agent.start()
+    dialler = dialler_of(world, agent)
+    control, _ = await dialler.open()
+    await Resync(dialler, control, tap, b"1" * 16).whole(rng)
+    vm = agent.vms[VM]
+    for _ in range(2):
+        await control.send_segment(tap, rng)
+        await vm.parts.applier.caught_up()
+    async with vm.parts.applier.turn:
+        await control.send_segment(tap, rng)
+        await kill(agent, workers, files)
+    await world.stores.close()
+    return tap
+
+
+async def life(world: World, die_at: int | None, *, commit: bool) -> FailingFiles:
+    """Fail over to the oldest point, and undo that, or commit it as if a tap had settled it; die somewhere."""
+    files = FailingFiles()
+    files.die_at = die_at
+    died = asyncio.Event()
+    files.on_death = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, died.set)
+    world.files = files
+    agent, workers = world.build()
+
+    async def work() -> None:
+        vm = agent.vms[VM]
+        await serving(vm, vm.parts.history.positions()[0])
+        if commit:
+            await vm.promotion.commit()
+            await until(lambda: vm.promotion.tap is not None)
+            assert vm.promotion.tap is not None
+            vm.promotion.tap.settled.set()
+            await until(lambda: vm.ledger.promotion is not None and not vm.ledger.promotion.layered)
+        else:
+            await vm.undo_failover()
+            await until(lambda: agent.vms[VM] is not vm and agent.vms[VM].parts.applier.spool is not None)
+
+    try:
+        await agent.start()
+        tasks = {asyncio.ensure_future(work()), asyncio.ensure_future(died.wait())}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert files.dead or not [each for each in results if isinstance(each, AssertionError)]
+    except Killed:
+        pass
+    finally:
+        await kill(agent, workers, files)
+        await world.stores.close()
+    return files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("commit", [False, True], ids=["undo", "commit"])
+async def test_kill_at_each_durable_operation(memory_path: Path, certificates: Certificates, commit: bool) -> None:
+    """I6, I8: promoted to one point, or wholly a replica at its points; the disks never change without a tap."""
+    promoted = replicas = died = 0
+    whole = World(memory_path / "whole", certificates)
+    await prepared(whole)
+    total = (await life(whole, None, commit=commit)).operations
+    for die_at in range(total - 13 * (total // 14), total + 1, total // 14):
+        world = World(memory_path / str(die_at), certificates)
+        tap = await prepared(world)
+        files = await life(world, die_at, commit=commit)
+        world.files = FailingFiles()
+        async with world.agent() as agent:
+            vm = agent.vms[VM]
+            await until(
+                lambda agent=agent: (
+                    agent.vms[VM].ledger.promotion is None  # type: ignore[misc]
+                    or (not agent.vms[VM].ledger.promotion.undoing and agent.vms[VM].ledger.promotion.serving)
+                )
+            )
+            vm = agent.vms[VM]
+            record = vm.ledger.promotion
+            if record is None:
+                replicas += 1
+                await until(lambda agent=agent: agent.vms[VM].parts.applier.spool is not None)  # type: ignore[misc]
+                vm = agent.vms[VM]
+                await vm.parts.applier.caught_up()
+                assert contents(world) == dict(tap.cuts[tap.segment])
+                assert not Path(vm.parts.layout.tap).exists()
+                assert vm.ledger.replication.epoch == EPOCH
+            else:
+                promoted += 1
+                assert (await refused_open(dialler_of(world, agent), epoch=EPOCH)).code == "fenced"
+                assert record.cut is not None
+                config = load_config(world.files, vm.parts.layout.tap)
+                assert not record.layered or config.undo_layers
+                assert all(Path(layer.path).exists() for layer in config.undo_layers)
+                assert record.committed_time is None or commit
+            assert vm.failure is None
+        died += files.dead
+    assert died > 10
+    assert promoted
+    assert commit or replicas
