@@ -67,7 +67,8 @@ class PrimaryAgent:
         """Processes whose open files could not be seen by the last look who uses the disks."""
         self.problems: Callable[[], list[str]] = list
         """What concerns the agent as a whole."""
-        self._changing = asyncio.Lock()
+        self.changing = asyncio.Lock()
+        """Held while VMs, or disks of them, come and go."""
         self._revivals: set[asyncio.Task[None]] = set()
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ class PrimaryAgent:
 
     async def revive(self, vm: PrimaryVm) -> None:
         """Start a failed VM anew from its durable state. Raises NoSpaceError where that would fail at once."""
-        async with self._changing:
+        async with self.changing:
             if vm.failure is None or self.vms.get(vm.record.vm) is not vm:
                 return
             free = await self.ports.workers.run(self.ports.files.free_space, vm.folder)
@@ -250,16 +251,11 @@ class PrimaryAgent:
                 found.append({**event, "vm": vm.name, "uuid": vm.uuid})
         return sorted(found, key=lambda event: (event["time"], event["id"]))[-limit:]
 
-    @property
-    def changing(self) -> asyncio.Lock:
-        """Held while VMs, or disks of them, come and go."""
-        return self._changing
-
     # --- enabling and removing -------------------------------------------------------------------------------------
 
     async def enable(self, params: EnableParams) -> PrimaryVm:
         """Begin to track a VM's disks: its tap serves them when this returns. Nothing is left behind by a failure."""
-        async with self._changing:
+        async with self.changing:
             taken = [vm.record for vm in self.vms.values()]
             record = await self.ports.workers.run(plan_vm, params, taken, self.ports)
             name = str(uuid.UUID(bytes=record.vm))
@@ -303,7 +299,7 @@ class PrimaryAgent:
 
     async def remove(self, name: str) -> None:
         """Stop replication of a VM and its tap, and forget it. Its disks stay as they are."""
-        async with self._changing:
+        async with self.changing:
             damaged = self._find_damaged(name)
             if damaged is not None:
                 await damaged.leave()
@@ -330,7 +326,7 @@ class PrimaryAgent:
         Raises InvalidStateError for a VM whose state is sound, and where too little is left; UsageError without an
         address where one is needed.
         """
-        async with self._changing:
+        async with self.changing:
             damaged = self._find_damaged(name)
             if damaged is None:
                 vm = self.find(name)
@@ -374,7 +370,7 @@ class PrimaryAgent:
 
     async def take_over(self, vm: bytes, fill: Callable[[str], Awaitable[None]]) -> PrimaryVm:
         """Start a VM whose folder ``fill`` makes and fills. Nothing is left behind by a failure."""
-        async with self._changing:
+        async with self.changing:
             identity = str(uuid.UUID(bytes=vm))
             folder = f"{self._vms_folder}/{identity}"
             if vm in self.vms or identity in self.damaged:
@@ -391,7 +387,7 @@ class PrimaryAgent:
 
     async def let_go(self, vm: PrimaryVm) -> None:
         """Forget a VM that the replica agent of this host has taken over."""
-        async with self._changing:
+        async with self.changing:
             del self.vms[vm.record.vm]
             await vm.stop()
             await self._forget(vm.folder, vm.uuid)

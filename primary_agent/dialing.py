@@ -28,8 +28,8 @@ from protocol.messages import (
 )
 from protocol.session import Message, PrimarySession
 from shared.channel import Channel, ChannelClosed
-from shared.planning import OpenResync, ReplicaView
 from shared.ports import Address
+from shared.sides import OpenResync, ReplicaView
 from shared.states import ReplicationState
 
 CONNECT_SECONDS = 10.0

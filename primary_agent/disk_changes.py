@@ -44,7 +44,7 @@ async def add_disk(vm: PrimaryVm, path: str, export: str, others: Sequence[VmRec
         if len(record.disks) >= MAX_DISKS:
             raise UsageError(f"{vm.name} has {MAX_DISKS} disks, which is the most that a VM can have.")
         size = await ports.workers.run(disk_size, ports.files, path)
-        index = _next_index(record)
+        index = record.index_to_come
         disk = DiskRecord(
             index=index, uuid=ports.random.bytes(16), path=path, size=size, export=export or f"disk{index}"
         )
@@ -98,7 +98,7 @@ async def remove_disk(vm: PrimaryVm, name: str, *, exclude: bool) -> None:
             disks=left,
             excluded=[*record.excluded, disk.path] if exclude and disk.path not in record.excluded else record.excluded,
             disk_set=_next_set(vm),
-            next_index=_next_index(record),
+            next_index=record.index_to_come,
         )
         data = {"disk": disk.index, "path": disk.path, "export": disk.export, "disk_set": changed.disk_set}
         text = f"Disk {disk.index} was removed: {disk.path} is not replicated any more."
@@ -112,11 +112,6 @@ def find_disk(vm: VmRecord, name: str) -> DiskRecord:
             return disk
     known = ", ".join(f"{disk.index} ({disk.export}, {disk.path})" for disk in vm.disks)
     raise NotFoundError(f"{vm.name} has no disk {name}.", f"Its disks: {known}.")
-
-
-def _next_index(vm: VmRecord) -> int:
-    """Points of the replica may still have a disk of any number below."""
-    return max(vm.next_index, 1 + max(disk.index for disk in vm.disks))
 
 
 def _next_set(vm: PrimaryVm) -> int:

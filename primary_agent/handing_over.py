@@ -262,6 +262,7 @@ async def _track(vm: PrimaryVm, finding: Finding) -> tuple[HandOver, bool]:
         interval_seconds=vm.record.interval_seconds,
         written=finding.moved_on,
         settings={name: value for name, value in settings.items() if value not in (None, 0, "")},
+        next_index=vm.record.index_to_come,
     )
     return handed, complete
 

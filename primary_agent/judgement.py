@@ -9,7 +9,8 @@ from primary_agent.replication import Replication
 from primary_agent.scope import Turned, is_bounded, is_logged
 from primary_agent.tap_link import Connection, TapLink
 from protocol.position import NO_EPOCH
-from shared.planning import Decision, PrimaryView, ReplicaView, Resume, ResyncCause, ResyncRequired
+from shared.planning import Decision, Resume, ResyncCause, ResyncRequired
+from shared.sides import PrimaryView, ReplicaView
 
 
 def view_of(replication: Replication, connection: Connection) -> PrimaryView:

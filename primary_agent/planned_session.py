@@ -28,7 +28,7 @@ from protocol.messages import (
 )
 from protocol.position import Position
 from shared.errors import InvalidStateError
-from shared.planning import ReplicaView
+from shared.sides import ReplicaView
 from shared.states import PlannedEvent, PlannedStep
 from shared.tasks import Signal, first_of
 

@@ -135,6 +135,11 @@ class VmRecord(Record):
     def replica(self) -> str:
         return f"{self.replica_host}:{self.replica_port}"
 
+    @property
+    def index_to_come(self) -> int:
+        """The index of the next disk: points of the replica may still have one of any number below."""
+        return max(self.next_index, 1 + max(disk.index for disk in self.disks))
+
 
 class PositionRecord(Record):
     epoch: Id16

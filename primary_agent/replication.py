@@ -30,8 +30,9 @@ from protocol.position import NO_EPOCH, Ancestor, Position, extend
 from shared.description import Keeper
 from shared.errors import InvalidStateError
 from shared.events import EventId, make_event
-from shared.planning import OpenResync, ResyncCause
+from shared.planning import ResyncCause
 from shared.ports import Clock, Store
+from shared.sides import OpenResync
 from shared.states import PrimaryEvent, ReplicationState, primary_transition
 from shared.stats import MONITORING_SECONDS, ReplicationStatistics
 from shared.status import Cause

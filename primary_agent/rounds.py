@@ -23,8 +23,8 @@ from primary_agent.tap_link import Connection, TapLink
 from protocol.messages import MAX_SETTLED_RUNS, ResyncKind, Run, Unsettle
 from shared.events import EventId
 from shared.map_file import Range
-from shared.planning import OpenResync
 from shared.rates import size_text
+from shared.sides import OpenResync
 from shared.tap_control import TapStatus, Tracking
 
 

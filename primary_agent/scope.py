@@ -18,8 +18,9 @@ from protocol.hrl import Geometry
 from protocol.position import Position
 from shared.errors import NotFoundError, StorageError
 from shared.map_file import MapDamagedError, MapFile, MapKind, Range
-from shared.planning import ReplicaView, ResyncCause
+from shared.planning import ResyncCause
 from shared.ports import FileSystem
+from shared.sides import ReplicaView
 from shared.tap_config import DIRTY_BLOCK_BITS, MAP_NAME
 from shared.tap_control import Doubt, Tracking
 

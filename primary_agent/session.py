@@ -51,13 +51,13 @@ from shared.planning import (
     GoOnWithResync,
     InitialRequired,
     NextRound,
-    ReplicaView,
     RestartResync,
     Resume,
     ResyncCause,
     ResyncRequired,
     decide,
 )
+from shared.sides import ReplicaView
 from shared.states import ReplicationState
 from shared.tasks import Signal, together
 

@@ -15,8 +15,8 @@ from primary_agent.scheduling import Schedule, Start, paused_until, planned_star
 from primary_agent.scope import is_bounded
 from shared.errors import InvalidStateError
 from shared.events import EventId
-from shared.planning import ReplicaView
 from shared.schedule import NEVER, moment_text, parse_moment
+from shared.sides import ReplicaView
 from shared.states import PrimaryEvent, ReplicationState
 
 HEALTH_POLL_SECONDS = 0.2

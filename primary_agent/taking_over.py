@@ -59,6 +59,8 @@ def plan(handed: HandOver, replica: tuple[str, int], taken: Sequence[VmRecord], 
         created_time=now,
         tap=TapPlace(folder=handed.tap_folder, runtime_folder=handed.runtime_folder),
         handover=handed.id,
+        disk_set=handed.disk_set,
+        next_index=handed.next_index,
     )
 
 

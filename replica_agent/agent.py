@@ -382,7 +382,8 @@ class ReplicaAgent:
             vm = self.find(name)
             keep = await dismantle(vm, self.ports.clock.wall())
             del self.vms[vm.parts.vm]
-            await finish(remove_vm(self.ports, vm.parts.layout.folder, vm.ledger.store, keep_disks=keep))
+            only = None if vm.ledger.promotion is not None else vm.ledger.vm.apart
+            await finish(remove_vm(self.ports, vm.parts.layout.folder, vm.ledger.store, keep_disks=keep, only=only))
             return keep
 
 

@@ -23,7 +23,8 @@ from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts
 from replica_agent.record import AncestorRecord, DiskRecord, PositionRecord, ResyncRecord, lineage_records
 from replica_agent.replay import Replay, Source
-from replica_agent.resync import OpenResync, judge_begin
+from replica_agent.resync import OpenResync
+from replica_agent.resync_judgement import judge_begin
 from replica_agent.reversal import read_doubt, through_of
 from replica_agent.space import require_room, space_error
 from replica_agent.spool import Spool

@@ -6,6 +6,8 @@ that was interrupted: nothing in its folder is worth keeping.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from protocol.messages import ErrorCode, Open
 from replica_agent.description import keeper_of
 from replica_agent.disk_sets import number_of
@@ -76,20 +78,25 @@ async def _empty_store(ports: Ports, folder: str) -> Store:
         return store
 
 
-async def remove_vm(ports: Ports, folder: str, store: Store, *, keep_disks: str = "") -> None:
-    """Forget a VM whose files are closed. Its disks are moved to the folder ``keep_disks``, or deleted without one."""
+async def remove_vm(
+    ports: Ports, folder: str, store: Store, *, keep_disks: str = "", only: Collection[int] | None = None
+) -> None:
+    """Forget a VM whose files are closed. Its disks, or ``only`` those of these indexes, are moved to the folder
+    ``keep_disks``, or deleted without one.
+    """
     if keep_disks:
-        await finish(ports.workers.run(_move_disks, ports, Layout(folder), keep_disks))
+        await finish(ports.workers.run(_move_disks, ports, Layout(folder), keep_disks, only))
     await finish(store.commit(dict.fromkeys(store.names())))
     await store.close()
     await finish(ports.workers.run(clear_folder, ports, folder))
 
 
-def _move_disks(ports: Ports, layout: Layout, target: str) -> None:
+def _move_disks(ports: Ports, layout: Layout, target: str, only: Collection[int] | None) -> None:
     """Blocks. Both folders are on one volume."""
     ports.files.make_folder(target)
     for name in ports.files.list(layout.folder):
-        if name.startswith("disk-") and name.endswith(".raw"):
+        index = layout.read_disk(name)
+        if index is not None and (only is None or index in only):
             ports.files.rename(f"{layout.folder}/{name}", f"{target}/{name}")
     ports.files.sync_folder(target)
     ports.files.sync_folder(layout.folder)

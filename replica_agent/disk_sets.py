@@ -14,10 +14,13 @@ import msgspec
 
 from protocol.hrl import Geometry
 from protocol.messages import Open
+from protocol.position import NO_EPOCH, Lineage, Position
 from replica_agent.finishing import finish
 from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts
+from replica_agent.point_disks import point_text
 from replica_agent.record import DiskRecord, FormerDiskRecord, ResyncRecord, VmRecord
+from shared.errors import InvalidStateError
 from shared.events import EventId
 from shared.geometry import compare_geometry, is_growth, is_other_set
 
@@ -40,7 +43,7 @@ def mismatch_of(theirs: Sequence[Geometry], number: int, vm: VmRecord) -> str:
         return mismatch
     if number <= vm.disk_set:
         return f"{mismatch}; the primary's set of disks is number {number}, and the replica has number {vm.disk_set}"
-    reused = sorted({disk.index for disk in theirs} & {disk.index for disk in vm.former})
+    reused = sorted({disk.index for disk in theirs} & {*(disk.index for disk in vm.former), *vm.apart})
     return f"disk {reused[0]} was removed, and its number is used anew" if reused else ""
 
 
@@ -65,7 +68,9 @@ def exchange(draft: Draft, record: ResyncRecord) -> None:
         return
     vm, staying, known = draft.vm, {disk.index for disk in record.disks}, {disk.index for disk in draft.vm.disks}
     left = [
-        FormerDiskRecord(index=disk.index, uuid=disk.uuid, size=disk.size, since=disk.since, until=record.epoch)
+        FormerDiskRecord(
+            index=disk.index, uuid=disk.uuid, size=disk.size, since=disk.since, until=record.epoch, path=disk.path
+        )
         for disk in vm.disks
         if disk.index not in staying
     ]
@@ -75,6 +80,7 @@ def exchange(draft: Draft, record: ResyncRecord) -> None:
         msgspec.structs.replace(disk, since=record.epoch) if disk.index in came else grown[disk.index]
         for disk in record.disks
     ]
+    draft.vm.next_index = next_index(vm)
     draft.vm.disks, draft.vm.former, draft.vm.disk_set = disks, [*vm.former, *left], record.disk_set
     for index in came:
         text = f"Disk {index} was added: recovery points have it from now on."
@@ -82,6 +88,41 @@ def exchange(draft: Draft, record: ResyncRecord) -> None:
     for disk in left:
         text = f"Disk {disk.index} was removed: only older recovery points have it, and it goes with the last of them."
         draft.event(EventId.DISK_REMOVED, text, disk=disk.index, disk_set=record.disk_set)
+
+
+def next_index(vm: VmRecord) -> int:
+    """The lowest index that no disk of the VM ever had, as far as this side knows."""
+    known = [*(disk.index for disk in vm.disks), *(disk.index for disk in vm.former), *vm.apart]
+    return max(vm.next_index, 1 + max(known))
+
+
+def forget_sets(draft: Draft) -> None:
+    """Part of a transaction after which there is no point but the newest: it has these disks, and nothing has others.
+
+    The files of former disks are deleted afterwards (:func:`remove_unnamed`).
+    """
+    draft.vm.next_index = next_index(draft.vm)
+    draft.vm.disks = [msgspec.structs.replace(disk, since=NO_EPOCH) for disk in draft.vm.disks]
+    draft.vm.former = []
+
+
+def require_present_set(vm: VmRecord, lineage: Lineage, point: Position) -> None:
+    """Raises InvalidStateError for a point that has not exactly the present disks.
+
+    A tap that served them would have to leave some out, and take others from what is kept of removed ones: an export
+    does that, a failover does not.
+    """
+    there, here = set(vm.disks_at(lineage, point.epoch)), {disk.index for disk in vm.disks}
+    if there == here:
+        return
+    lacking = [f"disk {index} was added since" for index in sorted(here - there)]
+    lacking += [f"disk {index} was removed since" for index in sorted(there - here)]
+    raise InvalidStateError(
+        f"Recovery point {point_text(point)} of {vm.name} has other disks than the newest one: {', '.join(lacking)}.",
+        f"Fail over to a newer point, or get this one's content with `vmreplica export {vm.name} --point "
+        f"{point_text(point)} --writable`.",
+        code="other_disks",
+    )
 
 
 async def exchange_at_once(parts: VmParts, theirs: Sequence[Geometry], number: int) -> None:
@@ -93,6 +134,7 @@ async def exchange_at_once(parts: VmParts, theirs: Sequence[Geometry], number: i
     known, geometry = {disk.index for disk in vm.disks}, tuple(disk.geometry for disk in disks)
     await finish(parts.ports.workers.run(parts.disks.join, [disk for disk in geometry if disk.index not in known]))
     async with parts.ledger.transaction() as draft:
+        draft.vm.next_index = next_index(draft.vm)
         draft.vm.disks, draft.vm.disk_set = disks, number
         text = f"The primary has other disks now: {compare_geometry(geometry, vm.geometry)}."
         draft.event(EventId.DISK_ADDED, text, disk_set=number)
@@ -104,7 +146,7 @@ async def forget_former(parts: VmParts) -> None:
     """Delete the files of removed disks that no point has any more. Raises OSError, LedgerError."""
     ledger = parts.ledger
     if not ledger.vm.former or ledger.promotion is not None:
-        # What was failed over may be a point that has them.
+        # All points are kept until it is undone or committed, and then it is :func:`forget_sets` that does it.
         return
     async with ledger.transaction() as draft:
         record, lineage = draft.replication, draft.replication.ancestors
@@ -124,8 +166,11 @@ async def forget_former(parts: VmParts) -> None:
 
 def remove_unnamed(parts: VmParts) -> None:
     """Delete disk files that no record names: of removed disks, and of ones that were never wholly added. Blocks."""
-    vm, resync = parts.ledger.vm, parts.ledger.resync
-    named = set(vm.all_sizes)
+    vm, resync, promotion = parts.ledger.vm, parts.ledger.resync, parts.ledger.promotion
+    if promotion is not None and promotion.handed_over:
+        # The primary agent of this host has the disks, and may have got others.
+        return
+    named = {*vm.all_sizes, *vm.apart}
     if resync is not None:
         named |= {disk.index for disk in resync.disks or ()}
     for name in parts.ports.files.list(parts.layout.folder):

@@ -126,14 +126,12 @@ class Exports:
         # Whoever holds this lock sees each export as one that is on record or does not exist.
         async with self._starting:
             reading = await self.view(position)
+            disks = sorted(self._ledger.disks_at(reading.position).items())
             record = ExportRecord(
                 id=identity,
                 position=PositionRecord.of(reading.position),
                 time=describe(reading.position).time,
-                disks=[
-                    ExportedDiskRecord(index=index, size=size)
-                    for index, size in sorted(self._applier.history.disks_at(reading.position).items())
-                ],
+                disks=[ExportedDiskRecord(index=index, size=size) for index, size in disks],
                 created_time=self._ports.clock.wall(),
                 writable=writable,
                 test=test,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from protocol.hrl import chain_seed
 from protocol.position import Position
+from replica_agent.disk_sets import forget_sets, next_index
 from replica_agent.finishing import finish
 from replica_agent.point_disks import export_name
 from replica_agent.record import (
@@ -214,6 +215,8 @@ def _describe(vm: ReplicaVm, record: PromotionRecord, tracked: Tracked) -> HandO
         ranges_bytes=len(data),
         ranges_digest=digest(data),
         settings=vm.ledger.vm.settings,
+        disk_set=vm.ledger.vm.disk_set + 1,
+        next_index=next_index(vm.ledger.vm),
     )
 
 
@@ -317,6 +320,8 @@ async def _take_disks_back(vm: ReplicaVm, record: PromotionRecord, tracked: Trac
         draft.promotion = None
         replication.epoch = record.parent
         replication.lineage = [step for step in replication.lineage if step.epoch != record.epoch]
+        # What is here is in an epoch of its own, and has all the disks.
+        forget_sets(draft)
         stand_at(replication, here, draft.now, identities, parts.ports.clock.boot_id())
         replication.reversal = ReversalRecord(common=common, bytes=total(ranges)) if common is not None else None
         text = reversed_text(common, total(ranges), reason)

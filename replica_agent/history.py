@@ -346,7 +346,7 @@ class History:
             # Registered before anything is awaited: from here on applies save what they overwrite.
             reading = Reading(first, position, PointReader(self.ports.files, {}, ()))
             self.readings.append(reading)
-            paths = {index: self.layout.disk(index) for index in self.disks_at(position)}
+            paths = {index: self.disks.path(index) for index in self.ledger.disks_at(position)}
             try:
                 reader = await finish(self.ports.workers.run(self._reader, paths, logs[at:]))
             except BaseException:
@@ -356,10 +356,6 @@ class History:
                 reader.lose(reading.reader.failed)
             reading.reader = reader
             return reading
-
-    def disks_at(self, position: Position) -> dict[int, int]:
-        """Index and size of the disks that a point has."""
-        return self.ledger.vm.disks_at(self.ledger.replication.ancestors, position.epoch)
 
     def _reader(self, paths: dict[int, str], records: list[UndoRecord]) -> PointReader:
         """Blocks."""

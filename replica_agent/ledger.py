@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from protocol.position import Position
 from replica_agent.description import Description
 from replica_agent.finishing import finish
 from replica_agent.record import (
@@ -122,6 +123,10 @@ class Ledger:
         """Keeps what ``recover`` would need; a transaction ends only when it has been told."""
         self._clock = clock
         self._turn = asyncio.Lock()
+
+    def disks_at(self, position: Position) -> dict[int, int]:
+        """Index and size of the disks that a point has."""
+        return self.vm.disks_at(self.replication.ancestors, position.epoch)
 
     @property
     def frozen(self) -> bool:

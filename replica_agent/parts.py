@@ -207,7 +207,8 @@ def assemble(surroundings: Surroundings, folder: str, ledger: Ledger) -> VmParts
     """The parts of a VM whose state is ``ledger``; no file is touched."""
     ports, layout = surroundings.ports, Layout(folder)
     growing = {disk.index: disk.before for disk in ledger.vm.disks if disk.before}
-    paths = {disk.index: disk.path for disk in ledger.vm.disks if disk.path}
+    paths = {disk.index: disk.path for disk in ledger.vm.former if disk.path}
+    paths |= {disk.index: disk.path for disk in ledger.vm.disks if disk.path}
     disks = BaseDisks(ports.files, layout, ledger.vm.geometry, growing, paths)
     pool = SpoolPool(ports.files, layout)
     history = History(ports, ledger, layout, disks, surroundings.retention, surroundings.reserve)

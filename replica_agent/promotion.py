@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from protocol.messages import ErrorCode, Fence, Open, WirePosition, read_lineage
 from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
 from replica_agent.baseline import Baseline
+from replica_agent.disk_sets import require_present_set
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
 from replica_agent.planned import claim, told
@@ -88,10 +89,13 @@ class Promotion:
         return cut
 
     def _chosen(self, point: Position | None) -> Position:
-        """The cut to promote. Raises NotFoundError where ``point`` is none that can be read, or reached."""
+        """The cut to promote. Raises NotFoundError where ``point`` is none that can be read, or reached, and
+        InvalidStateError where it has other disks than the newest.
+        """
         newest, parts = self._newest_cut(), self.parts
         if point is None or point == newest:
             return newest
+        require_present_set(parts.ledger.vm, parts.ledger.replication.ancestors, point)
         known = parts.history.positions()
         if parts.applier.whole and parts.applier.applied is not None:
             known.append(parts.applier.applied)

@@ -65,7 +65,7 @@ class Prover:
                 cut=describe(reading.position),
                 started_time=self.parts.ports.clock.wall(),
                 running=True,
-                total_bytes=sum(self.parts.disks.sizes.values()),
+                total_bytes=sum(self.parts.ledger.disks_at(reading.position).values()),
             )
             self._task = asyncio.ensure_future(self._run(reading, self.status))
             return self.status
@@ -84,7 +84,8 @@ class Prover:
     async def _run(self, reading: Reading, status: PointProof) -> None:
         try:
             record = proof_of(self.parts.ledger.points, PositionRecord.of(reading.position))
-            images = [await self._digest(reading, disk, size, status) for disk, size in self.parts.disks.sizes.items()]
+            disks = sorted(self.parts.ledger.disks_at(reading.position).items())
+            images = [await self._digest(reading, disk, size, status) for disk, size in disks]
             judge(status, images, record, reading.reader.failed, self._name)
         except asyncio.CancelledError:
             self._end(status, "undecided", "It was ended before the point was read to its end.")

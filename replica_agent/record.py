@@ -55,6 +55,8 @@ class FormerDiskRecord(Record):
     size: Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
     since: Id16
     until: Id16
+    path: str = ""
+    """Where its file is, if not in the VM's folder (DiskRecord.path); that one is never deleted here."""
 
 
 class VmRecord(Record):
@@ -71,6 +73,11 @@ class VmRecord(Record):
     """The number of the set of disks that the newest points have, as the primary counts them."""
     former: list[FormerDiskRecord] = []
     """Removed disks that older points have; their files are kept."""
+    next_index: Count = 0
+    """No disk ever had this index or a higher one, as far as this side knows: a primary here does not use one anew."""
+    apart: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]], msgspec.Meta(max_length=1 << 16)] = []
+    """Indexes whose files in the folder are no part of the copy: disks that were removed from the VM while it ran on
+    this host. They are left as they are."""
     settings: dict[str, Any] = {}
     """The VM's settings at this host's primary agent, from which it came; kept for the day it goes back."""
     handover: str = ""

@@ -11,9 +11,11 @@ from shared.errors import InvalidStateError
 async def dismantle(vm: ReplicaVm, now: float) -> str:
     """Stop everything of a VM but its store; where its disks are to be kept, or empty. Raises InvalidStateError."""
     promotion, tap = vm.ledger.promotion, vm.promotion.tap
+    kept = f"{vm.parts.layout.folder.rpartition('/')[0]}/removed/{vm.parts.uuid}-{int(now)}"
     if promotion is None:
         await vm.end()
-        return ""
+        # Disks that were removed from the VM while it ran here are nobody's copy.
+        return kept if vm.ledger.vm.apart else ""
     if promotion.handed_over and await PromotedTap(vm.parts, promotion.epoch).answers():
         raise InvalidStateError(
             f"The primary agent of this host replicates {vm.name}, and its disks are in {vm.parts.layout.folder}.",
@@ -28,5 +30,4 @@ async def dismantle(vm: ReplicaVm, now: float) -> str:
     await vm.end()
     if tap is not None:
         await tap.stop_tap()
-    storage = vm.parts.layout.folder.rpartition("/")[0]
-    return f"{storage}/removed/{vm.parts.uuid}-{int(now)}"
+    return kept

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,7 +33,6 @@ from protocol.messages import (
     Question,
     RangeDone,
     ResyncBegin,
-    ResyncKind,
     ResyncReady,
     ResyncState,
     Run,
@@ -48,18 +46,14 @@ from replica_agent.disks import BaseDisks
 from replica_agent.ranges import RangeSet
 from replica_agent.record import ResyncRecord
 from replica_agent.replay import Source
+from replica_agent.resync_judgement import judge_settled
 from replica_agent.spool import Spool, SyncFailedError
-from shared.disks.hashing import DIGEST_BYTES, HASH_NAME, KEY_BYTES, RangeHasher
+from shared.disks.hashing import DIGEST_BYTES, RangeHasher
 from shared.map_file import Range
 from shared.ports import Ports
 
-if TYPE_CHECKING:
-    pass
-
 MAX_PENDING_RANGES = 256
 """Ranges whose manifest was asked for and that are not done; a sound primary has far fewer."""
-BLOCK_SIZES = (4096, 16 << 20)
-"""The smallest and the largest block size that a primary may choose, in bytes; it must be a power of two."""
 MAX_SETTLED_MESSAGES = 256
 """Settled ranges are told in so many messages at most; then those that save most."""
 
@@ -344,23 +338,7 @@ class OpenResync:
         self._judge_round()
         if self.pending:
             raise ProtocolError(f"COMMIT although {len(self.pending)} ranges are not settled", code="state")
-        if self.record.kind is not ResyncKind.BOUNDED and not self.differences.is_settled():
-            total = sum(self.sizes.values())
-            raise ProtocolError(
-                f"COMMIT although {self.differences.settled_bytes} of {total} bytes are settled", code="state"
-            )
-        for index in self.sizes.keys() - self.disks.sizes.keys():
-            if not self.differences.settled[index].covers(0, self.sizes[index]):
-                raise ProtocolError(f"COMMIT although the added disk {index} is not wholly settled", code="state")
-        for disk, ranges in self.doubt.items():
-            settled = self.differences.settled[disk]
-            left = next((each for each in ranges if not settled.covers(*each)), None)
-            if left is not None:
-                raise ProtocolError(
-                    f"COMMIT although {left[1]} bytes at {left[0]} of disk {disk}, which are in doubt here, "
-                    "are not settled",
-                    code="state",
-                )
+        judge_settled(self)
         if all(segment.end != end for segment in self.tracked.segments):
             raise ProtocolError(f"COMMIT to {end}, but {self.tracked.received} is received", code="gap")
 
@@ -401,14 +379,3 @@ def _told_doubt(doubt: dict[int, list[Range]]) -> Iterator[list[Run]]:
     runs = [Run(disk=disk, offset=at, length=length) for disk, ranges in doubt.items() for at, length in ranges]
     for at in range(0, len(runs), MAX_SETTLED_RUNS):
         yield runs[at : at + MAX_SETTLED_RUNS]
-
-
-def judge_begin(body: ResyncBegin) -> None:
-    """What can be said of a RESYNC_BEGIN by itself. Raises ProtocolError."""
-    low, high = BLOCK_SIZES
-    if body.hash != HASH_NAME:
-        raise ProtocolError(f"RESYNC_BEGIN with the hash {body.hash!r}; this side has {HASH_NAME!r}", code="version")
-    if not low <= body.block_size <= high or body.block_size & (body.block_size - 1):
-        raise ProtocolError(f"RESYNC_BEGIN with blocks of {body.block_size} bytes")
-    if len(body.key) != KEY_BYTES:
-        raise ProtocolError(f"RESYNC_BEGIN with a key of {len(body.key)} bytes; it must have {KEY_BYTES}")

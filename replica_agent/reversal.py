@@ -37,11 +37,16 @@ def through_of(record: ReplicationRecord, parent: bytes, lineage: Lineage) -> An
 
 
 def read_doubt(parts: VmParts, resync: ResyncRecord) -> dict[int, list[Range]]:
-    """What a bounded resync has to compare for this side's sake. Blocks. A map that can't be read doubts everything."""
+    """What a bounded resync has to compare for this side's sake, of the disks that stay. Blocks.
+
+    A map that can't be read doubts everything.
+    """
     ledger = parts.ledger
     if resync.kind is not ResyncKind.BOUNDED or ledger.replication.reversal is None:
         return {}
     try:
-        return read_map(parts.ports.files, parts.layout.doubt, parts.vm, ledger.vm.geometry)
+        found = read_map(parts.ports.files, parts.layout.doubt, parts.vm, ledger.vm.geometry)
     except (MapDamagedError, OSError):
-        return {disk.index: [(0, disk.size)] for disk in ledger.vm.disks}
+        found = {disk.index: [(0, disk.size)] for disk in ledger.vm.disks}
+    staying = {disk.index for disk in (ledger.vm.disks if resync.disks is None else resync.disks)}
+    return {index: ranges for index, ranges in found.items() if index in staying}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from replica_agent.disk_sets import forget_sets, remove_unnamed
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
 from replica_agent.promoted_layers import remove_overlays
@@ -34,6 +35,7 @@ async def settled(parts: VmParts, tap: PromotedTap) -> None:
         assert draft.promotion is not None
         draft.promotion.layered = False
         parts.history.unguard(draft)
+        forget_sets(draft)
         draft.replication.applied = draft.promotion.cut
         draft.replication.applying = None
         draft.replication.identities = None
@@ -50,6 +52,7 @@ async def settled(parts: VmParts, tap: PromotedTap) -> None:
 def _remove_rest(parts: VmParts) -> None:
     """Nothing reads any of this any more. Blocks."""
     remove_overlays(parts)
+    remove_unnamed(parts)
     for tree in (parts.layout.spool, parts.layout.undo_logs, parts.layout.resyncs):
         parts.ports.files.remove_tree(tree)
         parts.ports.files.make_folder(tree)

@@ -45,6 +45,7 @@ async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> Rep
         raise InvalidStateError(f"{handed.name} is handed over to the primary agent, not to this one.")
     found = decode_ranges(ranges, handed.geometry)
     known = agent.vms.get(handed.vm_id)
+    empty = False
     if known is not None:
         folder, state = known.parts.layout.folder, known.ledger.replication.state
         promotion, empty = known.ledger.promotion, known.ledger.replication.epoch == NO_EPOCH
@@ -66,12 +67,18 @@ async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> Rep
         for disk in handed.disks
     ]
     identities = await finish(agent.ports.workers.run(_prepare, agent, layout, handed, disks, found))
+    own = {disk.index for disk in disks}
+    if known is not None:
+        # What was kept here of disks that were removed while this was a copy: no point has them any more.
+        own |= {disk.index for disk in known.ledger.vm.former}
+        own |= {disk.index for disk in known.ledger.vm.disks} if empty else set()
+    apart = await finish(agent.ports.workers.run(_apart, agent, layout, own))
     if known is not None and known.ledger.replication.epoch == NO_EPOCH:
         # Made for the other host's first connection, before this order came: nothing was ever copied to it.
         await finish(agent.ports.workers.run(known.parts.disks.remove))
 
     async def write(store: Store) -> None:
-        await _write(store, agent, handed, disks, identities, found, state)
+        await _write(store, agent, handed, disks, identities, found, state, apart)
 
     return await agent.replace(handed.vm_id, folder, write)
 
@@ -121,6 +128,14 @@ def _prepare(
     return identities
 
 
+def _apart(agent: ReplicaAgent, layout: Layout, own: set[int]) -> list[int]:
+    """Indexes of the disk files in the folder that are not this agent's ``own``: they were removed from the VM while it
+    ran on them here. Blocks.
+    """
+    names = (layout.read_disk(name) for name in agent.ports.files.list(layout.folder))
+    return sorted({index for index in names if index is not None and index not in own})
+
+
 async def _write(
     store: Store,
     agent: ReplicaAgent,
@@ -129,6 +144,7 @@ async def _write(
     identities: list[IdentityRecord],
     found: dict[int, list[Range]],
     before: ReplicationState,
+    apart: list[int],
 ) -> None:
     """All records in one transaction, in the place of whatever was there."""
     clock, now = agent.ports.clock, agent.ports.clock.wall()
@@ -155,6 +171,9 @@ async def _write(
         created_time=now,
         settings=handed.settings,
         handover=handed.id,
+        disk_set=handed.disk_set,
+        next_index=handed.next_index,
+        apart=apart,
     )
     events = [
         make_event(

@@ -117,6 +117,11 @@ class HandOver(Part):
     """Of the ranges, as they are carried: BLAKE2b-256 in hex. Empty where there are none."""
     settings: dict[str, Any] = {}
     """What is kept of the VM's settings for the day on which it comes back."""
+    disk_set: Count = 0
+    """The number that these disks have from now on as a set: at the side that becomes the primary a higher one than its
+    copy had, and 0 at the other, since what was failed over is what counts, whatever was still to come of a change."""
+    next_index: Count = 0
+    """No disk of the VM ever had this index or a higher one."""
 
     @property
     def vm_id(self) -> bytes:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from protocol.hrl import Geometry
-from protocol.position import NO_EPOCH, Lineage, Position, knows
+from protocol.position import NO_EPOCH, Position, knows
 from shared.geometry import compare_geometry, is_growth, is_newer_set
+from shared.sides import OpenResync, PrimaryView, ReplicaView
 
 
 class ResyncCause(StrEnum):
@@ -38,72 +38,6 @@ class ResyncCause(StrEnum):
     DISK_GROWN = "disk_grown"
     DISKS_CHANGED = "disks_changed"
     REVERSED = "reversed"
-
-
-@dataclass(frozen=True, slots=True)
-class OpenResync:
-    """A resync (or initial replication) that a side holds open, in a round of it.
-
-    ``former`` is the epoch of the round before, at the primary; ``unsettle`` that the replica has not heard all of what
-    was written before this round.
-    """
-
-    id: bytes
-    epoch: bytes
-    settled_bytes: int = 0
-    round: int = 1
-    former: bytes = NO_EPOCH
-    unsettle: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PrimaryView:
-    """Where the primary stands.
-
-    ``epoch`` is the committed baseline (NO_EPOCH before the first), ``proposed`` an epoch whose commit may
-    have been sent (R33). ``tracking`` is the tap's word (on, off, lost, map); ``log_epoch``, ``first_segment`` and
-    ``log_end`` say what its log holds; ``acked`` is the last cut known to be durable at the replica.
-    ``required`` says that a cause for a resync is already on record, ``rebuilt`` that ``epoch`` and ``lineage`` may
-    lack what was newest when the state was lost. ``disk_set`` numbers its set of disks; ``reversal``: the newest cut of
-    the former primary that was here.
-    """
-
-    disks: tuple[Geometry, ...]
-    disk_set: int = 0
-    epoch: bytes = NO_EPOCH
-    proposed: bytes | None = None
-    lineage: Lineage = ()
-    tracking: str = "off"
-    lost_reason: str = ""
-    log_epoch: bytes = NO_EPOCH
-    first_segment: int = 0
-    log_end: Position | None = None
-    acked: Position | None = None
-    resync: OpenResync | None = None
-    required: bool = False
-    rebuilt: bool = False
-    reversal: Position | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaView:
-    """Where the replica says it stands (the content of OPENED); without a ``disk_set`` it can't take over others."""
-
-    disks: tuple[Geometry, ...]
-    disk_set: int | None = None
-    epoch: bytes = NO_EPOCH
-    lineage: Lineage = ()
-    promoted: bool = False
-    received: Position | None = None
-    cut: Position | None = None
-    applied: Position | None = None
-    resync: OpenResync | None = None
-    needs_resync: bool = False
-    host: str = ""
-    causes: tuple[tuple[str, str], ...] = ()
-    """Why it needs one: words and what it found."""
-    common: Position | None = None
-    """The VM ran on its disks before: they are as of this cut but in what it will tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +181,10 @@ def decide(primary: PrimaryView, replica: ReplicaView) -> Decision:
         return InitialRequired()
     if primary.reversal is not None and replica.epoch == NO_EPOCH:
         return AwaitReverse()
+    if _is_reversed(primary, replica) and _is_newer(primary, replica):
+        # What bounds a compare after a reversal is about disks that both sides have.
+        text = f"The direction was reversed, and the disks differ: {mismatch}. All is compared."
+        return ResyncRequired(ResyncCause.DISKS_CHANGED, text, {"common": str(replica.common)})
     if _is_reversed(primary, replica) and not mismatch:
         text = "The direction was reversed, and the replica is not proven to have a cut of both sides: all is compared."
         if replica.common is not None:

@@ -25,7 +25,7 @@ from primary_agent.tap.tracker import Tracker
 from primary_agent.tap.watch import why
 from protocol.hrl import SealReason
 from protocol.position import Position
-from shared.errors import StorageError, UsageError
+from shared.errors import StorageError
 from shared.nbd.backend import Mutation, errno_of
 from shared.nbd.constants import Errno
 from shared.tap_config import STATE_NAME, TapConfig
@@ -371,11 +371,7 @@ class TapEngine:
 
     def set_log_limit(self, limit: int) -> None:
         """The bytes that log files may take. Raises UsageError for less than two files."""
-        files = self.tracker.files
-        if limit < (least := 2 * files.file_bytes):
-            raise UsageError(f"A log limit of {limit} bytes is less than two log files.", f"Choose {least} or more.")
-        files.limit = limit
-        files.changed()
+        self.tracker.files.set_limit(limit)
 
     async def locate(self, epoch: bytes, segment: int, position: Position | None = None) -> Place:
         """The place of ``position``, or of the start of ``segment``. Raises NotFoundError or StorageError."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from protocol.errors import LogError
 from protocol.hrl import FILE_HEADER_BYTES, FileHeader
 from protocol.position import Position
+from shared.errors import UsageError
 from shared.hrl_files import log_file_name, log_file_sequence, read_file_header
 from shared.ports import File, FileSystem
 
@@ -172,6 +173,13 @@ class LogFiles:
         return self._path(f"spare-{self._spares:08d}.hrl")
 
     # --- space ------------------------------------------------------------------------------------------------------
+
+    def set_limit(self, limit: int) -> None:
+        """The bytes that they may take from now on. Raises UsageError for less than two of them."""
+        if limit < (least := 2 * self.file_bytes):
+            raise UsageError(f"A log limit of {limit} bytes is less than two log files.", f"Choose {least} or more.")
+        self.limit = limit
+        self.changed()
 
     @property
     def _most(self) -> int:

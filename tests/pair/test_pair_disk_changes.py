@@ -15,7 +15,7 @@ from primary_agent.resync_report import history
 from primary_agent.tap_link import TapLink
 from protocol.messages import ResyncKind
 from protocol.position import Position
-from replica_agent.points import points_of
+from replica_agent.points import points_of, set_rules
 from replica_agent.vm_status import status_of
 from shared.cli.console import Palette
 from shared.cli.page import page_lines
@@ -84,7 +84,7 @@ async def test_a_disk_is_added_and_one_removed_while_the_guest_writes(pair: Pair
     disk = pair.disk(2)
     disk.write_bytes(os.urandom(MIB) + bytes(2 * MIB) + os.urandom(MIB))
     content = disk.read_bytes()
-    await pair.copy.set_retention({"newest": 1000, "hourly": 0})
+    await set_rules(pair.copy, {"newest": 1000, "hourly": 0})
     await pair.assert_same()
     before, old = await pair.cut(), [pair.disk(index).read_bytes() for index in (0, 1)]
     epoch = pair.vm.parts.replication.record.epoch
@@ -135,7 +135,7 @@ async def test_a_disk_is_added_and_one_removed_while_the_guest_writes(pair: Pair
     # --- its content goes with the last point that has it
     kept = Path(pair.copy.parts.layout.disk(1))
     assert kept.exists() and len(points_of(pair.copy).points) > 3
-    await pair.copy.set_retention({"newest": 1, "hourly": 0})
+    await set_rules(pair.copy, {"newest": 1, "hourly": 0})
     await pair.until("the removed disk's end", lambda: not kept.exists())
     assert pair.copy.ledger.vm.former == []
     # --- and it comes back as another one

@@ -19,9 +19,6 @@ from shared.planning import (
     GoOnWithResync,
     InitialRequired,
     NextRound,
-    OpenResync,
-    PrimaryView,
-    ReplicaView,
     RestartResync,
     Resume,
     ResyncCause,
@@ -31,6 +28,7 @@ from shared.planning import (
     decide,
     wrote_since,
 )
+from shared.sides import OpenResync, PrimaryView, ReplicaView
 
 DISK = Geometry(0, 1 << 30, b"d" * 16)
 SECOND = Geometry(1, 1 << 20, b"e" * 16)

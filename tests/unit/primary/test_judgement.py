@@ -14,7 +14,8 @@ from primary_agent.judgement import judge_rebuilt
 from primary_agent.replication import Replication
 from protocol.position import Position
 from shared.errors import NotFoundError
-from shared.planning import Decision, InitialRequired, ReplicaView, Resume, ResyncCause, ResyncRequired
+from shared.planning import Decision, InitialRequired, Resume, ResyncCause, ResyncRequired
+from shared.sides import ReplicaView
 from shared.states import ReplicationState
 from shared.status import Cause
 from shared.tap_control import Doubt, Tracking

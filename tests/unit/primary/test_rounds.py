@@ -11,7 +11,7 @@ from primary_agent.record import PositionRecord, ResyncRecord
 from primary_agent.rounds import is_covered, next_round, round_text, unsettle_messages
 from protocol.messages import MAX_SETTLED_RUNS, ResyncKind, Run
 from protocol.position import NO_EPOCH
-from shared.planning import OpenResync
+from shared.sides import OpenResync
 from shared.tap_control import Doubt, LogUsage, Lost, LostReason, TapStatus, Tracking
 
 ID, PARENT, FORMER, NOW, FRESH = (bytes([number]) * 16 for number in range(1, 6))

@@ -14,7 +14,8 @@ from protocol.hrl import Geometry
 from protocol.position import NO_EPOCH, Position
 from shared.errors import StorageError
 from shared.map_file import MapFile, MapKind
-from shared.planning import ReplicaView, ResyncCause
+from shared.planning import ResyncCause
+from shared.sides import ReplicaView
 from shared.tap_config import DIRTY_BLOCK_BITS
 from shared.tap_control import Doubt
 from tests.simulation.disk import SimulatedFileSystem, Volume

@@ -21,6 +21,7 @@ from protocol.messages import (
     WirePosition,
 )
 from protocol.session import Identity, PrimarySession
+from replica_agent.points import set_rules
 from replica_agent.vm import ReplicaVm
 from shared.channel import Channel
 from shared.ports.clock import RealClock
@@ -71,7 +72,7 @@ async def points_of(vm: ReplicaVm) -> dict[tuple[int, ...], int]:
     applied = vm.ledger.replication.applied
     assert applied is not None
     for position in [*vm.parts.history.positions(), applied.position]:
-        disks = tuple(sorted(vm.parts.history.disks_at(position)))
+        disks = tuple(sorted(vm.ledger.disks_at(position)))
         found[disks] = found.get(disks, 0) + 1
     return found
 
@@ -108,7 +109,7 @@ async def test_a_set_is_exchanged_by_the_commit_and_not_before(world: World) -> 
         first = exchanging(pair, control, dialler)
         await first.begin()
         assert file_of(world, CAME.index).stat().st_size == CAME.size
-        assert vm.connections.opened(disk_sets=True).disk_set == 1
+        assert vm.connections.opened(control.channel).disk_set == 1
         assert vm.ledger.vm.geometry == DISKS and await points_of(vm) == {(0, 3): len(vm.parts.history.positions()) + 1}
         control.channel.send(ResyncCancel(id=first.identity, text="test"))
         await control.expect(ResyncCancelled)
@@ -138,7 +139,7 @@ async def test_a_set_is_exchanged_by_the_commit_and_not_before(world: World) -> 
             channel = await dialler.greet()
             channel.send(open_body(disks=[WireDisk.of(disk) for disk in disks], disk_set=number))
             assert (await refusal_of(Primary(channel))).code == "geometry"
-        await vm.set_retention({"newest": 1, "hourly": 0})
+        await set_rules(vm, {"newest": 1, "hourly": 0})
         assert file_of(world, 3).exists()
 
 

@@ -19,9 +19,10 @@ from primary_agent.tap.state import PAGE, STATE_BYTES, Loss, Stamp, StateFile, S
 from protocol.hrl import MAX_DISKS, SealReason
 from shared.errors import DiskInUseError, InvalidStateError, NotFoundError, StorageError, VmreplicaError
 from shared.nbd.backend import Mutation
-from shared.planning import PrimaryView, wrote_since
+from shared.planning import wrote_since
 from shared.ports import FileIdentity
 from shared.ports.file_system import RealFileSystem
+from shared.sides import PrimaryView
 from shared.tap_config import STATE_NAME
 from shared.tap_control import DiskChange, DiskPart, LostReason, Tracking
 from tests.unit.tap.rig import EPOCH, KIB, MIB, OTHER_EPOCH, Box, copy, make_box, trim, write, zeroes
