@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from primary_agent.enabling import check_disk_path, disk_size
+from primary_agent.planned_steps import step_of
 from primary_agent.record import DiskRecord, VmRecord
 from protocol.hrl import MAX_DISKS
 from shared.errors import InvalidStateError, NotFoundError, UsageError
 from shared.events import EventId
-from shared.states import ReplicationState
+from shared.states import PlannedStep, ReplicationState
 from shared.tap_config import TapConfig, TapDisk
 from shared.tasks import uninterrupted
 
@@ -39,6 +40,7 @@ async def add_disk(vm: PrimaryVm, path: str, export: str, others: Sequence[VmRec
     DiskInUseError where the disk can't be replicated; nothing was changed then.
     """
     async with vm.ordering:
+        _check_failover(vm)
         ports, record = vm.parts.surroundings.ports, vm.record
         check_disk_path(path, {disk.path: other.name for other in others for disk in other.disks})
         if len(record.disks) >= MAX_DISKS:
@@ -73,6 +75,7 @@ async def remove_disk(vm: PrimaryVm, name: str, *, exclude: bool) -> None:
     does not run, perhaps for want of this very disk, that is no obstacle.
     """
     async with vm.ordering:
+        _check_failover(vm)
         record, tap = vm.record, vm.parts.tap
         disk = find_disk(record, name)
         if len(record.disks) == 1:
@@ -138,8 +141,26 @@ def _config(config: TapConfig, disks: Sequence[DiskRecord]) -> TapConfig:
     return changed
 
 
+def _check_failover(vm: PrimaryVm) -> None:
+    """Raises InvalidStateError where the VM runs on the other host, or is about to: its disks there are what counts."""
+    replication, name = vm.parts.replication, vm.name
+    step = step_of(replication.record.planned)
+    if replication.state is ReplicationState.FAILED_OVER or step is PlannedStep.FAILED_OVER:
+        host = replication.record.peer_host or vm.record.replica_host
+        raise InvalidStateError(
+            f"{name} was failed over to {host}: its disks can't be changed here.",
+            f"Run `vmreplica reverse {name}` on both hosts, and change its disks on {host}.",
+        )
+    if replication.state is ReplicationState.PREPARED_FOR_FAILOVER or step is not PlannedStep.GIVEN_UP:
+        raise InvalidStateError(
+            f"A failover of {name} is prepared: its disks can't be changed now.",
+            f"Take that back first: vmreplica failover {name} --prepare --abort",
+        )
+
+
 def _check_state(vm: PrimaryVm) -> None:
     """Raises InvalidStateError unless nothing else is going on with the VM."""
+    _check_failover(vm)
     replication = vm.parts.replication
     if replication.state in _READY and replication.record.resync is None and not replication.record.causes:
         return

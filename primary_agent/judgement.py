@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from primary_agent.conclusions import Replan
 from primary_agent.replication import Replication
 from primary_agent.scope import Turned, is_bounded, is_logged
 from primary_agent.tap_link import Connection, TapLink
 from protocol.position import NO_EPOCH
+from shared.events import EventId
 from shared.planning import Decision, Resume, ResyncCause, ResyncRequired
 from shared.sides import PrimaryView, ReplicaView
 
@@ -77,3 +80,13 @@ async def judge_rebuilt(replication: Replication, tap: TapLink, replica: Replica
     text = f"After the state of this side was lost and rebuilt nothing proves that the log fits. {text}".strip()
     await replication.distrust(cause, text, evidence)
     raise Replan("the session is planned anew")
+
+
+async def learn_indexes(replication: Replication, replica: ReplicaView) -> None:
+    """A disk that only the replica has was added where the VM ran before: no disk here is to get its index (I9)."""
+    highest = max((disk.index for disk in replica.disks), default=-1)
+    if highest < replication.vm.index_to_come:
+        return
+    text = f"The replica has a disk {highest}, which is not known here: a disk that is added gets a higher number."
+    vm = msgspec.structs.replace(replication.vm, next_index=highest + 1)
+    await replication.set_vm(vm, replication.event(EventId.SETTINGS, text, data={"next_index": vm.next_index}))

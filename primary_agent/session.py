@@ -16,7 +16,7 @@ import msgspec
 from primary_agent.conclusions import Replan, conclude
 from primary_agent.dialing import Dialled, expect
 from primary_agent.forecast import foresee
-from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, view_of
+from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, learn_indexes, view_of
 from primary_agent.parts import Parts
 from primary_agent.planned_session import PlannedSession
 from primary_agent.problems import clear_problem
@@ -143,6 +143,7 @@ class Session:
         if not self._parts.tap.serves(await self._parts.tap.refresh()):
             raise Replan("the tap takes over other disks")
         await abandon(self._replication, self._parts.tap)
+        await learn_indexes(self._replication, self._replica)
         while True:
             decision = decide(view_of(self._replication, self._connection), self._replica)
             if not isinstance(decision, CommitConfirmed):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from primary_agent import handing_over
+from primary_agent.admin import with_settings
 from shared.admin import verbs
 from shared.errors import InvalidStateError, UsageError
 from shared.status import VmStatus
@@ -206,3 +207,72 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     await two.replicating(two.beta)
     assert newest_run(two.beta) == ("bounded", BLOCK, BLOCK)
     await two.same(two.beta)
+
+
+@pytest.mark.slow
+async def test_disks_that_came_go_along_with_a_reversal(two: TwoHosts, tmp_path: Path) -> None:
+    """I9, R41: both sides agree on the disks after it, also where a change of them had not arrived; no number is used
+    anew, and nobody changes disks at the side that the VM does not run on."""
+    await two.replicate(8 * MIB)
+    first, second, third = (tmp_path / f"{name}.raw" for name in ("first", "second", "third"))
+    for path in (first, second, third):
+        path.write_bytes(os.urandom(2 * MIB))
+    await add(two.alpha, first)
+    await resynchronized(two, two.alpha)
+    await two.fail_over(two.beta)
+    with pytest.raises(InvalidStateError, match="was failed over to beta: its disks can't be changed here"):
+        await add(two.alpha, second)
+    with pytest.raises(InvalidStateError, match="was failed over to beta"):
+        await two.alpha.call("primary", verbs.DISK_REMOVE, vm=NAME, disk="1")
+    await two.beta.write("write -P 0x71 1M 64k", disk=1)
+    await two.reverse(two.beta)
+    assert newest_run(two.beta) == ("bounded", BLOCK, BLOCK)
+    await two.same(two.beta)
+    # --- at the new primary: one goes, another comes
+    await two.beta.call("primary", verbs.DISK_REMOVE, vm=NAME, disk="1")
+    await resynchronized(two, two.beta)
+    await add(two.beta, second)
+    await resynchronized(two, two.beta)
+    assert [disk.index for disk in two.beta.vm.record.disks] == [0, 2]
+    assert [disk.index for disk in two.alpha.copy.ledger.vm.former] == [1], "points of the copy have it"
+    await two.same(two.beta)
+    # --- one that comes, but not to the other host before that takes over
+    given = {"resync_read_rate": [1]}
+    await two.beta.vm.set(with_settings(two.beta.vm.record, given), given)
+    await add(two.beta, third)
+    await two.fail_over(two.alpha)
+    await two.alpha.write("write -P 0x72 1M 64k", disk=1)
+    await two.alpha.carry("replica", "primary", replica=f"localhost:{two.beta.port}")
+    await two.beta.carry("primary", "replica", yes=True)
+    assert [disk.index for disk in two.alpha.vm.record.disks] == [0, 2]
+    assert [disk.index for disk in two.beta.copy.ledger.vm.disks] == [0, 2, 3]
+    assert two.beta.copy.ledger.vm.apart == [1], "removed while the VM ran here: its file is not the copy's"
+    removed = two.beta.copy.parts.layout.disk(1)
+    await two.until(
+        "a cause", lambda: two.alpha.vm.parts.replication.record.causes and two.alpha.vm.parts.link.healthy()
+    )
+    await two.alpha.vm.resume(resynchronize=True)
+    await resynchronized(two, two.alpha)
+    assert newest_run(two.alpha)[0] == "resync", "what bounds a compare is about disks that both sides have"
+    await two.same(two.alpha)
+    assert [disk.index for disk in two.beta.copy.ledger.vm.former] == [3]
+    await two.beta.restart("alpha")
+    assert Path(removed).exists() and third.exists()
+    assert two.alpha.vm.record.index_to_come == 4, "nor the number of the one that never came here"
+
+
+async def add(host: Host, path: Path) -> None:
+    await host.call("primary", verbs.DISK_ADD, vm=NAME, disk={"path": str(path)})
+
+
+async def resynchronized(two: TwoHosts, host: Host) -> None:
+    """Wait until a resync has brought the present disks to the other host, and both sides are one again."""
+    parts = host.vm.parts
+
+    def known() -> bool:
+        parts.link.poke.notify()
+        theirs = two.other(host).copy.ledger.vm.disks
+        return [disk.uuid for disk in theirs] == [disk.uuid for disk in host.vm.record.disks]
+
+    await two.until("the same disks", known)
+    await two.replicating(host)

@@ -250,6 +250,10 @@ REVERSED_EXAMPLES: dict[MessageType, Body] = {
     ),
 }
 """The same with what goes only to a peer that has the capability ``reverse``."""
+SET_EXAMPLES: dict[MessageType, Body] = {
+    kind: msgspec.structs.replace(EXAMPLES[kind], disk_set=3) for kind in (MessageType.OPEN, MessageType.OPENED)
+}
+"""And with what goes only to one that has ``disk-sets``."""
 
 
 def manifest() -> Manifest:

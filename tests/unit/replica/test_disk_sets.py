@@ -21,14 +21,14 @@ from protocol.messages import (
     WirePosition,
 )
 from protocol.session import Identity, PrimarySession
-from replica_agent.points import set_rules
 from replica_agent.vm import ReplicaVm
 from shared.channel import Channel
+from shared.errors import InvalidStateError
 from shared.ports.clock import RealClock
 from shared.ports.network import RealNetwork
 from tests.unit.replica.logs import VM, Tap
 from tests.unit.replica.rig import DISKS, Dialler, Primary, Resync, World, open_body
-from tests.unit.replica.test_sessions import Pair, dialler_of, refusal_of, replicating
+from tests.unit.replica.test_sessions import Pair, dialler_of, refusal_of, replicating, until
 
 CAME = Geometry(7, 128 << 10, b"c" * 16)
 SET = (DISKS[0], CAME)
@@ -139,8 +139,18 @@ async def test_a_set_is_exchanged_by_the_commit_and_not_before(world: World) -> 
             channel = await dialler.greet()
             channel.send(open_body(disks=[WireDisk.of(disk) for disk in disks], disk_set=number))
             assert (await refusal_of(Primary(channel))).code == "geometry"
-        await set_rules(vm, {"newest": 1, "hourly": 0})
-        assert file_of(world, 3).exists()
+        # A failover has the present disks, or none is made: the tap that serves them knows no others.
+        with pytest.raises(InvalidStateError, match="disk 7 was added since, disk 3 was removed since") as told:
+            await vm.promotion.decide(before)
+        assert "--writable" in told.value.remedy and vm.ledger.promotion is None
+        export = await vm.exports.start(vm.describe, before, writable=True)
+        assert [uri.partition("?")[0] for uri in export.uris] == ["nbd+unix:///disk0", "nbd+unix:///disk3"]
+        await vm.exports.stop(export.id)
+        proof = await vm.prover.start(vm.describe, before)
+        await until(lambda: not proof.running)
+        assert [image.disk for image in proof.images] == [0, 3] and proof.total_bytes == sum(d.size for d in DISKS)
+        assert await vm.promotion.decide()
+        assert vm.parts.disks.geometry == SET and file_of(world, 3).exists(), "an undo has all points again"
 
 
 @pytest.mark.parametrize("where", ["begun", "settled", "committed"])
