@@ -270,7 +270,7 @@ class TapControl:
         return self.status()
 
     async def _to_map(self, params: NoParams, client: Client) -> TapStatus:
-        self._engine.tracker.to_map()
+        await self._engine.tracker.to_map()
         return self.status()
 
     async def _cut(self, params: ReasonParams, client: Client) -> Sealed:

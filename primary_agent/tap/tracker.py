@@ -507,22 +507,26 @@ class Tracker:
 
     async def leave_log(self, text: str) -> None:
         """The dirty map takes the place of the log, and is complete when this returns, if it can be."""
-        if self._dropping is not None:
-            # A map that is being let go of can't take the log's place.
-            await asyncio.shield(self._dropping)
+        await self._map_let_go()
         if self.tracking is Tracking.ON:
             self.lose(LostReason.DISKS_CHANGED, text)
         await self.settle()
 
-    def to_map(self) -> None:
+    async def to_map(self) -> None:
         """By order the dirty map takes the place of the log from this moment on, as if the log were full.
 
         A no-op where it has. Raises InvalidStateError where nothing is tracked, or there is no map that could.
         """
+        await self._map_let_go()
         if self.tracking is Tracking.ON:
             self.lose(LostReason.REVERSED, "the direction of replication was reversed, so that the log goes to nobody")
         if self.tracking is not Tracking.MAP:
             self._not_tracking()
+
+    async def _map_let_go(self) -> None:
+        """A map that is being let go of can't take the log's place: wait until it is."""
+        if self._dropping is not None:
+            await asyncio.shield(self._dropping)
 
     def lose_log(self, error: OSError) -> None:
         """The log could not be written."""
