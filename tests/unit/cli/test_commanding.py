@@ -501,7 +501,7 @@ def test_failover_shows_progress_and_ends_with_the_disks(vmreplica: Command) -> 
         "web is failed over to this host as of 2030-03-17 17:46:09; its old primary can no longer write."
     )
     assert f"  {URI}" in out.splitlines()
-    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "newest"})]
+    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "newest", "at_time": None})]
 
 
 def test_failover_that_goes_on_after_the_answer_is_followed(vmreplica: Command) -> None:
@@ -556,7 +556,7 @@ def test_failover_to_a_point_tells_it_and_how_to_undo_it(vmreplica: Command) -> 
         "web is failed over to this host as of 2030-03-17 17:44:29; its old primary can no longer write."
     )
     assert any("vmreplica failover web --undo" in line for line in ran.lines)
-    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "14"})]
+    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "14", "at_time": None})]
     assert vmreplica("failover", "web", "--undo", "--commit").code == 2
 
 
