@@ -371,10 +371,10 @@ def test_points_and_the_export_of_one(vmreplica: Command) -> None:
     )
     assert vmreplica("points", "web").lines == [
         "web  replica: 4 newest and 24 hourly points are kept; they take 1.0 GiB of at most 20.0 GiB.",
-        "  POINT        SEALED                     AGE  KEPT AS  CONSISTENT     TAKES  EXPORTS",
-        "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest   crash                 1",
-        "  01234567/14  2030-03-17 17:44:39  2 min 1 s  cut      crash        4.0 MiB",
-        "  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly   application  1.0 GiB",
+        "  POINT        SEALED                     AGE  KEPT AS    TAKES  EXPORTS  CONSISTENT",
+        "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest            1        crash",
+        "  01234567/14  2030-03-17 17:44:39  2 min 1 s  cut      4.0 MiB           crash",
+        "  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly   1.0 GiB           application",
     ]
     assert len(json.loads(vmreplica("points", "web", "--json").out)["points"]) == 3
     canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
