@@ -18,7 +18,9 @@ PAIR = Path(__file__).parent / "pair"
 
 # A deadline would turn a busy machine into a failure. In CI a failure must repeat when run again.
 hypothesis.settings.register_profile("full", deadline=None, print_blob=True)
-hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("full"), derandomize=True)
+hypothesis.settings.register_profile(
+    "ci", parent=hypothesis.settings.get_profile("full"), derandomize=True, max_examples=50
+)
 hypothesis.settings.register_profile("quick", parent=hypothesis.settings.get_profile("full"), max_examples=25)
 
 

@@ -10,6 +10,9 @@ from shared.point_status import PointProof, PointsStatus, PointStatus
 from shared.rates import duration_text, size_text
 from shared.status import VmStatus
 
+CRASH = "crash"
+"""As a power cut would have left it: what every point is that nothing else is said of."""
+
 
 def point_lines(vm: VmStatus, points: PointsStatus, now: float, zone: tzinfo | None = None) -> list[str]:
     """The recovery points of a VM, the newest first, and the rules by which they are kept."""
@@ -17,20 +20,23 @@ def point_lines(vm: VmStatus, points: PointsStatus, now: float, zone: tzinfo | N
         return [f"{vm.name} has no recovery point yet."]
     named = any(point.name for point in points.points)
     proven = any(point.proven_time is not None for point in points.points)
-    rows = [["POINT", "SEALED", "AGE", "KEPT AS", "CONSISTENT", "TAKES", "EXPORTS"]]
+    rows = [["POINT", "SEALED", "AGE", "KEPT AS", "TAKES", "EXPORTS"]]
     for point in points.points:
         age = "" if point.cut.time is None else duration_text(max(0.0, now - point.cut.time))
         size = "" if point.newest else size_text(point.bytes)
         kept = ", ".join(_kept_as(point, points)) or "cut"
         sealed, exports = time_text(point.cut.time, zone), ", ".join(point.exports)
-        rows.append([point.point, sealed, age, kept, point.consistency, size, exports])
+        rows.append([point.point, sealed, age, kept, size, exports])
+    if any(point.consistency != CRASH for point in points.points):
+        for row, kind in zip(rows, ["CONSISTENT", *(point.consistency for point in points.points)], strict=True):
+            row.append(kind)
     if named:
         for row, name in zip(rows, ["NAME", *(point.name for point in points.points)], strict=True):
             row.append(name)
     if proven:
         for row, moment in zip(rows, ["PROVEN", *(_proven(point, zone) for point in points.points)], strict=True):
             row.append(moment)
-    return [f"{vm.name}  {vm.role}: {_rules(points)}.", *(f"  {joined(row)}" for row in columns(rows, right=[2, 5]))]
+    return [f"{vm.name}  {vm.role}: {_rules(points)}.", *(f"  {joined(row)}" for row in columns(rows, right=[2, 4]))]
 
 
 def _kept_as(point: PointStatus, points: PointsStatus) -> Iterator[str]:

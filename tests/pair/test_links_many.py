@@ -13,9 +13,10 @@ from shared.states import ReplicationState
 from tests.pair.links import LinkedPair
 from tests.pair.rig import MIB
 from tests.pair.watching import Watch
+from tests.places import is_thorough
 
 VMS = 20
-ROUNDS = 12
+ROUNDS = 12 if is_thorough() else 6
 SEED = 14
 
 

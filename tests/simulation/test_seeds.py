@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.places import is_thorough
 from tests.simulation.run import Result, run
 
 ROOT = Path(__file__).parents[2]
@@ -25,8 +26,8 @@ REGRESSIONS = {
 }
 """Seeds that once found a bug of the product. Each bug has a unit test as well, since what a seed does changes with
 the product."""
-SEEDS = sorted({*range(500), *REGRESSIONS})
-CHUNK = 20
+SEEDS = sorted({*range(500 if is_thorough() else 200), *REGRESSIONS})
+CHUNK = 10
 """So many seeds are one test: small enough for two workers to share the work evenly."""
 
 
@@ -56,7 +57,7 @@ def test_seeds(first: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS[::125])
+@pytest.mark.parametrize("seed", SEEDS[::60])
 def test_two_runs_are_the_same(seed: int) -> None:
     first, second = check(seed), check(seed)
     assert (first.trace, first.steps, first.counts) == (second.trace, second.steps, second.counts)

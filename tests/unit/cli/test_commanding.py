@@ -385,10 +385,10 @@ def test_points_and_the_export_of_one(vmreplica: Command) -> None:
     )
     assert vmreplica("points", "web").lines == [
         "web  replica: 4 newest and 24 hourly points are kept; they take 1.0 GiB of at most 20.0 GiB.",
-        "  POINT        SEALED                     AGE  KEPT AS  CONSISTENT     TAKES  EXPORTS",
-        "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest   crash                 1",
-        "  01234567/14  2030-03-17 17:44:39  2 min 1 s  cut      crash        4.0 MiB",
-        "  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly   application  1.0 GiB",
+        "  POINT        SEALED                     AGE  KEPT AS    TAKES  EXPORTS  CONSISTENT",
+        "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest            1        crash",
+        "  01234567/14  2030-03-17 17:44:39  2 min 1 s  cut      4.0 MiB           crash",
+        "  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly   1.0 GiB           application",
     ]
     assert len(json.loads(vmreplica("points", "web", "--json").out)["points"]) == 3
     canned.answers[admin.EXPORT] = to_plain(replica().exports[0])
@@ -515,7 +515,7 @@ def test_failover_shows_progress_and_ends_with_the_disks(vmreplica: Command) -> 
         "web is failed over to this host as of 2030-03-17 17:46:09; its old primary can no longer write."
     )
     assert f"  {URI}" in out.splitlines()
-    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "newest"})]
+    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "newest", "at_time": None})]
 
 
 def test_failover_that_goes_on_after_the_answer_is_followed(vmreplica: Command) -> None:
@@ -570,7 +570,7 @@ def test_failover_to_a_point_tells_it_and_how_to_undo_it(vmreplica: Command) -> 
         "web is failed over to this host as of 2030-03-17 17:44:29; its old primary can no longer write."
     )
     assert any("vmreplica failover web --undo" in line for line in ran.lines)
-    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "14"})]
+    assert canned.calls == [(admin.FAILOVER, {"vm": UUID, "point": "14", "at_time": None})]
     assert vmreplica("failover", "web", "--undo", "--commit").code == 2
 
 
