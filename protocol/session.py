@@ -120,9 +120,6 @@ def _transitions() -> Transitions:
     # Cuts sent before a resync began are still received and applied while it runs.
     for state in (s.OPEN, s.BEGINNING, s.RESYNC, s.COMMITTING, s.CANCELLING):
         table |= _stay(state, replica, (m.RECEIVED, m.APPLIED))
-        # What belongs to cuts beside the log goes its own way, whatever else the session does.
-        table |= _stay(state, primary, (m.CUT_MARK, m.DEFINITION, m.DEFINITION_PART))
-        table |= _stay(state, replica, (m.CUT_MARKED, m.DEFINITION_WANTED, m.DEFINITION_KEPT))
     # A resync that the replica reported as open is dropped without being begun again.
     table[s.OPEN, primary, m.RESYNC_CANCEL] = s.CANCELLING
     table |= _stay(s.BULK, primary, (m.MANIFEST_REQUEST, m.DETAIL_REQUEST, m.HOLES_REQUEST, m.BLOCKS, m.RANGE_DONE))
@@ -153,8 +150,13 @@ def _transitions() -> Transitions:
         (s.PREPARED, primary, m.FAILOVER_VOID): s.VOIDING,
         (s.VOIDING, replica, m.FAILOVER_VOIDED): s.OPEN,
     }
-    for state in (s.PREPARING, s.PREPARED, s.VOIDING):
+    planned = (s.PREPARING, s.PREPARED, s.VOIDING)
+    for state in planned:
         table |= _stay(state, replica, (m.RECEIVED, m.APPLIED))
+    for state in (s.OPEN, s.BEGINNING, s.RESYNC, s.COMMITTING, s.CANCELLING, *planned):
+        # What belongs to cuts beside the log goes its own way, whatever else the session does.
+        table |= _stay(state, primary, (m.CUT_MARK, m.DEFINITION, m.DEFINITION_PART))
+        table |= _stay(state, replica, (m.CUT_MARKED, m.DEFINITION_WANTED, m.DEFINITION_KEPT))
     for side in Side:
         for state in s:
             if state is not s.CLOSED:
