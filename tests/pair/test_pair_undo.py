@@ -75,9 +75,11 @@ async def test_failover_to_an_older_point_is_undone_and_the_next_is_committed(pa
     assert not Path(layout.reverse_map).exists()
     with pytest.raises(InvalidStateError, match="is not failed over"):
         await pair.copy.undo_failover()
-    await pair.write(0, "write -P 0x44 3M 64k")
     await pair.vm.resume(resynchronize=False)
     await pair.state(ReplicationState.REPLICATING)
+    # Its tap takes writes again once a session has begun that the replica did not refuse.
+    await pair.until("writes", lambda: pair.vm.parts.tap.config.fenced == "")
+    await pair.write(0, "write -P 0x44 3M 64k")
     await pair.assert_same()
     assert pair.vm.parts.replication.record.causes == []
 

@@ -112,7 +112,9 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
     await two.same(two.alpha)
     await two.fail_over(two.beta)
     await two.beta.write("write -P 0x51 1M 64k")
+    # What the tap shows: the write lies over the copy, which is as it was.
     losing = two.beta.paths()[0].read_bytes()
+    losing = losing[:MIB] + bytes([0x51]) * BLOCK + losing[MIB + BLOCK :]
     await two.write_past_the_fence(two.alpha, "write -P 0x52 3M 64k")
     status = await primary_status(two.alpha)
     assert status.health == "Critical" and "split brain" in status.summary
