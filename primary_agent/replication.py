@@ -90,7 +90,8 @@ class Replication:
     @property
     def tracked_epoch(self) -> bytes:
         """The epoch that the tap has to track: that of the open resync, else the baseline's."""
-        return self.record.resync.epoch if self.record.resync is not None else self.record.epoch
+        begun = self.record.resync or self.record.export
+        return begun.epoch if begun is not None else self.record.epoch
 
     @property
     def open_resync(self) -> OpenResync | None:
@@ -236,7 +237,7 @@ class Replication:
             # Suspended in its initial replication, a VM has no baseline yet, and nothing is required of it.
             initial = record.epoch == NO_EPOCH and record.state not in RESYNCING
             event = PrimaryEvent.INITIAL_CANCELLED if initial else PrimaryEvent.RESYNC_CANCELLED
-            fields: dict[str, Any] = {"resync": None, "resync_wanted": False, "resync_at": None}
+            fields: dict[str, Any] = {"resync": None, "export": None, "resync_wanted": False, "resync_at": None}
             if not initial:
                 fields["stopped_time"] = self._clock.wall()
             await self._walk((event,), text, [self.event(EventId.ADMINISTRATOR, text, cause=event.value)], fields)

@@ -12,6 +12,7 @@ from protocol.messages import (
     MAX_CAUSE_TEXT,
     MAX_CAUSES,
     REVERSE,
+    SEED,
     ErrorCode,
     Open,
     Opened,
@@ -150,6 +151,7 @@ class Connections:
 
     def opened(self, channel: Channel | None = None) -> Opened:
         """What the primary at the other end is told of this VM."""
+        knows_seeds = channel is not None and SEED in channel.session.capabilities
         knows_reversals = channel is not None and REVERSE in channel.session.capabilities
         ledger, resync, spool = self._parts.ledger, self._parts.resync, self._parts.applier.spool
         record = ledger.replication
@@ -171,6 +173,7 @@ class Connections:
             resync=resync.state if resync is not None else None,
             causes=[WireCause(code=each.code, text=each.text[:MAX_CAUSE_TEXT]) for each in record.causes[-MAX_CAUSES:]],
             common=common_of(record) if knows_reversals else msgspec.UNSET,
+            seeded=True if knows_seeds and record.seeded else msgspec.UNSET,
         )
 
     def _control_of(self, channel: Channel, body: Open) -> Control:

@@ -73,6 +73,10 @@ class Layout:
     def disk(self, index: int) -> str:
         return f"{self.folder}/disk-{index}.raw"
 
+    def imported(self, index: int) -> str:
+        """What is being imported as a disk; it takes the disk's place when all of it is there."""
+        return f"{self.folder}/import-{index}.raw"
+
     def segment(self, epoch: bytes, number: int) -> str:
         return f"{self.spool}/{epoch.hex()}-{number:012d}.hrl"
 
