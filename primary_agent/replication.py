@@ -197,10 +197,10 @@ class Replication:
     async def begin_resync(self, resync: ResyncRecord) -> None:
         """Put an open resync (or initial replication) on record, before the tap is told its epoch.
 
-        Raises Replan where it was cancelled meanwhile.
+        Raises Replan where it was cancelled meanwhile, or is made another way.
         """
         async with self._lock:
-            if self.record.state not in COMPARING:
+            if self.record.state not in COMPARING or self.record.export is not None:
                 raise Replan("the resynchronization was cancelled")
             await self._store((), {"resync": resync})
 

@@ -127,6 +127,7 @@ class Session:
                 await self._stream(position)
             case InitialRequired():
                 await self._until_ordered()
+                await until_brought(self._replication, self._replica, self._drop_stray_resync)
                 await self._resync(None)
             case ResyncRequired(cause, text, evidence):
                 if self._replication.state is not ReplicationState.RESYNCHRONIZING:
