@@ -133,6 +133,14 @@ class Importer:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task})
+        if self.status is not None and self.status.running:
+            # It was ended before it had begun.
+            self._ended(self.status)
+            await finish(self._end(self.status))
+
+    def _ended(self, status: ImportStatus) -> None:
+        status.outcome, status.text = FAILED, "It was ended before all of it was there; nothing was changed."
+        status.remedy = "Run it again."
 
     @property
     def _name(self) -> str:
@@ -208,8 +216,7 @@ class Importer:
             await finish(self._take_over(plan))
             status.outcome, status.text = IMPORTED, self._told(plan)
         except asyncio.CancelledError:
-            status.outcome, status.text = FAILED, "It was ended before all of it was there; nothing was changed."
-            status.remedy = "Run it again."
+            self._ended(status)
             raise
         except VmreplicaError as error:
             status.outcome, status.text, status.remedy = FAILED, error.text, error.remedy

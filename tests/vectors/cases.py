@@ -23,7 +23,15 @@ from protocol.frames import FLAG_ZSTD, MAX_FRAME_PAYLOAD, FrameReader, encode_fr
 from protocol.hrl import FILE_HEADER_BYTES
 from protocol.messages import BULK_TYPES, MessageType, decode_body, encode_body
 from tests.vectors.logs import OTHER_EPOCH, SIZES, LogBuilder, data, discard, pattern, small_log, zero
-from tests.vectors.messages import BULK_EXAMPLES, EXAMPLES, LOG, REVERSED_EXAMPLES, TOKEN, long_manifest
+from tests.vectors.messages import (
+    BULK_EXAMPLES,
+    EXAMPLES,
+    LOG,
+    REVERSED_EXAMPLES,
+    SEEDED_EXAMPLES,
+    TOKEN,
+    long_manifest,
+)
 
 FOLDER = Path(__file__).parent
 
@@ -69,6 +77,9 @@ def frame_cases() -> Iterator[Case]:
     for kind, body in REVERSED_EXAMPLES.items():
         name = f"frame-{kind.name.lower().replace('_', '-')}-reversed"
         yield Case(name, "frame", f"{kind.name} to a peer that knows of reversals", frame(kind, encode_body(body)))
+    for kind, body in SEEDED_EXAMPLES.items():
+        name = f"frame-{kind.name.lower().replace('_', '-')}-seeded"
+        yield Case(name, "frame", f"{kind.name} to a peer that knows of seeds", frame(kind, encode_body(body)))
     for kind, payload in BULK_EXAMPLES.items():
         yield Case(f"frame-{kind.name.lower()}", "frame", kind.name, frame(kind, payload))
     long = b"".join(encode_manifest(long_manifest()))

@@ -250,6 +250,21 @@ REVERSED_EXAMPLES: dict[MessageType, Body] = {
     ),
 }
 """The same with what goes only to a peer that has the capability ``reverse``."""
+SEEDED_EXAMPLES: dict[MessageType, Body] = {
+    MessageType.OPENED: msgspec.structs.replace(
+        EXAMPLES[MessageType.OPENED],
+        state="ReadyForInitialReplication",
+        epoch=NO_EPOCH,
+        lineage=[],
+        received=None,
+        cut=None,
+        applied=None,
+        resync=None,
+        causes=[],
+        seeded=True,
+    ),
+}
+"""The same with what goes only to a peer that has the capability ``seed``."""
 
 
 def manifest() -> Manifest:

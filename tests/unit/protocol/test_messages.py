@@ -37,7 +37,7 @@ from protocol.messages import (
 )
 from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Position
 from tests.unit.protocol.strategies import bodies
-from tests.vectors.messages import EXAMPLES, LINEAGE, POSITION, REVERSED_EXAMPLES
+from tests.vectors.messages import EXAMPLES, LINEAGE, POSITION, REVERSED_EXAMPLES, SEEDED_EXAMPLES
 
 CONTROL = sorted(BODIES)
 
@@ -138,7 +138,7 @@ def test_field_of_another_type_is_an_error(kind: MessageType, field: str) -> Non
     """Types are strict: no text for a number, no number for a text, no number for a bool."""
     wrong: Any
     for wrong in ({"a": 1}, [[]], -1, 1.5e300, "\x00" * 5000, b"short", True):
-        whole = plain(REVERSED_EXAMPLES.get(kind, EXAMPLES[kind]))
+        whole = plain(SEEDED_EXAMPLES.get(kind, EXAMPLES[kind])) | plain(REVERSED_EXAMPLES.get(kind, EXAMPLES[kind]))
         value = whole[field]
         if type(wrong) is type(value) or (wrong == [[]] and value == []):
             continue
@@ -146,13 +146,15 @@ def test_field_of_another_type_is_an_error(kind: MessageType, field: str) -> Non
             decode_body(kind, pack(whole | {field: wrong}))
 
 
-@pytest.mark.parametrize("kind", sorted(REVERSED_EXAMPLES))
-def test_what_an_older_peer_does_not_know_is_left_out(kind: MessageType) -> None:
+@pytest.mark.parametrize(
+    "kind, examples", [(kind, each) for each in (REVERSED_EXAMPLES, SEEDED_EXAMPLES) for kind in sorted(each)]
+)
+def test_what_an_older_peer_does_not_know_is_left_out(kind: MessageType, examples: dict[MessageType, Body]) -> None:
     """A field that goes by a capability is not there at all without it, and a peer that has it gets it back whole."""
-    without, whole = plain(EXAMPLES[kind]), plain(REVERSED_EXAMPLES[kind])
+    without, whole = plain(EXAMPLES[kind]), plain(examples[kind])
     (field,) = whole.keys() - without.keys()
-    assert field in ("fence", "common", "doubt")
-    assert decode_body(kind, pack(whole)) == REVERSED_EXAMPLES[kind]
+    assert field in ("fence", "common", "doubt", "seeded")
+    assert decode_body(kind, pack(whole)) == examples[kind]
     del whole[field]
     assert getattr(decode_body(kind, pack(whole)), field) is msgspec.UNSET
 
