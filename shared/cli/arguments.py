@@ -117,7 +117,6 @@ def _initial(parser: argparse.ArgumentParser) -> None:
         "--export",
         type=parsed(parse_path),
         metavar="DIR",
-        default="",
         help="write the copy into an empty folder of this host, on a medium say, for `vmreplica import DIR` at the "
         "replica; what is written meanwhile is tracked",
     )

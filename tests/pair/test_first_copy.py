@@ -18,6 +18,7 @@ from shared.errors import InvalidStateError, StorageError
 from shared.events import EventId
 from shared.import_status import ImportStatus
 from shared.states import ReplicationState
+from tests.pair.hosts import Hosts
 from tests.pair.rig import MIB, Pair
 
 
@@ -160,3 +161,33 @@ async def test_an_export_of_another_vm_or_of_another_time_is_refused(pair: Pair,
     path.write_bytes(sound)
     body = json.loads(sound.split(b"\n")[1])
     assert body["vm"] == pair.vm.record.vm.hex()
+
+
+def test_the_commands_of_the_page(hosts: Hosts, tmp_path: Path) -> None:
+    """docs/procedures.md, on real processes: by courier, then, for another VM's sake, from a backup."""
+    hosts.make_disks(4 * MIB)
+    hosts.start_both()
+    hosts.enable()
+    hosts.connect()
+    medium = tmp_path / "medium" / "web"
+    medium.parent.mkdir()
+    done = hosts.command("initial", "demo", "--export", str(medium))
+    assert (done.returncode, "is complete in" in done.stdout) == (0, True), done
+    status = hosts.status("primary")
+    assert (status["export_folder"], status["export_complete"]) == (str(medium), True)
+    assert "bring the folder to its host" in status["waiting"]
+    refused = hosts.command("initial", "demo")
+    assert (refused.returncode, "waits for its import" in refused.stderr) == (4, True), refused
+    ended = hosts.command("stop", "demo")
+    assert ended.returncode == 0, ended
+    seeded = hosts.command("import", "demo", "--seed", str(medium / "disk-0.raw"))
+    assert (seeded.returncode, "initial demo --use-seed" in seeded.stdout) == (0, True), seeded
+    assert hosts.command("remove", "demo", "--role", "replica", "--yes").returncode == 0
+    hosts.connect()
+    done = hosts.command("initial", "demo", "--export", str(tmp_path / "another"))
+    assert done.returncode == 0, done
+    brought = hosts.command("import", str(tmp_path / "another"))
+    assert (brought.returncode, "goes on by itself" in brought.stdout) == (0, True), brought
+    hosts.wait_state("Replicating")
+    hosts.caught_up()
+    hosts.assert_same()
