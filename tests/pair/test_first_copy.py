@@ -118,7 +118,7 @@ async def test_a_first_copy_by_courier_needs_only_what_was_written_since(pair: P
 async def test_a_courier_who_takes_longer_than_the_log_lasts(pair: Pair, tmp_path: Path) -> None:
     """The dirty map takes over: what it names is compared again, and nothing else."""
     folder = tmp_path / "medium"
-    await pair.enable(64 * MIB, log_limit_bytes=16 * MIB)
+    await pair.enable(32 * MIB, log_limit_bytes=16 * MIB)
     await pair.healthy()
     await pair.vm.initial(export=str(folder))
     await pair.until("the export", lambda: pair.vm.parts.replication.record.resync)
@@ -164,11 +164,12 @@ async def test_an_export_of_another_vm_or_of_another_time_is_refused(pair: Pair,
 
 
 def test_the_commands_of_the_page(hosts: Hosts, tmp_path: Path) -> None:
-    """docs/procedures.md, on real processes: by courier, then, for another VM's sake, from a backup."""
+    """docs/procedures.md, on real processes."""
     hosts.make_disks(4 * MIB)
+    hosts.prepare()
     hosts.start_both()
     hosts.enable()
-    hosts.connect()
+    hosts.wait("the link", "primary", lambda vm: vm["link"]["healthy"])
     medium = tmp_path / "medium" / "web"
     medium.parent.mkdir()
     done = hosts.command("initial", "demo", "--export", str(medium))
@@ -182,8 +183,6 @@ def test_the_commands_of_the_page(hosts: Hosts, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended
     seeded = hosts.command("import", "demo", "--seed", str(medium / "disk-0.raw"))
     assert (seeded.returncode, "initial demo --use-seed" in seeded.stdout) == (0, True), seeded
-    assert hosts.command("remove", "demo", "--role", "replica", "--yes").returncode == 0
-    hosts.connect()
     done = hosts.command("initial", "demo", "--export", str(tmp_path / "another"))
     assert done.returncode == 0, done
     brought = hosts.command("import", str(tmp_path / "another"))
