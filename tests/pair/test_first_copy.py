@@ -38,6 +38,7 @@ def sent_bytes(pair: Pair) -> int:
     return sum(disk.sent_bytes for disk in run.disks)
 
 
+@pytest.mark.slow
 async def test_a_seed_is_compared_and_only_what_differs_is_sent(pair: Pair, tmp_path: Path) -> None:
     await pair.enable(8 * MIB, 4 * MIB)
     await pair.healthy()
@@ -75,6 +76,7 @@ async def test_a_seed_is_compared_and_only_what_differs_is_sent(pair: Pair, tmp_
         await imported(pair, seeds=[SeedParams(path=str(seeds[0]))])
 
 
+@pytest.mark.slow
 async def test_a_first_copy_by_courier_needs_only_what_was_written_since(pair: Pair, tmp_path: Path) -> None:
     folder = tmp_path / "medium"
     await pair.enable(8 * MIB, 4 * MIB)
@@ -115,6 +117,7 @@ async def test_a_first_copy_by_courier_needs_only_what_was_written_since(pair: P
     assert [event["cause"] for event in await pair.events(EventId.EXPORTED)] == ["export"]
 
 
+@pytest.mark.slow
 async def test_a_courier_who_takes_longer_than_the_log_lasts(pair: Pair, tmp_path: Path) -> None:
     """The dirty map takes over: what it names is compared again, and nothing else."""
     folder = tmp_path / "medium"
@@ -125,7 +128,6 @@ async def test_a_courier_who_takes_longer_than_the_log_lasts(pair: Pair, tmp_pat
     for turn in range(3):
         await pair.write(0, f"write -P {turn + 1} 10M 8M")
     await pair.until("the map", lambda: pair.vm.parts.tap.require().tracking.value == "map")
-    # What was exported before, and is not what the primary waits for, is refused in the end.
     status = await imported(pair, folder=str(folder))
     assert status.outcome == "imported", status
     await pair.state(ReplicationState.REPLICATING)
@@ -163,6 +165,7 @@ async def test_an_export_of_another_vm_or_of_another_time_is_refused(pair: Pair,
     assert body["vm"] == pair.vm.record.vm.hex()
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page(hosts: Hosts, tmp_path: Path) -> None:
     """docs/procedures.md, on real processes."""
     hosts.make_disks(4 * MIB)

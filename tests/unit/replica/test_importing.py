@@ -235,8 +235,8 @@ async def test_seeds_are_named_by_disk_or_in_order(world: World, tmp_path: Path)
             shm = Path("/dev/shm") / f"vmr-seed-{os.getpid()}"
             shm.write_bytes(bytes(DISKS[1].size))
             try:
-                seeds = [SeedParams(path=str(shm), disk=3)]
-                await Imports(agent).start_seed(ImportSeedParams(vm=vm.name, seeds=seeds, move=True))
+                away = [SeedParams(path=str(shm), disk=3)]
+                await Imports(agent).start_seed(ImportSeedParams(vm=vm.name, seeds=away, move=True))
             finally:
                 shm.unlink()
     assert replace(plan, move=True).where == "/c, /a"
