@@ -125,7 +125,7 @@ class AdminMethods:
 
     async def initial(self, params: InitialParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
-        return await _ordered(vm, "initial", vm.initial(at=params.at))
+        return await _ordered(vm, "initial", vm.initial(at=params.at, export=params.export, use_seed=params.use_seed))
 
     async def suspend(self, params: VmParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)

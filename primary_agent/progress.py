@@ -18,6 +18,7 @@ from shared.resync_runs import RunDisk
 STARTING = "starting"
 WAITING = "waiting"
 COMPARING = "comparing"
+EXPORTING = "exporting"
 TRACKED_WRITES = "tracked writes"
 COMMITTING = "committing"
 MERGING = "merging"
@@ -183,7 +184,7 @@ class ResyncProgress:
         disks = list(self.disks.values())
         total = sum(disk.total_bytes for disk in disks)
         compared = self.compared_bytes
-        comparing = self.phase == COMPARING
+        comparing = self.phase in (COMPARING, EXPORTING)
         return ProgressStatus(
             kind=self.kind.value,
             phase=self.phase,

@@ -177,11 +177,23 @@ class ResyncRecord(Record):
     kept_round: Count = 0
     """The round for which what bounds the resync was kept (primary_agent.kept_scope); 0 while the tap's map has it."""
     end: PositionRecord | None = None
+    exported: str = ""
+    """The folder into which the first copy was written for a courier: the replica has to import it."""
 
     @property
     def bounded_by_map(self) -> bool:
         """Whether only the tap's map names what bounds this round, so that it must stay."""
         return self.kind is ResyncKind.BOUNDED and self.kept_round != self.round
+
+
+class ExportRecord(Record):
+    """A first copy that is being written into ``folder`` for a courier, while ``epoch`` is tracked."""
+
+    folder: str
+    epoch: Id16
+    started_time: float
+    tracked: bool = False
+    """The tap has begun to track the epoch: what was written since must not be lost."""
 
 
 class FenceRecord(Record):
@@ -257,6 +269,8 @@ class ReplicationRecord(Record):
     """The records were rebuilt after a loss, and nothing has proven yet that the log goes on from the replica."""
     planned: PlannedRecord | None = None
     """The planned failover that was ordered last, unless there never was one."""
+    export: ExportRecord | None = None
+    """The first copy that is being written for a courier; once it is complete ``resync`` is what goes on from it."""
 
     @property
     def ancestors(self) -> Lineage:

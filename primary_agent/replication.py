@@ -91,7 +91,8 @@ class Replication:
     @property
     def tracked_epoch(self) -> bytes:
         """The epoch that the tap has to track: that of the open resync, else the baseline's."""
-        return self.record.resync.epoch if self.record.resync is not None else self.record.epoch
+        begun = self.record.resync or self.record.export
+        return begun.epoch if begun is not None else self.record.epoch
 
     @property
     def open_resync(self) -> OpenResync | None:
@@ -197,10 +198,10 @@ class Replication:
     async def begin_resync(self, resync: ResyncRecord) -> None:
         """Put an open resync (or initial replication) on record, before the tap is told its epoch.
 
-        Raises Replan where it was cancelled meanwhile.
+        Raises Replan where it was cancelled meanwhile, or is made another way.
         """
         async with self._lock:
-            if self.record.state not in COMPARING:
+            if self.record.state not in COMPARING or self.record.export is not None:
                 raise Replan("the resynchronization was cancelled")
             await self._store((), {"resync": resync})
 
@@ -237,7 +238,7 @@ class Replication:
             # Suspended in its initial replication, a VM has no baseline yet, and nothing is required of it.
             initial = record.epoch == NO_EPOCH and record.state not in RESYNCING
             event = PrimaryEvent.INITIAL_CANCELLED if initial else PrimaryEvent.RESYNC_CANCELLED
-            fields: dict[str, Any] = {"resync": None, "resync_wanted": False, "resync_at": None}
+            fields: dict[str, Any] = {"resync": None, "export": None, "resync_wanted": False, "resync_at": None}
             if not initial:
                 fields["stopped_time"] = self._clock.wall()
             await self._walk((event,), text, [self.event(EventId.ADMINISTRATOR, text, cause=event.value)], fields)

@@ -20,7 +20,7 @@ def is_abandoned(replication: Replication, connection: Connection) -> bool:
     Records that were rebuilt prove nothing of the kind: the epoch may be a baseline that they do not know of.
     """
     record = replication.record
-    if record.resync is not None or replication.rebuilt or not connection.alive:
+    if record.resync is not None or record.export is not None or replication.rebuilt or not connection.alive:
         return False
     if connection.tracking is not Tracking.ON or connection.tracks(record.epoch):
         return False

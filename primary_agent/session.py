@@ -15,6 +15,7 @@ import msgspec
 
 from primary_agent.conclusions import Replan, conclude
 from primary_agent.dialing import Dialled, expect
+from primary_agent.export_waiting import until_brought
 from primary_agent.forecast import foresee
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, learn_indexes, view_of
 from primary_agent.parts import Parts
@@ -120,11 +121,13 @@ class Session:
         if self._replication.record.recovered is not None:
             await judge_rebuilt(self._replication, self._parts.tap, self._replica, decision)
         await self._planned.settle()
+        await until_brought(self._replication, self._replica, self._drop_stray_resync)
         match decision:
             case Resume(position):
                 await self._stream(position)
             case InitialRequired():
                 await self._until_ordered()
+                await until_brought(self._replication, self._replica, self._drop_stray_resync)
                 await self._resync(None)
             case ResyncRequired(cause, text, evidence):
                 if self._replication.state is not ReplicationState.RESYNCHRONIZING:

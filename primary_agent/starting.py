@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from primary_agent.conclusions import Replan
+from primary_agent.export_waiting import export_text
 from primary_agent.judgement import causes_of, is_history_lost, turned_of
 from primary_agent.parts import Parts
 from primary_agent.record import StartedBy
@@ -145,6 +146,8 @@ def waiting_text(parts: Parts) -> str:
     if record.state is _S.RESYNCHRONIZING:
         paused = _paused(parts)
         return f"The resynchronization rests: {paused[1]}." if paused is not None else ""
+    if record.state is _S.INITIAL_REPLICATION_IN_PROGRESS:
+        return export_text(record)
     if record.state is _S.WAITING_FOR_INITIAL_REPLICATION:
         return _initial_waiting_text(parts, record.resync_at, now)
     scheduled = record.resync_at is not None and record.state is _S.REPLICATING

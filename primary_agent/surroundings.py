@@ -9,7 +9,7 @@ from primary_agent.dialing_queue import DialingQueue
 from primary_agent.pacing import Rates
 from primary_agent.resync_queue import ResyncQueue
 from protocol.compression import CAPABILITY as ZSTD
-from protocol.messages import DISK_SETS, PLANNED, REVERSE
+from protocol.messages import DISK_SETS, PLANNED, REVERSE, SEED
 from protocol.session import DEFINITION, MARKS, Identity
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
 from shared.config_sections import ConsistencySection, PrimaryConfig, RatesSection, ResyncSection
@@ -88,5 +88,5 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS)
+        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS, SEED)
         return Identity(self.software, self.host, self.heartbeat, capabilities)

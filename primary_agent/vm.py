@@ -15,6 +15,8 @@ from primary_agent.companions import Companions
 from primary_agent.consistent_cuts import ConsistentCuts
 from primary_agent.definition_watch import DefinitionWatch
 from primary_agent.enabling import tap_folder, with_settings_of
+from primary_agent.export_waiting import refuse_export, require_seed
+from primary_agent.exporting import Exporter
 from primary_agent.parts import Parts
 from primary_agent.planned import keep
 from primary_agent.planned_steps import step_of
@@ -65,6 +67,7 @@ class PrimaryVm:
         self.verifier = Verifier(self.parts, folder)
         self.cuts = ConsistentCuts(self.parts)
         self.definition = DefinitionWatch(self.parts)
+        self.exporter = Exporter(self.parts)
         self.failure: VmreplicaError | None = None
         """Why this VM's tasks have ended, where its store failed."""
         self.on_failure: Callable[[PrimaryVm], None] | None = None
@@ -123,6 +126,7 @@ class PrimaryVm:
                 group.create_task(self._guard("verify", self.verifier.run))
                 group.create_task(self._guard("consistent cuts", self.cuts.run))
                 group.create_task(self._guard("definition", self.definition.run))
+                group.create_task(self._guard("export", self.exporter.run))
         except* VmreplicaError as group_error:
             found = group_error.exceptions[0]
             assert isinstance(found, VmreplicaError)
@@ -232,9 +236,15 @@ class PrimaryVm:
         status = status_of(self.parts, self.folder, self.failure, self.verifier.status())
         return with_guest(status, self.cuts.status(), self.definition.status(), self._ports.clock.wall())
 
-    async def initial(self, *, at: str = "") -> None:
-        """Start the initial replication; joins the running one. ``at`` puts it off, or with ``never`` cancels that."""
+    async def initial(self, *, at: str = "", export: str = "", use_seed: bool = False) -> None:
+        """Start the initial replication; joins the running one. ``at`` puts it off, or with ``never`` cancels that.
+
+        ``export``: the folder into which the copy is written for a courier. ``use_seed``: only over a seed.
+        """
+        if bool(at) + bool(export) + use_seed > 1:
+            raise UsageError("The first copy is made in one way.", "Give one of --at, --export and --use-seed.")
         async with self.ordering:
+            refuse_export(self._replication)
             if self._replication.state is _S.INITIAL_REPLICATION_IN_PROGRESS and not at:
                 self.parts.link.poke.notify()
                 return
@@ -243,7 +253,12 @@ class PrimaryVm:
             if at:
                 await put_off_initial(self.parts, at)
                 return
-            await self.check_gate("initial replication")
+            await self.check_gate("initial replication", remote=not export)
+            if export:
+                await self.exporter.order(export)
+                return
+            if use_seed:
+                require_seed(self.parts)
             cause = "the administrator asked for it"
             await self._replication.transition(PrimaryEvent.INITIAL_STARTED, cause, resync_at=None)
 
@@ -298,8 +313,11 @@ class PrimaryVm:
             else:
                 await resume(self.parts, self.check_gate, self._not_now, resynchronize=resynchronize)
 
-    async def check_gate(self, what: str) -> None:
-        """I20: raises InvalidStateError with reason and remedy unless connectivity and tracking are healthy."""
+    async def check_gate(self, what: str, *, remote: bool = True) -> None:
+        """I20: raises InvalidStateError with reason and remedy unless connectivity and tracking are healthy.
+
+        ``remote``: the replica takes part in it.
+        """
         link, tap, replication = self.parts.link, self.parts.tap, self._replication
         if tap.connection is None:
             raise InvalidStateError(
@@ -319,6 +337,8 @@ class PrimaryVm:
                 f"{shrunk.size}.",
                 "Bring it back to its size, restore what it held there, and try again.",
             )
+        if not remote:
+            return
         if replication.record.problem is not None:
             raise InvalidStateError(
                 f"The {what} of {self.name} can't begin: {replication.record.problem.text}",

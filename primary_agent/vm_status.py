@@ -65,6 +65,8 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         uris=_uris(connection),
         folder=folder,
         waiting=waiting_text(parts),
+        export_folder=record.export.folder if record.export else record.resync.exported if record.resync else "",
+        export_complete=bool(record.resync is not None and record.resync.exported),
         bypasses=list(parts.bypasses),
         resync_start_time=record.resync_at,
         caught_up_seconds=parts.caught_up_seconds(),

@@ -37,6 +37,8 @@ DISK_SETS = "disk-sets"
 """The capability of both sides to have a disk added or removed by a resync."""
 MAX_SAMPLED = 512
 """Places of one SAMPLE_REQUEST."""
+SEED = "seed"
+"""Capability: knows of first copies that came another way."""
 REVERSE = "reverse"
 """The capability of peers that know of reversed directions: the fields ``fence``, ``common`` and ``doubt``."""
 MAX_CAUSES = 8
@@ -339,7 +341,9 @@ class Opened(Body, frozen=True):
     ``cut`` is the newest cut of the baseline's epoch that is received, ``causes`` why it requires a resync, if it does.
     ``disk_set`` is the number of the set of ``disks``; only with the capability DISK_SETS.
     ``common``, to a primary with the capability REVERSE and left out else: the disks are as of this cut but for what
-    RESYNC_READY tells to be in doubt, since the VM ran on them before the direction was reversed.
+    RESYNC_READY tells to be in doubt, since the VM ran on them before the direction was reversed. ``seeded``, to a
+    primary with the capability SEED where it is true and left out else: a copy was imported into disks that have no
+    baseline.
     """
 
     state: Name
@@ -354,6 +358,7 @@ class Opened(Body, frozen=True):
     causes: Annotated[list[WireCause], msgspec.Meta(max_length=MAX_CAUSES)] = []
     disk_set: U63 | msgspec.UnsetType = msgspec.UNSET
     common: WirePosition | msgspec.UnsetType = msgspec.UNSET
+    seeded: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Heartbeat(Body, frozen=True):

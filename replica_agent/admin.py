@@ -7,6 +7,7 @@ from typing import Any
 
 from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
+from replica_agent.import_methods import Imports
 from replica_agent.marks import mark_point
 from replica_agent.points import find_point, point_settings, points_of, set_rules
 from replica_agent.reversing import Reversing
@@ -76,6 +77,7 @@ class AdminMethods:
         methods.add(verbs.FAILOVER_UNDO, VmParams, self.undo_failover)
         methods.add(verbs.FAILOVER_COMMIT, VmParams, self.commit_failover)
         Reversing(self._agent).add_to(methods)
+        Imports(self._agent).add_to(methods)
         return methods
 
     async def status(self, params: AnyVmParams, client: Client) -> AgentStatus:

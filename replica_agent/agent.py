@@ -22,6 +22,7 @@ from replica_agent.ledger import Ledger
 from replica_agent.parts import Surroundings
 from replica_agent.quota import Copy
 from replica_agent.rebuilding import RECOVERABLE, rebuild
+from replica_agent.record import VmRecord
 from replica_agent.refusals import Refusal
 from replica_agent.removing import dismantle
 from replica_agent.sessions import Sessions
@@ -59,7 +60,7 @@ class ReplicaAgent:
             self._copies,
         )
         self.surroundings.volumes.folders = lambda: self.sessions.authorization.storages
-        self.surroundings.overlay_room.quota = self._quota_left
+        self.surroundings.overlay_room.quota = self.quota_left
         self.surroundings.quota_of = self.sessions.quota_of
         self.started_time = ports.clock.wall()
         self.certificate_end: Callable[[], float | None] = lambda: None
@@ -232,7 +233,7 @@ class ReplicaAgent:
         for damaged in self.damaged.values():
             yield Copy(damaged.vm, damaged.folder, damaged.folder.rpartition("/")[0], 0)
 
-    async def _quota_left(self, vm: bytes) -> int | None:
+    async def quota_left(self, vm: bytes) -> int | None:
         """What the entries that are for this VM leave of their quotas to its writable exports; None for any."""
         grants = self.sessions.authorization.entries_of(vm, self._storage_of(vm))
         return await self.sessions.quotas.left(grants)
@@ -248,10 +249,19 @@ class ReplicaAgent:
             known = self.vms.get(body.vm)
             if known is not None:
                 return known
-            record = plan_vm(body, peer, self.ports.clock.wall())
-            folder = vm_folder(grant.storage, body.vm)
-            ledger = await finish(create_vm(self.ports, folder, record))
-            return await finish(self._take_in(ReplicaVm(self.surroundings, folder, ledger)))
+            return await self._make(plan_vm(body, peer, self.ports.clock.wall()), grant.storage)
+
+    async def make(self, record: VmRecord, grant: Grant) -> ReplicaVm:
+        """The VM of that record; made where there is none yet, though its primary has never been here."""
+        async with self._changing:
+            self.storages.require(grant.storage)
+            self.sessions.quotas.judge(grant, record)
+            return self.vms.get(record.vm) or await self._make(record, grant.storage)
+
+    async def _make(self, record: VmRecord, storage: str) -> ReplicaVm:
+        folder = vm_folder(storage, record.vm)
+        ledger = await finish(create_vm(self.ports, folder, record))
+        return await finish(self._take_in(ReplicaVm(self.surroundings, folder, ledger)))
 
     # --- looking up ------------------------------------------------------------------------------------------------
 

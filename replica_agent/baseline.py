@@ -84,6 +84,8 @@ class Baseline:
             raise ProtocolError("the log that was received before is still being applied", code="busy")
         if self.parts.ledger.promotion is not None:
             raise ProtocolError("the VM was failed over here", code="fenced")
+        if self.parts.importing is not None:
+            raise ProtocolError("a first copy is being imported into the disks", code="busy")
         if body.epoch in (NO_EPOCH, record.epoch) or knows(record.ancestors, body.epoch):
             raise ProtocolError(f"epoch {body.epoch.hex()} was begun before", code="state")
         if body.kind is ResyncKind.INITIAL and record.epoch != NO_EPOCH:
@@ -334,6 +336,7 @@ class Baseline:
             replication.reread = False
             replication.causes = []
             replication.reversal = None
+            replication.seeded = False
             source = opened.differences.source
             assert draft.resync is not None
             draft.resync.end = PositionRecord.of(merge.end)

@@ -13,6 +13,7 @@ from protocol.messages import (
     MAX_CAUSE_TEXT,
     MAX_CAUSES,
     REVERSE,
+    SEED,
     ErrorCode,
     Open,
     Opened,
@@ -162,6 +163,7 @@ class Connections:
         """What the primary at the other end is told of this VM, which of the younger fields by its capabilities."""
         capabilities = channel.session.capabilities if channel is not None else ()
         knows_reversals, knows_sets = REVERSE in capabilities, DISK_SETS in capabilities
+        knows_seeds = SEED in capabilities
         ledger, resync, spool = self._parts.ledger, self._parts.resync, self._parts.applier.spool
         record = ledger.replication
         received = spool.position if spool is not None else None
@@ -187,6 +189,7 @@ class Connections:
             resync=resync.state if resync is not None else None,
             causes=[WireCause(code=each.code, text=each.text[:MAX_CAUSE_TEXT]) for each in record.causes[-MAX_CAUSES:]],
             common=common_of(record) if knows_reversals else msgspec.UNSET,
+            seeded=True if knows_seeds and record.seeded else msgspec.UNSET,
         )
 
     def _control_of(self, channel: Channel, body: Open) -> Control:

@@ -111,7 +111,7 @@ def clear_folder(ports: Ports, folder: str) -> None:
     for tree in (layout.spool, layout.resyncs, layout.undo_logs, layout.overlays, layout.tap):
         ports.files.remove_tree(tree)
     for name in ports.files.list(folder):
-        if name.startswith(("disk-", "export-", "reverse.map")):
+        if name.startswith(("disk-", "export-", "import-", "reverse.map")):
             ports.files.remove(f"{folder}/{name}")
     ports.files.sync_folder(folder)
     ports.files.remove_tree(folder)

@@ -80,6 +80,10 @@ class Layout:
         match = _DISK.fullmatch(name)
         return int(match[1]) if match else None
 
+    def imported(self, index: int) -> str:
+        """What is being imported as a disk; it takes the disk's place when all of it is there."""
+        return f"{self.folder}/import-{index}.raw"
+
     def segment(self, epoch: bytes, number: int) -> str:
         return f"{self.spool}/{epoch.hex()}-{number:012d}.hrl"
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from protocol.compression import CAPABILITY as ZSTD
 from protocol.hrl import Geometry, chain_seed
-from protocol.messages import DISK_SETS, PLANNED, REVERSE
+from protocol.messages import DISK_SETS, PLANNED, REVERSE, SEED
 from protocol.position import Position
 from protocol.session import DEFINITION, MARKS, Identity
 from replica_agent.apply import Applier
@@ -28,6 +28,7 @@ from replica_agent.spool import Spool
 from shared.budget import Budget
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
 from shared.config_sections import DefinitionSection, LimitsSection, ReplicaConfig
+from shared.import_status import ImportStatus
 from shared.map_file import Range
 from shared.ports import Ports
 from shared.stats import MONITORING_SECONDS
@@ -115,7 +116,7 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS)
+        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS, SEED)
         return Identity(self.software, self.host, self.heartbeat, capabilities)
 
 
@@ -141,6 +142,8 @@ class VmParts:
     resync: OpenResync | None = None
     """The resync that has begun and not committed."""
     order: asyncio.Lock = field(default_factory=asyncio.Lock)
+    importing: ImportStatus | None = None
+    """The import that is under way: no resync begins meanwhile."""
     closing: bool = False
     """Its tasks are being ended: what is durable may be ahead of what they leave in memory. Nothing is decided then."""
     changed: Signal = field(default_factory=Signal)

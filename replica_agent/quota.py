@@ -19,6 +19,7 @@ from protocol.messages import ErrorCode, Open
 from replica_agent.authorize import Grant
 from replica_agent.finishing import finish
 from replica_agent.layout import Layout, is_pooled
+from replica_agent.record import VmRecord
 from replica_agent.refusals import Refusal
 from shared.errors import NoSpaceError, VmreplicaError
 from shared.ports import FileSystem, Ports
@@ -81,8 +82,8 @@ class Quotas:
         self._usages: dict[Grant, _Usage] = {}
         self._changed = Signal()
 
-    def judge(self, grant: Grant, body: Open) -> None:
-        """Whether the VM of an OPEN fits into its entry's limits. Raises Refusal where it is new or grown and does not.
+    def judge(self, grant: Grant, body: Open | VmRecord) -> None:
+        """Whether a VM fits into its entry's limits. Raises Refusal where it is new or grown and does not.
 
         One VM is judged and made after the other, lest two fit where there is room for one.
 

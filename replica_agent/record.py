@@ -296,6 +296,8 @@ class ReplicationRecord(Record):
     peer_host: str = ""
     reversal: ReversalRecord | None = None
     """Set from a reversal to the first baseline after it."""
+    seeded: bool = False
+    """Before the first baseline: a copy from elsewhere was imported into the disks."""
 
     @property
     def ancestors(self) -> Lineage:

@@ -83,8 +83,8 @@ def _read(parts: VmParts) -> _Found:
         # Of a failover that was given up, or of a VM that came back: its state is about what the disks were then.
         files.remove_tree(layout.tap)
     for name in files.list(layout.folder):
-        if name.endswith(".spill"):
-            # Made by an earlier version.
+        if name.endswith(".spill") or name.startswith("import-"):
+            # Made by an earlier version; or by an import that a crash ended.
             files.remove(f"{layout.folder}/{name}")
     parts.pool.load()
     record = parts.ledger.resync

@@ -16,6 +16,7 @@ from replica_agent.connections import Connections
 from replica_agent.disk_sets import forget_former, mismatch_of, number_of
 from replica_agent.exports import Exports
 from replica_agent.finishing import finish
+from replica_agent.importing import Importer
 from replica_agent.ledger import Ledger, LedgerError
 from replica_agent.parts import Surroundings, VmParts, assemble
 from replica_agent.promotion import Promotion, refused_after_failover
@@ -66,9 +67,8 @@ class ReplicaVm:
         self.on_undone: Callable[[ReplicaVm], None] | None = None
         """Told when a failover is undone: the VM has to be started anew."""
         self.companions = Companions(parts)
-        self.connections = Connections(
-            self.parts, self.baseline, self.statistics, self.judge, self.fail, self.companions
-        )
+        self.connections = Connections(parts, self.baseline, self.statistics, self.judge, self.fail, self.companions)
+        self.importer = Importer(parts, self.connections.end)
         self._tasks: set[asyncio.Task[None]] = set()
         self._applying: asyncio.Task[None] | None = None
         self._thinning: asyncio.Task[None] | None = None
@@ -122,7 +122,7 @@ class ReplicaVm:
         for task in list(self._tasks):
             task.cancel()
         await settle(self._tasks)
-        await self.prover.stop()
+        await asyncio.gather(self.prover.stop(), self.importer.stop())
         await self.exports.close()
         await finish(self.parts.ports.workers.run(self._close))
 

@@ -203,6 +203,15 @@ def _progress(parts: VmParts) -> ProgressStatus | None:
             total_bytes=applier.progress.total,
             done_bytes=applier.progress.done,
         )
+    if (importing := parts.importing) is not None:
+        return ProgressStatus(
+            kind="import",
+            phase="copying",
+            text=f"A first copy is imported from {importing.source}.",
+            started_time=importing.started_time,
+            total_bytes=importing.total_bytes,
+            done_bytes=importing.done_bytes,
+        )
     if applier.merge is not None:
         return ProgressStatus(
             kind="merge",

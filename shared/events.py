@@ -58,6 +58,11 @@ class EventId(IntEnum):
     GUEST_NOT_THAWED = 60093
     DEFINITION_SENT = 60094
     DEFINITION_NOT_SENT = 60095
+    EXPORTED = 60101
+    """A first copy for a courier is complete."""
+    EXPORT_FAILED = 60102
+    IMPORTED = 60103
+    IMPORT_FAILED = 60104
     AGENT_STARTED = 60201
     AGENT_STOPPED = 60202
     RELOADED = 60203
@@ -89,6 +94,8 @@ _ERRORS = frozenset(
         EventId.BYPASSED,
         EventId.GUEST_NOT_THAWED,
         EventId.SPLIT_BRAIN,
+        EventId.EXPORT_FAILED,
+        EventId.IMPORT_FAILED,
     }
 )
 _WARNINGS = frozenset(

@@ -53,10 +53,11 @@ class ProgressStatus(msgspec.Struct, kw_only=True):
     """A long-running work on the VM."""
 
     kind: str
-    """``initial``, ``resync``, ``merge``, ``promotion``, ``planned``."""
+    """``initial``, ``resync``, ``merge``, ``promotion``, ``planned``, ``import``."""
     phase: str
     """``waiting``, ``starting``, ``comparing``, ``tracked writes``, ``committing``, ``merging``,
-    ``applying``; of a planned failover ``stopping writes``, ``sending``, ``confirming``, ``taking back``.
+    ``applying``, ``exporting``, ``copying``; of a planned failover ``stopping writes``, ``sending``, ``confirming``,
+    ``taking back``.
     """
     text: str = ""
     """What it waits for, or what it is doing, in words."""

@@ -300,6 +300,9 @@ class VmStatus(StatusStruct):
     """At the primary: ways by which the VM, or somebody, writes past its tap. Nothing of that is replicated."""
     waiting: str = ""
     """For what a resync waits that is required or scheduled, in a sentence; empty where it waits for nothing."""
+    export_folder: str = ""
+    """At the primary: where a first copy is, or is being, written for a courier, until the replica has it."""
+    export_complete: bool = False
     resync_start_time: float | None = None
     """When the resync starts that an administrator scheduled."""
     verify: VerifyStatus | None = None

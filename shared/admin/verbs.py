@@ -93,6 +93,11 @@ TEST_FAILOVER = "vm.test_failover"
 FAILOVER = "vm.failover"
 DEFINITION = "vm.definition"
 DEFINITION_READ = "vm.definition_read"
+IMPORT = "import"
+"""Import the export in a folder; of a VM that may be new here."""
+IMPORT_SEED = "vm.import_seed"
+IMPORT_STATUS = "vm.import_status"
+IMPORT_STOP = "vm.import_stop"
 FAILOVER_UNDO = "vm.failover_undo"
 FAILOVER_COMMIT = "vm.failover_commit"
 
@@ -111,6 +116,7 @@ READING = frozenset(
         ALARMS,
         POINTS,
         DEFINITION,
+        IMPORT_STATUS,
         RESYNC_SHOW,
         RESYNC_HISTORY,
     }
@@ -187,9 +193,39 @@ class ResumeParams(VmParams, frozen=True):
 
 
 class InitialParams(VmParams, frozen=True):
-    """``vm.initial``; ``at`` puts it off as that of ``vm.resume`` does a resync, and ``never`` cancels that."""
+    """``vm.initial``; ``at`` puts it off as that of ``vm.resume`` does a resync, and ``never`` cancels that.
+
+    ``export``: the absolute path of a folder into which the first copy is written for a courier. ``use_seed``: only
+    where the replica has a seed.
+    """
 
     at: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    export: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    use_seed: bool = False
+
+
+class SeedParams(Params, frozen=True):
+    """A seed: the absolute path of a raw image, and the index of its disk (default: the next in order)."""
+
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    disk: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)] | None = None
+
+
+class ImportSeedParams(VmParams, frozen=True):
+    """``vm.import_seed``: begin to import seeds; ``move``: the files themselves become the disks. An ImportStatus."""
+
+    seeds: Annotated[list[SeedParams], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
+    move: bool = False
+
+
+class ImportParams(Params, frozen=True):
+    """``import``: begin to import the export in ``folder``, an absolute path. An ImportStatus.
+
+    ``storage``: where the copy of a VM is made that is new here; by default what the only entry for it names.
+    """
+
+    folder: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    storage: Annotated[str, msgspec.Meta(max_length=4096)] = ""
 
 
 class VerifyParams(VmParams, frozen=True):

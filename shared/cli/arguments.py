@@ -26,6 +26,7 @@ from shared.cli.grammar import (
 )
 from shared.cli.guest_verbs import CUT_VERB, DEFINITION_VERB
 from shared.cli.host_verbs import HOST_VERBS
+from shared.cli.import_verbs import IMPORT_VERB
 from shared.cli.measuring_verbs import MEASURING_VERBS
 from shared.cli.pki_verbs import PKI_VERBS
 from shared.cli.point_verbs import POINT_VERBS, point_options
@@ -112,6 +113,18 @@ def _initial(parser: argparse.ArgumentParser) -> None:
         default="",
         help="start it then, up to 7 days ahead, in the time zone of the primary: 02:00, '2026-11-28 02:00', "
         "2026-11-28T02:00+01:00, +2h or +30m; never cancels it",
+    )
+    parser.add_argument(
+        "--export",
+        type=parsed(parse_path),
+        metavar="DIR",
+        help="write the copy into an empty folder of this host, on a medium say, for `vmreplica import DIR` at the "
+        "replica; what is written meanwhile is tracked",
+    )
+    parser.add_argument(
+        "--use-seed",
+        action="store_true",
+        help="only where a seed was imported at the replica: compare all of it, and send what differs",
     )
     no_wait_option(parser)
 
@@ -330,6 +343,7 @@ VERBS = (
     Verb("enable", "put a VM's disks under replication; prints how to attach them", f"{_REPLICATION}:enable", _enable),
     *ADOPT_VERBS,
     Verb("initial", "make the first copy, with live progress", f"{_REPLICATION}:initial", _initial),
+    IMPORT_VERB,
     Verb("get", "print the settings of a VM or of all", f"{_READING}:get", _get),
     Verb("set", "change settings of a VM, or print them where none is given", f"{_REPLICATION}:set_settings", _set),
     Verb(

@@ -146,10 +146,12 @@ def follow(found: Found, console: Console, *, rejoin: str) -> int:
     return SUCCESS
 
 
-def watch_to_end(found: Found, console: Console, *, rejoin: str) -> VmStatus:
+def watch_to_end(
+    found: Found, console: Console, *, rejoin: str, working: Callable[[VmStatus], bool] = is_working
+) -> VmStatus:
     """Show the work on a VM until it ends; the VM's status then. Ctrl-C leaves it running and prints ``rejoin``."""
     with _View(found, console, rejoin) as view:
-        while (vm := view.look()) is None or is_working(vm):
+        while (vm := view.look()) is None or working(vm):
             time.sleep(WORK_SECONDS)
     return vm
 

@@ -22,6 +22,7 @@ KINDS = {
     "merge": "merge",
     "promotion": "failover",
     "planned": "planned failover",
+    "import": "import of a first copy",
 }
 BAR_WIDTH = 30
 STRIPS_SHOWN = 8

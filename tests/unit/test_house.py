@@ -39,6 +39,7 @@ LONG_MODULES: dict[str, str] = {
     "shared/tap_control.py": "every method and notification of the tap's socket, and nothing else",
     "shared/admin/verbs.py": "every method of the agents' sockets and its parameters, and nothing else",
     "replica_agent/record.py": "every record of the store, and nothing else",
+    "primary_agent/record.py": "every record of the store, and nothing else",
     "shared/config_sections.py": "every key of the configuration with its page's text, and nothing else",
     "primary_agent/tap/tracker.py": "one state, on, off or lost, and every way in and out of it: parted, each half "
     "would have to reach into the other's fields",

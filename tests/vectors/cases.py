@@ -23,7 +23,16 @@ from protocol.frames import FLAG_ZSTD, MAX_FRAME_PAYLOAD, FrameReader, encode_fr
 from protocol.hrl import FILE_HEADER_BYTES
 from protocol.messages import BULK_TYPES, MessageType, decode_body, encode_body
 from tests.vectors.logs import OTHER_EPOCH, SIZES, LogBuilder, data, discard, pattern, small_log, zero
-from tests.vectors.messages import BULK_EXAMPLES, EXAMPLES, LOG, REVERSED_EXAMPLES, SET_EXAMPLES, TOKEN, long_manifest
+from tests.vectors.messages import (
+    BULK_EXAMPLES,
+    EXAMPLES,
+    LOG,
+    REVERSED_EXAMPLES,
+    SEEDED_EXAMPLES,
+    SET_EXAMPLES,
+    TOKEN,
+    long_manifest,
+)
 
 FOLDER = Path(__file__).parent
 
@@ -72,6 +81,9 @@ def frame_cases() -> Iterator[Case]:
     for kind, body in SET_EXAMPLES.items():
         name = f"frame-{kind.name.lower()}-disk-sets"
         yield Case(name, "frame", f"{kind.name} to a peer that knows of sets of disks", frame(kind, encode_body(body)))
+    for kind, body in SEEDED_EXAMPLES.items():
+        name = f"frame-{kind.name.lower().replace('_', '-')}-seeded"
+        yield Case(name, "frame", f"{kind.name} to a peer that knows of seeds", frame(kind, encode_body(body)))
     for kind, payload in BULK_EXAMPLES.items():
         yield Case(f"frame-{kind.name.lower()}", "frame", kind.name, frame(kind, payload))
     long = b"".join(encode_manifest(long_manifest()))

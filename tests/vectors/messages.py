@@ -254,6 +254,21 @@ SET_EXAMPLES: dict[MessageType, Body] = {
     kind: msgspec.structs.replace(EXAMPLES[kind], disk_set=3) for kind in (MessageType.OPEN, MessageType.OPENED)
 }
 """And with what goes only to one that has ``disk-sets``."""
+SEEDED_EXAMPLES: dict[MessageType, Body] = {
+    MessageType.OPENED: msgspec.structs.replace(
+        EXAMPLES[MessageType.OPENED],
+        state="ReadyForInitialReplication",
+        epoch=NO_EPOCH,
+        lineage=[],
+        received=None,
+        cut=None,
+        applied=None,
+        resync=None,
+        causes=[],
+        seeded=True,
+    ),
+}
+"""The same with what goes only to a peer that has the capability ``seed``."""
 
 
 def manifest() -> Manifest:

@@ -13,6 +13,7 @@ from shared.cli.agents import Agent, Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.cli.text import printable_values
+from shared.cli.verbs.exporting import export
 from shared.cli.verbs.reading import rejoin_command
 from shared.errors import NotFoundError, UnreachableError, UsageError
 from shared.rates import duration_text
@@ -76,8 +77,10 @@ def initial(options: argparse.Namespace, context: Context) -> int:
             vm = found.refresh()
             context.console.print(vm.waiting or f"No initial replication of {vm.name} is scheduled.")
             return SUCCESS
+        if options.export:
+            return export(found, options, context)
         await_link(found)
-        found.call(admin.INITIAL)
+        found.call(admin.INITIAL, **({"use_seed": True} if options.use_seed else {}))
         return _follow(found, options, context)
 
 

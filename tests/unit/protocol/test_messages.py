@@ -37,7 +37,7 @@ from protocol.messages import (
 )
 from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Position
 from tests.unit.protocol.strategies import bodies
-from tests.vectors.messages import EXAMPLES, LINEAGE, POSITION, REVERSED_EXAMPLES, SET_EXAMPLES
+from tests.vectors.messages import EXAMPLES, LINEAGE, POSITION, REVERSED_EXAMPLES, SEEDED_EXAMPLES, SET_EXAMPLES
 
 CONTROL = sorted(BODIES)
 
@@ -139,7 +139,7 @@ def test_field_of_another_type_is_an_error(kind: MessageType, field: str) -> Non
     wrong: Any
     for wrong in ({"a": 1}, [[]], -1, 1.5e300, "\x00" * 5000, b"short", True):
         whole = plain(EXAMPLES[kind])
-        for further in (REVERSED_EXAMPLES, SET_EXAMPLES):
+        for further in (SEEDED_EXAMPLES, REVERSED_EXAMPLES, SET_EXAMPLES):
             whole |= plain(further.get(kind, EXAMPLES[kind]))
         value = whole[field]
         if type(wrong) is type(value) or (wrong == [[]] and value == []):
@@ -149,13 +149,14 @@ def test_field_of_another_type_is_an_error(kind: MessageType, field: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "kind, example", [(kind, of[kind]) for of in (REVERSED_EXAMPLES, SET_EXAMPLES) for kind in sorted(of)]
+    "kind, example",
+    [(kind, of[kind]) for of in (REVERSED_EXAMPLES, SEEDED_EXAMPLES, SET_EXAMPLES) for kind in sorted(of)],
 )
 def test_what_an_older_peer_does_not_know_is_left_out(kind: MessageType, example: Body) -> None:
     """A field that goes by a capability is not there at all without it, and a peer that has it gets it back whole."""
     without, whole = plain(EXAMPLES[kind]), plain(example)
     (field,) = whole.keys() - without.keys()
-    assert field in ("fence", "common", "doubt", "disk_set")
+    assert field in ("fence", "common", "doubt", "disk_set", "seeded")
     assert decode_body(kind, pack(whole)) == example
     del whole[field]
     assert getattr(decode_body(kind, pack(whole)), field) is msgspec.UNSET
