@@ -25,6 +25,8 @@ START_SECONDS = 30.0
 START_POLL_SECONDS = 0.05
 RETRY_SECONDS = 2.0
 REFRESH_SECONDS = 5.0
+SETTLING_SECONDS = 0.5
+"""Between two looks while layers settle: what follows waits for the end of it."""
 
 
 class PromotedTap:
@@ -120,7 +122,9 @@ class PromotedTap:
                 await self._begin(client)
             await self._settle(client, self.status)
             self.changed.notify()
-            await first_of(asyncio.wait({client.rpc.closed}), self.poke.wait_for(REFRESH_SECONDS))
+            settling = self.status.layers is not None and self.status.layers.committed
+            pause = SETTLING_SECONDS if settling else REFRESH_SECONDS
+            await first_of(asyncio.wait({client.rpc.closed}), self.poke.wait_for(pause))
             if client.rpc.closed.done():
                 raise UnreachableError(f"The tap of {self._name} ended.", "It is being started again.")
 

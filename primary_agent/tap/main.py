@@ -3,33 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import faulthandler
 import gc
 import os
-import signal
 import sys
-from importlib import metadata
-
-import structlog
-import uvloop
-
-from primary_agent.tap.ports import OwnPorts
-from primary_agent.tap.process import STOP_SECONDS, Identity, TapFailedError, TapProcess
-from shared.admin.access import Access
-from shared.errors import VmreplicaError
-from shared.ports.clock import RealClock
-from shared.ports.file_system import RealFileSystem
-from shared.ports.kernel import starved_seconds
-from shared.ports.network import RealNetwork
-from shared.ports.rng import SystemRandom
-from shared.ports.systemd import ServiceManager
-from shared.ports.workers import ThreadWorkers
-
-WORKERS = 8
-"""Threads for cold reads and syncs."""
-COLLECT_AFTER = 50_000
-"""Objects made beyond those freed before the collector looks for cycles: a pause is a guest's latency."""
 
 
 def main() -> int:
@@ -40,59 +16,14 @@ def main() -> int:
     )
     parser.add_argument("folder", metavar="FOLDER", help="the tap's folder, with tap.json in it")
     folder = os.path.abspath(parser.parse_args().folder)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    # A watchdog's SIGABRT leaves the stacks of all threads in the journal.
-    faulthandler.enable()
-    manager = ServiceManager.of_this_process()
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER, 20, 100)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(folder, manager))
-    except VmreplicaError as error:
-        print(f"vmreplica-tap: {error}", file=sys.stderr)
-        manager.failed(str(error))
-        return error.exit_code
-    return 0
+    # A guest waits for its tap at each start of it, and most of that are the imports. They leave no garbage behind, and
+    # structlog imports rich wherever it is installed, for tracebacks on a terminal, which nobody has here.
+    gc.disable()
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    from primary_agent.tap.program import run  # noqa: PLC0415
 
-
-async def _run(folder: str, manager: ServiceManager) -> None:
-    tasks = [asyncio.create_task(manager.keep_alive())]
-    workers = ThreadWorkers(WORKERS)
-    ports = OwnPorts(RealClock(), SystemRandom(), workers, RealFileSystem(), RealNetwork())
-    identity = Identity(os.getpid(), metadata.version("vmreplica"), starved_seconds)
-
-    def told(serving: bool) -> None:
-        if serving:
-            manager.tell("READY=1")
-            tasks.append(asyncio.create_task(manager.keep_status(process.line)))
-        else:
-            tasks.pop().cancel()
-            manager.stopping(STOP_SECONDS)
-
-    process = TapProcess(folder, ports, identity, authorize=Access(os.getuid()), told=told)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, process.stop.set)
-    try:
-        await process.run()
-    except TapFailedError as error:
-        print(f"vmreplica-tap: {error}", file=sys.stderr, flush=True)
-        manager.failed(str(error))
-        # A worker may be stuck in a system call, and must not keep the process, and so the disks' locks, alive.
-        os._exit(error.exit_code)
-    finally:
-        await workers.close()
-        for task in tasks:
-            task.cancel()
+    del sys.modules["rich"]
+    return run(folder)
 
 
 if __name__ == "__main__":
