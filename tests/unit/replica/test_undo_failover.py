@@ -172,10 +172,13 @@ async def test_kill_at_each_durable_operation(memory_path: Path, certificates: C
                 assert (await refused_open(dialler_of(world, agent), epoch=EPOCH)).code == "fenced"
                 assert record.cut is not None
                 config = load_config(world.files, vm.parts.layout.tap)
-                assert not record.layered or config.undo_layers
+                # A tap that has settled them is configured plainly before the record says so.
+                assert not record.layered or config.undo_layers or record.committed_time is not None
                 assert all(Path(layer.path).exists() for layer in config.undo_layers)
                 assert record.committed_time is None or commit
             assert vm.failure is None
+        # How far an apply gets before the failover halts it differs, and with it what a life counts: the last few
+        # operations of the whole one may not be reached.
         died += files.dead
     assert died > 10
     assert promoted
