@@ -51,8 +51,7 @@ def split_address(text: str) -> tuple[str, int]:
 def plan_vm(params: EnableParams, taken: Sequence[VmRecord], ports: Ports) -> VmRecord:
     """The record of a VM that is to be enabled. Blocks. Raises UsageError, NotFoundError or StorageError."""
     name = params.name
-    if len(name) > MAX_NAME or not name.isprintable() or "/" in name:
-        raise UsageError(f"{name!r} is not usable as a VM's name.", f"Choose at most {MAX_NAME} printable characters.")
+    check_name(name)
     identity = _identity(params.uuid, ports)
     for other in taken:
         if name in (other.name, str(uuid.UUID(bytes=other.vm))):
@@ -85,6 +84,12 @@ def plan_vm(params: EnableParams, taken: Sequence[VmRecord], ports: Ports) -> Vm
         created_time=ports.clock.wall(),
         excluded=list(params.exclude),
     )
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for what is no VM's name."""
+    if len(name) > MAX_NAME or not name.isprintable() or "/" in name:
+        raise UsageError(f"{name!r} is not usable as a VM's name.", f"Choose at most {MAX_NAME} printable characters.")
 
 
 def _check_excluded(paths: Sequence[str], in_use: dict[str, str]) -> None:

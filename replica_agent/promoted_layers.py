@@ -56,7 +56,7 @@ def check_layers(parts: VmParts, cut: Position) -> None:
         raise InvalidStateError(
             f"{len(found)} undo logs lead to recovery point {cut} of {name}, and its disks can be read through at most "
             f"{MAX_LAYERS}.",
-            f"Choose a newer point, or keep fewer of them: `vmreplica set {name}`.",
+            "Choose a newer point; keep fewer of them from now on ([points] in the configuration).",
         )
     for log in found:
         open_log(parts.ports, parts.layout, parts.ledger, log).close()
