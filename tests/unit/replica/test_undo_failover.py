@@ -94,25 +94,26 @@ async def test_a_point_of_an_earlier_baseline_settles_and_is_given_up(
     """R40, R41: promoted while a resync merges. The old primary stands at the later baseline, and both ways back lead
     from there.
     """
-
-    def slowly(*given: Any) -> Any:
-        time.sleep(0.5)
-        return leaves_of(*given)
-
-    monkeypatch.setattr(prover, "leaves_of", slowly)
     async with replicating(world) as pair:
         vm = pair.agent.vms[VM]
+
+        def until_ended(*given: Any) -> Any:
+            while vm.prover._task is not None and not vm.prover._task.cancelling():
+                time.sleep(0.01)
+            return leaves_of(*given)
+
+        monkeypatch.setattr(prover, "leaves_of", until_ended)
         await pair.control.send_segment(pair.tap, pair.rng)
         await vm.parts.applier.caught_up()
         point = vm.parts.history.positions()[0]
         sealed = vm.parts.time_of(point)
+        await vm.prover.start(vm.describe, point)
         async with vm.parts.applier.turn:
             resync = pair.next_resync()
             await resync.begin()
             await resync.compare()
             await resync.send_tracked(pair.rng)
             await resync.commit()
-            await vm.prover.start(vm.describe, point)
             assert await vm.promotion.decide(point)
         vm._completing = vm._spawn(vm.promotion.complete())
         await until(lambda: vm.ledger.promotion is not None and vm.ledger.promotion.serving)
@@ -195,8 +196,8 @@ def test_a_complete_dirty_map_tells_whether_anything_was_written() -> None:
     none = dict.fromkeys(("lost", "epoch", "position", "sealed", "last_write_time"))
     plain = none | {
         "vm": "", "name": "web", "pid": 1, "version": "", "boot_id": "", "tracking": "map", "first_segment": 0,
-        "log": {"used": 0, "limit": 0, "file_size": 0}, "disks": [], "interval": 30.0, "nbd_uri": "", "writes": 0,
-        "bytes_written": 0,
+        "log": {"used": 0, "limit": 0, "files": 0, "file_bytes": 0, "folder": ""}, "disks": [], "interval": 30.0,
+        "nbd_uri": "", "writes": 0, "bytes_written": 0,
     }  # fmt: skip
 
     def written(**changes: Any) -> bool:
