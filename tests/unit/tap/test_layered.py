@@ -369,7 +369,7 @@ def test_kill_between_settled_and_the_witness_of_it(monkeypatch: pytest.MonkeyPa
         await asyncio.sleep(1)
         work = Settling(tap, ports)
         work.begin()
-        while work.status() is not None:
+        while work.status() is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     async def again(ports: OwnPorts) -> None:
