@@ -160,6 +160,7 @@ async def test_a_point_of_an_earlier_baseline_settles_and_is_given_up(
         assert pair.agent.vms[VM].failure is None
 
 
+@pytest.mark.slow
 async def test_what_a_tap_could_not_read_is_refused_or_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """I6: before the promotion is durable where that can be known; else undoing it is the way out."""
     async with replicating(world) as pair:
