@@ -52,8 +52,7 @@ def split_address(text: str) -> tuple[str, int]:
 def plan_vm(params: EnableParams, taken: Sequence[VmRecord], ports: Ports) -> VmRecord:
     """The record of a VM that is to be enabled. Blocks. Raises UsageError, NotFoundError or StorageError."""
     name = params.name
-    if len(name) > MAX_NAME or not name.isprintable() or "/" in name:
-        raise UsageError(f"{name!r} is not usable as a VM's name.", f"Choose at most {MAX_NAME} printable characters.")
+    check_name(name)
     identity = _identity(params.uuid, ports)
     for other in taken:
         if name in (other.name, str(uuid.UUID(bytes=other.vm))):
@@ -91,6 +90,12 @@ def check_disk_path(path: str, in_use: dict[str, str]) -> None:
     """``in_use`` maps paths that are replicated to the VM's name. Raises UsageError."""
     if path in in_use:
         raise UsageError(f"{path} is replicated already, with the VM {in_use[path]}.")
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for what is no VM's name."""
+    if len(name) > MAX_NAME or not name.isprintable() or "/" in name:
+        raise UsageError(f"{name!r} is not usable as a VM's name.", f"Choose at most {MAX_NAME} printable characters.")
 
 
 def _check_excluded(paths: Sequence[str], in_use: dict[str, str]) -> None:

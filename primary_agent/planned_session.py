@@ -125,6 +125,10 @@ class PlannedSession:
                 await news.wait()
                 continue
             sender.hold_after(cut.segment)
+            if not self._dialled.channel.session.plans:
+                # Its program was replaced since the order was given, and could not take the token.
+                await fail(self._parts, f"{self._dialled.welcome.host} runs a version that knows no planned failovers.")
+                continue
             if self._received == cut == self._applied:
                 await self._mint(cut)
             if self._is_past(cut):

@@ -42,6 +42,7 @@ RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SU
 INITIAL = (ReplicationState.READY_FOR_INITIAL_REPLICATION, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS)
 COMPARING = (*RESYNCING, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.SUSPENDED)
 """States in which a resync or initial replication may be open."""
+Way = PrimaryEvent | tuple[PrimaryEvent, ...] | None
 _REBUILT = frozenset({ResyncCause.STATE_LOST.value, ResyncCause.HISTORY_LOST.value})
 SPLIT_TEXT = "This side has writes that are not part of it: both sides may have moved on (split brain)."
 UNMOVED_TEXT = "Nothing was written here since the last cut that the replica acknowledged."
@@ -108,7 +109,7 @@ class Replication:
     # --- changing --------------------------------------------------------------------------------------------------
 
     async def transition(
-        self, event: PrimaryEvent | None, cause: str, *told: Any, seen: ReplicationRecord | None = None, **fields: Any
+        self, event: Way, cause: str, *told: Any, seen: ReplicationRecord | None = None, **fields: Any
     ) -> bool:
         """Move the state machine, or leave it, and replace ``fields`` of the record. Raises InvalidStateError.
 
@@ -117,7 +118,7 @@ class Replication:
         async with self._lock:
             if seen is not None and seen is not self.record:
                 return False
-            await self._walk((event,) if event is not None else (), cause, told, fields)
+            await self._walk((event,) if isinstance(event, PrimaryEvent) else event or (), cause, told, fields)
             return True
 
     async def update(self, *events: dict[str, Any], **fields: Any) -> None:
@@ -229,7 +230,7 @@ class Replication:
         """
         async with self._lock:
             record = self.record
-            if record.resync is not None and record.resync.end is not None:
+            if self.record.proposed is not None:
                 raise InvalidStateError(
                     f"The {self.open_work} of {self.vm.name} can't be cancelled any more: its commit was proposed to "
                     "the replica, which may have it already.",
@@ -298,7 +299,7 @@ class Replication:
     async def fence(self, text: str, *, split: bool, fence: FenceRecord | None = None) -> None:
         """The replica was failed over: nothing is sent any more until an administrator says so (I8).
 
-        ``split``: this side has, or may have, writes that are not part of what was failed over.
+        It drops a resync that is not committed. ``split``: this side may have writes that are not in what it promoted.
         """
         told = f"{text} {SPLIT_TEXT if split else UNMOVED_TEXT}"
         async with self._lock:
@@ -308,7 +309,9 @@ class Replication:
                 # Suspended meanwhile, so nothing is sent anyway; whoever resumes it is told then.
                 return
             event = self.event(EventId.FENCED, told, cause="fenced", data={"split_brain": split})
-            await self._walk((PrimaryEvent.FENCED,), told, [event], {"fenced": text, "fence": fence, "problem": None})
+            kept = self.record.resync if self.record.proposed is not None else None
+            fields = {"fenced": text, "fence": fence, "problem": None, "resync": kept}
+            await self._walk((PrimaryEvent.FENCED,), told, [event], fields)
 
     async def store_progress(self) -> None:
         """Write down the acknowledged cut and the statistics; called now and then, and at an orderly stop."""

@@ -52,7 +52,9 @@ async def keep_primary(vm: PrimaryVm, *, yes: bool) -> None:
         # The dirty map is what bounds a compare; a log could not be sent to a side that stands elsewhere.
         await to_map(vm.parts)
         text = f"The administrator keeps this side: {replication.record.fenced}"
-        await replication.transition(PrimaryEvent.RETRIED, text, fenced="", fence=None, stopped_time=None)
+        settling = (PrimaryEvent.RESYNC_STARTED,) if replication.record.proposed is not None else ()
+        path = (PrimaryEvent.RETRIED, *settling)
+        await replication.transition(path, text, fenced="", fence=None, stopped_time=None)
         await replication.require_resync(ResyncCause.REVERSED, text)
         replication.replan()
 

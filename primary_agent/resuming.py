@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 
 from primary_agent.parts import Parts
 from primary_agent.record import StartedBy
+from primary_agent.replication import Replication
 from primary_agent.starting import begin_wanted
+from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError
 from shared.planning import ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
@@ -53,17 +55,27 @@ async def resume(
             await replication.update(started_by=StartedBy.ADMINISTRATOR)
         case _S.REPLICATING if record.problem is None and parts.link.dialled is not None:
             raise not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
-        case _S.FAILED_OVER if resynchronize:
-            await replication.transition(PrimaryEvent.RETRIED, "the administrator asked for it", resync_wanted=True)
-            text = f"After a failover: {record.fenced}"
-            await replication.require_resync(ResyncCause.AFTER_FAILOVER, text)
         case _S.FAILED_OVER:
-            # Where the failover still stands the next session is told so, and nothing was sent by then (I8).
-            cause = "the administrator asked for it"
-            await replication.transition(PrimaryEvent.UNFENCED, cause)
-            if record.causes:
-                await replication.transition(PrimaryEvent.RESYNC_REQUIRED, "as before the failover")
+            await leave_failover(replication, resynchronize=resynchronize)
         case _S.READY_FOR_INITIAL_REPLICATION | _S.WAITING_FOR_INITIAL_REPLICATION:
             raise not_now("resume", f"Run `vmreplica initial {replication.vm.name}`.")
         case _S.PREPARED_FOR_FAILOVER:
             raise not_now("resume", f"Take that back: vmreplica failover {replication.vm.name} --prepare --abort")
+
+
+async def leave_failover(replication: Replication, *, resynchronize: bool) -> None:
+    """Where the failover still stands the next session is told so, and nothing was sent by then (I8)."""
+    record, cause = replication.record, "the administrator asked for it"
+    # What was proposed before the failover may be committed there; in Resynchronizing its answer is taken.
+    settling = (PrimaryEvent.RESYNC_STARTED,) if record.proposed is not None else ()
+    if record.epoch == NO_EPOCH and not settling:
+        # No baseline to go on from: its initial replication was fenced.
+        await replication.transition(PrimaryEvent.INITIAL_CANCELLED, cause)
+    elif resynchronize:
+        await replication.transition((PrimaryEvent.RETRIED, *settling), cause, resync_wanted=True)
+        await replication.require_resync(ResyncCause.AFTER_FAILOVER, f"After a failover: {record.fenced}")
+    elif record.causes or settling:
+        path = (PrimaryEvent.UNFENCED, PrimaryEvent.RESYNC_REQUIRED, *settling)
+        await replication.transition(path, "as before the failover")
+    else:
+        await replication.transition(PrimaryEvent.UNFENCED, cause)

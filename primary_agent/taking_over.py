@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
+from primary_agent.enabling import check_name
 from primary_agent.record import (
     DiskRecord,
     PositionRecord,
@@ -21,7 +22,7 @@ from primary_agent.record import (
     plain,
 )
 from primary_agent.scope import REVERSE_MAP
-from shared.errors import InvalidStateError
+from shared.errors import InvalidStateError, UsageError
 from shared.events import EventId, make_event
 from shared.handover import HandOver, decode_ranges, write_map
 from shared.planning import ResyncCause
@@ -31,9 +32,11 @@ from shared.status import Cause
 
 
 def plan(handed: HandOver, replica: tuple[str, int], taken: Sequence[VmRecord], now: float) -> VmRecord:
-    """The record of the VM, its settings aside. Raises InvalidStateError where it can't be taken."""
+    """The record of the VM, its settings aside. Raises InvalidStateError where it can't be taken, or UsageError."""
     if handed.to != "primary" or not handed.tap_folder:
         raise InvalidStateError(f"{handed.name} is handed over to the replica agent, not to this one.")
+    check_name(handed.name)
+    _check_places(handed)
     paths = {disk.path for disk in handed.disks}
     for other in taken:
         if handed.name in (other.name, str(uuid.UUID(bytes=other.vm))) or other.vm == handed.vm_id:
@@ -62,6 +65,15 @@ def plan(handed: HandOver, replica: tuple[str, int], taken: Sequence[VmRecord], 
         disk_set=handed.disk_set,
         next_index=handed.next_index,
     )
+
+
+def _check_places(handed: HandOver) -> None:
+    """Both folders are the VM's own: they are written, and deleted with it. Raises UsageError."""
+    identity = str(uuid.UUID(bytes=handed.vm_id))
+    for path, end in ((handed.tap_folder, f"/{identity}/tap"), (handed.runtime_folder, f"/{identity}")):
+        if not path.startswith("/") or not path.endswith(end) or ".." in path.split("/"):
+            text = f"{path!r} is no folder of the VM {identity}."
+            raise UsageError(text, "Run `vmreplica reverse`, which carries what the replica agent says.")
 
 
 def is_taken(record: VmRecord, handed: HandOver) -> bool:

@@ -319,8 +319,11 @@ class Applier:
 
     async def _go_on_unsaved(self, error: Exception) -> None:
         """The undo log of this apply does not have what it has to: the apply goes on, and the older points end."""
-        self.history.abandon()
         async with self.ledger.transaction() as draft:
+            if draft.promotion is not None and draft.promotion.older:
+                # One of them was promoted meanwhile, and nothing is applied any more.
+                return
+            self.history.abandon()
             draft.event(EventId.DAMAGED, f"Older recovery points are lost. {error}", cause="unsaved")
             self.history.unguard(draft)
         await self.history.tidy()

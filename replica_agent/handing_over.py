@@ -15,6 +15,7 @@ from protocol.position import Position
 from replica_agent.disk_sets import forget_sets, next_index
 from replica_agent.finishing import finish
 from replica_agent.point_disks import export_name
+from replica_agent.promoted_tap import is_written
 from replica_agent.record import (
     IdentityRecord,
     PositionRecord,
@@ -46,7 +47,7 @@ from shared.replacing import replace_file
 from shared.states import ReplicaEvent
 from shared.status import Cause
 from shared.tap_config import MAP_NAME
-from shared.tap_control import TapClient, TapStatus, Tracking
+from shared.tap_control import TapClient, Tracking
 
 POLL_SECONDS = 0.05
 MAP_SECONDS = 600.0
@@ -151,7 +152,7 @@ async def _client(vm: ReplicaVm) -> TapClient:
 async def _to_map(client: TapClient, epoch: bytes) -> Tracked:
     """Have the dirty map name all that was written since the failover, durably."""
     status = await client.status()
-    written = _is_written(status)
+    written = is_written(status, epoch)
     if status.tracking is Tracking.ON and status.epoch == epoch.hex():
         status = await client.to_map()
     waited = 0.0
@@ -167,10 +168,6 @@ async def _to_map(client: TapClient, epoch: bytes) -> Tracked:
     if (doubt.base_epoch, doubt.base_segment) != (epoch.hex(), 0):
         return Tracked("the dirty map there does not go back to the failover", written)
     return Tracked("", written or doubt.bytes > 0)
-
-
-def _is_written(status: TapStatus) -> bool:
-    return status.tracking is not Tracking.ON or status.position is None or status.position.entry > 0
 
 
 def _describe(vm: ReplicaVm, record: PromotionRecord, tracked: Tracked) -> HandOver:
@@ -224,6 +221,9 @@ def _between(vm: ReplicaVm) -> dict[int, list[Range]]:
     """Where the promoted cut differs from the newest that was received. Blocks."""
     parts = vm.parts
     if not parts.ports.files.exists(parts.layout.reverse_map):
+        record = vm.ledger.promotion
+        if record is not None and record.cut != record.received:
+            raise MapDamagedError(f"{parts.layout.reverse_map} is missing")
         return {}
     return read_map(parts.ports.files, parts.layout.reverse_map, parts.vm, parts.disks.geometry)
 
@@ -318,8 +318,12 @@ async def _take_disks_back(vm: ReplicaVm, record: PromotionRecord, tracked: Trac
     async with parts.ledger.transaction() as draft:
         replication = draft.replication
         draft.promotion = None
-        replication.epoch = record.parent
-        replication.lineage = [step for step in replication.lineage if step.epoch != record.epoch]
+        if (before := record.before) is not None:
+            # The promoted point may be of an earlier baseline than the one that was here, and that the primary has.
+            replication.epoch, replication.lineage = before.epoch, before.lineage
+        else:
+            replication.epoch = record.parent
+            replication.lineage = [step for step in replication.lineage if step.epoch != record.epoch]
         # What is here is in an epoch of its own, and has all the disks.
         forget_sets(draft)
         stand_at(replication, here, draft.now, identities, parts.ports.clock.boot_id())
@@ -329,8 +333,8 @@ async def _take_disks_back(vm: ReplicaVm, record: PromotionRecord, tracked: Trac
         draft.step(ReplicaEvent.GIVEN_UP, "resolve")
         draft.event(EventId.REVERSED, f"The failover of {vm.name} to this host was given up. {text}", cause="resolve")
     parts.applier.spool = parts.spool_from(here)
-    for tree in (parts.layout.tap, parts.layout.reverse_map):
-        await run(parts.ports.files.remove_tree, tree)
+    await run(parts.ports.files.remove_tree, parts.layout.tap)
+    await run(parts.ports.files.remove, parts.layout.reverse_map)
 
 
 def _tap_map(vm: ReplicaVm) -> dict[int, list[Range]]:

@@ -174,6 +174,19 @@ class VmParts:
             reserve=self.surroundings.reserve,
         )
 
+    def time_of(self, position: Position) -> float | None:
+        """When a cut was sealed, where that is known: of a point, and of what waits in the spool."""
+        record, spool, time = self.ledger.replication, self.applier.spool, None
+        if record.applied is not None and record.applied.position == position:
+            time = record.applied_time
+        for log in self.history.logs:
+            if log.older.position == position:
+                time = log.older_time or None
+        for segment in spool.segments if spool is not None else []:
+            if segment.end == position:
+                time = segment.time_ns / 1e9
+        return time
+
     def start_of(self, epoch: bytes) -> Position:
         """The position before the first record of an epoch's log."""
         return Position(epoch, 0, 0, chain_seed(self.vm, epoch))

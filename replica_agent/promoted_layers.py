@@ -9,14 +9,16 @@ from collections.abc import Iterator
 
 import msgspec
 
+from protocol.position import Position
 from replica_agent.parts import VmParts
 from replica_agent.point_disks import export_name
-from replica_agent.record import PromotionRecord, UndoRecord
+from replica_agent.record import PositionRecord, PromotionRecord, UndoRecord
 from replica_agent.replay import Replay, Source
+from replica_agent.undo_records import open_log
 from shared.errors import InvalidStateError
 from shared.map_file import MapFile, MapKind
 from shared.overlay import Overlay, overlay_files
-from shared.tap_config import DIRTY_BLOCK_BITS, TapDisk, TapLayer, TapOverlay
+from shared.tap_config import DIRTY_BLOCK_BITS, MAX_LAYERS, TapDisk, TapLayer, TapOverlay
 
 Touched = tuple[int, int, int]
 """Disk, offset and length in bytes."""
@@ -31,13 +33,33 @@ def layer_records(parts: VmParts, record: PromotionRecord) -> list[UndoRecord]:
     at_cut = record.cut is not None and record.cut == replication.applied and replication.applying is None
     if at_cut or (record.cut is not None and record.serving and not record.older):
         return []
-    for number, log in enumerate(logs):
-        if log.older == record.cut:
-            return logs[number:]
+    if (found := _logs_to(logs, record.cut)) is not None:
+        return found
     cut, name = record.cut.position if record.cut is not None else "", parts.ledger.vm.name
     raise InvalidStateError(
         f"{name} has no recovery point {cut} any more.", f"Undo the failover with `vmreplica failover {name} --undo`."
     )
+
+
+def _logs_to(logs: list[UndoRecord], cut: PositionRecord | None) -> list[UndoRecord] | None:
+    """Those that lead from the disks back to ``cut``, the oldest first; None where none does."""
+    return next((logs[number:] for number, log in enumerate(logs) if log.older == cut), None)
+
+
+def check_layers(parts: VmParts, cut: Position) -> None:
+    """Whether a tap can read ``cut`` through the undo logs: asked before a failover to it is durable.
+
+    Raises InvalidStateError where they are too many, UndoDamagedError where one can't be used, and OSError.
+    """
+    name, found = parts.ledger.vm.name, _logs_to(parts.history.logs, PositionRecord.of(cut)) or []
+    if len(found) > MAX_LAYERS:
+        raise InvalidStateError(
+            f"{len(found)} undo logs lead to recovery point {cut} of {name}, and its disks can be read through at most "
+            f"{MAX_LAYERS}.",
+            "Choose a newer point; keep fewer of them from now on ([points] in the configuration).",
+        )
+    for log in found:
+        open_log(parts.ports, parts.layout, parts.ledger, log).close()
 
 
 def tap_layers(parts: VmParts, record: PromotionRecord) -> list[TapLayer]:

@@ -231,6 +231,16 @@ class PromotedTap:
         )
 
 
+def is_written(status: TapStatus, epoch: bytes) -> bool:
+    """Whether anything was written since the failover that began ``epoch``; what is not known counts as that."""
+    if status.tracking is Tracking.ON and status.position is not None:
+        return status.position.entry > 0
+    doubt = status.doubt
+    if status.tracking is not Tracking.MAP or doubt is None or not doubt.complete:
+        return True
+    return (doubt.base_epoch, doubt.base_segment) != (epoch.hex(), 0) or doubt.bytes > 0
+
+
 def start_error(files: FileSystem, folder: str) -> VmreplicaError | None:
     """What a tap wrote down when it could not start. Blocks."""
     try:

@@ -21,15 +21,14 @@ from replica_agent.disk_sets import require_present_set
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
 from replica_agent.planned import claim, told
-from replica_agent.promoted_layers import create_overlays, write_reverse_map
-from replica_agent.promoted_tap import PromotedTap
+from replica_agent.promoted_layers import check_layers, create_overlays, write_reverse_map
+from replica_agent.promoted_tap import PromotedTap, is_written
 from replica_agent.record import BeforeRecord, PositionRecord, PromotionRecord, lineage_records
 from replica_agent.refusals import Refusal
 from replica_agent.settled import settled
 from shared.errors import InvalidStateError, NotFoundError
 from shared.events import EventId
 from shared.states import ReplicaEvent, ReplicationState
-from shared.tap_control import Tracking
 
 
 @dataclass(slots=True)
@@ -52,14 +51,14 @@ class Promotion:
         """Make the promotion durable, to ``point``, or to the newest cut; False for a VM that is promoted already.
 
         Raises InvalidStateError where there is no whole point to promote, NotFoundError where that one is none (any
-        more); nothing was changed then.
+        more), UndoDamagedError or OSError where it can't be read; nothing was changed then.
         """
         parts = self.parts
         async with self.deciding:
             if parts.ledger.promotion is not None:
                 return False
             self._judge()
-            self._chosen(point)
+            await finish(parts.ports.workers.run(check_layers, parts, self._chosen(point)))
             await self.end_sessions()
             async with parts.order:
                 await self._commit(point)
@@ -240,9 +239,9 @@ class Promotion:
         if record is not None and record.handed_over:
             return record.written
         status = self.tap.status if self.tap is not None else None
-        if status is None or status.tracking is not Tracking.ON or status.position is None:
+        if status is None or record is None:
             return record is None or record.serving
-        return status.position.entry > 0
+        return is_written(status, record.epoch)
 
 
 def require_settled(record: PromotionRecord, name: str) -> None:

@@ -82,6 +82,7 @@ def _read(parts: VmParts) -> _Found:
     if parts.ledger.promotion is None:
         # Of a failover that was given up, or of a VM that came back: its state is about what the disks were then.
         files.remove_tree(layout.tap)
+        files.remove(layout.reverse_map)
     for name in files.list(layout.folder):
         if name.endswith(".spill") or name.startswith("import-"):
             # Made by an earlier version; or by an import that a crash ended.

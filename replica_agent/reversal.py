@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from protocol.messages import ResyncKind, WirePosition
-from protocol.position import NO_EPOCH, Lineage
+from protocol.position import NO_EPOCH, Lineage, knows
 from replica_agent.parts import VmParts
 from replica_agent.record import AncestorRecord, ReplicationRecord, ResyncRecord
 from shared.handover import read_map
@@ -27,11 +27,14 @@ def common_of(record: ReplicationRecord) -> WirePosition | msgspec.UnsetType:
 
 
 def through_of(record: ReplicationRecord, parent: bytes, lineage: Lineage) -> AncestorRecord | None:
-    """The failover by which the primary's baseline ``parent`` came from ours, as its ``lineage`` tells it."""
+    """The failover by which the primary's baseline ``parent`` came from ours, as its ``lineage`` tells it.
+
+    It came from an earlier baseline than ours where an older point was promoted; the lineage names ours as well then.
+    """
     if record.reversal is None or record.epoch in (NO_EPOCH, parent):
         return None
     step = next((each for each in lineage if each.epoch == parent), None)
-    if step is None or step.parent != record.epoch:
+    if step is None or not (step.parent == record.epoch or knows(lineage, record.epoch)):
         return None
     return AncestorRecord(epoch=step.epoch, parent=step.parent, parent_segment=step.parent_segment)
 

@@ -76,9 +76,13 @@ class Reversing:
 
     async def resolve(self, params: ResolveParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
-        await _ordered(vm, "resolve", handing_over.give_up(vm, yes=params.yes))
-        # The disks are this agent's again, and everything that works on them begins anew.
-        await finish(self._agent.revive(vm, failed=False))
+        promoted = vm.ledger.promotion
+        try:
+            await _ordered(vm, "resolve", handing_over.give_up(vm, yes=params.yes))
+        finally:
+            if promoted is not None and vm.ledger.promotion is None:
+                # The disks are this agent's again, and everything that works on them begins anew.
+                await finish(self._agent.revive(vm, failed=False))
         return status_of(self._agent.find(vm.parts.uuid))
 
 

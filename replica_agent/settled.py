@@ -34,9 +34,13 @@ async def settled(parts: VmParts, tap: PromotedTap) -> None:
     async with parts.ledger.transaction() as draft:
         assert draft.promotion is not None
         draft.promotion.layered = False
+        cut = draft.promotion.cut
+        draft.replication.applied_time = parts.time_of(cut.position) if cut is not None else None
         parts.history.unguard(draft)
         forget_sets(draft)
-        draft.replication.applied = draft.promotion.cut
+        draft.replication.applied = cut
+        # What was merged when an older point was promoted leads nowhere any more.
+        draft.resync = None
         draft.replication.applying = None
         draft.replication.identities = None
         draft.event(
@@ -44,6 +48,7 @@ async def settled(parts: VmParts, tap: PromotedTap) -> None:
             f"What lay over the disks of {draft.vm.name} has settled in them; they are plain disks again.",
             cause="settled",
         )
+    parts.applier.merge = None
     await parts.history.tidy()
     await finish(parts.ports.workers.run(_remove_rest, parts))
     parts.changed.notify()

@@ -56,7 +56,7 @@ class ReplicaVm:
         )
         parts.history.spare = self.exports.yield_room
         self.prover = Prover(parts, self.exports.view)
-        self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self.exports.stop, self._halt)
+        self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self._end_readers, self._halt)
         self.statistics = ReplicationStatistics(
             ledger.statistics, surroundings.ports.clock.wall(), monitoring_seconds=surroundings.monitoring
         )
@@ -285,6 +285,11 @@ class ReplicaVm:
     async def _end_sessions_for_failover(self) -> None:
         await self.connections.end(self._failing_over())
 
+    async def _end_readers(self) -> None:
+        """The disks are a tap's from now on, which writes them once the failover is committed."""
+        await self.exports.stop()
+        await self.prover.stop()
+
     def _failing_over(self) -> Refusal:
         return Refusal(ErrorCode.BUSY, f"{self.name} is being failed over.", "Look at its status on the replica.")
 
@@ -316,8 +321,11 @@ class ReplicaVm:
         await self._await_service(FAILOVER_WAIT_SECONDS)
 
     async def undo_failover(self) -> None:
-        """Be a replica again, with everything as it was before the failover. Raises InvalidStateError."""
-        if self.failure is not None:
+        """Be a replica again, with everything as it was before the failover. Raises InvalidStateError.
+
+        Also where its disks can't be served: then it is the way out.
+        """
+        if self.failure is not None and self.failure.code == LedgerError.code:
             raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
         tap = self.promotion.tap
         await undo(self.parts, await tap.clients() if tap is not None else 0)
@@ -371,16 +379,7 @@ class ReplicaVm:
 
     def describe(self, position: Position) -> CutStatus:
         """A cut for people. Its time is known where it is the applied one or still in the spool."""
-        record, spool = self.ledger.replication, self.parts.applier.spool
-        time = None
-        if record.applied is not None and record.applied.position == position:
-            time = record.applied_time
-        for log in self.parts.history.logs:
-            if log.older.position == position:
-                time = log.older_time or None
-        for segment in spool.segments if spool is not None else []:
-            if segment.end == position:
-                time = segment.time_ns / 1e9
+        time = self.parts.time_of(position)
         return CutStatus(epoch=position.epoch.hex(), segment=position.segment, entry=position.entry, time=time)
 
     @property

@@ -196,6 +196,8 @@ PRIMARY_TRANSITIONS: dict[tuple[ReplicationState, PrimaryEvent], ReplicationStat
     (_S.FAILED_OVER, _P.RETRIED): _S.WAITING_FOR_START_RESYNCHRONIZE,
     # Whether the failover was undone the next session tells: until then nothing is sent.
     (_S.FAILED_OVER, _P.UNFENCED): _S.REPLICATING,
+    # Fenced before it had a baseline: its initial replication is begun anew.
+    (_S.FAILED_OVER, _P.INITIAL_CANCELLED): _S.READY_FOR_INITIAL_REPLICATION,
 } | {(state, _P.REMOVED): _S.DISABLED for state in _S if state is not _S.DISABLED}
 
 REPLICA_TRANSITIONS: dict[tuple[ReplicationState, ReplicaEvent], ReplicationState] = {

@@ -25,6 +25,11 @@ def check_options(options: argparse.Namespace) -> None:
     """Raises UsageError for options that do not go together."""
     if not options.prepare and (options.abort or options.shutdown or options.no_wait):
         raise UsageError("--abort, --shutdown and --no-wait belong to a preparation.", "Add --prepare.")
+    chosen = options.at is not None or options.point != "newest"
+    if chosen and (options.prepare or options.undo or options.commit or options.stop):
+        raise UsageError("--point and --at choose what is failed over to, or tested.", "Leave them out here.")
+    if options.stop and (options.prepare or options.undo or options.commit):
+        raise UsageError("--stop ends a test failover.", "Give it alone, or with --test.")
     if options.force and not options.abort:
         raise UsageError("--force is for taking a preparation back.", "Add --prepare --abort.")
     if options.abort and options.shutdown:

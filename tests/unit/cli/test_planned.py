@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from shared.admin import verbs as admin
+from shared.cli.arguments import build_parser
 from shared.cli.domain_power import check_off, shut_down
+from shared.cli.verbs.planned import check_options
 from shared.cli.virsh import Virsh
-from shared.errors import InvalidStateError, NotFoundError
+from shared.errors import InvalidStateError, NotFoundError, UsageError
 from shared.health import assessed
 from shared.progress_status import ProgressStatus
 from shared.status import PlannedStatus, VmStatus
@@ -30,6 +32,17 @@ def preparing(step: str, **changes: Any) -> VmStatus:
     progress = None if step in ("confirmed", "given up", "forced") else ProgressStatus(kind="planned", phase="sending")
     state = ("PreparedForFailover", 5) if prepared else ("Replicating", 4)
     return assessed(healthy(state=state[0], state_code=state[1], planned=plan, progress=progress, **changes), NOW)
+
+
+def test_options_that_an_order_would_ignore_are_refused() -> None:
+    parser = build_parser()
+    for order in ("--prepare", "--undo", "--commit"):
+        for given in (["--point", "applied"], ["--at", "2h"], ["--stop"]):
+            with pytest.raises(UsageError, match="choose what is failed over to|ends a test"):
+                check_options(parser.parse_args(["failover", "web", order, *given]))
+        check_options(parser.parse_args(["failover", "web", order]))
+    for fine in (["--point", "applied"], ["--test", "--at", "2h"], ["--test", "--stop"], ["--stop"]):
+        check_options(parser.parse_args(["failover", "web", *fine]))
 
 
 @pytest.mark.slow

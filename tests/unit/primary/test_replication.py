@@ -13,6 +13,7 @@ from primary_agent.enabling import create
 from primary_agent.problems import clear_problem, set_problem
 from primary_agent.record import DiskRecord, ResyncRecord, VmRecord, load_vm, mint, plain
 from primary_agent.replication import Acked, Replication
+from primary_agent.resuming import leave_failover
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH, Ancestor, Position
 from shared.errors import InvalidStateError, StoreDamagedError, VmreplicaError
@@ -273,6 +274,40 @@ async def test_being_fenced_is_durable_and_told_once(world: World) -> None:
     (event,) = await world.events(EventId.FENCED)
     assert event["data"]["split_brain"] is True
     assert "split brain" in event["text"]
+
+
+@pytest.mark.parametrize("resynchronize", [False, True])
+async def test_an_open_resync_ends_at_a_fence_and_a_proposed_one_is_settled(world: World, resynchronize: bool) -> None:
+    """I7, R33: the replica drops what is open at its failover; what was proposed it may have committed before."""
+    replication = await replicating(world)
+    for proposed in (False, True):
+        await replication.require_resync(ResyncCause.TRACKING_LOST, f"lost {proposed}")
+        await replication.transition(PrimaryEvent.RESYNC_STARTED, "asked")
+        await replication.begin_resync(resync(b"2" * 16, b"1" * 16, 7))
+        if proposed:
+            await replication.propose(Position(b"2" * 16, 5, 50, b"e" * 16))
+        await replication.fence("failed over at b", split=False)
+        await leave_failover(replication, resynchronize=resynchronize)
+        if not proposed:
+            assert replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE
+            assert replication.record.resync is None
+            await replication.transition(PrimaryEvent.FENCED, "put back")
+            await replication.transition(PrimaryEvent.UNFENCED, "put back", causes=[])
+    assert replication.state is ReplicationState.RESYNCHRONIZING
+    assert (await replication.adopt("the replica shows it")).epoch == b"2" * 16
+    assert (await world.reopen()).state is ReplicationState.REPLICATING
+
+
+async def test_fenced_before_its_baseline_a_vm_begins_its_initial_replication_anew(world: World) -> None:
+    replication = world.replication
+    for resynchronize in (False, True):
+        await replication.transition(PrimaryEvent.INITIAL_STARTED, "asked")
+        await replication.begin_resync(resync(b"1" * 16))
+        await replication.fence("failed over at b", split=False)
+        await leave_failover(replication, resynchronize=resynchronize)
+        assert (await world.reopen()).state is ReplicationState.READY_FOR_INITIAL_REPLICATION
+        replication = world.replication
+        assert replication.record.resync is None
 
 
 async def test_a_resync_follows_the_present_baseline(world: World) -> None:

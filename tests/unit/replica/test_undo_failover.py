@@ -5,16 +5,27 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from protocol.position import Position
+from replica_agent import handing_over, promoted_layers, prover
 from replica_agent.points import find_point, points_of
+from replica_agent.promoted_tap import is_written
+from replica_agent.record import ReplicationRecord, ReversalRecord
+from replica_agent.reversal import through_of
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
+from shared.disks.leaves import leaves_of
 from shared.errors import InvalidStateError, NotFoundError
+from shared.map_file import MapDamagedError
 from shared.tap_config import load_config
+from shared.tap_control import TapStatus
+from shared.undo_log import UndoDamagedError
 from tests.unit.replica.failing import FailingFiles, Killed
 from tests.unit.replica.logs import EPOCH, VM, Tap
 from tests.unit.replica.rig import DISKS, Certificates, Resync, World, disk_bytes, random_content
@@ -75,6 +86,132 @@ async def test_an_older_point_is_promoted_while_an_apply_is_under_way(world: Wor
         assert contents(world) == dict(pair.tap.cuts[pair.tap.segment])
         with pytest.raises(InvalidStateError, match="is not failed over"):
             await vm.promotion.commit()
+
+
+async def test_a_point_of_an_earlier_baseline_settles_and_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R40, R41: promoted while a resync merges. The old primary stands at the later baseline, and both ways back lead
+    from there.
+    """
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+
+        def until_ended(*given: Any) -> Any:
+            for _ in range(500):
+                if vm.prover._task is None or not vm.prover._task.cancelling():
+                    time.sleep(0.01)
+            return leaves_of(*given)
+
+        monkeypatch.setattr(prover, "leaves_of", until_ended)
+        await pair.control.send_segment(pair.tap, pair.rng)
+        await vm.parts.applier.caught_up()
+        point = vm.parts.history.positions()[0]
+        sealed = vm.parts.time_of(point)
+        await vm.prover.start(vm.describe, point)
+        async with vm.parts.applier.turn:
+            resync = pair.next_resync()
+            await resync.begin()
+            await resync.compare()
+            await resync.send_tracked(pair.rng)
+            await resync.commit()
+            assert await vm.promotion.decide(point)
+        vm._completing = vm._spawn(vm.promotion.complete())
+        await until(lambda: vm.ledger.promotion is not None and vm.ledger.promotion.serving)
+        assert vm.prover.status is not None and vm.prover.status.outcome == "undecided"
+        record, replication, logs = vm.ledger.promotion, vm.ledger.replication, vm.ledger.points.logs
+        assert record is not None and record.before is not None and record.received is not None
+        assert (record.parent, record.received.epoch) == (EPOCH, resync.tap.epoch)
+
+        await vm.parts.applier._go_on_unsaved(UndoDamagedError("an apply under way has met it"))
+        assert vm.ledger.points.logs == logs != []
+
+        copy = ReplicationRecord(epoch=resync.tap.epoch, reversal=ReversalRecord(common=record.received, bytes=0))
+        through = through_of(copy, record.epoch, replication.ancestors)
+        assert through is not None and (through.epoch, through.parent) == (record.epoch, EPOCH)
+        copy.epoch = b"s" * 16
+        assert through_of(copy, record.epoch, replication.ancestors) is None
+
+        reverse_map = Path(vm.parts.layout.reverse_map)
+        named = reverse_map.read_bytes()
+        assert handing_over._between(vm)
+        reverse_map.unlink()
+        with pytest.raises(MapDamagedError, match="missing"):
+            handing_over._between(vm)
+        reverse_map.write_bytes(named)
+
+        await vm.promotion.commit()
+        tap = vm.promotion.tap
+        assert tap is not None
+        tap.settled.set()
+        await until(lambda: vm.ledger.promotion is not None and not vm.ledger.promotion.layered)
+        await until(lambda: vm.parts.applier.merge is None)
+        assert vm.ledger.resync is None
+        assert vm.ledger.replication.applied_time == sealed != replication.applied_time
+
+        await vm.leave_tap()
+        tracked = handing_over.Tracked("no tap ran", written=True)
+        await handing_over._take_disks_back(vm, record, tracked)
+        replication = vm.ledger.replication
+        assert (replication.epoch, replication.lineage) == (resync.tap.epoch, record.before.lineage)
+        assert vm.ledger.promotion is None and not reverse_map.exists()
+        await pair.agent.revive(vm, failed=False)
+        assert status_of(pair.agent.vms[VM]).state == "WaitingForStartResynchronize"
+        assert pair.agent.vms[VM].failure is None
+
+
+@pytest.mark.slow
+async def test_what_a_tap_could_not_read_is_refused_or_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I6: before the promotion is durable where that can be known; else undoing it is the way out."""
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        for _ in range(2):
+            await pair.control.send_segment(pair.tap, pair.rng)
+            await vm.parts.applier.caught_up()
+        point = vm.parts.history.positions()[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(promoted_layers, "MAX_LAYERS", 1)
+            with pytest.raises(InvalidStateError, match="can be read through at most 1"):
+                await vm.promotion.decide(point)
+        log = vm.ledger.points.logs[-1]
+        path = Path(vm.parts.layout.undo(log.first, log.last))
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        with pytest.raises(UndoDamagedError, match="can't be used"):
+            await vm.promotion.decide(point)
+        assert vm.ledger.promotion is None
+        path.write_bytes(whole)
+        assert await vm.promotion.decide(point)
+        path.write_bytes(whole[:-1])
+        vm._completing = vm._spawn(vm.promotion.complete())
+        await until(lambda: vm.failure is not None)
+        await vm.undo_failover()
+        await until(lambda: pair.agent.vms[VM] is not vm and pair.agent.vms[VM].ledger.promotion is None)
+        await until(lambda: pair.agent.vms[VM].parts.applier.spool is not None)
+        assert status_of(pair.agent.vms[VM]).state == "Replicating"
+        assert contents(world) == dict(pair.tap.cuts[pair.tap.segment])
+
+
+def test_a_complete_dirty_map_tells_whether_anything_was_written() -> None:
+    """R15: what is not known counts as written, and nothing else does."""
+    epoch = b"p" * 16
+    doubt = {"base_epoch": epoch.hex(), "base_segment": 0, "end_segment": 1, "complete": True, "catch_up": False}
+    none = dict.fromkeys(("lost", "epoch", "position", "sealed", "last_write_time"))
+    plain = none | {
+        "vm": "", "name": "web", "pid": 1, "version": "", "boot_id": "", "tracking": "map", "first_segment": 0,
+        "log": {"used": 0, "limit": 0, "files": 0, "file_bytes": 0, "folder": ""}, "disks": [], "interval": 30.0,
+        "nbd_uri": "", "writes": 0, "bytes_written": 0,
+    }  # fmt: skip
+
+    def written(**changes: Any) -> bool:
+        return is_written(msgspec.convert(plain | {"doubt": doubt | {"bytes": 0} | changes}, TapStatus), epoch)
+
+    assert not written()
+    assert written(bytes=65536)
+    assert written(complete=False)
+    assert written(base_segment=1)
+    assert written(base_epoch="00" * 16)
+    assert is_written(msgspec.convert(plain, TapStatus), epoch)
 
 
 async def prepared(world: World) -> Tap:
@@ -172,11 +309,13 @@ async def test_kill_at_each_durable_operation(memory_path: Path, certificates: C
                 assert (await refused_open(dialler_of(world, agent), epoch=EPOCH)).code == "fenced"
                 assert record.cut is not None
                 config = load_config(world.files, vm.parts.layout.tap)
-                # A commit has the tap's next start find plain disks before that is on record.
+                # A tap that has settled them is configured plainly before the record says so.
                 assert not record.layered or config.undo_layers or record.committed_time is not None
                 assert all(Path(layer.path).exists() for layer in config.undo_layers)
                 assert record.committed_time is None or commit
             assert vm.failure is None
+        # How far an apply gets before the failover halts it differs, and with it what a life counts: the last few
+        # operations of the whole one may not be reached.
         died += files.dead
     assert died > 10
     assert promoted

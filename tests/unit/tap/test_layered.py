@@ -350,12 +350,27 @@ def test_what_was_flushed_while_the_copy_was_synced_survives_power_loss() -> Non
 def test_kill_between_settled_and_the_witness_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """R27: the disk has other times from one moment to the next, and nobody else gave it them."""
     layers = Layers(13)
+    renamed = set()
     saw_through = Watch.saw_through
 
     def die(watch: Watch, disk: Disk, time_ns: int) -> None:
         if disk.renamed is not None and layers.world.process.die_at is None:
+            renamed.add(disk.renamed)
             layers.world.process.kill()
         saw_through(watch, disk, time_ns)
+
+    async def life(ports: OwnPorts) -> None:
+        layers.allowed = [copy(layers.model)]
+        tap = await layers.start(ports)
+        await tap.begin(epoch_of(1))
+        layers.began = True
+        await layers.change(tap, 10)
+        # Nobody writes while it settles: a write would give both files the same time.
+        await asyncio.sleep(1)
+        work = Settling(tap, ports)
+        work.begin()
+        while work.status() is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     async def again(ports: OwnPorts) -> None:
         tap = await layers.start(ports)
@@ -366,7 +381,8 @@ def test_kill_between_settled_and_the_witness_of_it(monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "saw_through", die)
-        layers.run(layers.committed)
+        layers.run(life)
+    assert all(told != base for told, base in renamed) and len(renamed) == 1
     assert layers.run(again)
     assert layers.lost == []
     layers.world.close()
