@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from primary_agent import fencing
 from primary_agent.parts import Parts
-from primary_agent.record import FenceRecord
+from primary_agent.record import FenceRecord, VmRecord
 from primary_agent.scope import POLL_SECONDS, is_logged
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
@@ -64,6 +64,10 @@ _KEPT_WHERE_SET = (
     "initial_send_rate",
     "replication_send_rate",
     "verify_schedule",
+    "consistency",
+    "consistency_hours",
+    "definition",
+    "definition_files",
 )
 
 
@@ -242,8 +246,7 @@ async def _track(vm: PrimaryVm, finding: Finding) -> tuple[HandOver, bool]:
     complete = status.tracking is Tracking.MAP and status.doubt is not None and status.doubt.complete
     if finding.common is not None and not complete:
         finding.common, finding.reason = None, f"tracking is {status.tracking.value} on this host"
-    record, settings = replication.record, {name: _plain(getattr(vm.record, name)) for name in _KEPT}
-    settings |= {name: _plain(value) for name in _KEPT_WHERE_SET if (value := getattr(vm.record, name))}
+    record = replication.record
     handed = HandOver(
         id=parts.surroundings.ports.random.bytes(16).hex(),
         vm=vm.record.vm.hex(),
@@ -261,9 +264,16 @@ async def _track(vm: PrimaryVm, finding: Finding) -> tuple[HandOver, bool]:
         peer=finding.host,
         interval_seconds=vm.record.interval_seconds,
         written=finding.moved_on,
-        settings={name: value for name, value in settings.items() if value not in (None, 0, "")},
+        settings=kept_settings(vm.record),
     )
     return handed, complete
+
+
+def kept_settings(record: VmRecord) -> dict[str, Any]:
+    """What is kept of a VM's settings for the day on which it comes back, as `vmreplica set` takes them."""
+    settings = {name: _plain(getattr(record, name)) for name in _KEPT}
+    settings |= {name: _plain(value) for name in _KEPT_WHERE_SET if (value := getattr(record, name))}
+    return {name: value for name, value in settings.items() if value not in (None, 0, "")}
 
 
 async def to_map(parts: Parts) -> TapStatus:
