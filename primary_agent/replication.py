@@ -41,6 +41,7 @@ RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SU
 INITIAL = (ReplicationState.READY_FOR_INITIAL_REPLICATION, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS)
 COMPARING = (*RESYNCING, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.SUSPENDED)
 """States in which a resync or initial replication may be open."""
+Steps = PrimaryEvent | tuple[PrimaryEvent, ...] | None
 _REBUILT = frozenset({ResyncCause.STATE_LOST.value, ResyncCause.HISTORY_LOST.value})
 SPLIT_TEXT = "This side has writes that are not part of it: both sides may have moved on (split brain)."
 UNMOVED_TEXT = "Nothing was written here since the last cut that the replica acknowledged."
@@ -106,7 +107,7 @@ class Replication:
     # --- changing --------------------------------------------------------------------------------------------------
 
     async def transition(
-        self, event: PrimaryEvent | None, cause: str, *told: Any, seen: ReplicationRecord | None = None, **fields: Any
+        self, event: Steps, cause: str, *told: Any, seen: ReplicationRecord | None = None, **fields: Any
     ) -> bool:
         """Move the state machine, or leave it, and replace ``fields`` of the record. Raises InvalidStateError.
 
@@ -115,7 +116,7 @@ class Replication:
         async with self._lock:
             if seen is not None and seen is not self.record:
                 return False
-            await self._walk((event,) if event is not None else (), cause, told, fields)
+            await self._walk((event,) if isinstance(event, PrimaryEvent) else event or (), cause, told, fields)
             return True
 
     async def update(self, *events: dict[str, Any], **fields: Any) -> None:
@@ -306,7 +307,9 @@ class Replication:
                 # Suspended meanwhile, so nothing is sent anyway; whoever resumes it is told then.
                 return
             event = self.event(EventId.FENCED, told, cause="fenced", data={"split_brain": split})
-            await self._walk((PrimaryEvent.FENCED,), told, [event], {"fenced": text, "fence": fence, "problem": None})
+            resync = self.record.resync if self.record.proposed else None  # It may be the baseline by now (R33).
+            fields = {"fenced": text, "fence": fence, "problem": None, "resync": resync}
+            await self._walk((PrimaryEvent.FENCED,), told, [event], fields)
 
     async def store_progress(self) -> None:
         """Write down the acknowledged cut and the statistics; called now and then, and at an orderly stop."""

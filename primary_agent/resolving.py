@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from primary_agent.fencing import ask
 from primary_agent.handing_over import find, to_map
+from primary_agent.resuming import to_the_commit
 from shared.channel import ChannelClosed
 from shared.differences import Differences, disks_of
 from shared.errors import InvalidStateError, UsageError
@@ -52,7 +53,8 @@ async def keep_primary(vm: PrimaryVm, *, yes: bool) -> None:
         # The dirty map is what bounds a compare; a log could not be sent to a side that stands elsewhere.
         await to_map(vm.parts)
         text = f"The administrator keeps this side: {replication.record.fenced}"
-        await replication.transition(PrimaryEvent.RETRIED, text, fenced="", fence=None, stopped_time=None)
+        path = (PrimaryEvent.RETRIED, *to_the_commit(replication.record))
+        await replication.transition(path, text, fenced="", fence=None, stopped_time=None)
         await replication.require_resync(ResyncCause.REVERSED, text)
         replication.replan()
 

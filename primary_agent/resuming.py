@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from primary_agent.parts import Parts
-from primary_agent.record import StartedBy
+from primary_agent.record import ReplicationRecord, StartedBy
 from primary_agent.starting import begin_wanted
+from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError
 from shared.planning import ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
@@ -54,16 +55,28 @@ async def resume(
         case _S.REPLICATING if record.problem is None and parts.link.dialled is not None:
             raise not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
         case _S.FAILED_OVER if resynchronize:
-            await replication.transition(PrimaryEvent.RETRIED, "the administrator asked for it", resync_wanted=True)
+            path = (PrimaryEvent.RETRIED, *to_the_commit(record))
+            await replication.transition(path, "the administrator asked for it", resync_wanted=True)
             text = f"After a failover: {record.fenced}"
             await replication.require_resync(ResyncCause.AFTER_FAILOVER, text)
         case _S.FAILED_OVER:
             # Where the failover still stands the next session is told so, and nothing was sent by then (I8).
-            cause = "the administrator asked for it"
-            await replication.transition(PrimaryEvent.UNFENCED, cause)
-            if record.causes:
-                await replication.transition(PrimaryEvent.RESYNC_REQUIRED, "as before the failover")
+            await replication.transition(_unfenced(record), "the administrator asked for it, as before the failover")
         case _S.READY_FOR_INITIAL_REPLICATION | _S.WAITING_FOR_INITIAL_REPLICATION:
             raise not_now("resume", f"Run `vmreplica initial {replication.vm.name}`.")
         case _S.PREPARED_FOR_FAILOVER:
             raise not_now("resume", f"Take that back: vmreplica failover {replication.vm.name} --prepare --abort")
+
+
+def _unfenced(record: ReplicationRecord) -> tuple[PrimaryEvent, ...]:
+    """The way from a failover to the state that fits the records."""
+    commit = to_the_commit(record)
+    if record.epoch == NO_EPOCH and not record.causes and not commit:
+        return (PrimaryEvent.UNFENCED_EMPTY,)
+    required = (PrimaryEvent.RESYNC_REQUIRED,) if record.causes or commit else ()
+    return (PrimaryEvent.UNFENCED, *required, *commit)
+
+
+def to_the_commit(record: ReplicationRecord) -> tuple[PrimaryEvent, ...]:
+    """The step to a compare whose commit was proposed before a failover: the replica may have it (R33)."""
+    return (PrimaryEvent.RESYNC_STARTED,) if record.proposed is not None else ()

@@ -79,6 +79,7 @@ class PrimaryEvent(Enum):
     PREPARATION_LOST = "the planned failover is off, and a resynchronization is required"
     RETRIED = "tried again by the administrator after a failover"
     UNFENCED = "resumed by the administrator after a failover"
+    UNFENCED_EMPTY = "resumed by the administrator after a failover, without a baseline"
     TAKEN_OVER = "taken over from this host's replica agent: the direction was reversed"
     REMOVED = "replication removed"
 
@@ -196,6 +197,7 @@ PRIMARY_TRANSITIONS: dict[tuple[ReplicationState, PrimaryEvent], ReplicationStat
     (_S.FAILED_OVER, _P.RETRIED): _S.WAITING_FOR_START_RESYNCHRONIZE,
     # Whether the failover was undone the next session tells: until then nothing is sent.
     (_S.FAILED_OVER, _P.UNFENCED): _S.REPLICATING,
+    (_S.FAILED_OVER, _P.UNFENCED_EMPTY): _S.READY_FOR_INITIAL_REPLICATION,
 } | {(state, _P.REMOVED): _S.DISABLED for state in _S if state is not _S.DISABLED}
 
 REPLICA_TRANSITIONS: dict[tuple[ReplicationState, ReplicaEvent], ReplicationState] = {

@@ -13,7 +13,7 @@ OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def require_own_folder(path: str, state: os.stat_result) -> None:
-    """Raises StorageError unless it is a folder of ours, root's, or whose folder it is in, and others can't write in it.
+    """Raises StorageError unless it is a folder of ours, root's, or its folder's owner's, and others can't write in it.
 
     Root's agent looks after the tap of a VM that the service of another user promoted, in the service's folders.
     """

@@ -102,6 +102,7 @@ def test_a_failed_over_primary_goes_on_only_through_its_administrator() -> None:
     assert ways == {
         PrimaryEvent.RETRIED: ReplicationState.WAITING_FOR_START_RESYNCHRONIZE,
         PrimaryEvent.UNFENCED: ReplicationState.REPLICATING,
+        PrimaryEvent.UNFENCED_EMPTY: ReplicationState.READY_FOR_INITIAL_REPLICATION,
         PrimaryEvent.REMOVED: ReplicationState.DISABLED,
     }
 
