@@ -93,13 +93,13 @@ class Finding:
 
 
 async def find(parts: Parts) -> Finding:
-    """Look at both sides; changes nothing. Raises VmreplicaError where the other one can't be asked and has to be."""
+    """Look at both sides; changes nothing. Raises InvalidStateError where the other one is not failed over (any more),
+    VmreplicaError where it can't be asked and has to be.
+    """
     fence = await _fence(parts)
-    finding = Finding(host=parts.replication.record.peer_host or parts.replication.vm.replica_host)
+    finding = Finding(written=fence.written, host=fence.host or _replica_of(parts))
     status = await parts.tap.refresh()
-    received = fence.received.position if fence is not None and fence.received is not None else None
-    if fence is not None:
-        finding.written, finding.host = fence.written, fence.host or finding.host
+    received = fence.received.position if fence.received is not None else None
     if received is None:
         finding.reason = "the other host does not tell which cut of this side it had when it was failed over"
     elif not await _has(parts, status, received):
@@ -111,14 +111,39 @@ async def find(parts: Parts) -> Finding:
     return finding
 
 
-async def _fence(parts: Parts) -> FenceRecord | None:
+async def _fence(parts: Parts) -> FenceRecord:
+    """The failover, as the other host tells it now, or told it before it could not be reached any more."""
+    replication, known, host = parts.replication, parts.replication.record.fence, _replica_of(parts)
+    name = replication.vm.name
     try:
         told = await fencing.ask(parts)
     except VmreplicaError:
-        told = parts.replication.record.fence
-        if told is None and parts.replication.state is ReplicationState.FAILED_OVER:
+        if known is None:
             raise
-    return told
+        return known
+    if not told.promoted and replication.state is ReplicationState.PREPARED_FOR_FAILOVER:
+        raise InvalidStateError(
+            f"{name} is only prepared for a failover: it was not failed over to {host}.",
+            f"Run `vmreplica failover {name}` there first, or take the preparation back: "
+            f"`vmreplica failover {name} --prepare --abort`.",
+        )
+    if not told.promoted:
+        raise InvalidStateError(
+            f"{name} is not failed over to {host} any more.",
+            f"To go on as its primary: `vmreplica resume {name}` where the failover was undone, `vmreplica resolve "
+            f"{name} --keep primary` where it was given up.",
+        )
+    fence = told.fence or known
+    if fence is None:
+        raise InvalidStateError(
+            f"{name} is failed over to {host}, which does not tell what it had of this side then.",
+            f"Upgrade vmreplica on {host}, and try again.",
+        )
+    return fence
+
+
+def _replica_of(parts: Parts) -> str:
+    return parts.replication.record.peer_host or parts.replication.vm.replica_host
 
 
 async def _has(parts: Parts, status: TapStatus, cut: Position) -> bool:
@@ -150,10 +175,8 @@ def _lost(parts: Parts, status: TapStatus, received: Position | None) -> str:
     return "changes that are not tracked"
 
 
-async def _is_later(parts: Parts, fence: FenceRecord | None) -> bool:
+async def _is_later(parts: Parts, fence: FenceRecord) -> bool:
     """Whether a disk was written after the failover; what is uncertain counts as that."""
-    if fence is None:
-        return True
     ports, disks = parts.surroundings.ports, parts.replication.vm.disks
 
     def newest() -> float:

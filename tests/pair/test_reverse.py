@@ -13,6 +13,7 @@ import pytest
 from primary_agent import handing_over
 from shared.admin import verbs
 from shared.errors import InvalidStateError, UsageError
+from shared.states import ReplicationState
 from shared.status import VmStatus
 from tests.pair.rig import MIB
 from tests.pair.two_hosts import NAME, Host, TwoHosts
@@ -167,6 +168,12 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
         await two.alpha.call("primary", verbs.RESOLVE, vm=NAME, yes=True)
     with pytest.raises(InvalidStateError, match="was not handed over"):
         await two.alpha.call("primary", verbs.HANDED_OVER, vm=NAME)
+    await two.alpha.call("primary", verbs.PREPARE_FAILOVER, vm=NAME)
+    replication = two.alpha.vm.parts.replication
+    await two.until("prepared", lambda: replication.state is ReplicationState.PREPARED_FOR_FAILOVER)
+    # No split brain, whatever was written: there is only one side.
+    with pytest.raises(InvalidStateError, match="only prepared for a failover: it was not failed over to beta"):
+        await two.alpha.call("primary", verbs.HAND_OVER, vm=NAME, yes=True)
     await two.fail_over(two.beta)
     for host, role, method in ((two.alpha, "primary", verbs.HAND_OVER), (two.beta, "replica", verbs.RESOLVE)):
         async with two.client(host):
