@@ -44,6 +44,8 @@ async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> Rep
     if handed.to != "replica" or handed.tap_folder:
         raise InvalidStateError(f"{handed.name} is handed over to the primary agent, not to this one.")
     found = decode_ranges(ranges, handed.geometry)
+    if (damaged := agent.damaged.get(handed.vm_id)) is not None:
+        raise damaged.error
     known = agent.vms.get(handed.vm_id)
     if known is not None:
         folder, state = known.parts.layout.folder, known.ledger.replication.state
@@ -55,6 +57,8 @@ async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> Rep
             )
     else:
         folder, state = _new_folder(agent, handed), ReplicationState.DISABLED
+    # Judged before anything is touched.
+    replica_transition(state, ReplicaEvent.TAKEN_OVER)
     layout = Layout(folder)
     disks = [
         DiskRecord(
@@ -66,14 +70,25 @@ async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> Rep
         for disk in handed.disks
     ]
     identities = await finish(agent.ports.workers.run(_prepare, agent, layout, handed, disks, found))
-    if known is not None and known.ledger.replication.epoch == NO_EPOCH:
-        # Made for the other host's first connection, before this order came: nothing was ever copied to it.
-        await finish(agent.ports.workers.run(known.parts.disks.remove))
+    unused = _unused(known, handed) if known is not None and known.ledger.replication.epoch == NO_EPOCH else []
 
     async def write(store: Store) -> None:
         await _write(store, agent, handed, disks, identities, found, state)
+        await agent.ports.workers.run(_remove, agent, unused)
 
     return await agent.replace(handed.vm_id, folder, write)
+
+
+def _unused(known: ReplicaVm, handed: HandOver) -> list[str]:
+    """Disks that were made for the other host's first connection, before this order came, and never copied to."""
+    made = {known.parts.disks.path(disk.index) for disk in known.parts.disks.geometry}
+    return sorted(made - {disk.path for disk in handed.disks})
+
+
+def _remove(agent: ReplicaAgent, paths: list[str]) -> None:
+    """Blocks."""
+    for path in paths:
+        agent.ports.files.remove(path)
 
 
 def _new_folder(agent: ReplicaAgent, handed: HandOver) -> str:

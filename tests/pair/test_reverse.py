@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from primary_agent import handing_over
+from replica_agent import handing_over as giving_up
+from replica_agent.record import PromotionRecord
+from replica_agent.vm import ReplicaVm
 from shared.admin import verbs
 from shared.errors import InvalidStateError, UsageError
 from shared.states import ReplicationState
@@ -180,6 +184,17 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
             with pytest.raises(InvalidStateError, match=r"clients are connected to disk0 \(1\)"):
                 await host.call(role, method, vm=NAME, yes=True)
 
+    plain = giving_up._plain
+
+    async def with_a_guest(vm: ReplicaVm) -> PromotionRecord:
+        await late.enter_async_context(two.client(two.beta))
+        return await plain(vm)
+
+    async with contextlib.AsyncExitStack() as late:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InvalidStateError, match="clients are connected to"):
+            patch.setattr(giving_up, "_plain", with_a_guest)
+            await two.beta.call("replica", verbs.RESOLVE, vm=NAME, yes=True)
+    # It was not cut off (I14), and whoever comes next may write.
     await two.beta.write("write -P 0x61 1M 64k")
     first = await two.beta.call("replica", verbs.HAND_OVER, vm=NAME)
     await two.beta.restart("alpha")
