@@ -13,6 +13,7 @@ import pytest
 
 from primary_agent import handing_over
 from replica_agent import handing_over as giving_up
+from replica_agent.promoted_tap import PromotedTap
 from replica_agent.record import PromotionRecord
 from replica_agent.vm import ReplicaVm
 from shared.admin import verbs
@@ -200,6 +201,15 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     await two.beta.restart("alpha")
     assert (await two.beta.call("replica", verbs.HAND_OVER, vm=NAME))["id"] == first["id"]
     assert two.beta.copy.promotion.tap is None
+    with pytest.raises(InvalidStateError, match="handed over to its primary agent"):
+        await two.beta.copy.failover()
+    await two.beta.copy.promotion.look()
+    assert not two.beta.copy.promotion.silent
+    tap = PromotedTap(two.beta.copy.parts, bytes.fromhex(first["epoch"]))
+    await tap.stop_tap()
+    await two.beta.copy.promotion.look()
+    (status,) = two.beta.replica.status().vms
+    assert status.health == "Critical" and "vmreplica reverse web" in status.remedy
     # Refused for good by the other agent: the first one goes on with the VM.
     await two.beta.call("replica", verbs.HANDED_OVER, vm=NAME, taken=False)
     await two.until("the tap", lambda: two.beta.copy.promotion.tap is not None and two.beta.copy.promotion.tap.uris)
