@@ -16,10 +16,9 @@ from primary_agent.description import keeper_of
 from primary_agent.enabling import check_log_room, check_sockets, create, plan_vm, prepare_tap, tap_config
 from primary_agent.fencing import fenced_config
 from primary_agent.rebuilding import RECOVERABLE, check_unused, plan, read_remains, rebuild
-from primary_agent.record import VmRecord
+from primary_agent.record import TapPlace, VmRecord
 from primary_agent.replication import Replication
 from primary_agent.surroundings import Surroundings
-from primary_agent.tap_link import TapLink
 from primary_agent.trusting import end_distrusted
 from primary_agent.vm import PrimaryVm
 from primary_agent.vm_folders import forget, is_empty, is_vm_folder
@@ -31,7 +30,7 @@ from shared.event_query import Wants, everything, sought
 from shared.expiry import agent_problems, certificates_of
 from shared.ports import Ports
 from shared.status import AgentStatus, VmStatus
-from shared.tap_config import TapConfig, load_config
+from shared.tap_config import TapConfig
 from shared.tasks import uninterrupted
 
 REVIVAL_SECONDS = 30.0
@@ -303,8 +302,8 @@ class PrimaryAgent:
             damaged = self._find_damaged(name)
             if damaged is not None:
                 await damaged.leave()
-                await self._stop_tap_of(damaged.folder)
-                await self._forget(damaged.folder, damaged.identity)
+                await damaged.stop_tap(self.ports)
+                await self._forget(damaged.folder, damaged.identity, damaged.tap_place)
                 del self.damaged[damaged.identity]
                 return
             vm = self.find(name)
@@ -315,7 +314,7 @@ class PrimaryAgent:
                 # Its tasks have ended: it is listed as damaged, and removing it can be tried again.
                 await self._damaged(vm.uuid, vm.folder, error)
                 raise
-            await self._forget(vm.folder, vm.uuid)
+            await self._forget(vm.folder, vm.uuid, vm.record.tap)
 
     # --- recovering ------------------------------------------------------------------------------------------------
 
@@ -355,16 +354,10 @@ class PrimaryAgent:
         await damaged.leave()
         await self._load(damaged.identity)
 
-    async def _stop_tap_of(self, folder: str) -> None:
-        """Stop the tap of a VM whose own state is damaged, where its configuration can still be read."""
-        try:
-            config = await self.ports.workers.run(load_config, self.ports.files, f"{folder}/tap")
-        except VmreplicaError:
-            return
-        await TapLink(f"{folder}/tap", config, self.ports).stop_tap()
-
-    async def _forget(self, folder: str, identity: str) -> None:
-        await self.ports.workers.run(forget, self.ports.files, folder, self._runtime_folder(identity))
+    async def _forget(self, folder: str, identity: str, place: TapPlace | None) -> None:
+        """Delete what is the VM's own here; its tap has been stopped."""
+        runtime_folder = self._runtime_folder(identity)
+        await self.ports.workers.run(forget, self.ports.files, folder, runtime_folder, place)
 
     # --- reversing -------------------------------------------------------------------------------------------------
 
@@ -381,8 +374,11 @@ class PrimaryAgent:
                 await self.ports.workers.run(self.ports.files.remove_tree, folder)
                 raise
             await self._load(identity)
-            if identity in self.damaged:
-                raise self.damaged[identity].error
+            if (damaged := self.damaged.pop(identity, None)) is not None:
+                # The replica agent goes on with it, and the order may be given again.
+                await damaged.leave()
+                await self.ports.workers.run(self.ports.files.remove_tree, folder)
+                raise damaged.error
             return self.vms[vm]
 
     async def let_go(self, vm: PrimaryVm) -> None:
@@ -390,7 +386,7 @@ class PrimaryAgent:
         async with self.changing:
             del self.vms[vm.record.vm]
             await vm.stop()
-            await self._forget(vm.folder, vm.uuid)
+            await self._forget(vm.folder, vm.uuid, vm.record.tap)
 
     @property
     def _vms_folder(self) -> str:

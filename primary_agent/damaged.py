@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import structlog
 
 from primary_agent.rebuilding import Remains
+from primary_agent.record import TapPlace
 from primary_agent.tap_link import TapLink
 from shared.errors import VmreplicaError
 from shared.ports import FileSystem, Ports
-from shared.tap_config import TapConfig
+from shared.tap_config import TapConfig, load_config
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +28,8 @@ class DamagedVm:
     folder: str
     error: VmreplicaError
     tap: TapLink | None = None
+    tap_place: TapPlace | None = None
+    """Where the tap is, if not in the VM's own folder."""
     _task: asyncio.Task[None] | None = None
 
     def is_named(self, name: str) -> bool:
@@ -34,11 +37,12 @@ class DamagedVm:
 
     async def serve(self, remains: Remains, ports: Ports) -> None:
         """Keep its tap running, where its configuration can be read: the guest needs nothing else."""
+        self.tap_place = remains.tap_place
         if remains.config is None:
             return
         with contextlib.suppress(OSError, VmreplicaError):
             await ports.workers.run(_make_sockets_folder, ports.files, remains.config)
-            self.tap = TapLink(f"{self.folder}/tap", remains.config, ports)
+            self.tap = TapLink(self._tap_folder, remains.config, ports, self.folder)
             self._task = asyncio.get_running_loop().create_task(self._run(self.tap), name=f"tap of {self.identity}")
 
     async def _run(self, tap: TapLink) -> None:
@@ -53,6 +57,18 @@ class DamagedVm:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+
+    async def stop_tap(self, ports: Ports) -> None:
+        """Stop the tap, where its configuration can still be read."""
+        try:
+            config = await ports.workers.run(load_config, ports.files, self._tap_folder)
+        except VmreplicaError:
+            return
+        await TapLink(self._tap_folder, config, ports, self.folder).stop_tap()
+
+    @property
+    def _tap_folder(self) -> str:
+        return self.tap_place.folder if self.tap_place is not None else f"{self.folder}/tap"
 
 
 def _make_sockets_folder(files: FileSystem, config: TapConfig) -> None:

@@ -7,14 +7,18 @@ the tap or the host, until an administrator says that this side counts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 from primary_agent.dialing import dial, open_body
+from primary_agent.judgement import view_of
 from primary_agent.parts import Parts
 from primary_agent.record import FenceRecord, fence_record
 from primary_agent.replication import Replication
 from protocol.messages import ErrorCode, Fence
 from shared.channel import ChannelClosed
+from shared.planning import Fenced, SplitBrain, decide
 from shared.states import ReplicationState
 from shared.tap_config import TapConfig, save_config
 
@@ -48,8 +52,16 @@ async def follow(parts: Parts) -> None:
         connection.adopt(status, parts.surroundings.ports.clock.monotonic())
 
 
-async def ask(parts: Parts) -> FenceRecord | None:
-    """What the replica says of the failover now; None where it tells none. Raises what dialling raises."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the replica says of the failover now; ``fence`` is None where there is none, or an older one tells none."""
+
+    promoted: bool
+    fence: FenceRecord | None = None
+
+
+async def ask(parts: Parts) -> Told:
+    """Ask the replica whether the VM is failed over to it. Raises what dialling raises."""
     connection = parts.tap.require()
     try:
         dialled = await dial(parts.surroundings, parts.address, open_body(parts.replication, connection))
@@ -57,6 +69,8 @@ async def ask(parts: Parts) -> FenceRecord | None:
         problem = error.problem
         if problem is None or problem.code is not ErrorCode.FENCED:
             raise
-        return fence_record(problem.fence) if isinstance(problem.fence, Fence) else None
+        return Told(True, fence_record(problem.fence) if isinstance(problem.fence, Fence) else None)
     await dialled.channel.close("only the failover was asked about")
-    return None
+    # One whose history goes on from ours was promoted, whatever it knows of that.
+    decision = decide(view_of(parts.replication, connection), dialled.view(str(parts.address)))
+    return Told(isinstance(decision, (Fenced, SplitBrain)))

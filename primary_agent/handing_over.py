@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from primary_agent import fencing
 from primary_agent.parts import Parts
-from primary_agent.record import FenceRecord
+from primary_agent.record import FenceRecord, VmRecord
 from primary_agent.scope import POLL_SECONDS, is_logged
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
@@ -64,6 +64,10 @@ _KEPT_WHERE_SET = (
     "initial_send_rate",
     "replication_send_rate",
     "verify_schedule",
+    "consistency",
+    "consistency_hours",
+    "definition",
+    "definition_files",
 )
 
 
@@ -89,13 +93,13 @@ class Finding:
 
 
 async def find(parts: Parts) -> Finding:
-    """Look at both sides; changes nothing. Raises VmreplicaError where the other one can't be asked and has to be."""
+    """Look at both sides; changes nothing. Raises InvalidStateError where the other one is not failed over (any more),
+    VmreplicaError where it can't be asked and has to be.
+    """
     fence = await _fence(parts)
-    finding = Finding(host=parts.replication.record.peer_host or parts.replication.vm.replica_host)
+    finding = Finding(written=fence.written, host=fence.host or _replica_of(parts))
     status = await parts.tap.refresh()
-    received = fence.received.position if fence is not None and fence.received is not None else None
-    if fence is not None:
-        finding.written, finding.host = fence.written, fence.host or finding.host
+    received = fence.received.position if fence.received is not None else None
     if received is None:
         finding.reason = "the other host does not tell which cut of this side it had when it was failed over"
     elif not await _has(parts, status, received):
@@ -107,14 +111,39 @@ async def find(parts: Parts) -> Finding:
     return finding
 
 
-async def _fence(parts: Parts) -> FenceRecord | None:
+async def _fence(parts: Parts) -> FenceRecord:
+    """The failover, as the other host tells it now, or told it before it could not be reached any more."""
+    replication, known, host = parts.replication, parts.replication.record.fence, _replica_of(parts)
+    name = replication.vm.name
     try:
         told = await fencing.ask(parts)
     except VmreplicaError:
-        told = parts.replication.record.fence
-        if told is None and parts.replication.state is ReplicationState.FAILED_OVER:
+        if known is None:
             raise
-    return told
+        return known
+    if not told.promoted and replication.state is ReplicationState.PREPARED_FOR_FAILOVER:
+        raise InvalidStateError(
+            f"{name} is only prepared for a failover: it was not failed over to {host}.",
+            f"Run `vmreplica failover {name}` there first, or take the preparation back: "
+            f"`vmreplica failover {name} --prepare --abort`.",
+        )
+    if not told.promoted:
+        raise InvalidStateError(
+            f"{name} is not failed over to {host} any more.",
+            f"To go on as its primary: `vmreplica resume {name}` where the failover was undone, `vmreplica resolve "
+            f"{name} --keep primary` where it was given up.",
+        )
+    fence = told.fence or known
+    if fence is None:
+        raise InvalidStateError(
+            f"{name} is failed over to {host}, which does not tell what it had of this side then.",
+            f"Upgrade vmreplica on {host}, and try again.",
+        )
+    return fence
+
+
+def _replica_of(parts: Parts) -> str:
+    return parts.replication.record.peer_host or parts.replication.vm.replica_host
 
 
 async def _has(parts: Parts, status: TapStatus, cut: Position) -> bool:
@@ -146,10 +175,8 @@ def _lost(parts: Parts, status: TapStatus, received: Position | None) -> str:
     return "changes that are not tracked"
 
 
-async def _is_later(parts: Parts, fence: FenceRecord | None) -> bool:
+async def _is_later(parts: Parts, fence: FenceRecord) -> bool:
     """Whether a disk was written after the failover; what is uncertain counts as that."""
-    if fence is None:
-        return True
     ports, disks = parts.surroundings.ports, parts.replication.vm.disks
 
     def newest() -> float:
@@ -242,8 +269,7 @@ async def _track(vm: PrimaryVm, finding: Finding) -> tuple[HandOver, bool]:
     complete = status.tracking is Tracking.MAP and status.doubt is not None and status.doubt.complete
     if finding.common is not None and not complete:
         finding.common, finding.reason = None, f"tracking is {status.tracking.value} on this host"
-    record, settings = replication.record, {name: _plain(getattr(vm.record, name)) for name in _KEPT}
-    settings |= {name: _plain(value) for name in _KEPT_WHERE_SET if (value := getattr(vm.record, name))}
+    record = replication.record
     handed = HandOver(
         id=parts.surroundings.ports.random.bytes(16).hex(),
         vm=vm.record.vm.hex(),
@@ -261,10 +287,17 @@ async def _track(vm: PrimaryVm, finding: Finding) -> tuple[HandOver, bool]:
         peer=finding.host,
         interval_seconds=vm.record.interval_seconds,
         written=finding.moved_on,
-        settings={name: value for name, value in settings.items() if value not in (None, 0, "")},
+        settings=kept_settings(vm.record),
         next_index=vm.record.index_to_come,
     )
     return handed, complete
+
+
+def kept_settings(record: VmRecord) -> dict[str, Any]:
+    """What is kept of a VM's settings for the day on which it comes back, as `vmreplica set` takes them."""
+    settings = {name: _plain(getattr(record, name)) for name in _KEPT}
+    settings |= {name: _plain(value) for name in _KEPT_WHERE_SET if (value := getattr(record, name))}
+    return {name: value for name, value in settings.items() if value not in (None, 0, "")}
 
 
 async def to_map(parts: Parts) -> TapStatus:

@@ -17,7 +17,7 @@ import msgspec
 from primary_agent.description import Description, read_description
 from primary_agent.enabling import split_address
 from primary_agent.planned_steps import after_loss, step_of
-from primary_agent.record import DiskRecord, ReplicationRecord, VmRecord, plain
+from primary_agent.record import DiskRecord, ReplicationRecord, TapPlace, VmRecord, plain
 from protocol.position import NO_EPOCH
 from shared.description import DescriptionDamagedError
 from shared.errors import InvalidStateError, UsageError, VmreplicaError
@@ -42,6 +42,8 @@ class Remains:
     description_doubt: str = "missing"
     config: TapConfig | None = None
     config_doubt: str = ""
+    tap_place: TapPlace | None = None
+    """Where the tap is, if not in the VM's own folder."""
 
     @property
     def name(self) -> str:
@@ -66,8 +68,10 @@ def read_remains(files: FileSystem, folder: str, vm: bytes) -> Remains:
         found.description = read_description(files, folder, vm)
     except DescriptionDamagedError as error:
         found.description_doubt = error.text
+    if found.description is not None:
+        found.tap_place = found.description.vm.tap
     try:
-        config = load_config(files, f"{folder}/tap")
+        config = load_config(files, found.tap_place.folder if found.tap_place is not None else f"{folder}/tap")
         if config.vm_id == vm:
             found.config = config
         else:
@@ -175,7 +179,9 @@ def conclude(description: Description | None, evidence: dict[str, object], name:
         epoch=known.epoch,
         lineage=known.lineage,
         causes=known.causes,
-        fenced=known.fenced if known.state is _S.FAILED_OVER else "",
+        fenced=known.fenced,
+        fence=known.fence,
+        reversal=known.reversal,
         peer_host=known.peer_host,
         planned=after_loss(known.planned),
     )

@@ -39,14 +39,15 @@ async def keep_primary(vm: PrimaryVm, *, yes: bool) -> None:
                 "Repeat it with --yes.",
             )
         try:
-            fenced = await ask(vm.parts)
+            told = await ask(vm.parts)
         except ChannelClosed as error:
             raise InvalidStateError(
                 f"Whether the failover of {vm.name} was given up can't be asked: {error.text}", error.remedy
             ) from error
-        if fenced is not None:
+        if told.promoted:
+            host = told.fence.host if told.fence is not None else ""
             raise InvalidStateError(
-                f"{vm.name} is still failed over to {fenced.host}.",
+                f"{vm.name} is still failed over to {host or replication.record.peer_host or vm.record.replica_host}.",
                 f"Run `vmreplica resolve {vm.name} --keep primary` there first.",
             )
         # The dirty map is what bounds a compare; a log could not be sent to a side that stands elsewhere.

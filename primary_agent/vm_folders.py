@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import uuid
 
+from primary_agent.record import TapPlace
 from shared.ports import FileSystem
+
+SOCKETS = ("nbd.sock", "control.sock")
+"""What a tap makes in its runtime folder."""
 
 
 def is_vm_folder(name: str) -> bool:
@@ -20,8 +24,14 @@ def is_empty(files: FileSystem, folder: str) -> bool:
     return not files.list(folder)
 
 
-def forget(files: FileSystem, folder: str, runtime_folder: str) -> None:
-    """Delete a VM's folder and that of its sockets. Blocks."""
+def forget(files: FileSystem, folder: str, runtime_folder: str, place: TapPlace | None) -> None:
+    """Delete a VM's folder and that of its sockets, where its stopped tap had them elsewhere also there. Blocks."""
     files.remove_tree(folder)
     files.sync_folder(folder.rpartition("/")[0])
     files.remove_tree(runtime_folder)
+    if place is not None:
+        # After a boot that folder was made by this agent, and the replica agent, which needs it, may be another user.
+        for name in SOCKETS:
+            files.remove(f"{place.runtime_folder}/{name}")
+        if is_empty(files, place.runtime_folder):
+            files.remove_tree(place.runtime_folder)

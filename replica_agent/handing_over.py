@@ -8,6 +8,7 @@ failover up the tap is stopped instead, and what it wrote is what these disks di
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from protocol.hrl import chain_seed
@@ -25,7 +26,7 @@ from replica_agent.record import (
 )
 from replica_agent.vm import ReplicaVm
 from shared.differences import Differences, disks_of
-from shared.errors import InvalidStateError, UsageError
+from shared.errors import InvalidStateError, UsageError, VmreplicaError
 from shared.events import EventId
 from shared.handover import (
     RANGES_NAME,
@@ -47,7 +48,7 @@ from shared.replacing import replace_file
 from shared.states import ReplicaEvent
 from shared.status import Cause
 from shared.tap_config import MAP_NAME
-from shared.tap_control import TapClient, Tracking
+from shared.tap_control import TapClient, TapStatus, Tracking
 
 POLL_SECONDS = 0.05
 MAP_SECONDS = 600.0
@@ -269,25 +270,47 @@ async def give_up(vm: ReplicaVm, *, yes: bool) -> None:
         )
     client = await _client(vm)
     try:
-        status = await client.status()
-        if used := [f"{disk.export} ({disk.clients})" for disk in status.disks if disk.clients]:
-            raise InvalidStateError(
-                f"The disks of {vm.name} are in use: clients are connected to {', '.join(used)}.",
-                "Shut the virtual machine down on this host first.",
-            )
+        status = await _unused(vm, client)
         if not yes:
             raise UsageError(
                 f"The failover of {vm.name} to this host is given up: what was written here since is no longer what "
                 "counts, and stays as a recovery point.",
                 "Repeat it with --yes.",
             )
-        record = await _plain(vm)
-        tracked = await _to_map(client, record.epoch)
+        if status.fenced is not None:
+            # Who connects from here on may only read: no guest starts on disks that are about to be taken away (I14).
+            await client.set(fenced=f"The failover of {vm.name} is being given up.")
+        try:
+            await _stop_and_take_back(vm, client)
+        except BaseException:
+            if status.fenced is not None:
+                with contextlib.suppress(VmreplicaError):
+                    await client.set(fenced="")
+            raise
     finally:
         client.close()
+    parts.applier.changed.notify()
+    parts.changed.notify()
+
+
+async def _unused(vm: ReplicaVm, client: TapClient) -> TapStatus:
+    """The tap's status. Raises InvalidStateError where anybody is connected to a disk."""
+    status = await client.status()
+    if used := [f"{disk.export} ({disk.clients})" for disk in status.disks if disk.clients]:
+        raise InvalidStateError(
+            f"The disks of {vm.name} are in use: clients are connected to {', '.join(used)}.",
+            "Shut the virtual machine down on this host first.",
+        )
+    return status
+
+
+async def _stop_and_take_back(vm: ReplicaVm, client: TapClient) -> None:
+    record = await _plain(vm)
+    tracked = await _to_map(client, record.epoch)
     tap = vm.promotion.tap
     assert tap is not None
-    async with parts.order:
+    async with vm.parts.order:
+        await _unused(vm, client)
         await vm.leave_tap()
         try:
             await tap.stop_tap()
@@ -296,8 +319,6 @@ async def give_up(vm: ReplicaVm, *, yes: bool) -> None:
             if vm.ledger.promotion is not None:
                 vm.take_tap_up()
             raise
-    parts.applier.changed.notify()
-    parts.changed.notify()
 
 
 async def _take_disks_back(vm: ReplicaVm, record: PromotionRecord, tracked: Tracked) -> None:

@@ -44,6 +44,8 @@ class Promotion:
     end_exports: Callable[[], Awaitable[None]]
     halt: Callable[[bool], Awaitable[None]]
     tap: PromotedTap | None = None
+    silent: bool = False
+    """Nothing answers where the tap of a VM should be that this agent handed over."""
     deciding: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the promotion is being made durable: no session may begin, or it would go on behind the promotion."""
 
@@ -55,7 +57,12 @@ class Promotion:
         """
         parts = self.parts
         async with self.deciding:
-            if parts.ledger.promotion is not None:
+            if (promotion := parts.ledger.promotion) is not None:
+                if promotion.handed_over:
+                    raise InvalidStateError(
+                        f"{parts.ledger.vm.name} was failed over to this host, and handed over to its primary agent.",
+                        "There is no copy of it here that could be failed over to.",
+                    )
                 return False
             self._judge()
             await finish(parts.ports.workers.run(check_layers, parts, self._chosen(point)))
@@ -200,6 +207,12 @@ class Promotion:
         if self.parts.applier.spool is not None:
             self.parts.applier.spool.close()
         self.parts.disks.close()
+
+    async def look(self) -> None:
+        """See whether the disks of a VM that was handed over are served; called now and then."""
+        record = self.parts.ledger.promotion
+        handed_over = record is not None and record.handed_over
+        self.silent = record is not None and handed_over and not await PromotedTap(self.parts, record.epoch).answers()
 
     # --- committing ------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ from shared.status import Cause
 RECOVERABLE = frozenset({"store_damaged"})
 """Codes of errors that a rebuilt database heals; a newer version's, another VM's or a busy one is not replaced."""
 
+_S = ReplicationState
+
 
 @dataclass(slots=True)
 class Rebuilt:
@@ -102,7 +104,8 @@ def conclude(remains: Remains, vm: bytes, layout: Layout, *, host: str, fresh_ep
             step = Ancestor(promotion.epoch, promotion.parent, promotion.parent_segment)
             replication.lineage = lineage_records(extend(replication.ancestors, step))
             replication.epoch = promotion.epoch
-        replication.state = ReplicationState.FAILED_OVER_WAITING_COMPLETION
+        final = promotion.committed_time is not None or promotion.handed_over
+        replication.state = _S.FAILED_OVER if final else _S.FAILED_OVER_WAITING_COMPLETION
     events = []
     if promotion is None or not promotion.serving:
         cause = _suspicion(remains, record.name, promoted=promotion is not None, now=now)

@@ -44,6 +44,8 @@ async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> Rep
     if handed.to != "replica" or handed.tap_folder:
         raise InvalidStateError(f"{handed.name} is handed over to the primary agent, not to this one.")
     found = decode_ranges(ranges, handed.geometry)
+    if (damaged := agent.damaged.get(handed.vm_id)) is not None:
+        raise damaged.error
     known = agent.vms.get(handed.vm_id)
     empty = False
     if known is not None:
@@ -56,6 +58,8 @@ async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> Rep
             )
     else:
         folder, state = _new_folder(agent, handed), ReplicationState.DISABLED
+    # Judged before anything is touched.
+    replica_transition(state, ReplicaEvent.TAKEN_OVER)
     layout = Layout(folder)
     disks = [
         DiskRecord(
@@ -73,14 +77,25 @@ async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> Rep
         own |= {disk.index for disk in known.ledger.vm.former}
         own |= {disk.index for disk in known.ledger.vm.disks} if empty else set()
     apart = await finish(agent.ports.workers.run(_apart, agent, layout, own))
-    if known is not None and known.ledger.replication.epoch == NO_EPOCH:
-        # Made for the other host's first connection, before this order came: nothing was ever copied to it.
-        await finish(agent.ports.workers.run(known.parts.disks.remove))
+    unused = _unused(known, handed) if known is not None and empty else []
 
     async def write(store: Store) -> None:
         await _write(store, agent, handed, disks, identities, found, state, apart)
+        await agent.ports.workers.run(_remove, agent, unused)
 
     return await agent.replace(handed.vm_id, folder, write)
+
+
+def _unused(known: ReplicaVm, handed: HandOver) -> list[str]:
+    """Disks that were made for the other host's first connection, before this order came, and never copied to."""
+    made = {known.parts.disks.path(disk.index) for disk in known.parts.disks.geometry}
+    return sorted(made - {disk.path for disk in handed.disks})
+
+
+def _remove(agent: ReplicaAgent, paths: list[str]) -> None:
+    """Blocks."""
+    for path in paths:
+        agent.ports.files.remove(path)
 
 
 def _new_folder(agent: ReplicaAgent, handed: HandOver) -> str:

@@ -193,6 +193,7 @@ class ReplicaVm:
             await forget_former(self.parts)
             await self._keep_room()
             await self.companions.tidy()
+            await self.promotion.look()
             await self.ledger.describe()
             self._count_cycles()
             if self.statistics.is_due(self.parts.ports.clock.wall()):

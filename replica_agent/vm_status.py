@@ -14,7 +14,16 @@ from shared.expiry import certificates_of_link
 from shared.health import assessed
 from shared.progress_status import DiskProgress, ProgressStatus
 from shared.states import ReplicationState
-from shared.status import Cause, CutStatus, DiskStatus, FailoverStatus, LinkStatus, TestFailoverStatus, VmStatus
+from shared.status import (
+    Cause,
+    CutStatus,
+    DiskStatus,
+    FailoverStatus,
+    LinkStatus,
+    TapStatus,
+    TestFailoverStatus,
+    VmStatus,
+)
 
 
 def status_of(vm: ReplicaVm) -> VmStatus:
@@ -51,7 +60,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         epoch=record.epoch.hex() if record.epoch != NO_EPOCH else "",
         peer_host=record.peer_host,
         link=_link(vm, now),
-        tap=tap.view() if tap is not None else None,
+        tap=tap.view() if tap is not None else _silent_tap(vm),
         progress=_progress(parts),
         planned=planned_status(parts.ledger.prepared, parts.ledger.promotion),
         statistics=statistics,
@@ -142,6 +151,11 @@ def _test_failover(vm: ReplicaVm) -> TestFailoverStatus | None:
 
 def _cut(vm: ReplicaVm, position: Position | None) -> CutStatus | None:
     return vm.describe(position) if position is not None and position.segment > 0 else None
+
+
+def _silent_tap(vm: ReplicaVm) -> TapStatus | None:
+    """What is to be told of the tap of a VM that was handed over: nothing where it answers."""
+    return TapStatus(error="it does not answer") if vm.promotion.silent else None
 
 
 def failover_of(vm: ReplicaVm) -> FailoverStatus | None:

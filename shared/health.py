@@ -269,7 +269,15 @@ def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment
     if status.suspended or state is ReplicationState.SUSPENDED:
         result.critical("Replication is suspended at the replica.", f"Run `vmreplica resume {name}`.")
     failover = status.failover
-    if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION or state is ReplicationState.FAILED_OVER:
+    if status.handed_over:
+        if status.tap is not None and status.tap.error:
+            result.critical(
+                f"The disks of virtual machine '{name}' were handed over to the primary agent of this host, and are "
+                f"not served: their tap is not there: {status.tap.error}.",
+                f"If `vmreplica status {name}` shows no primary here, run `vmreplica reverse {name}` again, which "
+                "completes that.",
+            )
+    elif state is ReplicationState.FAILED_OVER_WAITING_COMPLETION or state is ReplicationState.FAILED_OVER:
         remedy = ""
         if failover is not None and failover.undoable:
             remedy = (
@@ -335,11 +343,11 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
 
 
 def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> str:
+    if status.handed_over:
+        return f"Handed over to the {'primary' if status.role == 'replica' else 'replica'} agent of this host."
     here = status.role == "replica" and state is ReplicationState.FAILED_OVER
     if here or state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
         return "Failed over: the VM's disks are served from this host, without a replica of their own."
-    if status.handed_over:
-        return f"Handed over to the {'primary' if status.role == 'replica' else 'replica'} agent of this host."
     if status.role == "replica" and status.planned is not None and status.planned.token_sent:
         return f"Prepared for a failover: {status.planned.text}"
     if state is ReplicationState.PREPARED_FOR_FAILOVER:

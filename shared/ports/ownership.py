@@ -13,14 +13,17 @@ OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def require_own_folder(path: str, state: os.stat_result) -> None:
-    """Raises StorageError unless it is a folder of ours or of root's, in which nobody else may make or remove files."""
+    """Raises StorageError unless it is a folder of ours, root's, or its folder's owner's, and others can't write in it.
+
+    Root's agent looks after the tap of a VM that the service of another user promoted, in the service's folders.
+    """
     if not stat.S_ISDIR(state.st_mode):
         raise StorageError(
             f"{path} is {kind_of(state.st_mode)}, not a folder.",
             "Name the folder itself; nothing else is used in its place.",
             code="not_a_folder",
         )
-    if state.st_uid not in (0, os.geteuid()):
+    if not _is_trusted(path, state):
         raise _foreign(path, state.st_uid)
     # Where the sticky bit is set, others can add what is then refused as theirs, and remove nothing.
     if state.st_mode & OTHERS_MAY_WRITE and not state.st_mode & stat.S_ISVTX:
@@ -36,10 +39,12 @@ def require_own_file(path: str, state: os.stat_result) -> None:
 
     Who owns the folder could do anything anyway, and root reads the files of the service.
     """
-    if state.st_uid in (0, os.geteuid()):
-        return
-    if state.st_uid != os.stat(os.path.dirname(path) or ".").st_uid:
+    if not _is_trusted(path, state):
         raise _foreign(path, state.st_uid)
+
+
+def _is_trusted(path: str, state: os.stat_result) -> bool:
+    return state.st_uid in (0, os.geteuid()) or state.st_uid == os.stat(os.path.dirname(path) or ".").st_uid
 
 
 def _foreign(path: str, uid: int) -> StorageError:

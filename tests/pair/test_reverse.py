@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -12,8 +13,13 @@ import pytest
 
 from primary_agent import handing_over
 from primary_agent.admin import with_settings
+from replica_agent import handing_over as giving_up
+from replica_agent.promoted_tap import PromotedTap
+from replica_agent.record import PromotionRecord
+from replica_agent.vm import ReplicaVm
 from shared.admin import verbs
 from shared.errors import InvalidStateError, UsageError
+from shared.states import ReplicationState
 from shared.status import VmStatus
 from tests.pair.rig import MIB
 from tests.pair.two_hosts import NAME, Host, TwoHosts
@@ -170,17 +176,43 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
         await two.alpha.call("primary", verbs.RESOLVE, vm=NAME, yes=True)
     with pytest.raises(InvalidStateError, match="was not handed over"):
         await two.alpha.call("primary", verbs.HANDED_OVER, vm=NAME)
+    await two.alpha.call("primary", verbs.PREPARE_FAILOVER, vm=NAME)
+    replication = two.alpha.vm.parts.replication
+    await two.until("prepared", lambda: replication.state is ReplicationState.PREPARED_FOR_FAILOVER)
+    # No split brain, whatever was written: there is only one side.
+    with pytest.raises(InvalidStateError, match="only prepared for a failover: it was not failed over to beta"):
+        await two.alpha.call("primary", verbs.HAND_OVER, vm=NAME, yes=True)
     await two.fail_over(two.beta)
     for host, role, method in ((two.alpha, "primary", verbs.HAND_OVER), (two.beta, "replica", verbs.RESOLVE)):
         async with two.client(host):
             with pytest.raises(InvalidStateError, match=r"clients are connected to disk0 \(1\)"):
                 await host.call(role, method, vm=NAME, yes=True)
 
+    plain = giving_up._plain
+
+    async def with_a_guest(vm: ReplicaVm) -> PromotionRecord:
+        await late.enter_async_context(two.client(two.beta))
+        return await plain(vm)
+
+    async with contextlib.AsyncExitStack() as late:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InvalidStateError, match="clients are connected to"):
+            patch.setattr(giving_up, "_plain", with_a_guest)
+            await two.beta.call("replica", verbs.RESOLVE, vm=NAME, yes=True)
+    # It was not cut off (I14), and whoever comes next may write.
     await two.beta.write("write -P 0x61 1M 64k")
     first = await two.beta.call("replica", verbs.HAND_OVER, vm=NAME)
     await two.beta.restart("alpha")
     assert (await two.beta.call("replica", verbs.HAND_OVER, vm=NAME))["id"] == first["id"]
     assert two.beta.copy.promotion.tap is None
+    with pytest.raises(InvalidStateError, match="handed over to its primary agent"):
+        await two.beta.copy.failover()
+    await two.beta.copy.promotion.look()
+    assert not two.beta.copy.promotion.silent
+    tap = PromotedTap(two.beta.copy.parts, bytes.fromhex(first["epoch"]))
+    await tap.stop_tap()
+    await two.beta.copy.promotion.look()
+    (status,) = two.beta.replica.status().vms
+    assert status.health == "Critical" and "vmreplica reverse web" in status.remedy
     # Refused for good by the other agent: the first one goes on with the VM.
     await two.beta.call("replica", verbs.HANDED_OVER, vm=NAME, taken=False)
     await two.until("the tap", lambda: two.beta.copy.promotion.tap is not None and two.beta.copy.promotion.tap.uris)

@@ -210,6 +210,17 @@ def test_a_replica_paused_is_critical_and_a_promoted_one_a_warning() -> None:
     assert status.summary.startswith("Failed over:")
 
 
+@pytest.mark.parametrize("state", [ReplicationState.FAILED_OVER, ReplicationState.FAILED_OVER_WAITING_COMPLETION])
+def test_what_the_primary_agent_of_the_host_has_is_no_warning(state: ReplicationState) -> None:
+    """R41: it is protected from there, and said to be; unless nobody serves it, as where the command ended midway."""
+    status = vm(state, role="replica", handed_over=True, tap=None)
+    assert (status.health, status.reasons) == ("Normal", [])
+    assert status.summary == "Handed over to the primary agent of this host."
+    status = vm(state, role="replica", handed_over=True, tap=TapStatus(error="it does not answer"))
+    assert status.health == "Critical" and "are not served" in status.reasons[0]
+    assert "run `vmreplica reverse web` again" in status.remedy
+
+
 def test_the_worst_reason_comes_first() -> None:
     status = vm(problem=Cause(code="x", text="bad", time=NOW), lag_seconds=4000.0, suspended=True)
     assert status.reasons[0] == "bad"

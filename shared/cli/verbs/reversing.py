@@ -187,20 +187,37 @@ def _carry(source: Found, target: Agent, raw: dict[str, Any], *, replica: str) -
 def _owned(handed: HandOver, target: Agent) -> Iterator[None]:
     """Give disks that become a copy to the user that the replica agent runs as; back, where it does not take them."""
     given: list[tuple[str, int, int]] = []
-    if handed.to == "replica" and os.geteuid() == 0:
-        owner = os.stat(target.connection.path)
-        for disk in handed.disks:
-            found = os.stat(disk.path, follow_symlinks=False)
-            if found.st_uid != owner.st_uid:
-                given.append((disk.path, found.st_uid, found.st_gid))
-                os.chown(disk.path, owner.st_uid, -1, follow_symlinks=False)
     try:
+        if handed.to == "replica" and os.geteuid() == 0:
+            _give(handed, target, given)
         yield
     except VmreplicaError as error:
         if not isinstance(error, UnreachableError):
-            for path, user, group in given:
-                os.chown(path, user, group, follow_symlinks=False)
+            _give_back(given)
         raise
+
+
+def _give(handed: HandOver, target: Agent, given: list[tuple[str, int, int]]) -> None:
+    """Give the disks to the agent's user; ``given`` gets path, user and group of each as they were."""
+    try:
+        user = os.stat(target.connection.path).st_uid
+        for disk in handed.disks:
+            found = os.stat(disk.path, follow_symlinks=False)
+            if found.st_uid != user:
+                os.chown(disk.path, user, -1, follow_symlinks=False)
+                given.append((disk.path, found.st_uid, found.st_gid))
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename} can't be given to the user of the replica agent: {error.strerror}.",
+            "The disks have to be there, on a volume that is writable and knows owners. The VM was not handed over.",
+        ) from error
+
+
+def _give_back(given: list[tuple[str, int, int]]) -> None:
+    for path, user, group in given:
+        # What can't be given back either is told by what it could not be used for.
+        with contextlib.suppress(OSError):
+            os.chown(path, user, group, follow_symlinks=False)
 
 
 def _read(path: str) -> bytes:

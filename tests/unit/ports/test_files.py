@@ -543,6 +543,22 @@ def test_folder_of_another_user_is_refused(files: RealFileSystem, folder: Path) 
 
 
 @root
+def test_folder_in_the_place_of_a_service_is_its_own(files: RealFileSystem, folder: Path) -> None:
+    """Root's agent looks after a tap whose folders belong to the service that promoted the VM (R41)."""
+    tap = folder / "vm" / "tap"
+    tap.mkdir(parents=True)
+    os.chown(tap, NOBODY, NOBODY)
+    with pytest.raises(StorageError, match="belongs to nobody, not to root"):
+        files.make_folder(str(tap))
+    os.chown(tap.parent, NOBODY, NOBODY)
+    files.make_folder(str(tap))
+    files.make_folder(str(tap / "log"))
+    tap.chmod(0o777)
+    with pytest.raises(StorageError, match="Others may write"):
+        files.make_folder(str(tap))
+
+
+@root
 @pytest.mark.parametrize("write", [False, True])
 def test_file_of_another_user_is_refused_unless_the_folder_is_his_too(
     files: RealFileSystem, folder: Path, write: bool

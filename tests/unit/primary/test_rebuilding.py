@@ -14,17 +14,28 @@ from typing import Any
 import msgspec
 import pytest
 
+from primary_agent.admin import with_settings
 from primary_agent.agent import PrimaryAgent
 from primary_agent.description import Description, keeper_of, read_description
-from primary_agent.enabling import create, tap_config
+from primary_agent.enabling import create, tap_config, tap_folder
+from primary_agent.handing_over import kept_settings
 from primary_agent.problems import set_problem
 from primary_agent.rebuilding import Remains, conclude, plan
-from primary_agent.record import PlannedRecord, PositionRecord, ReplicationRecord, ResyncRecord, VmRecord
+from primary_agent.record import (
+    FenceRecord,
+    PlannedRecord,
+    PositionRecord,
+    ReplicationRecord,
+    ResyncRecord,
+    ReversalRecord,
+    TapPlace,
+    VmRecord,
+)
 from primary_agent.replication import Replication
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH
 from shared.config_sections import PrimaryConfig, TlsSection
-from shared.errors import InvalidStateError, UsageError, VmreplicaError
+from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.ports import Ports
@@ -130,6 +141,14 @@ def test_failed_over_stays_so() -> None:
     assert (record.state, record.fenced, record.resync) == (S.FAILED_OVER, "failed over at b", None)
 
 
+def test_fence_and_reversal_outlive_the_state() -> None:
+    """I8: resumed, and lost before a session told whether the failover was undone; R41: not compared in whole."""
+    fence = FenceRecord(epoch=NEXT, parent=EPOCH, parent_segment=3, received=None, written=True, time=1.0, host="b")
+    reversal = ReversalRecord(common=PositionRecord(epoch=EPOCH, segment=2, entry=5, chain=b"c" * 16), mapped=True)
+    record = concluded(state=S.REPLICATING, fenced="failed over at b", fence=fence, reversal=reversal)
+    assert (record.fenced, record.fence, record.reversal) == ("failed over at b", fence, reversal)
+
+
 @pytest.mark.parametrize("state", list(S))
 def test_nothing_replicates_without_a_proof(state: ReplicationState) -> None:
     """Whatever state a description tells, also one that no primary is ever in."""
@@ -233,7 +252,7 @@ class Host:
         replication.keeper = keeper_of(ports, str(self.vm))
         await replication.update(epoch=EPOCH, state=S.REPLICATING)
         config = tap_config(record, str(self.vm), str(self.sockets / IDENTITY))
-        save_config(FILES, str(self.vm / "tap"), config)
+        save_config(FILES, tap_folder(config), config)
         await store.close()
         await workers.close()
 
@@ -322,6 +341,71 @@ async def test_damaged_vm_can_still_be_removed(host: Host) -> None:
     async with host.agent() as agent:
         await agent.remove("web")
         assert not host.vm.exists()
+
+
+@pytest.fixture
+async def reversed_host(tmp_path: Path, sockets: Path) -> Host:
+    """Its VM was promoted on it: the tap is where the replica agent made it."""
+    made = Host(tmp_path, sockets)
+    place = TapPlace(folder=str(tmp_path / "store" / IDENTITY / "tap"), runtime_folder=str(sockets / "r" / IDENTITY))
+    await made.make(msgspec.structs.replace(VM, tap=place))
+    return made
+
+
+async def test_tap_of_a_reversed_vm_is_where_it_was(reversed_host: Host) -> None:
+    """I14: with its state lost it is kept running there, also after a boot; removed, it is stopped and leaves room."""
+    host, sockets = reversed_host, reversed_host.sockets / "r" / IDENTITY
+    flip(host)
+    async with host.agent() as agent:
+        (damaged,) = agent.damaged.values()
+        assert damaged.tap is not None
+        assert damaged.tap.folder == str(host.folder / "store" / IDENTITY / "tap")
+        assert damaged.tap.config.control_socket == str(sockets / "control.sock")
+        assert sockets.is_dir() and not (host.vm / "tap").exists()
+        await agent.remove("web")
+        assert not host.vm.exists() and not sockets.exists()
+
+
+async def test_runtime_folder_of_a_reversed_vm_is_the_replica_agents_again(reversed_host: Host) -> None:
+    """This agent may have made it, as root after a boot, and the other one could put no socket there."""
+    host, sockets = reversed_host, reversed_host.sockets / "r" / IDENTITY
+    shutil.copytree(host.folder, host.folder.with_name("again"))
+    async with host.agent() as agent:
+        (sockets / "nbd.sock").touch()
+        await agent.remove("web")
+        assert not sockets.exists() and (host.folder / "store" / IDENTITY).exists()
+    again = Host(host.folder.with_name("again"), host.sockets)
+    async with again.agent() as agent:
+        (sockets / "export.sock").touch()
+        await agent.let_go(agent.vms[VM.vm])
+        assert sockets.exists(), "an export of the replica agent is served from it already"
+
+
+async def test_failed_take_over_leaves_nothing(tmp_path: Path, sockets: Path) -> None:
+    """The replica agent goes on with the VM, and the same order can be given again."""
+    host = Host(tmp_path, sockets)
+
+    async def fill(folder: str) -> None:
+        Path(folder).mkdir()
+        (Path(folder) / "state.db").write_bytes(b"not a database" * 999)
+
+    async with host.agent() as agent:
+        for _ in range(2):
+            with pytest.raises(StoreDamagedError):
+                await agent.take_over(VM.vm, fill)
+            assert not agent.damaged and not host.vm.exists()
+
+
+def test_settings_go_with_a_hand_over_and_come_back() -> None:
+    record = msgspec.structs.replace(
+        VM,
+        consistency="agent:/run/web.agent",
+        consistency_hours=6,
+        definition="file:/etc/web.xml",
+        definition_files=["/var/lib/web.nvram"],
+        resync_priority=3,
+    )
+    assert with_settings(VM, kept_settings(record)) == record
 
 
 async def test_state_that_is_sound_again_is_believed(host: Host) -> None:

@@ -19,6 +19,7 @@ from replica_agent.vm_status import status_of
 from shared.errors import InvalidStateError, NotFoundError, StorageError, VmreplicaError
 from shared.events import EventId
 from shared.ports.file_system import RealFileSystem
+from shared.states import ReplicaEvent, ReplicationState, replica_transition
 from tests.unit.replica.failing import FailingFiles, Killed
 from tests.unit.replica.logs import EPOCH, VM
 from tests.unit.replica.rig import DISKS, Certificates, Resync, World, disk_bytes
@@ -215,6 +216,27 @@ async def test_promotion_stays_fenced(world: World) -> None:
         assert (await refused_open(dialler_of(world, agent), epoch=EPOCH)).code == "fenced"
         assert not vm.parts.disks.opened
         await until((world.folder_of() / "tap" / "tap.json").exists)
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+async def test_promotion_for_good_stays_one(world: World, handed_over: bool) -> None:
+    """R41: committed, or handed over to the primary agent, it can be taken back, or be taken over from there again."""
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        await failover(vm)
+        async with vm.ledger.transaction() as draft:
+            assert draft.promotion is not None
+            if handed_over:
+                draft.promotion.handed_over = True
+                draft.step(ReplicaEvent.HANDED_OVER, "reverse")
+            else:
+                draft.promotion.committed_time = draft.now
+                draft.step(ReplicaEvent.FAILOVER_COMMITTED, "commit")
+    delete(world.folder_of())
+    async with world.agent() as agent:
+        state = (await recover(agent)).ledger.replication.state
+        assert state is ReplicationState.FAILED_OVER
+        assert replica_transition(state, ReplicaEvent.TAKEN_OVER)
 
 
 async def test_tap_proves_a_promotion_that_the_description_missed(world: World) -> None:

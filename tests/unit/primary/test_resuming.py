@@ -1,0 +1,106 @@
+"""What ``resume`` leads to after a failover, by what was under way when the fence came."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from primary_agent.replication import Replication
+from primary_agent.resuming import resume
+from protocol.position import NO_EPOCH, Position
+from shared.errors import InvalidStateError
+from shared.planning import ResyncCause
+from shared.states import PrimaryEvent, ReplicationState
+from shared.tasks import Signal
+from tests.unit.primary.test_replication import World, replicating, resync
+
+S = ReplicationState
+FIRST, SECOND = b"1" * 16, b"2" * 16
+END = Position(SECOND, 1, 0, b"d" * 16)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path)
+    await made.create()
+    yield made
+    await made.replication.store.close()
+    await made.stores.close()
+
+
+async def ordered(replication: Replication, *, resynchronize: bool = False) -> None:
+    """Fenced, and resumed; the parts that the order does not get to in this state are not there."""
+    await replication.fence("failed over at b", split=False)
+    parts: Any = SimpleNamespace(replication=replication, link=SimpleNamespace(poke=Signal()))
+
+    async def gate(what: str) -> None:
+        raise AssertionError(what)
+
+    def refuse(what: str, remedy: str) -> InvalidStateError:
+        raise AssertionError(remedy)
+
+    await resume(parts, gate, refuse, resynchronize=resynchronize)
+
+
+async def resynchronizing(world: World) -> Replication:
+    replication = await replicating(world, FIRST)
+    await replication.require_resync(ResyncCause.CHAIN, "they differ")
+    await replication.transition(PrimaryEvent.RESYNC_STARTED, "asked")
+    await replication.begin_resync(resync(SECOND, FIRST, 9))
+    return replication
+
+
+@pytest.mark.parametrize("resynchronize", [False, True])
+async def test_open_compare_is_given_up_by_the_fence(world: World, resynchronize: bool) -> None:
+    """Else it would be gone on with in a state from which no commit can be adopted, and none begun in its place."""
+    await ordered(await resynchronizing(world), resynchronize=resynchronize)
+    again = await world.reopen()
+    assert (again.state, again.record.resync) == (S.WAITING_FOR_START_RESYNCHRONIZE, None)
+    assert again.record.causes[0].code == "chain" and again.record.fenced
+
+
+@pytest.mark.parametrize("resynchronize", [False, True])
+async def test_compare_whose_commit_may_be_at_the_replica_is_adopted_after_all(
+    world: World, resynchronize: bool
+) -> None:
+    """R33: its epoch may be what was failed over, and is the baseline when that is undone."""
+    replication = await resynchronizing(world)
+    await replication.propose(END)
+    await ordered(replication, resynchronize=resynchronize)
+    again = await world.reopen()
+    assert (again.state, again.record.proposed) == (S.RESYNCHRONIZING, SECOND)
+    assert await again.adopt("the replica shows it") == END
+    assert (again.state, again.record.epoch) == (S.REPLICATING, SECOND)
+
+
+async def test_vm_without_a_baseline_gets_its_first_copy(world: World) -> None:
+    """The other host's copy was failed over, and is gone: nothing can replicate, and `initial` has to be possible."""
+    replication = world.replication
+    await replication.transition(PrimaryEvent.INITIAL_STARTED, "asked")
+    await replication.begin_resync(resync(FIRST))
+    await ordered(replication)
+    again = await world.reopen()
+    assert (again.state, again.record.epoch) == (S.READY_FOR_INITIAL_REPLICATION, NO_EPOCH)
+    assert again.record.resync is None and again.record.fenced
+    await again.transition(PrimaryEvent.INITIAL_STARTED, "asked")
+
+
+async def test_first_copy_whose_commit_may_be_at_the_replica_is_adopted_after_all(world: World) -> None:
+    replication = world.replication
+    await replication.transition(PrimaryEvent.INITIAL_STARTED, "asked")
+    await replication.begin_resync(resync(SECOND))
+    await replication.propose(END)
+    await ordered(replication)
+    again = await world.reopen()
+    assert again.record.proposed == SECOND
+    await again.adopt("the replica shows it")
+    assert (again.state, again.record.epoch, again.record.causes) == (S.REPLICATING, SECOND, [])
+
+
+async def test_vm_that_replicated_goes_on(world: World) -> None:
+    await ordered(await replicating(world, FIRST))
+    assert world.replication.state is S.REPLICATING and world.replication.record.fenced
