@@ -37,6 +37,7 @@ from shared.stats import MONITORING_SECONDS, ReplicationStatistics
 from shared.status import Cause
 from shared.tasks import Signal, uninterrupted
 
+Steps = PrimaryEvent | Sequence[PrimaryEvent] | None
 RESYNCING = (ReplicationState.RESYNCHRONIZING, ReplicationState.RESYNCHRONIZE_SUSPENDED)
 INITIAL = (ReplicationState.READY_FOR_INITIAL_REPLICATION, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS)
 COMPARING = (*RESYNCING, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, ReplicationState.SUSPENDED)
@@ -106,7 +107,7 @@ class Replication:
     # --- changing --------------------------------------------------------------------------------------------------
 
     async def transition(
-        self, event: PrimaryEvent | None, cause: str, *told: Any, seen: ReplicationRecord | None = None, **fields: Any
+        self, event: Steps, cause: str, *told: Any, seen: ReplicationRecord | None = None, **fields: Any
     ) -> bool:
         """Move the state machine, or leave it, and replace ``fields`` of the record. Raises InvalidStateError.
 
@@ -115,7 +116,8 @@ class Replication:
         async with self._lock:
             if seen is not None and seen is not self.record:
                 return False
-            await self._walk((event,) if event is not None else (), cause, told, fields)
+            path = () if event is None else (event,) if isinstance(event, PrimaryEvent) else event
+            await self._walk(path, cause, told, fields)
             return True
 
     async def update(self, *events: dict[str, Any], **fields: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from primary_agent.parts import Parts
 from primary_agent.record import StartedBy
+from primary_agent.replication import Replication
 from primary_agent.starting import begin_wanted
 from shared.errors import InvalidStateError
 from shared.planning import ResyncCause
@@ -53,17 +54,31 @@ async def resume(
             await replication.update(started_by=StartedBy.ADMINISTRATOR)
         case _S.REPLICATING if record.problem is None and parts.link.dialled is not None:
             raise not_now("resume", "It is replicating; add --resynchronize to compare all blocks.")
-        case _S.FAILED_OVER if resynchronize:
-            await replication.transition(PrimaryEvent.RETRIED, "the administrator asked for it", resync_wanted=True)
-            text = f"After a failover: {record.fenced}"
-            await replication.require_resync(ResyncCause.AFTER_FAILOVER, text)
         case _S.FAILED_OVER:
             # Where the failover still stands the next session is told so, and nothing was sent by then (I8).
-            cause = "the administrator asked for it"
-            await replication.transition(PrimaryEvent.UNFENCED, cause)
-            if record.causes:
-                await replication.transition(PrimaryEvent.RESYNC_REQUIRED, "as before the failover")
+            await _unfence(replication, asked=resynchronize)
         case _S.READY_FOR_INITIAL_REPLICATION | _S.WAITING_FOR_INITIAL_REPLICATION:
             raise not_now("resume", f"Run `vmreplica initial {replication.vm.name}`.")
         case _S.PREPARED_FOR_FAILOVER:
             raise not_now("resume", f"Take that back: vmreplica failover {replication.vm.name} --prepare --abort")
+
+
+async def _unfence(replication: Replication, *, asked: bool) -> None:
+    """Try again after a failover, which may have been undone, or, ``asked``, with a resync.
+
+    A resync that was open goes on where the replica may have its commit, which can't be taken back. Else it is given
+    up: the replica's part of it went with the failover, and what required it is on record.
+    """
+    step, done = PrimaryEvent, False
+    while not done:
+        record = replication.record
+        proposed = record.resync if record.resync is not None and record.resync.end is not None else None
+        path = [step.RETRIED] if asked else [step.UNFENCED]
+        if not asked and (record.causes or proposed):
+            path.append(step.RESYNC_REQUIRED)
+        if proposed:
+            path.append(step.RESYNC_STARTED)
+        fields = {"resync": proposed, "stopped_time": None} | ({"resync_wanted": True} if asked else {})
+        done = await replication.transition(path, "the administrator asked for it", seen=record, **fields)
+    if asked:
+        await replication.require_resync(ResyncCause.AFTER_FAILOVER, f"After a failover: {replication.record.fenced}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from primary_agent.enabling import create
 from primary_agent.problems import clear_problem, set_problem
 from primary_agent.record import DiskRecord, ResyncRecord, VmRecord, load_vm, mint, plain
 from primary_agent.replication import Acked, Replication
+from primary_agent.resuming import resume
 from protocol.messages import ResyncKind
 from protocol.position import NO_EPOCH, Ancestor, Position
 from shared.errors import InvalidStateError, StoreDamagedError, VmreplicaError
@@ -273,6 +275,35 @@ async def test_being_fenced_is_durable_and_told_once(world: World) -> None:
     (event,) = await world.events(EventId.FENCED)
     assert event["data"]["split_brain"] is True
     assert "split brain" in event["text"]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("proposed", [False, True])
+async def test_a_resync_that_a_failover_met_goes_on_or_is_given_up(world: World, asked: bool, proposed: bool) -> None:
+    """A failover that is undone leaves no resync open in a state in which none can be completed."""
+    replication = await replicating(world)
+    await replication.require_resync(ResyncCause.ADMINISTRATOR, "asked for")
+    await replication.transition(PrimaryEvent.RESYNC_STARTED, "asked for")
+    await replication.begin_resync(resync(b"2" * 16, b"1" * 16, 3))
+    if proposed:
+        await replication.propose(Position(b"2" * 16, 1, 4, b"c" * 16))
+    await replication.fence("failed over at b", split=False)
+    replication = await world.reopen()
+    link = SimpleNamespace(poke=SimpleNamespace(notify=lambda: None))
+    parts: Any = SimpleNamespace(replication=replication, link=link)
+    await resume(parts, no_gate, InvalidStateError, resynchronize=asked)
+    replication = await world.reopen()
+    if not proposed:
+        assert replication.record.resync is None
+        assert replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE
+        return
+    assert replication.state is ReplicationState.RESYNCHRONIZING
+    await replication.adopt("confirmed by the replica")
+    assert (replication.state, replication.record.epoch) == (ReplicationState.REPLICATING, b"2" * 16)
+
+
+async def no_gate(_work: str) -> None:
+    """Connectivity is proven."""
 
 
 async def test_a_resync_follows_the_present_baseline(world: World) -> None:
