@@ -1,4 +1,4 @@
-"""The VM on the host that it was failed over to: a guest and an oracle of its own, over the disks that it is served."""
+"""The VM on the host that it was failed over to: a guest and an oracle of its own, over the disks that it is given."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class PromotedVm:
         self.halt()
         if self.guest is not None:
             self.writes += self.guest.answered
+            self.guest.detach()
         self.guest = self.oracle = None
 
     # --- load ---
