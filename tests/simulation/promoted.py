@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from shared.nbd.backend import ExportBackend
+from tests.simulation.disk import PAGE
 from tests.simulation.guest import Guest
 from tests.simulation.loop import Process
 from tests.simulation.oracle import Oracle, Violation, difference
@@ -95,6 +96,25 @@ class PromotedVm:
         except Violation as violation:
             world.fail(violation)
 
+    async def read_all(self) -> None:
+        """Read the disks by way of their tap, before anybody writes to them: they are the cut (I6)."""
+        world, guest, oracle = self.world, self.guest, self.oracle
+        while guest is not None and oracle is not None and guest is self.guest:
+            process, exports = guest.process, guest.exports
+            if process is None or process.dead:
+                await asyncio.sleep(0.05)
+                continue
+            size = world.options.pages * PAGE
+            tasks = [process.spawn(_read(export, size)) for export in exports]
+            while not (process.dead or all(task.done() for task in tasks)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            if process.dead:
+                continue
+            for index, (wanted, task) in enumerate(zip(oracle.images, tasks, strict=True)):
+                if isinstance(found := task.result(), bytes) and found != bytes(wanted):
+                    raise Violation(f"I6: what the promoted tap serves: {difference(index, bytes(wanted), found)}")
+            return
+
     def check_served(self, what: str) -> None:
         """What is served now holds all that was answered."""
         if self.oracle is not None:
@@ -106,3 +126,10 @@ class PromotedVm:
         for index, (wanted, found) in enumerate(zip(self.oracle.images, self.world.view.images(), strict=True)):
             if bytes(wanted) != found:
                 raise Violation(f"I1: {what}: {difference(index, bytes(wanted), found)}")
+
+
+async def _read(export: ExportBackend, size: int) -> bytes | OSError:
+    try:
+        return bytes(await export.read(0, size))
+    except OSError as error:
+        return error

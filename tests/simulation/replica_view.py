@@ -155,6 +155,11 @@ class ReplicaView:
         except Violation as violation:
             self.fail(violation)
 
+    def check_below(self) -> None:
+        """While a failover can be undone the disks below it stay what they were. Raises Violation."""
+        if self.handed_over:
+            self._check_point("I6", "a disk below a failover that can be undone")
+
     def _check_point(self, invariant: str, what: str) -> None:
         point, promotion = self.point(), self.record("promotion")
         if point is None or (promotion and promotion["committed_time"] is not None):

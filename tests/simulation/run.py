@@ -230,6 +230,7 @@ async def _turns(world: World, chaos: Chaos, failover: Failover) -> None:
     """The failover is undone, perhaps another one comes, or it is committed; the old primary lives on all the time."""
     guest, turns = world.loop.create_task(world.guest.run()), Turns(world, failover)
     committed = await turns.go()
+    turns.stop()
     chaos.stop()
     guest.cancel()
     await world.revive()

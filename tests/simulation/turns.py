@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 SERVED_SECONDS = 100.0
 """How long a failover, an undo, or the settling may take, with all faults about."""
+AIM = 100
+"""A promoted tap's death is aimed at one of so many operations to come."""
 LIVES_MAX = 4
 """Failovers of one run."""
 
@@ -85,12 +87,17 @@ class Turns:
         self.world = world
         self.failover = failover
         self.rng = random.Random(f"{world.options.seed}/turns/ends")
+        self._killing: asyncio.Task[None] | None = None
 
     async def go(self) -> bool:
         """Live on. True where a failover was committed, False where the old primary is the primary again."""
         world, rng, options = self.world, self.rng, self.world.options
+        if options.kill_replica:
+            self._killing = world.loop.create_task(self._kill_taps())
         while True:
             await until(world, lambda: world.view.handed_over, SERVED_SECONDS, "serving the promoted disks")
+            if rng.random() < 0.5:
+                await world.promoted.read_all()
             world.promoted.run()
             await asyncio.sleep(rng.expovariate(options.ends))
             if rng.random() >= options.undone:
@@ -101,6 +108,17 @@ class Turns:
             if world.promoted.lives >= LIVES_MAX or rng.random() < 0.5:
                 return False
             await self.failover.order()
+
+    async def _kill_taps(self) -> None:
+        """The promoted tap dies as often as its agent."""
+        world, rng = self.world, random.Random(f"{self.world.options.seed}/turns/kills")
+        while True:
+            await asyncio.sleep(rng.expovariate(world.options.kill_replica))
+            tap = world.replica.alive("tap")
+            if tap is not None and rng.random() < world.options.aimed:
+                tap.die_at = tap.operations + rng.randint(1, AIM)
+            else:
+                world.kill(world.replica, "tap")
 
     async def _undo(self) -> None:
         world = self.world
@@ -124,6 +142,11 @@ class Turns:
             if world.loop.now > end:
                 raise Violation(f"I12: a commit did not come about within {SERVED_SECONDS:g} s")
         await asyncio.sleep(self.rng.uniform(0, 2))
+
+    def stop(self) -> None:
+        """The faults are over."""
+        if self._killing is not None:
+            self._killing.cancel()
 
     async def settle(self) -> None:
         """Faults are over: all that was written has to get into the disks, and is all that is there."""

@@ -196,6 +196,7 @@ class World:
             self.promoted.tap_died(process)
         if role == "agent":
             self._guarded(self.check_runs)
+            self._guarded(self.view.check_below)
             self.agents.pop(host.name, None)
             if not self.losing_power:
                 self.loop.call_later(self.rng.uniform(0.02, 1.5), self.start_agent, host, context=self.context)
