@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import replica_agent.promoted_layers
 import replica_agent.promoted_tap
+import replica_agent.promotion
 import replica_agent.settled
 import replica_agent.vm
 from primary_agent.tap.layered import LayeredFile
 from protocol.messages import ErrorCode
 from replica_agent.parts import VmParts
+from replica_agent.promoted_layers import layer_records
 from replica_agent.promoted_tap import PromotedTap
 from replica_agent.promotion import Promotion
+from replica_agent.record import PromotionRecord
 from replica_agent.refusals import Refusal
-from replica_agent.vm import ReplicaVm
+from shared.map_file import MapFile
 from shared.overlay import Overlay
 from shared.overlay_map import OverlayMap
 from tests.simulation.disk import SimulatedFile
-from tests.simulation.mutants_kit import Patch, nothing, nothing_async
+from tests.simulation.hooks import replaced
+from tests.simulation.mutants_kit import Patch, nothing
 
 
 def map_before_data() -> Sequence[Patch]:
@@ -69,9 +74,33 @@ def point_unlayered() -> Sequence[Patch]:
     return [(replica_agent.promoted_tap, "tap_layers", lambda _original: lambda _parts, _record: [])]
 
 
-def point_not_halted() -> Sequence[Patch]:
-    """I6: what was received goes on to be applied below an older point that is served."""
-    return [(ReplicaVm, "_halt", nothing_async)]
+def reverse_map_of_points() -> Sequence[Patch]:
+    """R41: what was received and not applied is not named for a reversal of a failover to an older point."""
+
+    def make(original: Any) -> Any:
+        del original
+
+        def touched(parts: VmParts, record: PromotionRecord) -> Iterator[tuple[int, int, int]]:
+            for log in layer_records(parts, record):
+                for disk, start, end in parts.history.log(log).spans():
+                    yield disk, start, end - start
+
+        return touched
+
+    return [(replica_agent.promoted_layers, "_touched", make)]
+
+
+def reverse_map_unsynced() -> Sequence[Patch]:
+    """R41: an older point is served before it is durable what a reversal has to compare."""
+
+    def make(original: Any) -> Any:
+        def write(parts: VmParts, record: PromotionRecord) -> None:
+            with replaced(MapFile, "sync", nothing):
+                original(parts, record)
+
+        return write
+
+    return [(replica_agent.promotion, "write_reverse_map", make)]
 
 
 def undo_leaves_overlay() -> Sequence[Patch]:

@@ -161,7 +161,7 @@ def draw(seed: int) -> Options:
         daily=rng.choice([0, 0, 3]),
         # By a generator of their own: what older seeds stand for stays.
         older=random.Random(f"{seed}/older").choice((0.0, 0.0, 0.5)),
-        ends=random.Random(f"{seed}/ends").choice((0.0, 0.5, 2.0)),
+        ends=random.Random(f"{seed}/ends").choice((0.0, 0.0, 1.0, 2.0)),
         undone=random.Random(f"{seed}/undone").choice((0.2, 0.7)),
         prepares=random.Random(f"{seed}/prepares").choice((0.0, 0.0, 0.0, 0.0, 0.2, 1.0)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +14,17 @@ from protocol.hrl import (
     ENTRY_DTYPE,
     FILE_HEADER_BYTES,
     RECORD_HEADER_BYTES,
+    Geometry,
     RecordKind,
     decode_record_header,
 )
 from protocol.position import NO_EPOCH
-from tests.simulation.disk import Inode
+from shared.handover import read_map
+from tests.simulation.disk import Inode, SimulatedFileSystem
 from tests.simulation.hosts import Host
 from tests.simulation.layers_view import laid_over, remains, same_position
-from tests.simulation.oracle import Cut, Oracle, Violation
+from tests.simulation.loop import Process
+from tests.simulation.oracle import Cut, Oracle, Violation, difference
 from tests.simulation.services import StoreContent
 
 
@@ -49,6 +53,8 @@ class ReplicaView:
         """Older points that somebody asked to fail over to, since the last failover."""
         self.undone = 0
         """Failovers that were undone, and checked."""
+        self.maps = 0
+        """Failovers to an older point, whose reverse.map was compared."""
         self._before: tuple[Any, ...] = ()
         self._undoing = self._layered = False
         self.unsound = False
@@ -213,10 +219,33 @@ class ReplicaView:
         if record["serving"] and not self.handed_over:
             self.handed_over = True
             self.check_promoted("I6", "the promoted image")
+            self._check_reverse_map((record["received"]["epoch"], record["received"]["segment"]))
             self.on_served()
         if self._layered and not record["layered"]:
             self.on_settled()
         self._layered = record["layered"]
+
+    def _check_reverse_map(self, received: Cut) -> None:
+        """What an older point differs in from the newest cut that was here is named, durably (R41)."""
+        assert self.promoted is not None
+        truth, promoted = self.oracle.cuts.get(received), self.oracle.cuts.get(self.promoted)
+        if truth is None or promoted is None or truth == promoted:
+            return
+        self.maps += 1
+        path = f"{self.folder}/reverse.map"
+        inode = self.host.volume.durable_entries.get(path)
+        if inode is None or not inode.is_durable(inode.size):
+            raise Violation("R41: an older point is served, and reverse.map is not durable")
+        disks = self.record("vm")["disks"]
+        geometry = [Geometry(disk["index"], disk["size"], disk["uuid"]) for disk in disks]
+        files = SimulatedFileSystem(self.host.volume, Process("reader"))
+        named = read_map(files, path, uuid.UUID(self.folder.rpartition("/")[2]).bytes, geometry)
+        for index, (wanted, found) in enumerate(zip(truth, promoted, strict=True)):
+            covered = bytearray(found)
+            for offset, length in named[index]:
+                covered[offset : offset + length] = wanted[offset : offset + length]
+            if covered != wanted:
+                raise Violation(f"R41: reverse.map leaves out {difference(index, wanted, bytes(covered))}")
 
     def _check_choice(self, record: dict[str, Any], cut: Cut) -> None:
         """Which cut is promoted: the newest, unless somebody asked for another one."""

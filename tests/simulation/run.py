@@ -122,6 +122,7 @@ def run(
         world.promoted.end()
         result.counts["writes of promoted guests"] = world.promoted.writes
         result.counts["failovers undone"] = world.view.undone
+        result.counts["reverse maps checked"] = world.view.maps
         result.counts["failovers judged lossless"] = world.plans.lossless
     finally:
         if world is not None:
@@ -236,6 +237,7 @@ async def _turns(world: World, chaos: Chaos, failover: Failover) -> None:
     await world.revive()
     if not committed:
         await _converge(world, turns.let_go_on)
+        await _until(world, turns.takes_writes, 60, "writing to the old primary after an undo")
         return
     await turns.settle()
     await _until(world, lambda: _state(world, "P") is _S.FAILED_OVER, CONVERGENCE_SECONDS, "fencing the old primary")

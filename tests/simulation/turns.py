@@ -165,3 +165,8 @@ class Turns:
         world = self.world
         if ReplicationState(world.primary_record()["state"]) is ReplicationState.FAILED_OVER:
             world.order(world.primary, lambda vm: vm.resume(resynchronize=False))
+
+    def takes_writes(self) -> bool:
+        """Whether the VM can be started at the old primary again."""
+        guest = self.world.guest
+        return bool(guest.exports) and not any(export.read_only for export in guest.exports)

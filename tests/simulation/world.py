@@ -337,13 +337,19 @@ class World:
         await self._poll(agent.find(VM).parts.link.healthy)
         await process.spawn(agent.find(VM).initial())
 
-    async def _poll(self, condition: Callable[[], bool]) -> None:
+    async def _poll(
+        self, condition: Callable[[], bool], what: str = "the agents do not come up", seconds: float = 100
+    ) -> None:
         """Wait until that is so, which must not take long."""
-        for _ in range(2000):
+        for _ in range(int(seconds / 0.05)):
             if condition():
                 return
             await asyncio.sleep(0.05)
-        self.fail(Violation("the agents do not come up"))
+        self.fail(Violation(what))
+
+    async def _obeyed(self) -> None:
+        """Wait until no order is under way: each may wait for a proof of connectivity, and they come one by one."""
+        await self._poll(self._ordered, "I12: an order is not answered", 500)
 
     async def _configure(self, agent: PrimaryAgent) -> None:
         await _set(agent.find(VM), {"resync_mode": "automatic"})
@@ -388,16 +394,16 @@ class World:
         await self._poll(lambda: len([agent for agent in self.agents.values() if agent.vms]) == len(self.hosts))
         self.order(self.replica, lambda vm: vm.resume())
         # A setting that was ordered before may be carried out by an agent that is being stopped, after the last one.
-        await self._poll(self._ordered)
+        await self._obeyed()
         while self.options.windows and self.schedule.mode is not ResyncMode.AUTOMATIC:
             self.configure(resync_mode="automatic")
-            await self._poll(self._ordered)
+            await self._obeyed()
             await asyncio.sleep(0.5)
         # Orders given before may still be under way: a suspension among them shows only then.
-        await self._poll(self._ordered)
+        await self._obeyed()
         while ReplicationState(self.primary_record()["state"]) in SUSPENDED:
             order = self.order(self.primary, lambda vm: vm.resume(resynchronize=False))
-            await self._poll(self._ordered)
+            await self._obeyed()
             if order is not None and order.done() and not order.cancelled():
                 return
             # An agent that is just being stopped takes no order any more: the next one gets it.
