@@ -226,6 +226,7 @@ MUTANTS = {
                 "slow": 0.005,
                 "interval": 1.0,
             },
+            first=8,
         ),
         Mutant(failover.reverse_map_unsynced, ("R41",), {**FAILED_OVER, "older": 1.0}, first=5),
         Mutant(failover.undo_leaves_overlay, ("R42",), UNDONE),
