@@ -81,7 +81,7 @@ class Failover:
 
 
 class Turns:
-    """The life of a run from its first failover on. ``settled`` is how it ends: committed, or as before."""
+    """The life of a run from its first failover on."""
 
     def __init__(self, world: World, failover: Failover) -> None:
         self.world = world
