@@ -161,7 +161,7 @@ class Guest:
         task = process.spawn(answer())
 
         def done(task: asyncio.Task[Any]) -> None:
-            if process.dead:
+            if process.dead or self.process is not process:
                 return
             try:
                 then(task.result())

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from tests.simulation import mutants_cancel as cancel
+from tests.simulation import mutants_failover as failover
 from tests.simulation import mutants_maps as maps
 from tests.simulation import mutants_planned as planned
 from tests.simulation import mutants_points as points
@@ -93,6 +94,8 @@ WINDOWS = {**BUSY, "windows": 2.0, "slow": 0.3, "pages": 128, "seconds": 14.0}
 ROUNDS = {**BUSY, "resyncs": 1.0, "log_errors": 2.0, "zeroes": 0.5, "pages": 128, "seconds": 14.0}
 PLANNED = {"write_rate": 15.0, "in_flight": 4, "prepares": 1.0, "promote_at": 3.0, "seconds": 14.0}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
+FAILED_OVER = {"write_rate": 40.0, "in_flight": 4, "promote_at": 1.5, "ends": 0.5, "seconds": 6.0, "pages": 32}
+UNDONE = {**FAILED_OVER, "undone": 1.0, "ends": 2.0}
 
 MUTANTS = {
     mutant.name: mutant
@@ -205,6 +208,34 @@ MUTANTS = {
         Mutant(schedule.cancelled_starts_anew, ("schedule",), {**WINDOWS, "resyncs": 1.0, "stops": 2.0}),
         Mutant(planned.refusal_forgotten, ("R43",), {**PLANNED, "kill_tap": 1.0}),
         Mutant(planned.abort_unanswered, ("R43",), {**PLANNED, "partitions": 0.3}, first=2),
+        Mutant(failover.map_before_data, ("I4",), {**FAILED_OVER, "power_replica": 0.8}, first=1),
+        Mutant(failover.live_map_late, ("I2",), {**FAILED_OVER, "kill_replica": 1.0}),
+        Mutant(failover.block_unfilled, ("R1", "I1", "I2"), FAILED_OVER),
+        Mutant(failover.point_unlayered, ("R1", "I1", "I2", "I6"), {**FAILED_OVER, "older": 1.0}, first=5),
+        Mutant(
+            failover.reverse_map_of_points,
+            ("R41",),
+            {
+                **BUSY,
+                "promote_at": 4.0,
+                "older": 1.0,
+                "ends": 1.0,
+                "full_replica": 2.0,
+                "zeroes": 0.05,
+                "largest": 128,
+                "slow": 0.005,
+                "interval": 1.0,
+            },
+            first=8,
+        ),
+        Mutant(failover.reverse_map_unsynced, ("R41",), {**FAILED_OVER, "older": 1.0}, first=5),
+        Mutant(failover.undo_leaves_overlay, ("R42",), UNDONE),
+        Mutant(failover.undo_keeps_epoch, ("R42",), UNDONE),
+        Mutant(failover.settled_uncommitted, ("I1", "I6"), {**FAILED_OVER, "kill_replica": 1.0}, first=2),
+        Mutant(failover.settled_unsynced, ("I4",), {**FAILED_OVER, "power_replica": 2.0}, first=5),
+        Mutant(failover.settled_unmirrored, ("I1", "I2", "R1"), {**FAILED_OVER, "pages": 128, "stalls": 0.02}),
+        Mutant(failover.overlay_dropped_early, ("I1", "I2", "R1"), FAILED_OVER),
+        Mutant(failover.fence_untold, ("I12",), {**FAILED_OVER, "write_rate": 4.0}),
         Mutant(verify.verify_unlaid, ("R46",), VERIFIES),
         Mutant(verify.verify_late_unread, ("R46",), VERIFIES),
         Mutant(verify.verify_late_trusted, ("R46",), {**VERIFIES, "slow": 0.1}),

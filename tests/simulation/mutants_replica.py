@@ -211,7 +211,7 @@ def session_behind_promotion() -> Sequence[Patch]:
     """I8: a session may begin while a failover is being decided, which takes a while, and goes on behind it."""
 
     def make(original: Any) -> Any:
-        async def decide(promotion: Promotion) -> bool:
+        async def decide(promotion: Promotion, point: Position | None = None) -> bool:
             end_sessions = promotion.end_sessions
 
             async def end_and_linger() -> None:
@@ -220,7 +220,7 @@ def session_behind_promotion() -> Sequence[Patch]:
 
             if not isinstance(promotion.deciding, _OpenDoor):
                 promotion.deciding, promotion.end_sessions = _OpenDoor(), end_and_linger
-            decided: bool = await original(promotion)
+            decided: bool = await original(promotion, point)
             return decided
 
         return decide

@@ -84,6 +84,12 @@ class Options:
     """Daily recovery points that the replica keeps; its days are short."""
     prepares: float = 0.0
     """Orders to prepare a planned failover; each is taken back after a while, some by force."""
+    older: float = 0.0
+    """Share of the failovers that are to another point than the newest cut."""
+    ends: float = 0.0
+    """How soon a failover is undone or committed, while a guest writes to the promoted disks; 0 for never."""
+    undone: float = 0.0
+    """Share of these that are undone; what follows may be another failover."""
     minute: float = 7.0
     """The local clocks show a full minute so many seconds after the run began."""
 
@@ -154,6 +160,9 @@ def draw(seed: int) -> Options:
         marks=swarm(0.3, 0.3, 1.0),
         daily=rng.choice([0, 0, 3]),
         # By a generator of their own: what older seeds stand for stays.
+        older=random.Random(f"{seed}/older").choice((0.0, 0.0, 0.5)),
+        ends=random.Random(f"{seed}/ends").choice((0.0, 0.0, 1.0, 2.0)),
+        undone=random.Random(f"{seed}/undone").choice((0.2, 0.7)),
         prepares=random.Random(f"{seed}/prepares").choice((0.0, 0.0, 0.0, 0.0, 0.2, 1.0)),
     )
 
@@ -161,7 +170,7 @@ def draw(seed: int) -> Options:
 FAULTS = """
     resets partitions kill_tap kill_primary kill_replica power_primary power_replica aimed crash_at_sync stalls hiccups
     log_errors replica_errors full_replica foreign_edits suspends resyncs stops windows put_off exports agent_restarts
-    tap_restarts verifies overlays marks daily prepares
+    tap_restarts verifies overlays marks daily prepares older ends undone
 """.split()
 
 

@@ -146,6 +146,10 @@ class Oracle:
         self.boot_base = list(self.base)
         self.history = []
 
+    def check_served(self, found: Sequence[bytes], what: str) -> None:
+        """Disks that are in use: every answered write, and of others what the tap has got to."""
+        _check_survivors(self.base, self.order, self.images, found, lambda write: write.answered, f"I1: {what}")
+
     def edited(self, disk: int, offset: int, content: bytes, found: Sequence[bytes]) -> None:
         """Somebody else wrote to a disk that no tap holds open, and synced it."""
         for write in self.history:

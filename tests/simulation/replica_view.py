@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,17 @@ from protocol.hrl import (
     ENTRY_DTYPE,
     FILE_HEADER_BYTES,
     RECORD_HEADER_BYTES,
+    Geometry,
     RecordKind,
     decode_record_header,
 )
 from protocol.position import NO_EPOCH
-from tests.simulation.disk import Inode
+from shared.handover import read_map
+from tests.simulation.disk import Inode, SimulatedFileSystem
 from tests.simulation.hosts import Host
-from tests.simulation.oracle import Cut, Oracle, Violation
+from tests.simulation.layers_view import laid_over, remains, same_position
+from tests.simulation.loop import Process
+from tests.simulation.oracle import Cut, Oracle, Violation, difference
 from tests.simulation.services import StoreContent
 
 
@@ -40,6 +45,18 @@ class ReplicaView:
         """The newest point of each epoch."""
         self.promoted: Cut | None = None
         self.handed_over = False
+        """The promoted disks are served."""
+        self.on_served: Callable[[], None] = lambda: None
+        self.on_settled: Callable[[], None] = lambda: None
+        """Called when promoted disks are served, and when what lay over them has settled."""
+        self.asked: set[Cut] = set()
+        """Older points that somebody asked to fail over to, since the last failover."""
+        self.undone = 0
+        """Failovers that were undone, and checked."""
+        self.maps = 0
+        """Failovers to an older point, whose reverse.map was compared."""
+        self._before: tuple[Any, ...] = ()
+        self._undoing = self._layered = False
         self.unsound = False
         """Its volume failed or was tampered with: then it may distrust its disks."""
         self.edited = False
@@ -71,6 +88,22 @@ class ReplicaView:
         """The replica's disks as programs see them."""
         entries = self.host.volume.entries
         return [entries[self.disk_path(index)].image() for index in range(self._disks)]
+
+    def shown(self) -> list[bytes]:
+        """The disks as a guest on this host sees them, once they were failed over."""
+        record, plain = self.record("promotion"), self.images()
+        if not record or not record["layered"] or not record["serving"]:
+            return plain
+        below, replication = plain, self.record("replication")
+        if not same_position(record["cut"], record["received"]):
+            at_cut = same_position(record["cut"], replication["applied"]) and replication["applying"] is None
+            if not at_cut:
+                assert self.promoted is not None
+                found = dict(self.rolled_back())
+                if self.promoted not in found:
+                    raise Violation(f"I6: the promoted cut {self.promoted[1]} is no point any more")
+                below = found[self.promoted]
+        return laid_over(self.host, self.folder, plain, below)
 
     def rolled_back(self) -> list[tuple[Cut, list[bytes]]]:
         """Every older point that the durable state advertises, with the disks as its undo logs have them.
@@ -128,9 +161,15 @@ class ReplicaView:
         except Violation as violation:
             self.fail(violation)
 
+    def check_below(self) -> None:
+        """While a failover can be undone the disks below it stay what they were. Raises Violation."""
+        if self.handed_over:
+            self._check_point("I6", "a disk below a failover that can be undone")
+
     def _check_point(self, invariant: str, what: str) -> None:
-        point = self.point()
-        if point is None or self.handed_over:
+        point, promotion = self.point(), self.record("promotion")
+        if point is None or (promotion and promotion["committed_time"] is not None):
+            # From a commit on what was written since the failover goes into the disks.
             return
         epoch, segment = point
         if segment < self.applied.get(epoch, 0):
@@ -147,6 +186,9 @@ class ReplicaView:
         if not record or self.edited or record["suspect"] is not None or (shown == self._history and not always):
             return
         self._history = shown
+        promotion = self.record("promotion")
+        if promotion and promotion["committed_time"] is not None:
+            return
         for cut, images in self.rolled_back():
             self.history_checks += 1
             self.oracle.check_cut(*cut, images, "an older point", invariant)
@@ -162,24 +204,78 @@ class ReplicaView:
     def _check_promotion(self) -> None:
         record = self.record("promotion")
         if not record:
+            if self.promoted is not None:
+                self._check_undone()
+            replication = self.record("replication")
+            self._before = (replication.get("epoch"), replication.get("lineage"))
             return
         cut = record["parent"], record["parent_segment"]
         if self.promoted not in (None, cut):
             raise Violation(f"I6: the promotion changed its cut from {self.promoted} to {cut}")
         if self.promoted is None:
-            epoch, segment = self.required()
-            if cut[0] == epoch and cut[1] < segment and not self.unsound:
-                raise Violation(f"I5: promoted to cut {cut[1]}, although the primary was told that {segment} is here")
+            self._check_choice(record, cut)
         self.promoted = cut
+        self._undoing = self._undoing or record["undoing"]
         if record["serving"] and not self.handed_over:
             self.handed_over = True
             self.check_promoted("I6", "the promoted image")
+            self._check_reverse_map((record["received"]["epoch"], record["received"]["segment"]))
+            self.on_served()
+        if self._layered and not record["layered"]:
+            self.on_settled()
+        self._layered = record["layered"]
+
+    def _check_reverse_map(self, received: Cut) -> None:
+        """What an older point differs in from the newest cut that was here is named, durably (R41)."""
+        assert self.promoted is not None
+        truth, promoted = self.oracle.cuts.get(received), self.oracle.cuts.get(self.promoted)
+        if truth is None or promoted is None or truth == promoted:
+            return
+        self.maps += 1
+        path = f"{self.folder}/reverse.map"
+        inode = self.host.volume.durable_entries.get(path)
+        if inode is None or not inode.is_durable(inode.size):
+            raise Violation("R41: an older point is served, and reverse.map is not durable")
+        disks = self.record("vm")["disks"]
+        geometry = [Geometry(disk["index"], disk["size"], disk["uuid"]) for disk in disks]
+        files = SimulatedFileSystem(self.host.volume, Process("reader"))
+        named = read_map(files, path, uuid.UUID(self.folder.rpartition("/")[2]).bytes, geometry)
+        for index, (wanted, found) in enumerate(zip(truth, promoted, strict=True)):
+            covered = bytearray(found)
+            for offset, length in named[index]:
+                covered[offset : offset + length] = wanted[offset : offset + length]
+            if covered != wanted:
+                raise Violation(f"R41: reverse.map leaves out {difference(index, wanted, bytes(covered))}")
+
+    def _check_choice(self, record: dict[str, Any], cut: Cut) -> None:
+        """Which cut is promoted: the newest, unless somebody asked for another one."""
+        epoch, segment = self.required()
+        received = record["received"]["epoch"], record["received"]["segment"]
+        if received[0] == epoch and received[1] < segment and not self.unsound:
+            raise Violation(
+                f"I5: promoted with cut {received[1]}, although the primary was told that {segment} is here"
+            )
+        if cut != received and cut not in self.asked:
+            raise Violation(f"I5: promoted to cut {cut[1]}, which nobody asked for, although {received[1]} is here")
+        self.asked.clear()
+
+    def _check_undone(self) -> None:
+        """The failover is not on record any more: all has to be as it was before it."""
+        replication = self.record("replication")
+        if not self._undoing:
+            raise Violation("I6: the promotion is not on record any more, although nobody undid it")
+        if (replication["epoch"], replication["lineage"]) != self._before:
+            raise Violation("R42: a failover was undone, and its epoch stays in the replica's history")
+        if left := remains(self.host, self.folder):
+            raise Violation(f"R42: a failover was undone, and {left[0]} is left of it")
+        self.promoted, self.handed_over, self._undoing = None, False, False
+        self.undone += 1
 
     def check_promoted(self, invariant: str, what: str) -> None:
-        """The disks must be the promoted cut exactly."""
+        """What is served must be the promoted cut exactly: nobody has written to it yet."""
         assert self.promoted is not None
         self.checks += 1
-        self.oracle.check_cut(*self.promoted, self.images(), what, invariant)
+        self.oracle.check_cut(*self.promoted, self.shown(), what, invariant)
 
     # --- what it holds durably ---
 

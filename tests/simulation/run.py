@@ -19,11 +19,12 @@ from shared.states import ReplicationState
 from tests.simulation.chaos import Chaos
 from tests.simulation.exports import SilentNbdServer
 from tests.simulation.hooks import observed, replaced
-from tests.simulation.loop import Process, SimulationLoop
+from tests.simulation.loop import SimulationLoop
 from tests.simulation.options import Options, draw
 from tests.simulation.oracle import Violation, difference
 from tests.simulation.runs_view import rounds_of
 from tests.simulation.tuning import small_constants
+from tests.simulation.turns import Failover, Turns, until
 from tests.simulation.world import MAX_STEPS, World
 
 CONVERGENCE_SECONDS = 700.0
@@ -118,6 +119,10 @@ def run(
         result.counts["starts judged"] = world.schedule.starts
         result.counts["compare questions judged"] = world.schedule.asked
         result.counts["verifies equal"] = world.verifies.equal
+        world.promoted.end()
+        result.counts["writes of promoted guests"] = world.promoted.writes
+        result.counts["failovers undone"] = world.view.undone
+        result.counts["reverse maps checked"] = world.view.maps
         result.counts["failovers judged lossless"] = world.plans.lossless
     finally:
         if world is not None:
@@ -188,48 +193,23 @@ async def _phases(world: World) -> None:
     if promoter is not None:
         promoter.cancel()
         await _until(world, lambda: failover.decided, 100, "an answer to the failover")
-    if world.view.promoted is not None:
+    if world.view.promoted is None:
+        chaos.stop()
+        await _converge(world)
+    elif options.ends:
+        await _turns(world, chaos, failover)
+    else:
         await _stale_primary(world, chaos)
-        return
-    chaos.stop()
-    await _converge(world)
 
 
 async def _until(world: World, condition: Callable[[], bool], seconds: float, what: str) -> None:
-    end = world.loop.now + seconds
-    while not condition():
-        if world.loop.now > end:
-            raise Violation(f"I12: {what} did not come about within {seconds:g} s: {situation(world)}")
-        await asyncio.sleep(POLL_SECONDS)
+    try:
+        await until(world, condition, seconds, what)
+    except Violation as violation:
+        raise Violation(f"{violation}: {situation(world)}") from None
 
 
 # --- failover ---
-
-
-class Failover:
-    """Fails over at some moment, again and again until that is accepted."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.orders: list[tuple[Process, asyncio.Task[Any]]] = []
-
-    @property
-    def decided(self) -> bool:
-        """Whether it is known if there was a failover."""
-        return self.world.view.promoted is not None or all(p.dead or task.done() for p, task in self.orders)
-
-    async def run(self) -> None:
-        world = self.world
-        assert world.options.promote_at is not None
-        await asyncio.sleep(world.options.promote_at)
-        await world.plans.before_failover()
-        while world.view.promoted is None:
-            world.count("failover")
-            process = world.replica.alive("agent")
-            task = world.order(world.replica, lambda vm: vm.failover())
-            if process is not None and task is not None:
-                self.orders.append((process, task))
-            await asyncio.sleep(world.rng.uniform(0.05, 1))
 
 
 async def _stale_primary(world: World, chaos: Chaos) -> None:
@@ -247,6 +227,26 @@ async def _stale_primary(world: World, chaos: Chaos) -> None:
     world.check_runs()
 
 
+async def _turns(world: World, chaos: Chaos, failover: Failover) -> None:
+    """The failover is undone, perhaps another one comes, or it is committed; the old primary lives on all the time."""
+    guest, turns = world.loop.create_task(world.guest.run()), Turns(world, failover)
+    committed = await turns.go()
+    turns.stop()
+    chaos.stop()
+    guest.cancel()
+    await world.revive()
+    if not committed:
+        await _converge(world, turns.let_go_on)
+        await _until(world, turns.takes_writes, 60, "writing to the old primary after an undo")
+        return
+    await turns.settle()
+    await _until(world, lambda: _state(world, "P") is _S.FAILED_OVER, CONVERGENCE_SECONDS, "fencing the old primary")
+    await asyncio.sleep(STALE_SECONDS / 2)
+    world.promoted.check_exactly("I8: with a stale primary about")
+    world.plans.judge("after")
+    world.check_runs()
+
+
 # --- convergence ---
 
 
@@ -255,10 +255,15 @@ def _state(world: World, host: str) -> ReplicationState | None:
     return _S(record["state"]) if record else None
 
 
-async def _converge(world: World) -> None:
-    """Faults have stopped: the pair gets in sync by itself (I12)."""
+async def _converge(world: World, order: Callable[[], None] = lambda: None) -> None:
+    """Faults have stopped: the pair gets in sync by itself (I12), but for what only ``order`` asks for."""
     await world.revive()
-    await _until(world, lambda: _in_sync_or_ordered(world), CONVERGENCE_SECONDS, "convergence")
+
+    def in_sync() -> bool:
+        order()
+        return _in_sync_or_ordered(world)
+
+    await _until(world, in_sync, CONVERGENCE_SECONDS, "convergence")
     wanted, found = world.disks(), world.view.images()
     for index, (ours, theirs) in enumerate(zip(wanted, found, strict=True)):
         if ours != theirs:

@@ -13,6 +13,7 @@ import primary_agent.scope
 import primary_agent.tap.batches
 import primary_agent.tap.engine
 import primary_agent.tap.hot_regions
+import primary_agent.tap.layered
 import primary_agent.verify_comparing
 import primary_agent.verify_reading
 import replica_agent.answers
@@ -44,6 +45,8 @@ SMALL: list[tuple[Any, str, Any]] = [
     (primary_agent.tap.engine, "HotRegions", FewHotRegions),
     (primary_agent.tap.hot_regions, "CHECKPOINT_SECONDS", 0.3),
     (primary_agent.tap.hot_regions, "LEASE_SECONDS", 2.0),
+    (primary_agent.tap.layered, "WINDOW", 64 << 10),
+    (primary_agent.tap.layered, "RANGES_MAX", 3),
     (TapConfig, "hot_region_bits", property(lambda _config: 14)),
     (primary_agent.tap.batches, "INLINE_ZEROES", 32 << 10),
     (primary_agent.tap.engine, "INLINE_ZEROES", 32 << 10),

@@ -49,6 +49,7 @@ from tests.simulation.options import Options
 from tests.simulation.oracle import Oracle, Violation
 from tests.simulation.overlays import OverlayWriters
 from tests.simulation.plans import HOLDS, Plans
+from tests.simulation.promoted import PromotedVm
 from tests.simulation.replica_view import ReplicaView
 from tests.simulation.runs_view import check_runs
 from tests.simulation.schedule_view import ScheduleView
@@ -127,6 +128,11 @@ class World:
         self.overlays = OverlayWriters(self)
         self.verifies = Verifies(self)
         self.plans = Plans(self)
+        self.serving: dict[Process, list[DiskExport]] = {}
+        """What the taps of the replica's host serve."""
+        self.promoted = PromotedVm(self)
+        self.view.on_served = self.promoted.begin
+        self.view.on_settled = lambda: self.promoted.check_served("the disks in which a failover has settled")
 
     @property
     def hosts(self) -> tuple[Host, Host]:
@@ -186,8 +192,11 @@ class World:
         if role == "tap" and host is self.primary and self.guest.process is process:
             self.guest.detach()
             self._check_survivors(power=False)
+        if host is self.replica and self.serving.pop(process, None) is not None:
+            self.promoted.tap_died(process)
         if role == "agent":
             self._guarded(self.check_runs)
+            self._guarded(self.view.check_below)
             self.agents.pop(host.name, None)
             if not self.losing_power:
                 self.loop.call_later(self.rng.uniform(0.02, 1.5), self.start_agent, host, context=self.context)
@@ -219,6 +228,7 @@ class World:
             self._check_survivors(power=True)
         else:
             self.view.check_after_crash()
+            self.promoted.lost_power()
         self.loop.call_later(self.rng.uniform(0.1, 3), self.boot, host, context=self.context)
 
     def _lose_power_now(self, host: Host) -> None:
@@ -327,13 +337,19 @@ class World:
         await self._poll(agent.find(VM).parts.link.healthy)
         await process.spawn(agent.find(VM).initial())
 
-    async def _poll(self, condition: Callable[[], bool]) -> None:
+    async def _poll(
+        self, condition: Callable[[], bool], what: str = "the agents do not come up", seconds: float = 100
+    ) -> None:
         """Wait until that is so, which must not take long."""
-        for _ in range(2000):
+        for _ in range(int(seconds / 0.05)):
             if condition():
                 return
             await asyncio.sleep(0.05)
-        self.fail(Violation("the agents do not come up"))
+        self.fail(Violation(what))
+
+    async def _obeyed(self) -> None:
+        """Wait until no order is under way: each may wait for a proof of connectivity, and they come one by one."""
+        await self._poll(self._ordered, "I12: an order is not answered", 500)
 
     async def _configure(self, agent: PrimaryAgent) -> None:
         await _set(agent.find(VM), {"resync_mode": "automatic"})
@@ -378,16 +394,16 @@ class World:
         await self._poll(lambda: len([agent for agent in self.agents.values() if agent.vms]) == len(self.hosts))
         self.order(self.replica, lambda vm: vm.resume())
         # A setting that was ordered before may be carried out by an agent that is being stopped, after the last one.
-        await self._poll(self._ordered)
+        await self._obeyed()
         while self.options.windows and self.schedule.mode is not ResyncMode.AUTOMATIC:
             self.configure(resync_mode="automatic")
-            await self._poll(self._ordered)
+            await self._obeyed()
             await asyncio.sleep(0.5)
         # Orders given before may still be under way: a suspension among them shows only then.
-        await self._poll(self._ordered)
+        await self._obeyed()
         while ReplicationState(self.primary_record()["state"]) in SUSPENDED:
             order = self.order(self.primary, lambda vm: vm.resume(resynchronize=False))
-            await self._poll(self._ordered)
+            await self._obeyed()
             if order is not None and order.done() and not order.cancelled():
                 return
             # An agent that is just being stopped takes no order any more: the next one gets it.
@@ -403,24 +419,33 @@ class World:
     def entry_logged(
         self, process: Process, kind: EntryKind, disk: int, offset: int, length: int, payload: Buffer | None
     ) -> None:
-        if process is not self.guest.process:
+        oracle = self._oracle_of(process)
+        if oracle is None:
             return
         write = None
         if payload is None:
-            write = self.oracle.find_zeroes(kind, disk, offset, length)
+            write = oracle.find_zeroes(kind, disk, offset, length)
         elif isinstance(payload, memoryview):
-            write = self.oracle.find_by_payload(payload.obj)
+            write = oracle.find_by_payload(payload.obj)
         if write is not None:
-            self.oracle.number(write)
+            oracle.number(write)
         else:
             # What the tap logs anew is what its disk holds.
-            self.oracle.adopt(disk, offset, self.disks()[disk][offset : offset + length])
+            disks = self.disks() if oracle is self.oracle else self.view.shown()
+            oracle.adopt(disk, offset, disks[disk][offset : offset + length])
+
+    def _oracle_of(self, process: Process) -> Oracle | None:
+        """That of the guest whose tap this process is."""
+        if process is self.guest.process:
+            return self.oracle
+        promoted = self.promoted.guest
+        return promoted.oracle if promoted is not None and process is promoted.process else None
 
     def disk_written(self, process: Process, mutation: Mutation) -> None:
-        if process is self.guest.process:
-            write = self.oracle.find(mutation)
-            if write is not None:
-                self.oracle.number(write)
+        oracle = self._oracle_of(process)
+        write = oracle.find(mutation) if oracle is not None else None
+        if oracle is not None and write is not None:
+            oracle.number(write)
 
     def cut_made(self, process: Process, epoch: bytes, segment: int) -> None:
         if process.name == "tap@P":
@@ -494,12 +519,17 @@ class GuestsTap(TapProcess):
         return replace(super()._surroundings(server), latency=latency)
 
     async def _until_stopped(self, engine: TapEngine, control: TapControl) -> None:
+        exports = [DiskExport(engine, disk) for disk in engine.disks]
         if self.serves_guest:
-            exports = [DiskExport(engine, disk) for disk in engine.disks]
             self.world.guest.attach(self.process, exports)
+        else:
+            self.world.serving[self.process] = exports
+            self.world.promoted.attach(self.process, exports)
         await super()._until_stopped(engine, control)
 
     async def _end(self, engine: TapEngine, server: NbdServer, control: TapControl) -> None:
         if self.serves_guest:
             self.world.guest.drained()
+        elif self.world.promoted.guest is not None:
+            self.world.promoted.guest.drained()
         await super()._end(engine, server, control)
