@@ -380,8 +380,11 @@ class PrimaryAgent:
                 await self.ports.workers.run(self.ports.files.remove_tree, folder)
                 raise
             await self._load(identity)
-            if identity in self.damaged:
-                raise self.damaged[identity].error
+            if (damaged := self.damaged.pop(identity, None)) is not None:
+                # The replica agent goes on with its tap; two agents must never look after one.
+                await damaged.leave()
+                await self._forget(folder, identity)
+                raise damaged.error
             return self.vms[vm]
 
     async def let_go(self, vm: PrimaryVm) -> None:
@@ -389,6 +392,9 @@ class PrimaryAgent:
         async with self._changing:
             del self.vms[vm.record.vm]
             await vm.stop()
+            if (place := vm.record.tap) is not None:
+                # The replica agent makes it anew, as its own.
+                await self.ports.workers.run(self.ports.files.remove_tree, place.runtime_folder)
             await self._forget(vm.folder, vm.uuid)
 
     @property

@@ -269,7 +269,10 @@ def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment
     if status.suspended or state is ReplicationState.SUSPENDED:
         result.critical("Replication is suspended at the replica.", f"Run `vmreplica resume {name}`.")
     failover = status.failover
-    if state is ReplicationState.FAILED_OVER_WAITING_COMPLETION or state is ReplicationState.FAILED_OVER:
+    if status.handed_over:
+        # What is to be said of the VM, the primary agent says.
+        pass
+    elif state in (ReplicationState.FAILED_OVER_WAITING_COMPLETION, ReplicationState.FAILED_OVER):
         remedy = ""
         if failover is not None and failover.undoable:
             remedy = (
@@ -335,11 +338,13 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
 
 
 def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> str:
+    if status.handed_over and status.role == "replica":
+        return "Handed over to the primary agent of this host, which serves the VM's disks now."
     here = status.role == "replica" and state is ReplicationState.FAILED_OVER
     if here or state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
         return "Failed over: the VM's disks are served from this host, without a replica of their own."
     if status.handed_over:
-        return f"Handed over to the {'primary' if status.role == 'replica' else 'replica'} agent of this host."
+        return "Handed over to the replica agent of this host."
     if status.role == "replica" and status.planned is not None and status.planned.token_sent:
         return f"Prepared for a failover: {status.planned.text}"
     if state is ReplicationState.PREPARED_FOR_FAILOVER:

@@ -197,9 +197,12 @@ class FileSystem(Protocol):
     def list(self, path: str) -> list[str]:
         """Names in the folder, sorted; an empty list where the folder is missing."""
 
-    def make_folder(self, path: str) -> None:
+    def make_folder(self, path: str, *, inherited: bool = False) -> None:
         """mkdir -p with mode 0700. One that is there has to be a folder of ours or root's that nobody else may write
         in, else StorageError.
+
+        ``inherited``: it may also belong to whoever its parent belongs to, as a file may. So it is with the tap of a VM
+        that this host promoted: its folders are the replica agent's, and the primary agent looks after it now.
         """
 
     def rename(self, source: str, target: str) -> None:
