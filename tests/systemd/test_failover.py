@@ -196,7 +196,7 @@ class Runbook:
             )
         assert re.search(rf"^  state +{state}\n  health +({'|'.join(healths)})$", status, re.MULTILINE), status
         assert any(f"{VM}: {role}, {state}, {each}." in doctor for each in healths), doctor
-        told = re.findall(r"^vmreplica_vm_state{(.*)} 1$", metrics, re.MULTILINE)
+        told = re.findall(r"^vmreplica_vm_state{(.*)} 1(?:\.0)?$", metrics, re.MULTILINE)
         assert any(f'vm="{VM}"' in labels and f'state="{state}"' in labels for labels in told), metrics[:4000]
 
     def bounded(self, name: str) -> None:
