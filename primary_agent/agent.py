@@ -38,7 +38,6 @@ REVIVAL_SECONDS = 30.0
 """A VM whose state could not be written is started anew after so long,"""
 REVIVAL_ROOM = 1 << 20
 """once its volume has so many bytes free."""
-
 TAPS_ASKED_MAX = 64
 """For a status of more VMs than this their taps are not woken: what each told last is at most some seconds old."""
 TAP_START_SECONDS = 60.0
@@ -368,7 +367,7 @@ class PrimaryAgent:
     # --- reversing -------------------------------------------------------------------------------------------------
 
     async def take_over(self, vm: bytes, fill: Callable[[str], Awaitable[None]]) -> PrimaryVm:
-        """Start a VM whose folder ``fill`` makes and fills. Nothing is left behind by a failure."""
+        """Start a VM whose folder ``fill`` makes and fills. Nothing is left behind by a failure: one agent has the tap."""
         async with self._changing:
             identity = str(uuid.UUID(bytes=vm))
             folder = f"{self._vms_folder}/{identity}"
@@ -381,7 +380,6 @@ class PrimaryAgent:
                 raise
             await self._load(identity)
             if (damaged := self.damaged.pop(identity, None)) is not None:
-                # The replica agent goes on with its tap; two agents must never look after one.
                 await damaged.leave()
                 await self._forget(folder, identity)
                 raise damaged.error
@@ -392,9 +390,6 @@ class PrimaryAgent:
         async with self._changing:
             del self.vms[vm.record.vm]
             await vm.stop()
-            if (place := vm.record.tap) is not None:
-                # The replica agent makes it anew, as its own.
-                await self.ports.workers.run(self.ports.files.remove_tree, place.runtime_folder)
             await self._forget(vm.folder, vm.uuid)
 
     @property
