@@ -367,7 +367,7 @@ class PrimaryAgent:
     # --- reversing -------------------------------------------------------------------------------------------------
 
     async def take_over(self, vm: bytes, fill: Callable[[str], Awaitable[None]]) -> PrimaryVm:
-        """Start a VM whose folder ``fill`` makes and fills. Nothing is left behind by a failure: one agent has the tap."""
+        """Start a VM whose folder ``fill`` makes and fills. A failure leaves nothing: one agent has the tap."""
         async with self._changing:
             identity = str(uuid.UUID(bytes=vm))
             folder = f"{self._vms_folder}/{identity}"

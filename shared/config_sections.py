@@ -225,8 +225,8 @@ def split_listen(text: str) -> tuple[str, int] | None:
 
 
 class DefinitionSection(Section, frozen=True):
-    """How ``vmreplica definition VM`` changes a VM's definition for this host ([definition.md](definition.md)): entries are
-    ``THERE=HERE``, the name of a network or bridge at the primary, and of the one that takes its place here.
+    """How ``vmreplica definition VM`` changes a VM's definition for this host ([definition.md](definition.md)): entries
+    are ``THERE=HERE``, the name of a network or bridge at the primary, and of the one that takes its place here.
     """
 
     networks: Annotated[list[Annotated[str, msgspec.Meta(max_length=160)]], msgspec.Meta(max_length=256)] = []

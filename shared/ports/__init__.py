@@ -199,10 +199,7 @@ class FileSystem(Protocol):
 
     def make_folder(self, path: str, *, inherited: bool = False) -> None:
         """mkdir -p with mode 0700. One that is there has to be a folder of ours or root's that nobody else may write
-        in, else StorageError.
-
-        ``inherited``: it may also belong to whoever its parent belongs to, as a file may. So it is with the tap of a VM
-        that this host promoted: its folders are the replica agent's, and the primary agent looks after it now.
+        in, else StorageError. ``inherited``: or of whoever its parent is, as a file may be (docs/reversing.md).
         """
 
     def rename(self, source: str, target: str) -> None:
