@@ -37,7 +37,6 @@ REVIVAL_SECONDS = 30.0
 """A VM whose state could not be written is started anew after so long,"""
 REVIVAL_ROOM = 1 << 20
 """once its volume has so many bytes free."""
-
 TAPS_ASKED_MAX = 64
 """For a status of more VMs than this their taps are not woken: what each told last is at most some seconds old."""
 TAP_START_SECONDS = 60.0

@@ -171,7 +171,7 @@ class ConsistentCuts:
         if setting is None:
             raise InvalidStateError(
                 f"{replication.vm.name} has no way to freeze its guest.",
-                f"Set one: vmreplica set {replication.vm.name} consistency=agent:/SOCKET (docs/failover.md).",
+                f"Set one: vmreplica set {replication.vm.name} consistency=agent:/SOCKET (docs/points.md).",
             )
         async with self._turn:
             await self._thaw_leftover()

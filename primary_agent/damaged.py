@@ -73,4 +73,4 @@ class DamagedVm:
 
 def _make_sockets_folder(files: FileSystem, config: TapConfig) -> None:
     """Folders of sockets are gone after a boot. Blocks."""
-    files.make_folder(posixpath.dirname(config.control_socket))
+    files.make_folder(posixpath.dirname(config.control_socket), inherited=True)

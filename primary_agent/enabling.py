@@ -211,7 +211,7 @@ def prepare_tap(files: FileSystem, config: TapConfig) -> None:
     The configuration follows from the VM's record, which may have changed after the file was last written; folders of
     sockets are gone after a boot. Disks that came or went since then do so later (TapLink).
     """
-    files.make_folder(posixpath.dirname(config.control_socket))
+    files.make_folder(posixpath.dirname(config.control_socket), inherited=True)
     folder = tap_folder(config)
     try:
         if files.exists(f"{folder}/{CONFIG_NAME}"):

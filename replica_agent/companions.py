@@ -133,7 +133,7 @@ class Companions:
             name = self.parts.ledger.vm.name
             raise NotFoundError(
                 f"No definition of {name} was received.",
-                f"Set it at the primary: vmreplica set {name} definition=libvirt:DOMAIN (docs/failover.md).",
+                f"Set it at the primary: vmreplica set {name} definition=libvirt:DOMAIN (docs/definition.md).",
             )
         return found
 

@@ -181,7 +181,7 @@ class RatesSection(Section, frozen=True):
 
 
 class ConsistencySection(Section, frozen=True):
-    """Time limits of application-consistent cuts (``vmreplica set VM consistency=...``, [failover.md](failover.md))."""
+    """Time limits of application-consistent cuts (``vmreplica set VM consistency=...``, [points.md](points.md))."""
 
     freeze_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 10.0
     """Freezing a guest may take so long, in seconds; then it is thawed, and the cut is a crash-consistent one."""
@@ -225,8 +225,8 @@ def split_listen(text: str) -> tuple[str, int] | None:
 
 
 class DefinitionSection(Section, frozen=True):
-    """How ``vmreplica definition VM`` changes a VM's definition for this host ([failover.md](failover.md)): entries are
-    ``THERE=HERE``, the name of a network or bridge at the primary, and of the one that takes its place here.
+    """How ``vmreplica definition VM`` changes a VM's definition for this host ([definition.md](definition.md)): entries
+    are ``THERE=HERE``, the name of a network or bridge at the primary, and of the one that takes its place here.
     """
 
     networks: Annotated[list[Annotated[str, msgspec.Meta(max_length=160)]], msgspec.Meta(max_length=256)] = []

@@ -1,7 +1,7 @@
 """A VM that changes from one agent of its host to the other: what the one says of it, and the ranges that go along.
 
 The agents never speak with each other: ``vmreplica reverse`` carries this from the agent that lets the VM go to the one
-that takes it (``docs/failover.md``). Nothing of it comes from another host, so the paths in it may be believed; it is
+that takes it (``docs/reversing.md``). Nothing of it comes from another host, so the paths in it may be believed; it is
 checked all the same, since who may call an agent is not who wrote it.
 """
 

@@ -344,7 +344,9 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
 
 def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> str:
     if status.handed_over:
-        return f"Handed over to the {'primary' if status.role == 'replica' else 'replica'} agent of this host."
+        if status.role == "replica":
+            return "Handed over to the primary agent of this host, which serves the VM's disks now."
+        return "Handed over to the replica agent of this host."
     here = status.role == "replica" and state is ReplicationState.FAILED_OVER
     if here or state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
         return "Failed over: the VM's disks are served from this host, without a replica of their own."

@@ -216,7 +216,7 @@ def save_config(files: FileSystem, folder: str, config: TapConfig) -> None:
     data = encode_config(config)
     if len(data) > MAX_CONFIG_BYTES:
         raise OSError(errno.EFBIG, f"a configuration of {len(data)} bytes", path)
-    files.make_folder(folder)
+    files.make_folder(folder, inherited=True)
     replace_file(files, path, data)
 
 

@@ -11,7 +11,7 @@ _vmreplica() {
     local verb="" word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case "$verb $word" in
-            ' status' | ' enable' | ' adopt' | ' release' | ' libvirt-hook' | ' initial' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' stop' | ' verify' | ' cut' | ' remove' | ' recover' | ' measure' | ' churn' | ' metrics' | ' audit' | ' events' | ' points' | ' point' | ' prove' | ' export' | ' unexport' | ' failover' | ' definition' | ' reverse' | ' resolve' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki renew' | 'pki bundle' | 'pki show' | 'pki revoke' | ' test-connection' | ' doctor' | ' config' | 'config check' | 'config show' | ' alarms' | 'alarms show' | 'alarms test' | ' support-bundle' | ' watch-disks' | ' setup' | 'setup primary' | 'setup replica' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
+            ' status' | ' enable' | ' adopt' | ' release' | ' libvirt-hook' | ' initial' | ' import' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' disk' | 'disk add' | 'disk remove' | ' stop' | ' verify' | ' cut' | ' remove' | ' recover' | ' measure' | ' churn' | ' metrics' | ' audit' | ' events' | ' points' | ' point' | ' prove' | ' export' | ' unexport' | ' failover' | ' definition' | ' reverse' | ' resolve' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki renew' | 'pki bundle' | 'pki show' | 'pki revoke' | ' test-connection' | ' doctor' | ' config' | 'config check' | 'config show' | ' alarms' | 'alarms show' | 'alarms test' | ' support-bundle' | ' watch-disks' | ' setup' | 'setup primary' | 'setup replica' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
         esac
     done
     COMPREPLY=()
@@ -40,7 +40,11 @@ _vmreplica() {
         'release:--copy-to') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'release:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'initial:--at') :; return ;;
+        'initial:--export') :; return ;;
         'initial:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'import:--seed') :; return ;;
+        'import:--storage') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'import:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'get:--role') mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current"); return ;;
         'get:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'set:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -56,6 +60,8 @@ _vmreplica() {
         'resync history:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'resync watch:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'resize:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'disk add:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'disk remove:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'stop:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'verify:--at') :; return ;;
         'verify:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -149,8 +155,8 @@ _vmreplica() {
     esac
     case "$verb" in
         '')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version --help --version" -- "$current"); return; }
-            mapfile -t COMPREPLY < <(compgen -W "status enable adopt release libvirt-hook initial get set suspend resume resync resize stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version" -- "$current") ;;
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "status enable adopt release libvirt-hook initial import get set suspend resume resync resize disk stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version --help --version" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "status enable adopt release libvirt-hook initial import get set suspend resume resync resize disk stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version" -- "$current") ;;
         'status')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --watch --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
@@ -167,8 +173,11 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --install" -- "$current"); return; }
             : ;;
         'initial')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --at --no-wait --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --at --export --use-seed --no-wait --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
+        'import')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --seed --move --storage --stop --no-wait --json --socket" -- "$current"); return; }
+            : ;;
         'get')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
@@ -198,6 +207,15 @@ _vmreplica() {
             _vmreplica_vms "$current" ;;
         'resize')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'disk')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "add remove --help" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "add remove" -- "$current") ;;
+        'disk add')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'disk remove')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --exclude --yes --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'stop')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }

@@ -106,7 +106,7 @@ class LogFiles:
         After power loss ``durable_file`` is the last one that was durable for certain (0: none). Then a file that is
         missing behind that one ends the log towards its end: it was lost, and what lies before it is still good.
         """
-        self._files.make_folder(self.folder)
+        self._files.make_folder(self.folder, inherited=True)
         log: list[LogFile] = []
         rest = []
         self.next_sequence = first_file

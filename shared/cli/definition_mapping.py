@@ -212,7 +212,7 @@ def _device(
             _character_device(devices, element, result)
         case "tpm" if element.find("backend[@type='emulator']") is not None:
             result.notes.append(
-                "Its TPM's state is a file of swtpm: put it where libvirt looks for it (docs/failover.md)."
+                "Its TPM's state is a file of swtpm: put it where libvirt looks for it (docs/definition.md)."
             )
         case "rng" if element.find("backend[@model='random']") is not None:
             for backend in element.iterfind("backend"):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import json
 import os
@@ -115,7 +116,24 @@ def later_steps(wanted: Wanted, config: PrimaryConfig | ReplicaConfig) -> Iterat
         yield folder_step(wanted.root + folder, 0o700, "state_dir" if folder == config.state_dir else "storage", owner)
     yield from _key_owner_steps(wanted.root + config.tls.key, user, owner)
     if wanted.units:
-        yield from (Step(*step) for step in reach_steps(wanted.role, wanted.root, folders))
+        if isinstance(config, ReplicaConfig):
+            yield from (Step(*step) for step in reach_steps("replica", wanted.root, folders))
+        yield from (Step(*step) for step in reach_steps("primary", wanted.root, _primary_folders(wanted, config)))
+
+
+def _primary_folders(wanted: Wanted, config: PrimaryConfig | ReplicaConfig) -> list[str]:
+    """What a primary agent of this host writes to, whichever role is set up; empty where there is none."""
+    other = "primary" if wanted.role == "replica" else "replica"
+    found: list[PrimaryConfig | ReplicaConfig] = [config]
+    if os.path.lexists(path := wanted.root + default_path(other)):
+        # What is wrong with it is told where that role is set up.
+        with contextlib.suppress(VmreplicaError):
+            found.append(load_config(path, KINDS[other]))
+    folders = [each.state_dir for each in found if isinstance(each, PrimaryConfig)]
+    if folders:
+        storages = [entry.storage for each in found if isinstance(each, ReplicaConfig) for entry in each.authorize]
+        folders += dict.fromkeys(storages)
+    return folders
 
 
 def _key_owner_steps(key: str, user: str, owner: int | None) -> Iterator[Step]:

@@ -26,10 +26,10 @@ HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noq
 """Where a unit with ProtectHome and PrivateTmp finds no program."""
 DROP_IN = "vmreplica-setup.conf"
 OWN_STATE = {
-    "primary": ("/var/lib/vmreplica/primary/",),
+    "primary": ("/var/lib/vmreplica/primary/", "/var/lib/vmreplica/replica/"),
     "replica": ("/var/lib/vmreplica/replica-agent/", "/var/lib/vmreplica/replica/"),
 }
-"""What a role's unit may write by itself (StateDirectory=)."""
+"""What a role's units may write by themselves (StateDirectory=, and the primary's ReadWritePaths=)."""
 
 _PROGRAM = re.compile(r"^(Exec\w+=[-+!:@]*)(?:\S*/)?(vmreplica(?:-\w+)?)(?=\s|$)", re.MULTILINE)
 
@@ -75,7 +75,8 @@ def unit_user(role: str, root: str) -> str:
 def reach_steps(role: str, root: str, folders: Sequence[str]) -> Iterator[tuple[Finding, Callable[[], None] | None]]:
     """Drop-ins that let the units write where the configuration has its folders; none where they may anyway.
 
-    A VM's tap writes its log below the primary's ``state_dir``, too.
+    A VM's tap writes its log below the primary's ``state_dir``, too. ``folders`` of a primary are also where this host
+    keeps copies: a VM that was failed over to this host, and reversed, keeps its tap's folder there.
     """
     outside = [folder for folder in folders if not f"{folder}/".startswith(OWN_STATE[role])]
     for name in (f"vmreplica-{role}.service", *(("vmreplica-tap@.service",) if role == "primary" else ())):

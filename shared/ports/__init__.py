@@ -197,9 +197,9 @@ class FileSystem(Protocol):
     def list(self, path: str) -> list[str]:
         """Names in the folder, sorted; an empty list where the folder is missing."""
 
-    def make_folder(self, path: str) -> None:
+    def make_folder(self, path: str, *, inherited: bool = False) -> None:
         """mkdir -p with mode 0700. One that is there has to be a folder of ours or root's that nobody else may write
-        in, else StorageError.
+        in, else StorageError. ``inherited``: or of whoever its parent is, as a file may be (docs/reversing.md).
         """
 
     def rename(self, source: str, target: str) -> None:

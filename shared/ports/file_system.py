@@ -62,17 +62,17 @@ class RealFileSystem:
         except FileNotFoundError:
             return []
 
-    def make_folder(self, path: str) -> None:
+    def make_folder(self, path: str, *, inherited: bool = False) -> None:
         parent = os.path.dirname(os.path.abspath(path))
         try:
             os.mkdir(path, FOLDER_MODE)
         except FileExistsError:
-            require_own_folder(path, os.lstat(path))
+            require_own_folder(path, os.lstat(path), owner=os.lstat(parent).st_uid if inherited else None)
         except FileNotFoundError:
             if not parent or os.path.lexists(parent):
                 raise
-            self.make_folder(parent)
-            self.make_folder(path)
+            self.make_folder(parent, inherited=inherited)
+            self.make_folder(path, inherited=inherited)
 
     def rename(self, source: str, target: str) -> None:
         os.rename(source, target)

@@ -12,10 +12,10 @@ from shared.ports.users import user_name
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def require_own_folder(path: str, state: os.stat_result) -> None:
-    """Raises StorageError unless it is a folder of ours, root's, or its folder's owner's, and others can't write in it.
+def require_own_folder(path: str, state: os.stat_result, *, owner: int | None = None) -> None:
+    """Raises StorageError unless it is a folder of ours or of root's, in which nobody else may make or remove files.
 
-    Root's agent looks after the tap of a VM that the service of another user promoted, in the service's folders.
+    ``owner`` is a user whose it may be as well.
     """
     if not stat.S_ISDIR(state.st_mode):
         raise StorageError(
@@ -23,7 +23,7 @@ def require_own_folder(path: str, state: os.stat_result) -> None:
             "Name the folder itself; nothing else is used in its place.",
             code="not_a_folder",
         )
-    if not _is_trusted(path, state):
+    if state.st_uid not in (0, os.geteuid(), owner):
         raise _foreign(path, state.st_uid)
     # Where the sticky bit is set, others can add what is then refused as theirs, and remove nothing.
     if state.st_mode & OTHERS_MAY_WRITE and not state.st_mode & stat.S_ISVTX:

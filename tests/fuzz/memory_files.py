@@ -129,7 +129,7 @@ class MemoryFiles:
     def list(self, path: str) -> list[str]:
         return sorted(name.rpartition("/")[2] for name in self.content if name.rpartition("/")[0] == path)
 
-    def make_folder(self, path: str) -> None:
+    def make_folder(self, path: str, *, inherited: bool = False) -> None:
         pass
 
     def rename(self, source: str, target: str) -> None:

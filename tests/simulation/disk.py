@@ -384,7 +384,7 @@ class SimulatedFileSystem:
         known = (name for names in (self.volume.entries, self.volume.folders) for name in names)
         return sorted({name[start:].partition("/")[0] for name in known if name.startswith(prefix)} - {""})
 
-    def make_folder(self, path: str) -> None:
+    def make_folder(self, path: str, *, inherited: bool = False) -> None:
         # Folders are durable at once: losing one would only hide files that are lost with it.
         self.process.operation()
         parts = path.strip("/").split("/")

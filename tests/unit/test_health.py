@@ -208,6 +208,10 @@ def test_a_replica_paused_is_critical_and_a_promoted_one_a_warning() -> None:
     status = vm(ReplicationState.FAILED_OVER_WAITING_COMPLETION, role="replica")
     assert (status.health, status.protected) == ("Warning", False)
     assert status.summary.startswith("Failed over:")
+    # The primary agent of that host says what is to be said of it from the reversal on.
+    status = vm(ReplicationState.FAILED_OVER, role="replica", tap=None, handed_over=True)
+    assert (status.health, status.protected, status.reasons) == ("Normal", False, [])
+    assert status.summary.startswith("Handed over to the primary agent of this host")
 
 
 @pytest.mark.parametrize("state", [ReplicationState.FAILED_OVER, ReplicationState.FAILED_OVER_WAITING_COMPLETION])

@@ -10,6 +10,7 @@ import argparse
 import base64
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -173,7 +174,9 @@ def _carry(source: Found, target: Agent, raw: dict[str, Any], *, replica: str) -
             for at in range(0, max(1, len(data)), PART_BYTES):
                 part = base64.b64encode(data[at : at + PART_BYTES]).decode()
                 target.call(admin.ADOPT_PART, {"vm": handed.vm, "offset": at, "data": part})
-            target.call(admin.ADOPT, {"vm": handed.vm, "handover": raw, "replica": replica}, ORDER_SECONDS)
+            # In the form in which the agent knows it afterwards: the record of orders names it then.
+            named = str(uuid.UUID(hex=handed.vm))
+            target.call(admin.ADOPT, {"vm": named, "handover": raw, "replica": replica}, ORDER_SECONDS)
     except UnreachableError:
         # It may have taken it: running the command again finds out.
         raise

@@ -229,3 +229,20 @@ def test_units_may_write_where_the_configuration_has_its_folders(
     for name, folder in reached.items():
         assert f"ReadWritePaths=-{folder}\n" in written[name]
     assert all(write is None for _, write in reach_steps(role, str(tmp_path), folders))
+
+
+def test_a_primary_may_write_where_its_host_keeps_copies(
+    vmreplica: Command, tmp_path: Path, certificates: Path
+) -> None:
+    """A VM that was failed over to this host, and reversed, keeps its tap's folder with the copy; in either order."""
+    roots = [tmp_path / "primary-last", tmp_path / "replica-last"]
+    for root, roles in zip(roots, (("replica", "primary"), ("primary", "replica")), strict=True):
+        for role in roles:
+            more = ("--authorize", "alpha=/srv/copies/alpha") if role == "replica" else ()
+            words = ("setup", role, "--root", str(root), "--yes", "--json", "--pki", str(certificates / "beta"))
+            ran = vmreplica(*words, *more)
+            assert ran.code == 0, ran.out
+        for unit in ("vmreplica-primary.service", "vmreplica-tap@.service", "vmreplica-replica.service"):
+            text = (root / f"etc/systemd/system/{unit}.d/vmreplica-setup.conf").read_text()
+            assert "ReadWritePaths=-/srv/copies/alpha\n" in text
+    assert everything(roots[0]).keys() == everything(roots[1]).keys()

@@ -540,6 +540,24 @@ def test_folder_of_another_user_is_refused(files: RealFileSystem, folder: Path) 
         files.make_folder(str(folder / "theirs"))
     assert caught.value.code == "foreign_owner"
     assert "chown root" in caught.value.remedy
+    with pytest.raises(StorageError, match="belongs to nobody, not to root"):
+        files.make_folder(str(folder / "theirs"), inherited=True)
+
+
+@root
+def test_folder_of_another_user_is_taken_where_its_parent_is_his_too(files: RealFileSystem, folder: Path) -> None:
+    """The tap of a VM that was promoted here and reversed: whose copy it was made its folders."""
+    path = folder / "theirs/tap"
+    path.mkdir(parents=True)
+    for each in (path, path.parent):
+        os.chown(each, NOBODY, NOBODY)
+    files.make_folder(str(path), inherited=True)
+    files.make_folder(str(path / "log"), inherited=True)
+    with pytest.raises(StorageError, match="belongs to nobody"):
+        files.make_folder(str(path))
+    path.chmod(0o777)
+    with pytest.raises(StorageError, match="Others may write"):
+        files.make_folder(str(path), inherited=True)
 
 
 @root
@@ -549,13 +567,15 @@ def test_folder_in_the_place_of_a_service_is_its_own(files: RealFileSystem, fold
     tap.mkdir(parents=True)
     os.chown(tap, NOBODY, NOBODY)
     with pytest.raises(StorageError, match="belongs to nobody, not to root"):
-        files.make_folder(str(tap))
+        files.make_folder(str(tap), inherited=True)
     os.chown(tap.parent, NOBODY, NOBODY)
-    files.make_folder(str(tap))
-    files.make_folder(str(tap / "log"))
+    files.make_folder(str(tap), inherited=True)
+    files.make_folder(str(tap / "log"), inherited=True)
+    with pytest.raises(StorageError, match="belongs to nobody, not to root"):
+        files.make_folder(str(tap))
     tap.chmod(0o777)
     with pytest.raises(StorageError, match="Others may write"):
-        files.make_folder(str(tap))
+        files.make_folder(str(tap), inherited=True)
 
 
 @root

@@ -1,0 +1,261 @@
+"""docs/failover.md from its first command to its last, as an administrator types it, on two hosts with both roles.
+
+After each step status, doctor and the figures are asked once for the state that it leads to; at the end the record of
+orders has all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from scripts.agent_pair import call
+from tests.pair.hosts import compare
+from tests.systemd.conftest import set_up
+from tests.systemd.page import Typed, sections
+from tests.systemd.pair import Pair, Status
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd-failover")]
+
+PAGE = "failover.md"
+VM = "web"
+IMAGE = "/srv/images/web.raw"
+ROLES = ("primary", "replica")
+PORTS = {"primary": 9441, "replica": 9442}
+OTHER = {"alpha": "beta", "beta": "alpha"}
+WAITING, PREPARED = "FailedOverWaitingCompletion", "PreparedForFailover"
+
+
+def figures(role: str) -> str:
+    return f'\n[metrics]\nlisten = "127.0.0.1:{PORTS[role]}"\n'
+
+
+class Runbook:
+    """Types the page's commands, section by section, and looks at the hosts after each."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.printed = ""
+        self.exchanged = False
+        """The hosts of the page and those here have changed places: the VM runs on the other one by now."""
+
+    def read(self, heading: str, typed: list[Typed]) -> None:
+        name = re.sub(r"\W+", "_", heading.lower())
+        getattr(self, f"before_{name}", lambda: None)()
+        during: Callable[[Typed], None] = getattr(self, f"in_{name}", lambda _typed: None)
+        for part in typed:
+            host = OTHER[part.host] if self.exchanged else part.host
+            self.printed = self.pair.type([Typed(host, part.lines)])
+            during(part)
+        getattr(self, f"after_{name}", lambda: None)()
+
+    # --- section by section
+
+    def after_before_it_is_needed(self) -> None:
+        assert "authorization" in self.printed
+        with ThreadPoolExecutor() as both:
+            list(both.map(self._tell_figures, (("beta", "primary"), ("alpha", "replica"))))
+
+    def _tell_figures(self, where: tuple[str, str]) -> None:
+        name, role = where
+        host = self.pair.hosts[name]
+        config = host.path(f"/etc/vmreplica/{role}.toml")
+        config.write_text(config.read_text() + figures(role))
+        host.restart(f"vmreplica-{role}")
+
+    def before_which_point(self) -> None:
+        self.pair.wait("older points", "beta", lambda vm: vm["older_points"] >= 2, vm=VM)
+
+    def in_test_failover(self, typed: Typed) -> None:
+        if "--stop" in typed.lines:
+            self.told("beta", "replica", "Replicating", "Normal", lambda vm: not vm["exports"])
+        elif "--test" in typed.lines:
+            self.told("beta", "replica", "Replicating", "Normal", lambda vm: vm["test_failover"])
+
+    def after_test_failover(self) -> None:
+        self.same("alpha", "beta")
+
+    def in_planned_failover(self, typed: Typed) -> None:
+        if "--abort" in typed.lines:
+            assert not self.control("alpha")["refused"]
+            self.write("alpha", 2, 0x31)
+            self.same("alpha", "beta")
+        elif "--prepare" in typed.lines:
+            self.told("alpha", "primary", PREPARED, "Warning", lambda vm: vm["planned"]["step"] == "confirmed")
+
+    def after_planned_failover(self) -> None:
+        assert WAITING in self.printed
+        self.told("beta", "replica", WAITING, "Warning", lambda vm: vm["planned"]["step"] == "failed over")
+        self.write("beta", 3, 0x32, role="replica")
+        self.read_back("beta", 2, 0x31, role="replica")
+
+    def in_reversing_the_direction(self, typed: Typed) -> None:
+        if typed.lines.count("reverse") and typed.host == "alpha" and "failover" not in typed.lines:
+            self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+            self.bounded("beta")
+            self.same("beta", "alpha")
+            kept = self.pair.status("beta", VM, role="replica")
+            assert kept["handed_over"] and kept["health"] == "Normal"
+
+    def after_reversing_the_direction(self) -> None:
+        self.told("alpha", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        self.bounded("alpha")
+        assert self.same("alpha", "beta") == IMAGE
+
+    def before_disaster(self) -> None:
+        self.write("alpha", 4, 0x33)
+        # Twice: the page goes back to the second newest point.
+        self.same("alpha", "beta")
+        self.same("alpha", "beta")
+        self.pair.wait("older points", "beta", lambda vm: vm["older_points"] >= 2, vm=VM)
+        self.pair.alpha.lose_power()
+
+    def in_disaster(self, typed: Typed) -> None:
+        if "--undo" in typed.lines:
+            assert self.pair.status("beta", VM)["state"] == WAITING
+            self.read_back("beta", 4, 0x33, role="replica")
+
+    def after_disaster(self) -> None:
+        self.told("beta", "replica", "FailedOver", "Warning", lambda vm: not vm["older_points"])
+        self.write("beta", 5, 0x34, role="replica")
+
+    def before_return_of_a_former_primary(self) -> None:
+        self.pair.alpha.boot()
+        self.told("alpha", "primary", "FailedOver", "Critical", lambda vm: vm["fenced"] and vm["tap"]["running"])
+        until = self.pair.wait("the fence", "alpha", lambda _vm: self.control("alpha")["fenced"], vm=VM, role="primary")
+        refused = self.pair.alpha.run("qemu-io", "-f", "raw", "-c", "write 0 64k", until["tap"]["uris"][0], check=False)
+        assert refused.returncode and "Permission denied" in refused.stdout + refused.stderr
+
+    def after_return_of_a_former_primary(self) -> None:
+        self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        self.bounded("beta")
+        assert self.same("beta", "alpha") != IMAGE
+        self.read_back("beta", 5, 0x34)
+
+    def before_split_brain(self) -> None:
+        """The VM runs on beta by now: the link goes down, somebody fails over on alpha, and both guests write."""
+        self.exchanged = True
+        self.pair.wire("down")
+        self.pair.call("alpha", "vm.failover", role="replica", vm=VM)
+        self.write("alpha", 6, 0x41, role="replica")
+        self.write("beta", 7, 0x42)
+        # The replica agent looks at its tap every five seconds, and tells what it saw then.
+        self.pair.wait("the write", "alpha", lambda vm: vm["tap"]["bytes_written"], vm=VM, role="replica")
+        self.pair.wire("up")
+        self.told("beta", "primary", "FailedOver", "Critical", lambda vm: "split brain" in vm["summary"])
+        refused = self.pair.beta.run("vmreplica", "reverse", VM, "--yes", check=False)
+        assert refused.returncode == 4 and "Split brain" in refused.stderr
+        (named,) = self.pair.call("beta", "events", role="primary", vm=VM, events=[60342])["events"]
+        assert "written on both hosts" in named["text"]
+
+    def in_split_brain(self, typed: Typed) -> None:
+        if "--keep" not in typed.lines and "resolve" in typed.lines:
+            offset = (6 if typed.host == "beta" else 7) << 20
+            assert f"    {offset} + 65536\n" in self.printed, self.printed
+        elif "--keep" in typed.lines and typed.host == "alpha":
+            self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+
+    def after_split_brain(self) -> None:
+        self.bounded("beta")
+        self.same("beta", "alpha")
+        self.read_back("beta", 7, 0x42)
+        loser = re.findall(r"[0-9a-f]{8}/\d+", self.printed)[-1]
+        served = self.pair.call("alpha", "vm.export", role="replica", vm=VM, point=loser)
+        self.pair.alpha.run("qemu-io", "-r", "-f", "raw", "-c", "read -P 0x41 6M 64k", served["uris"][0])
+
+    def check_audit(self) -> None:
+        """Each order of the page is on record, at the agent that it was given to, and nothing of it was changed."""
+        both = {"failover", "prepare_failover", "hand_over", "adopt", "handed_over", "resolve", "differences"}
+        expected = {
+            "alpha": both | {"abort_failover"},
+            "beta": both | {"test_failover", "failover_undo", "failover_commit"},
+        }
+        for name, verbs in expected.items():
+            told = self.pair.hosts[name].shell(f"vmreplica audit {VM} --limit 1000 && vmreplica audit --verify").stdout
+            assert not {verb for verb in verbs if f"  vm.{verb} " not in told}, told
+            assert told.count("are as they were written") == len(ROLES)
+
+    # --- questions
+
+    def told(self, name: str, role: str, state: str, health: str, until: Callable[[Status], object]) -> None:
+        """Wait for it; then status, doctor and the figures tell it, too."""
+        # A busy machine misses cycles, which is a warning.
+        healths = ("Normal", "Warning") if health == "Normal" else (health,)
+        self.pair.wait(
+            f"{state}, {health}", name,
+            lambda vm: vm["state"] == state and vm["health"] in healths and until(vm), vm=VM, role=role,
+        )  # fmt: skip
+        host = self.pair.hosts[name]
+        asked = (
+            ("vmreplica", "status", VM, "--role", role),
+            ("vmreplica", "doctor", "--role", role),
+            ("curl", "--silent", f"http://127.0.0.1:{PORTS[role]}/metrics"),
+        )
+        with ThreadPoolExecutor() as at_once:
+            status, doctor, metrics = (
+                done.stdout for done in at_once.map(lambda words: host.run(*words, check=False), asked)
+            )
+        assert re.search(rf"^  state +{state}\n  health +({'|'.join(healths)})$", status, re.MULTILINE), status
+        assert any(f"{VM}: {role}, {state}, {each}." in doctor for each in healths), doctor
+        told = re.findall(r"^vmreplica_vm_state{(.*)} 1(?:\.0)?$", metrics, re.MULTILINE)
+        assert any(f'vm="{VM}"' in labels and f'state="{state}"' in labels for labels in told), metrics[:4000]
+
+    def bounded(self, name: str) -> None:
+        """The last compare was of what is in doubt, never of the whole disk."""
+        last = self.pair.call(name, "vm.resync_show", role="primary", vm=VM)["last"]
+        assert last["kind"] == "bounded", last
+
+    def uri(self, name: str, role: str) -> str:
+        vm = self.pair.wait("the tap", name, lambda vm: vm["tap"] and vm["tap"]["uris"], vm=VM, role=role)
+        return str(vm["tap"]["uris"][0])
+
+    def write(self, name: str, mib: int, pattern: int, *, role: str = "primary") -> None:
+        """Write and flush at the served disk, as its guest does."""
+        self._guest(name, f"write -P {pattern} {mib}M 64k", role)
+
+    def read_back(self, name: str, mib: int, pattern: int, *, role: str = "primary") -> None:
+        self._guest(name, f"read -P {pattern} {mib}M 64k", role)
+
+    def _guest(self, name: str, command: str, role: str) -> None:
+        self.pair.hosts[name].run("qemu-io", "-f", "raw", "-c", command, "-c", "flush", self.uri(name, role))
+
+    def control(self, name: str, method: str = "status", **params: object) -> Status:
+        """One call of the control of the VM's tap, wherever its sockets are."""
+        socket = self.uri(name, "primary").partition("socket=")[2].replace("nbd.sock", "control.sock")
+        return dict(call(self.pair.hosts[name].path(socket), method, params))
+
+    def same(self, primary: str, replica: str) -> str:
+        """Both disks are the same byte for byte at a cut that is taken now; the path of the primary's."""
+        cut = self.control(primary, "cut", reason="test")
+
+        def applied(now: Status) -> bool:
+            point = now["applied_cut"]
+            return point is not None and point["epoch"] == cut["epoch"] and point["segment"] >= cut["segment"]
+
+        copy = self.pair.wait(f"cut {cut['segment']}", replica, applied, vm=VM, role="replica")["disks"][0]["path"]
+        disk = str(self.pair.status(primary, VM, role="primary")["disks"][0]["path"])
+        compare(self.pair.hosts[primary].path(disk), self.pair.hosts[replica].path(copy))
+        return disk
+
+
+def test_every_command_of_the_runbook(pair: Pair) -> None:
+    set_up(
+        pair, head="heartbeat_seconds = 0.5\ndead_after_seconds = 2\n",
+        ends={role: figures(role) for role in ROLES},
+    )  # fmt: skip
+    pair.alpha.shell(f"mkdir -p /srv/images && head -c 8M /dev/urandom >{IMAGE} && truncate -s 48M {IMAGE}")
+    pair.call("alpha", "vm.enable", name=VM, disks=[IMAGE], replica="beta", interval_seconds=2)
+    pair.wait("a session", "alpha", lambda vm: vm["link"]["connected"], vm=VM)
+    pair.call("alpha", "vm.initial", vm=VM)
+    pair.wait("the first copy", "alpha", lambda vm: vm["state"] == "Replicating", vm=VM)
+    runbook = Runbook(pair)
+    for heading, typed in sections(PAGE).items():
+        try:
+            runbook.read(heading, typed)
+        except AssertionError as error:
+            error.add_note(f"in the section {heading!r}; printed last:\n{runbook.printed}")
+            raise
+    runbook.check_audit()
