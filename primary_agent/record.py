@@ -32,6 +32,8 @@ from shared.status import Cause, VerifyResult
 
 RECORD_VERSION = 1
 MAX_CAUSES = 32
+SPLIT_TEXT = "This side has writes that are not part of it: both sides may have moved on (split brain)."
+UNMOVED_TEXT = "Nothing was written here since the last cut that the replica acknowledged."
 MAX_UNTOLD = 64
 """Marks of cuts that wait for the replica; of more the oldest are forgotten."""
 
@@ -366,6 +368,11 @@ def mint(
         parent_segment=parent_segment if replication.epoch != NO_EPOCH else 0,
         started_time=now,
     )
+
+
+def moved_text(*, split: bool) -> str:
+    """What is told of a failover elsewhere: whether this side has writes that are not part of it."""
+    return SPLIT_TEXT if split else UNMOVED_TEXT
 
 
 R = TypeVar("R", bound=Record)

@@ -23,6 +23,7 @@ from primary_agent.record import (
     lineage_records,
     load,
     load_vm,
+    moved_text,
     plain,
 )
 from primary_agent.run_journal import RunJournal
@@ -44,8 +45,6 @@ COMPARING = (*RESYNCING, ReplicationState.INITIAL_REPLICATION_IN_PROGRESS, Repli
 """States in which a resync or initial replication may be open."""
 Way = PrimaryEvent | tuple[PrimaryEvent, ...] | None
 _REBUILT = frozenset({ResyncCause.STATE_LOST.value, ResyncCause.HISTORY_LOST.value})
-SPLIT_TEXT = "This side has writes that are not part of it: both sides may have moved on (split brain)."
-UNMOVED_TEXT = "Nothing was written here since the last cut that the replica acknowledged."
 
 
 @dataclass(slots=True)
@@ -301,15 +300,14 @@ class Replication:
 
         It drops a resync that is not committed. ``split``: this side may have writes that are not in what it promoted.
         """
-        told = f"{text} {SPLIT_TEXT if split else UNMOVED_TEXT}"
+        told = f"{text} {moved_text(split=split)}"
         async with self._lock:
-            if self.record.state is ReplicationState.FAILED_OVER and self.record.fenced == text:
-                return
-            if self.record.state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED):
-                # Suspended meanwhile, so nothing is sent anyway; whoever resumes it is told then.
+            known = self.record.state is ReplicationState.FAILED_OVER and self.record.fenced == text
+            # Suspended meanwhile nothing is sent anyway; whoever resumes it is told then.
+            if known or self.record.state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED):
                 return
             event = self.event(EventId.FENCED, told, cause="fenced", data={"split_brain": split})
-            kept = self.record.resync if self.record.proposed is not None else None
+            kept = self.record.resync if self.record.proposed else None
             fields = {"fenced": text, "fence": fence, "problem": None, "resync": kept}
             await self._walk((PrimaryEvent.FENCED,), told, [event], fields)
 

@@ -113,9 +113,6 @@ class Session:
         decision = await self._decide()
         conclude(decision, self._replication.vm.name)
         await clear_problem(self._replication)
-        if self._replication.record.fenced:
-            # The other side is no longer failed over: from now on the tap takes writes again (primary_agent.fencing).
-            await self._replication.update(fenced="", fence=None)
         if (host := self._dialled.welcome.host) != self._replication.record.peer_host:
             await self._replication.update(peer_host=host)
         if self._replication.record.recovered is not None:

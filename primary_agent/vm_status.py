@@ -9,8 +9,7 @@ from primary_agent.observing import TapObserver
 from primary_agent.pacing import RATES
 from primary_agent.parts import Parts
 from primary_agent.planned import planned_progress, planned_status
-from primary_agent.record import VmRecord
-from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
+from primary_agent.record import VmRecord, moved_text
 from primary_agent.scheduling import Schedule, backs_off
 from primary_agent.starting import waiting_text
 from primary_agent.tap_link import Connection, TapLink
@@ -141,7 +140,7 @@ def _pending_settings(config: TapConfig, connection: Connection | None) -> list[
 
 def _fenced(parts: Parts) -> str:
     """Where the VM was failed over to, and whether both sides have moved on, as of now."""
-    return f"{parts.replication.record.fenced} {SPLIT_TEXT if parts.moved_on() else UNMOVED_TEXT}"
+    return f"{parts.replication.record.fenced} {moved_text(split=parts.moved_on())}"
 
 
 def _cut(position: Position, time_ns: int | None) -> CutStatus:

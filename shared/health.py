@@ -274,10 +274,9 @@ def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment
             result.critical(
                 f"The disks of virtual machine '{name}' were handed over to the primary agent of this host, and are "
                 f"not served: their tap is not there: {status.tap.error}.",
-                f"If `vmreplica status {name}` shows no primary here, run `vmreplica reverse {name}` again, which "
-                "completes that.",
+                f"If `vmreplica status {name}` shows no primary here, run `vmreplica reverse {name}` again.",
             )
-    elif state is ReplicationState.FAILED_OVER_WAITING_COMPLETION or state is ReplicationState.FAILED_OVER:
+    elif state in (ReplicationState.FAILED_OVER_WAITING_COMPLETION, ReplicationState.FAILED_OVER):
         remedy = ""
         if failover is not None and failover.undoable:
             remedy = (
@@ -344,9 +343,8 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
 
 def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> str:
     if status.handed_over:
-        if status.role == "replica":
-            return "Handed over to the primary agent of this host, which serves the VM's disks now."
-        return "Handed over to the replica agent of this host."
+        to = "primary agent of this host, which serves the VM's disks now"
+        return f"Handed over to the {to if status.role == 'replica' else 'replica agent of this host'}."
     here = status.role == "replica" and state is ReplicationState.FAILED_OVER
     if here or state is ReplicationState.FAILED_OVER_WAITING_COMPLETION:
         return "Failed over: the VM's disks are served from this host, without a replica of their own."

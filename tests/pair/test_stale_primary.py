@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from primary_agent.replication import SPLIT_TEXT, UNMOVED_TEXT
+from primary_agent.record import SPLIT_TEXT, UNMOVED_TEXT
 from scripts.agent_pair import PairError, signal_process
 from tests.pair.hosts import MIB, VM, Hosts
 

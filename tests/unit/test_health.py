@@ -219,7 +219,7 @@ def test_what_the_primary_agent_of_the_host_has_is_no_warning(state: Replication
     """R41: it is protected from there, and said to be; unless nobody serves it, as where the command ended midway."""
     status = vm(state, role="replica", handed_over=True, tap=None)
     assert (status.health, status.reasons) == ("Normal", [])
-    assert status.summary == "Handed over to the primary agent of this host."
+    assert status.summary == "Handed over to the primary agent of this host, which serves the VM's disks now."
     status = vm(state, role="replica", handed_over=True, tap=TapStatus(error="it does not answer"))
     assert status.health == "Critical" and "are not served" in status.reasons[0]
     assert "run `vmreplica reverse web` again" in status.remedy
