@@ -20,11 +20,16 @@ async def set_problem(replication: Replication, error: VmreplicaError, number: E
 
 
 async def clear_problem(replication: Replication) -> None:
-    """What failed works again, and a session has begun: the replica is not failed over, or no longer."""
+    """What failed works again."""
     problem = replication.record.problem
-    if replication.record.fenced:
-        # From now on the tap takes writes again (primary_agent.fencing).
-        await replication.update(fenced="", fence=None)
     if problem is not None:
         event = replication.event(EventId.CONNECTED, f"Solved: {problem.text}", cause=problem.code)
         await replication.update(event, problem=None)
+
+
+async def note_session(replication: Replication) -> None:
+    """A session has begun: what failed works again, and the replica is not failed over, or no longer."""
+    await clear_problem(replication)
+    if replication.record.fenced:
+        # From now on the tap takes writes again (primary_agent.fencing).
+        await replication.update(fenced="", fence=None)

@@ -20,7 +20,7 @@ from primary_agent.forecast import foresee
 from primary_agent.judgement import causes_of, is_history_lost, judge_rebuilt, learn_indexes, view_of
 from primary_agent.parts import Parts
 from primary_agent.planned_session import PlannedSession
-from primary_agent.problems import clear_problem
+from primary_agent.problems import note_session
 from primary_agent.progress import MERGING, WAITING
 from primary_agent.record import ResyncRecord, mint
 from primary_agent.replication import Acked
@@ -112,7 +112,7 @@ class Session:
     async def _work(self) -> None:
         decision = await self._decide()
         conclude(decision, self._replication.vm.name)
-        await clear_problem(self._replication)
+        await note_session(self._replication)
         if (host := self._dialled.welcome.host) != self._replication.record.peer_host:
             await self._replication.update(peer_host=host)
         if self._replication.record.recovered is not None:

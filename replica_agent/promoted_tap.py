@@ -6,6 +6,7 @@ It is a process of its own that outlives this agent (R42). From the moment it is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import msgspec
 
@@ -171,6 +172,15 @@ class PromotedTap:
         return await TapClient.connect(
             self._parts.ports.network, f"{self._sockets}/control.sock", timeout=CONNECT_SECONDS
         )
+
+    async def refresh(self) -> None:
+        """Ask it now. Where it does not answer, what it told last stays."""
+        with contextlib.suppress(VmreplicaError, OSError):
+            client = await self._dial()
+            try:
+                self.status = await client.status()
+            finally:
+                client.close()
 
     async def clients(self) -> int:
         """How many NBD clients it has right now. Raises VmreplicaError; a tap that does not run has none."""

@@ -214,6 +214,11 @@ class Promotion:
         handed_over = record is not None and record.handed_over
         self.silent = record is not None and handed_over and not await PromotedTap(self.parts, record.epoch).answers()
 
+    async def ask(self) -> None:
+        """Before a primary is told of the failover: something may have been written here just now (I8)."""
+        if self.parts.ledger.promotion is not None and self.tap is not None:
+            await self.tap.refresh()
+
     # --- committing ------------------------------------------------------------------------------------------------
 
     async def commit(self) -> None:

@@ -282,6 +282,7 @@ class Sessions:
             return
         try:
             if body.role is Role.CONTROL:
+                await vm.promotion.ask()
                 await vm.connections.serve_control(channel, body, self._intake_of(channel, body.vm))
             elif body.role is Role.VERIFY:
                 await vm.connections.serve_verify(channel, body)
