@@ -94,6 +94,9 @@ def test_guest_boots_from_the_replica_after_a_failover(hosts: Hosts, boot_image:
         guest.order("stop", "idle")
         guest.verify()
         guest.power_off()
+    # Until then what the guest wrote lies over the copy.
+    hosts.call("replica", "vm.failover_commit", vm=VM)
+    hosts.wait("plain disks", "replica", lambda vm: not vm["failover"]["layered"])
     assert_clean(hosts.copy(0))
     notes = judge(hosts.copy(0), durable)
     assert same_as_far_as_both_go(notes[:kept], said)

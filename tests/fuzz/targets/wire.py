@@ -23,6 +23,7 @@ from protocol.messages import (
     MAX_HELLO_BODY,
     MAX_U63,
     TYPE_OF,
+    DefinitionFile,
     ErrorCode,
     MessageType,
     Role,
@@ -128,14 +129,14 @@ def forgetful_parse() -> Any:
 # --- messages ------------------------------------------------------------------------------------------------------
 
 KINDS = sorted(EXAMPLES)
-LONG_BYTES = {"digests": 1024, "blocks": 512, "equal": 2, "leaves": 32768}
+LONG_BYTES = {"digests": 1024, "blocks": 512, "equal": 2, "leaves": 32768, "data": 49152}
 """Fields of bytes that are no id and no key, and how long they may be."""
 
 
 def check_ranges(value: Any) -> None:
     """No value is outside what docs/protocol.md allows any field of its type."""
     match value:
-        case bool() | None:
+        case bool() | None | msgspec.UnsetType():
             pass
         case int():
             assert 0 <= value <= MAX_U63
@@ -151,12 +152,14 @@ def check_ranges(value: Any) -> None:
                 check_ranges(each)
         case msgspec.Struct():
             if "size" in value.__struct_fields__:
-                assert 0 < getattr(value, "size") <= 1 << 46  # noqa: B009 - the type is not known here
+                least = 0 if isinstance(value, DefinitionFile) else 1
+                assert least <= getattr(value, "size") <= 1 << 46  # noqa: B009 - the type is not known here
             for name in value.__struct_fields__:
-                if name in LONG_BYTES:
-                    assert len(getattr(value, name)) <= LONG_BYTES[name]
+                field = getattr(value, name)
+                if name in LONG_BYTES and isinstance(field, bytes):
+                    assert len(field) <= LONG_BYTES[name]
                 else:
-                    check_ranges(getattr(value, name))
+                    check_ranges(field)
         case _:
             raise AssertionError(f"{type(value).__name__} in a message")
 
