@@ -77,7 +77,7 @@ class Reversing:
         self._parts.add(params.vm, params.offset, params.data)
 
     async def adopt(self, params: AdoptParams, client: Client) -> VmStatus:
-        agent, handed = self._agent, params.handover
+        agent, handed = self._agent, HandOver.read(params.handover)
         known = agent.vms.get(handed.vm_id)
         if known is not None and is_taken(known.record, handed):
             return await known.status()

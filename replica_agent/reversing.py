@@ -65,7 +65,7 @@ class Reversing:
         self._parts.add(params.vm, params.offset, params.data)
 
     async def adopt(self, params: AdoptParams, client: Client) -> VmStatus:
-        handed = params.handover
+        handed = HandOver.read(params.handover)
         known = self._agent.vms.get(handed.vm_id)
         if known is None or not is_taken(known, handed):
             known = await finish(take_over(self._agent, handed, self._parts.take(handed)))

@@ -27,8 +27,6 @@ RANGES_NAME = "handover.ranges"
 """The file in the VM's folder that has the ranges of a hand-over, for ``vmreplica reverse`` to read."""
 RANGES_MAX = 1 << 20
 """Above so many ranges neighbours are taken as one: more is compared then, never less."""
-PART_BYTES = 32 << 10
-"""Bytes of the ranges that go with one message: with base64 it has to fit the limit of what a client may send."""
 PLAIN_MAX = RANGES_MAX * 18
 
 _RANGE = struct.Struct("<HQQ")
@@ -122,6 +120,14 @@ class HandOver(Part):
     copy had, and 0 at the other, since what was failed over is what counts, whatever was still to come of a change."""
     next_index: Count = 0
     """No disk of the VM ever had this index or a higher one."""
+
+    @classmethod
+    def read(cls, plain: dict[str, Any]) -> HandOver:
+        """As it came with an order. Raises UsageError naming the field."""
+        try:
+            return msgspec.convert(plain, cls, strict=True)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"The hand-over is not valid: {error}.", "Run `vmreplica reverse` again.") from None
 
     @property
     def vm_id(self) -> bytes:

@@ -14,6 +14,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.places import is_thorough
+
 PAIR = Path(__file__).parent / "pair"
 
 # A deadline would turn a busy machine into a failure. In CI a failure must repeat when run again.
@@ -48,13 +50,19 @@ def is_slow(item: pytest.Item) -> bool:
     return item.path.is_relative_to(PAIR) and not item.get_closest_marker("quick")
 
 
+def is_left_out(item: pytest.Item, *, quick: bool) -> bool:
+    """Whether this run does without the test."""
+    if item.get_closest_marker("thorough") and not is_thorough():
+        return True
+    return quick and is_slow(item)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--quick"):
-        return
-    slow = [item for item in items if is_slow(item)]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if not is_slow(item)]
+    left_out = [item for item in items if is_left_out(item, quick=config.getoption("--quick"))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
 
 
 def pytest_collection_finish() -> None:

@@ -18,7 +18,6 @@ from shared.admin.audit_lines import AuditEntry, AuditReport
 from shared.admin.methods import Params
 from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
-from shared.handover import PART_BYTES, HandOver
 from shared.ports import Peer
 from shared.ports.disk_use import Usage
 from shared.status import CutStatus
@@ -290,6 +289,10 @@ class RecoverParams(VmParams, frozen=True):
             )
 
 
+PART_BYTES = 32 << 10
+"""Bytes of the ranges that go with one message: with base64 it has to fit the limit of what a client may send."""
+
+
 class HandOverParams(VmParams, frozen=True):
     """``vm.hand_over``. ``yes``: although this side has what the other one has not; ``despite_split``: although both
     sides have moved on.
@@ -307,13 +310,13 @@ class AdoptPartParams(VmParams, frozen=True):
 
 
 class AdoptParams(VmParams, frozen=True):
-    """``vm.adopt``: take over what the other agent of this host let go.
+    """``vm.adopt``: take over what the other agent of this host let go: ``handover`` is a shared.handover.HandOver.
 
     ``replica`` (``HOST`` or ``HOST:PORT``) is for the primary agent: where the copy is from now on; empty for the host
     that the VM came from, at the default port.
     """
 
-    handover: HandOver
+    handover: dict[str, Any]
     replica: Annotated[str, msgspec.Meta(max_length=300)] = ""
 
 

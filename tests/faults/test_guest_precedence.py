@@ -49,6 +49,7 @@ def is_slowed(pair: Pair) -> bool:
     return held is not None and not held.measuring and held.rate_bytes_per_second < READING
 
 
+@pytest.mark.thorough
 async def test_reading_is_held_back_while_the_guest_waits_and_rises_again(
     shim: Shim, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

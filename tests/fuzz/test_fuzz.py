@@ -81,6 +81,7 @@ def crashless(outcome: Outcome) -> None:
     assert outcome.crash is None, f"a property failed: python -m tests.fuzz {outcome.target} --replay {outcome.crash}"
 
 
+@pytest.mark.thorough
 @needs_atheris
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)

@@ -43,6 +43,7 @@ def judge_copy(disk: Path, notes: Sequence[str]) -> None:
     assert judge(disk, notes) == list(notes)
 
 
+@pytest.mark.thorough
 def test_guest_works_on_while_its_tap_is_killed(hosts: Hosts, boot_image: Path) -> None:
     """I1, I2, I3, I14: no error in the guest; each point of the replica is a sound crash image that lacks nothing."""
     hosts.replicate(DISK)
@@ -130,6 +131,7 @@ def test_power_cut_of_the_primary_host(hosts: Hosts, boot_image: Path) -> None:
     assert (status["epoch"], status["state"], status["causes"]) == (epoch, "Replicating", [])
 
 
+@pytest.mark.thorough
 def test_guest_tells_of_an_error_when_nobody_brings_its_tap_back(hosts: Hosts, boot_image: Path) -> None:
     """What the other tests rely on: with the agent gone and an impatient QEMU, the guest and its kernel complain."""
     hosts.replicate(DISK)

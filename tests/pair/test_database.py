@@ -22,7 +22,7 @@ from tests.pair.database import add, judge, opened
 from tests.pair.hosts import MIB, ROOT, VM, Hosts, patience
 from tests.pair.nbd_mount import fuse_file, mounted_disk, needed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 SIZE = 32 * MIB
 CUTS = 5

@@ -117,6 +117,7 @@ async def test_a_first_copy_by_courier_needs_only_what_was_written_since(pair: P
     assert [event["cause"] for event in await pair.events(EventId.EXPORTED)] == ["export"]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 async def test_a_courier_who_takes_longer_than_the_log_lasts(pair: Pair, tmp_path: Path) -> None:
     """The dirty map takes over: what it names is compared again, and nothing else."""
@@ -165,6 +166,7 @@ async def test_an_export_of_another_vm_or_of_another_time_is_refused(pair: Pair,
     assert body["vm"] == pair.vm.record.vm.hex()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_commands_of_the_page(hosts: Hosts, tmp_path: Path) -> None:
     """docs/procedures.md, on real processes."""

@@ -30,6 +30,7 @@ async def write(vm: PrimaryVm, number: int) -> None:
     assert await process.wait() == 0
 
 
+@pytest.mark.thorough
 async def test_many_sessions_that_stall_at_random(linked: LinkedPair) -> None:
     """N14: whichever of them stall, for however long, all converge by themselves."""
     rng = random.Random(SEED)

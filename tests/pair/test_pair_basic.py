@@ -258,11 +258,11 @@ async def test_a_primary_is_fenced_by_a_failover_and_sends_nothing_more(pair: Pa
     status = await pair.vm.status()
     assert "both sides may have moved on" in status.fenced
     assert "Do not run the VM here" in status.remedy
-    with pytest.raises(InvalidStateError, match="is not possible"):
-        await pair.vm.resume(resynchronize=False)
-    await pair.vm.resume(resynchronize=True)
-    await pair.state(ReplicationState.FAILED_OVER)
-    assert len(await pair.events(EventId.FENCED)) == 2
+    # Whether the failover was undone only the replica can say: it is asked, and nothing is sent.
+    for number, resynchronize in enumerate((False, True)):
+        await pair.vm.resume(resynchronize=resynchronize)
+        await pair.state(ReplicationState.FAILED_OVER)
+        assert len(await pair.events(EventId.FENCED)) == 2 + number
     assert pair.vm.parts.link.dialled is None
 
 

@@ -364,7 +364,8 @@ def test_both_sides_by_the_command(hosts: Hosts) -> None:
     hosts.wait("the request", "primary", lambda vm: vm["causes"])
     hosts.connect()
     hosts.wait("the link", "primary", lambda vm: vm["link"]["healthy"])
-    ran = hosts.command("resume", VM, "--resynchronize", "--no-wait")
+    # It may have begun, and ended, with the order by which the agents were brought together.
+    ran = hosts.command("resume", VM, "--resynchronize", "--no-wait", "--yes")
     assert ran.returncode == 0, ran.stderr
     hosts.wait_state("Replicating")
     hosts.caught_up()

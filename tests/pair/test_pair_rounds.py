@@ -128,6 +128,7 @@ async def test_a_log_that_is_overrun_costs_another_round(pair: Pair, monkeypatch
     assert (await pair.vm.parts.tap.refresh()).doubt is None
 
 
+@pytest.mark.thorough
 async def test_as_many_rounds_as_it_takes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each round compares what was written in the last one, and no more."""
     watch = Watch(monkeypatch)
@@ -159,6 +160,7 @@ def scope_files(pair: Pair) -> list[str]:
     return [path.name for path in Path(pair.vm.parts.tap.vm_folder).glob("scope-*")]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 async def test_late_rounds_of_a_bounded_resync_get_short_too(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """R32: from the third on what bounds it is kept, so that the map names the writes of one round alone."""

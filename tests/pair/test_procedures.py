@@ -370,6 +370,8 @@ def test_remove_after_a_failover_keeps_the_disks(replicated: Hosts) -> None:
     hosts = replicated
     hosts.run("failover", VM, "--yes")
     promoted = hosts.wait("the disks", "replica", lambda vm: vm["uris"])
+    hosts.run("failover", VM, "--commit", "--yes")
+    hosts.wait("settled disks", "replica", lambda vm: not vm["failover"]["layered"])
     hosts.run("remove", VM, "--role", "replica", "--yes")
     (kept,) = (hosts.storage / "removed").iterdir()
     assert kept.name.startswith(promoted["uuid"])

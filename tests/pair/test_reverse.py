@@ -243,6 +243,7 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     await two.same(two.beta)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 async def test_disks_that_came_go_along_with_a_reversal(two: TwoHosts, tmp_path: Path) -> None:
     """I9, R41: both sides agree on the disks after it, also where a change of them had not arrived; no number is used

@@ -27,7 +27,7 @@ from shared import pki
 from shared.admin import verbs
 from shared.admin.access import Access
 from shared.admin.server import JsonRpcServer
-from shared.admin.verbs import EnableParams
+from shared.admin.verbs import PART_BYTES, EnableParams
 from shared.config_sections import (
     AuthorizeSection,
     ListenSection,
@@ -36,7 +36,7 @@ from shared.config_sections import (
     ResyncSection,
     TlsSection,
 )
-from shared.handover import PART_BYTES, HandOver
+from shared.handover import HandOver
 from shared.ports import Address
 from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity

@@ -18,7 +18,7 @@ from tests.systemd.conftest import set_up
 from tests.systemd.page import Typed, sections
 from tests.systemd.pair import Pair, Status
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd-failover")]
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.xdist_group("systemd-failover")]
 
 PAGE = "failover.md"
 VM = "web"

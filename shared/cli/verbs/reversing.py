@@ -17,12 +17,13 @@ from typing import Any
 import msgspec
 
 from shared.admin import verbs as admin
+from shared.admin.verbs import PART_BYTES
 from shared.cli.agents import Agent, Agents, Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.differences import Differences
 from shared.errors import ForbiddenError, InvalidStateError, StorageError, UnreachableError, UsageError, VmreplicaError
-from shared.handover import PART_BYTES, HandOver
+from shared.handover import HandOver
 from shared.rates import size_text
 from shared.states import ReplicationState
 from shared.status import VmStatus
