@@ -21,12 +21,12 @@ async def dismantle(vm: ReplicaVm, now: float) -> str:
             f"The primary agent of this host replicates {vm.name}, and its disks are in {vm.parts.layout.folder}.",
             "Remove it at the primary agent first; or leave this folder as it is.",
         )
-    require_settled(promotion, vm.name)
     if tap is not None and tap.status is not None and any(disk.clients for disk in tap.status.disks):
         raise InvalidStateError(
             f"The disks of {vm.name} are in use: a client is connected to its tap.",
             "Stop the virtual machine first.",
         )
+    require_settled(promotion, vm.name)
     await vm.end()
     if tap is not None:
         await tap.stop_tap()

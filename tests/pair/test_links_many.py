@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 
+import pytest
+
 from primary_agent.vm import PrimaryVm
 from shared.admin.verbs import EnableParams
 from shared.states import ReplicationState
