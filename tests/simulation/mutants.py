@@ -126,9 +126,9 @@ MUTANTS = {
             first=139,
         ),
         Mutant(maps.hot_nosync, ("I1", "I12"), PRIMARY_POWER, first=36),
-        Mutant(maps.no_hot_regions, ("I1", "I12"), PRIMARY_POWER),
-        Mutant(maps.cooled_unsynced, ("I1", "I12"), PRIMARY_POWER),
-        Mutant(maps.begun_over_unsynced, ("I1", "I12"), {**PRIMARY_POWER, "calm_start": False}),
+        Mutant(maps.no_hot_regions, ("I1", "I12"), PRIMARY_POWER, first=2),
+        Mutant(maps.cooled_unsynced, ("I1", "I12"), PRIMARY_POWER, first=17),
+        Mutant(maps.begun_over_unsynced, ("I1", "I12"), {**PRIMARY_POWER, "calm_start": False}, first=14),
         Mutant(maps.map_forgets_log, ("I1", "I12"), LOG_FAILURES),
         Mutant(maps.map_unmarked, ("I1", "I12"), LOG_FAILURES),
         Mutant(maps.map_dropped_early, ("I1", "I12"), {**LOG_FAILURES, "log_errors": 2.0, "slow": 0.1}),
@@ -181,7 +181,7 @@ MUTANTS = {
             first=9,
         ),
         Mutant(rounds.round_reads_the_base, ("I1", "I12"), ROUNDS),
-        Mutant(rounds.map_forgotten_early, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05}, first=1),
+        Mutant(rounds.map_forgotten_early, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05}, first=11),
         Mutant(
             rounds.kept_empty, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05, "kill_primary": 1.0}, first=0
         ),
