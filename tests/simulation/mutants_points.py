@@ -82,7 +82,7 @@ def thinned_unmerged() -> Sequence[Patch]:
     """R25: a point that is not kept any more takes its undo log with it, which older points need."""
 
     def make(original: Any) -> Any:
-        return lambda *arguments: [log for log in original(*arguments) if log.point]
+        return lambda *arguments, **named: [log for log in original(*arguments, **named) if log.point]
 
     return [(replica_agent.history, "thinned", make)]
 
