@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import replica_agent.baseline
+import replica_agent.parts
 import replica_agent.vm
 from protocol.bulk import Bulk
 from protocol.hrl import decode_record_header
@@ -117,7 +117,7 @@ def no_overlay() -> Sequence[Patch]:
 
         return resync
 
-    return [(replica_agent.baseline, "OpenResync", make)]
+    return [(replica_agent.parts, "OpenResync", make)]
 
 
 def recycle_early() -> Sequence[Patch]:

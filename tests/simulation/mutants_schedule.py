@@ -43,7 +43,7 @@ def gate_left_open() -> Sequence[Patch]:
     """I20: a session that was healthy is taken for proof that it is."""
 
     def make(_original: Any) -> Any:
-        async def proven(link: LinkState) -> bool:
+        async def proven(link: LinkState, _seconds: float = 0.0) -> bool:
             return link.dialled is not None
 
         return proven
