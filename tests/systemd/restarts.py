@@ -113,6 +113,9 @@ class Vm:
 
     def remove(self) -> None:
         """End replication on both hosts, and take the files away."""
+        if self.promoted:
+            self.order("failover_commit", "beta")
+            self.wait("settled disks", lambda now: not now["failover"]["layered"], "beta")
         self.order("remove", yes=True)
         self.order("remove", "beta", yes=True)
         self.pair.alpha.run("rm", self.disk)
