@@ -113,7 +113,7 @@ class Vm:
 
     def remove(self) -> None:
         """End replication on both hosts, and take the files away."""
-        if self.promoted:
+        if self.served_at == "beta":
             self.order("failover_commit", "beta")
             self.wait("settled disks", lambda now: not now["failover"]["layered"], "beta")
         self.order("remove", yes=True)
