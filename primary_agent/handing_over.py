@@ -8,7 +8,6 @@ begins anew.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import msgspec
 from primary_agent import fencing
 from primary_agent.parts import Parts
 from primary_agent.record import FenceRecord, VmRecord
-from primary_agent.scope import POLL_SECONDS, is_logged
+from primary_agent.scope import POLL_SECONDS, completed, is_logged
 from primary_agent.tap_link import TapLink
 from protocol.position import Position
 from shared.errors import InvalidStateError, VmreplicaError
@@ -305,11 +304,7 @@ async def to_map(parts: Parts) -> TapStatus:
     status = await parts.tap.refresh()
     if status.tracking is Tracking.ON:
         await parts.tap.require().client.to_map()
-        status = await parts.tap.refresh()
-    while status.tracking is Tracking.MAP and status.doubt is not None and not status.doubt.complete:
-        await asyncio.sleep(POLL_SECONDS / 10)
-        status = await parts.tap.refresh()
-    return status
+    return await completed(parts.tap, POLL_SECONDS / 10)
 
 
 def _plain(value: object) -> object:

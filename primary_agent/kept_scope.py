@@ -43,11 +43,7 @@ def keep(
         path = _path(folder, resync.id, resync.round)
         made = MapFile.create(files, path, MapKind.DIRTY, vm, DIRTY_BLOCK_BITS, disks, like=dirty)
     try:
-        for disk, ranges in former.items():
-            for offset, length in ranges:
-                made.set_range(disk, offset, length)
-        made.write()
-        made.sync()
+        made.record((disk, offset, length) for disk, ranges in former.items() for offset, length in ranges)
     finally:
         made.close()
 

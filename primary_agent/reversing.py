@@ -67,10 +67,6 @@ class Reversing:
         elif vm.parts.handed_over is None:
             raise InvalidStateError(f"{vm.name} was not handed over.", "Run `vmreplica reverse` for that.")
         else:
-            if (place := vm.record.tap) is not None:
-                # The replica agent makes the folder of the sockets anew, as its own.
-                files = self._agent.ports.files
-                await self._agent.ports.workers.run(files.remove_tree, place.runtime_folder)
             await self._agent.let_go(vm)
 
     async def adopt_part(self, params: AdoptPartParams, client: Client) -> None:

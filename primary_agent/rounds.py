@@ -11,14 +11,13 @@ replica has told that what is in it is unsettled there, durably. A crash in betw
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 import msgspec
 
 from primary_agent.parts import Parts
 from primary_agent.record import ResyncRecord
-from primary_agent.scope import POLL_SECONDS
+from primary_agent.scope import completed
 from primary_agent.tap_link import Connection, TapLink
 from protocol.messages import MAX_SETTLED_RUNS, ResyncKind, Run, Unsettle
 from shared.events import EventId
@@ -34,7 +33,7 @@ async def another_round(parts: Parts, held: OpenResync, reason: str) -> ResyncRe
     None where nothing proves what was written since: that it starts anew is on record then. Raises what the tap raises.
     """
     replication = parts.replication
-    resync, status = replication.record.resync, await _completed(parts.tap)
+    resync, status = replication.record.resync, await completed(parts.tap)
     if resync is None or status.epoch is None or not is_covered(status, resync, held):
         await replication.tell_restart(reason)
         return None
@@ -45,15 +44,6 @@ async def another_round(parts: Parts, held: OpenResync, reason: str) -> ResyncRe
     data = {"round": fresh.round, "bytes": status.doubt.bytes if status.doubt is not None else 0}
     await replication.change_resync(fresh, replication.event(EventId.RESYNC_ROUND, text, cause=cause, data=data))
     return fresh
-
-
-async def _completed(tap: TapLink) -> TapStatus:
-    """Its status once its dirty map is complete, or it has none. Raises what the tap raises."""
-    status = await tap.refresh()
-    while status.tracking is Tracking.MAP and status.doubt is not None and not status.doubt.complete:
-        await asyncio.sleep(POLL_SECONDS)
-        status = await tap.refresh()
-    return status
 
 
 def is_covered(status: TapStatus, resync: ResyncRecord, held: OpenResync) -> bool:

@@ -22,7 +22,7 @@ from shared.planning import ResyncCause
 from shared.ports import FileSystem
 from shared.sides import ReplicaView
 from shared.tap_config import DIRTY_BLOCK_BITS, MAP_NAME
-from shared.tap_control import Doubt, Tracking
+from shared.tap_control import Doubt, TapStatus, Tracking
 
 JOIN_BYTES = 512 << 10
 """Ranges in doubt with no more than this between them are compared as one: hashing is cheaper than asking twice."""
@@ -79,6 +79,18 @@ def common_to_prove(doubt: Doubt | None, replica: ReplicaView, causes: Iterable[
 def _is_sound(replica: ReplicaView) -> bool:
     """Whether the replica requires a resync for nothing but the reversal."""
     return all(code == ResyncCause.REVERSED.value for code, _ in replica.causes)
+
+
+async def completed(tap: TapLink, poll: float = POLL_SECONDS) -> TapStatus:
+    """Its status once the dirty map that has taken the log's place is complete, or there is none.
+
+    ``poll`` is in seconds. Raises what the tap raises.
+    """
+    status = await tap.refresh()
+    while status.tracking is Tracking.MAP and status.doubt is not None and not status.doubt.complete:
+        await asyncio.sleep(poll)
+        status = await tap.refresh()
+    return status
 
 
 async def is_bounded(tap: TapLink, replica: ReplicaView, causes: Collection[str], turned: Turned | None = None) -> bool:

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from primary_agent.dialing_queue import DialingQueue
 from primary_agent.pacing import Rates
 from primary_agent.resync_queue import ResyncQueue
-from protocol.compression import CAPABILITY as ZSTD
-from protocol.messages import DISK_SETS, PLANNED, REVERSE, SEED
-from protocol.session import DEFINITION, MARKS, Identity
+from protocol.session import Identity, capabilities
 from shared.channel import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
 from shared.config_sections import ConsistencySection, PrimaryConfig, RatesSection, ResyncSection
 from shared.ports import Ports
@@ -88,5 +86,4 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS, SEED)
-        return Identity(self.software, self.host, self.heartbeat, capabilities)
+        return Identity(self.software, self.host, self.heartbeat, capabilities(compress=self.compress))

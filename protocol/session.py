@@ -16,9 +16,12 @@ from protocol.errors import ProtocolError
 from protocol.frames import MAX_FRAME_PAYLOAD, Buffer, Frame, FrameReader, encode_frame_header
 from protocol.messages import (
     BULK_TYPES,
+    DISK_SETS,
     PLANNED,
     PLANNED_TYPES,
     PROTOCOL_VERSIONS,
+    REVERSE,
+    SEED,
     TYPE_OF,
     Body,
     Hello,
@@ -44,6 +47,11 @@ NEEDED: dict[MessageType, str] = {
     **dict.fromkeys(PLANNED_TYPES, PLANNED),
 }
 """The capability that both sides must have said that they have before a message of that type is sent."""
+
+
+def capabilities(*, compress: bool) -> tuple[str, ...]:
+    """All that this program offers, at either side; ``compress``: compressed payloads as well."""
+    return (*((ZSTD,) if compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS, SEED)
 
 
 class SessionState(StrEnum):

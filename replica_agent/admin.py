@@ -9,6 +9,7 @@ from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
 from replica_agent.import_methods import Imports
 from replica_agent.marks import mark_point
+from replica_agent.orders import ordered
 from replica_agent.points import find_point, point_settings, points_of, set_rules
 from replica_agent.reversing import Reversing
 from replica_agent.test_failover import begin_test, end_test
@@ -36,7 +37,6 @@ from shared.admin.verbs import (
     VmParams,
 )
 from shared.errors import InvalidStateError, UsageError
-from shared.events import EventId
 from shared.guest_status import DefinitionReport
 from shared.health import measured
 from shared.measures import Statistics
@@ -202,10 +202,6 @@ class AdminMethods:
 
 
 async def _ordered(vm: ReplicaVm, verb: str, order: Coroutine[Any, Any, None]) -> VmStatus:
-    """Carry out an order to its end; one that the state does not allow is put on record (event 32546) and refused."""
-    try:
-        await finish(order)
-    except InvalidStateError as error:
-        await vm.ledger.note(EventId.INVALID_STATE, f"{verb} was refused: {error.text}", cause=verb)
-        raise
+    """The VM's status after it."""
+    await ordered(vm, verb, order)
     return status_of(vm)

@@ -53,7 +53,6 @@ from shared.tap_control import TapClient, TapStatus, Tracking
 POLL_SECONDS = 0.05
 MAP_SECONDS = 600.0
 """How long the dirty map may take until it is complete: all of the log is read for it."""
-CONNECT_SECONDS = 2.0
 SETTLE_SECONDS = 120.0
 """How long an order waits for what was written to settle in the disks."""
 
@@ -72,11 +71,8 @@ async def hand_over(vm: ReplicaVm) -> HandOver:
     record = await _plain(vm)
     tracked = Tracked("", record.written)
     if not record.handed_over:
-        client = await _client(vm)
-        try:
+        with contextlib.closing(await _client(vm)) as client:
             tracked = await _to_map(client, record.epoch)
-        finally:
-            client.close()
     handed = await finish(parts.ports.workers.run(_describe, vm, record, tracked))
     if not record.handed_over:
         async with parts.order:
@@ -146,8 +142,7 @@ async def _client(vm: ReplicaVm) -> TapClient:
     tap = vm.promotion.tap
     if tap is None:
         raise InvalidStateError(f"The tap of {vm.name} is not looked after here.", "Try again in a moment.")
-    path = tap.config.control_socket
-    return await TapClient.connect(vm.parts.ports.network, path, timeout=CONNECT_SECONDS)
+    return await tap.dial()
 
 
 async def _to_map(client: TapClient, epoch: bytes) -> Tracked:
@@ -234,11 +229,8 @@ async def differences(vm: ReplicaVm) -> Differences:
     parts, record = vm.parts, _promotion(vm)
     if record.handed_over:
         raise InvalidStateError(f"The primary agent of this host has {vm.name}.", "Look at its `vmreplica status`.")
-    client = await _client(vm)
-    try:
+    with contextlib.closing(await _client(vm)) as client:
         tracked = await _to_map(client, record.epoch)
-    finally:
-        client.close()
     report = Differences(name=vm.name, uuid=parts.uuid, role="replica", reason=tracked.reason)
     if record.received is not None:
         report.common = str(record.received.position)

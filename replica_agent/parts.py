@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from protocol.compression import CAPABILITY as ZSTD
 from protocol.hrl import Geometry, chain_seed
-from protocol.messages import DISK_SETS, PLANNED, REVERSE, SEED
 from protocol.position import Position
-from protocol.session import DEFINITION, MARKS, Identity
+from protocol.session import Identity, capabilities
 from replica_agent.apply import Applier
 from replica_agent.differencing import DifferencingFile
 from replica_agent.disks import BaseDisks
@@ -116,8 +114,7 @@ class Surroundings:
 
     @property
     def identity(self) -> Identity:
-        capabilities = (*((ZSTD,) if self.compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS, SEED)
-        return Identity(self.software, self.host, self.heartbeat, capabilities)
+        return Identity(self.software, self.host, self.heartbeat, capabilities(compress=self.compress))
 
 
 def _retention(config: ReplicaConfig) -> Retention:

@@ -117,10 +117,7 @@ def write_reverse_map(parts: VmParts, record: PromotionRecord) -> None:
         return
     made = MapFile.create(files, path, MapKind.DIRTY, parts.vm, DIRTY_BLOCK_BITS, parts.disks.geometry)
     try:
-        for disk, offset, length in _touched(parts, record):
-            made.set_range(disk, offset, length)
-        made.write()
-        made.sync()
+        made.record(_touched(parts, record))
     finally:
         made.close()
 

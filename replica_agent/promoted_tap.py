@@ -103,11 +103,8 @@ class PromotedTap:
         """Keep the tap running and tracking, until cancelled."""
         while True:
             try:
-                client = await self._reach()
-                try:
+                with contextlib.closing(await self._reach()) as client:
                     await self._follow(client)
-                finally:
-                    client.close()
             except (VmreplicaError, OSError) as error:
                 self.error = str(error)
             self.status = None
@@ -151,7 +148,7 @@ class PromotedTap:
     async def _reach(self) -> TapClient:
         """A client of the running tap; starts the tap if nobody answers."""
         try:
-            return await self._dial()
+            return await self.dial()
         except UnreachableError:
             workers = self._parts.ports.workers
             await finish(workers.run(self._parts.ports.files.remove, f"{self._folder}/{ERROR_NAME}"))
@@ -159,7 +156,7 @@ class PromotedTap:
         deadline = self._parts.ports.clock.monotonic() + START_SECONDS
         while True:
             try:
-                return await self._dial()
+                return await self.dial()
             except UnreachableError:
                 reason = await finish(workers.run(start_error, self._parts.ports.files, self._folder))
                 if reason is not None:
@@ -168,7 +165,8 @@ class PromotedTap:
                     raise
             await asyncio.sleep(START_POLL_SECONDS)
 
-    async def _dial(self) -> TapClient:
+    async def dial(self) -> TapClient:
+        """A client of it, to be closed. Raises VmreplicaError."""
         return await TapClient.connect(
             self._parts.ports.network, f"{self._sockets}/control.sock", timeout=CONNECT_SECONDS
         )
@@ -176,27 +174,22 @@ class PromotedTap:
     async def refresh(self) -> None:
         """Ask it now. Where it does not answer, what it told last stays."""
         with contextlib.suppress(VmreplicaError, OSError):
-            client = await self._dial()
-            try:
+            with contextlib.closing(await self.dial()) as client:
                 self.status = await client.status()
-            finally:
-                client.close()
 
     async def clients(self) -> int:
         """How many NBD clients it has right now. Raises VmreplicaError; a tap that does not run has none."""
         try:
-            client = await self._dial()
+            client = await self.dial()
         except UnreachableError:
             return 0
-        try:
+        with contextlib.closing(client):
             return sum(disk.clients for disk in (await client.status()).disks)
-        finally:
-            client.close()
 
     async def answers(self) -> bool:
         """Whether a tap runs on the folder, whoever looks after it; where that can't be seen one may."""
         try:
-            client = await self._dial()
+            client = await self.dial()
         except UnreachableError:
             return False
         except ForbiddenError:
@@ -208,13 +201,11 @@ class PromotedTap:
     async def stop_tap(self) -> None:
         """Stop the tap process in order. Raises VmreplicaError; a tap that does not run is no error."""
         try:
-            client = await self._dial()
+            client = await self.dial()
         except UnreachableError:
             return
-        try:
+        with contextlib.closing(client):
             await client.stop()
-        finally:
-            client.close()
 
     @property
     def uris(self) -> list[str]:

@@ -6,14 +6,11 @@ so that a crash anywhere is answered by the same command.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any, TypeVar
-
 from replica_agent import handing_over
 from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
+from replica_agent.orders import ordered
 from replica_agent.taking_over import is_taken, take_over
-from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
 from shared.admin import verbs
 from shared.admin.methods import Methods
@@ -27,13 +24,9 @@ from shared.admin.verbs import (
     VmParams,
 )
 from shared.differences import Differences
-from shared.errors import InvalidStateError
-from shared.events import EventId
 from shared.handover import HandOver
 from shared.handover_parts import HandOverParts
 from shared.status import VmStatus
-
-T = TypeVar("T")
 
 
 class Reversing:
@@ -54,7 +47,7 @@ class Reversing:
 
     async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
         vm = self._agent.find(params.vm)
-        return await _ordered(vm, "reverse", handing_over.hand_over(vm))
+        return await ordered(vm, "reverse", handing_over.hand_over(vm))
 
     async def handed_over(self, params: HandedOverParams, client: Client) -> None:
         vm = self._agent.find(params.vm)
@@ -78,18 +71,9 @@ class Reversing:
         vm = self._agent.find(params.vm)
         promoted = vm.ledger.promotion
         try:
-            await _ordered(vm, "resolve", handing_over.give_up(vm, yes=params.yes))
+            await ordered(vm, "resolve", handing_over.give_up(vm, yes=params.yes))
         finally:
             if promoted is not None and vm.ledger.promotion is None:
                 # The disks are this agent's again, and everything that works on them begins anew.
                 await finish(self._agent.revive(vm, failed=False))
         return status_of(self._agent.find(vm.parts.uuid))
-
-
-async def _ordered(vm: ReplicaVm, verb: str, order: Coroutine[Any, Any, T]) -> T:
-    """Carry out an order to its end; one that the state does not allow is put on record (event 32546) and refused."""
-    try:
-        return await finish(order)
-    except InvalidStateError as error:
-        await vm.ledger.note(EventId.INVALID_STATE, f"{verb} was refused: {error.text}", cause=verb)
-        raise

@@ -215,11 +215,7 @@ def write_map(
     """Keep ranges as a dirty map (docs/maps.md), durably. Blocks. Raises OSError."""
     made = MapFile.create(files, path, MapKind.DIRTY, vm, DIRTY_BLOCK_BITS, list(disks))
     try:
-        for disk, found in ranges.items():
-            for offset, length in found:
-                made.set_range(disk, offset, length)
-        made.write()
-        made.sync()
+        made.record((disk, offset, length) for disk, found in ranges.items() for offset, length in found)
     finally:
         made.close()
 

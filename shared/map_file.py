@@ -8,7 +8,7 @@ Everything that touches the file blocks.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -352,6 +352,13 @@ class MapFile:
             return b""
         plain = head[8:] + self._file.read(self._annex_at + 16, length)
         return plain[8:] if head[:8] == _CHECK.pack(xxhash.xxh3_64_intdigest(plain, ANNEX_PAGES)) else b""
+
+    def record(self, ranges: Iterable[tuple[int, int, int]]) -> None:
+        """Set the bits of all ranges (disk, offset, length), durably. Raises OSError."""
+        for index, offset, length in ranges:
+            self.set_range(index, offset, length)
+        self.write()
+        self.sync()
 
     def sync(self) -> None:
         """Make durable what was written. Raises OSError: then nothing more may be relied upon (R17)."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from shared.cli.agents import Found, read_status
 from shared.cli.connection import Connection, NoAnswerYetError
@@ -23,8 +23,12 @@ WORK_SECONDS = 0.5
 """Between two looks at work under way."""
 STATUS_SECONDS = 1.0
 """Between two looks at a status that is kept on the screen."""
+LINE_SECONDS = 10.0
+"""Between two lines about work, where the screen can't be redrawn."""
 ABSENT_SECONDS_MAX = 60.0
 """How long an agent may be away, to be restarted, before following it ends."""
+
+T = TypeVar("T")
 
 
 class Display(Protocol):
@@ -154,6 +158,30 @@ def watch_to_end(
         while (vm := view.look()) is None or working(vm):
             time.sleep(WORK_SECONDS)
     return vm
+
+
+def follow_line(console: Console, look: Callable[[], tuple[T, str]], *, quiet: bool, left: str) -> T | None:
+    """Show one line about work until it ends, which ``look`` tells by an empty one; what it told then.
+
+    None where it was left with Ctrl-C, which prints ``left``. ``quiet`` shows nothing. Raises what ``look`` raises.
+    """
+    live = LiveDisplay(console) if console.live and not quiet else None
+    told_at = -LINE_SECONDS
+    try:
+        with live or nullcontext():
+            while True:
+                found, line = look()
+                if not line:
+                    return found
+                if live is not None:
+                    live.show_lines([line])
+                elif not quiet and time.monotonic() - told_at >= LINE_SECONDS:
+                    told_at = time.monotonic()
+                    console.print(line)
+                time.sleep(WORK_SECONDS)
+    except KeyboardInterrupt:
+        console.print(["", left])
+        return None
 
 
 def call_while_showing(found: Found, method: str, console: Console, *, rejoin: str, **params: Any) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
-import signal
 import ssl
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from shared.errors import UnreachableError, UsageError
+from shared.ports.programs import run_program
 
 OUTPUT_SHOWN = 400
 """Characters of what a command wrote that are told when it fails."""
@@ -38,37 +37,20 @@ class RealAlarmWays:
     """See :class:`AlarmWays`."""
 
     def run(self, command: Sequence[str], environment: Mapping[str, str], data: bytes, timeout: float) -> None:
-        words = list(command)
-        ours = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        name = command[0]
         try:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                cwd="/",
-                env={**ours, **environment},
-                start_new_session=True,
-            )
+            status, said = run_program(command, environment, timeout, inherited=_PASSED_ON, data=data)
         except OSError as error:
             raise UsageError(
-                f"{words[0]} can't be run: {error.strerror}.", "Mend the alarm's command; the agent's user runs it."
+                f"{name} can't be run: {error.strerror}.", "Mend the alarm's command; the agent's user runs it."
             ) from error
-        try:
-            said, _ = process.communicate(data, timeout)
         except subprocess.TimeoutExpired:
-            _end(process)
             raise UnreachableError(
-                f"{words[0]} did not end within {timeout:g} s, and was killed.", "Mend it, or raise timeout_seconds."
+                f"{name} did not end within {timeout:g} s, and was killed.", "Mend it, or raise timeout_seconds."
             ) from None
-        except BaseException:
-            _end(process)
-            raise
-        if process.returncode:
+        if status:
             text = said.decode(errors="replace").strip()[-OUTPUT_SHOWN:]
-            raise UnreachableError(
-                f"{words[0]} failed with exit status {process.returncode}: {text}", "Mend the alarm's command."
-            )
+            raise UnreachableError(f"{name} failed with exit status {status}: {text}", "Mend the alarm's command.")
 
     def post(self, url: str, data: bytes, timeout: float, ca: str = "") -> None:
         parts = urlsplit(url)
@@ -98,15 +80,3 @@ class RealAlarmWays:
             raise UnreachableError(
                 f"{host} answers {answer.status} {answer.reason}: {text}".rstrip(": "), "Check the webhook's address."
             )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command with all that it started and did not part from it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-    process.wait()

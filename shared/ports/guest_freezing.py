@@ -11,7 +11,6 @@ import json
 import os
 import re
 import secrets
-import signal
 import socket
 import stat
 import subprocess
@@ -20,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
+
+from shared.ports.programs import run_program
 
 ANSWER_BYTES = 64 << 10
 """The longest answer of a guest agent that is read."""
@@ -302,37 +303,12 @@ def check_program(path: str) -> None:
 
 def run_command(words: Sequence[str], environment: dict[str, str], seconds: float) -> tuple[int, str]:
     """Exit status and output of a command; killed with all that it started after ``seconds``. Raises FreezeError."""
-    ours = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     try:
-        process = subprocess.Popen(
-            list(words),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            env={**ours, **environment},
-            start_new_session=True,
-        )
+        status, said = run_program(words, environment, max(seconds, 0.0), inherited=_PASSED_ON)
     except OSError as error:
         raise NotBegunError(f"{words[0]} can't be run: {error.strerror}.", "Install it, or mend the setting.") from None
-    try:
-        said, _ = process.communicate(timeout=max(seconds, 0.0))
     except subprocess.TimeoutExpired:
-        _end(process)
         raise FreezeError(
             f"{' '.join(words[:2])} did not end within {seconds:g} s, and was killed.", "Why does it take so long?"
         ) from None
-    except BaseException:
-        _end(process)
-        raise
-    return process.returncode, said.decode(errors="replace")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command with all that it started and did not part from it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    if process.stdout is not None:
-        process.stdout.close()
-    process.wait()
+    return status, said.decode(errors="replace")

@@ -13,7 +13,7 @@ from shared.errors import InvalidStateError, NotFoundError
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import ReplicationState
-from tests.pair.rig import MIB, Pair
+from tests.pair.rig import MIB, Pair, past_the_fence
 
 BLOCK = 64 << 10
 
@@ -251,16 +251,8 @@ async def test_a_primary_is_fenced_by_a_failover_and_sends_nothing_more(pair: Pa
     assert status.health == "Critical"
     assert "failed over to beta" in status.fenced
     assert "Nothing was written here" in status.fenced
-    # As a guest does that is connected already: whoever connects now may only read.
-    while True:
-        await pair.vm.parts.tap.require().client.set(fenced="")
-        try:
-            await pair.write(0, "write -P 2 0 1M")
-            break
-        except AssertionError as error:
-            # The agent fences it anew, now and then.
-            if "Permission denied" not in str(error):
-                raise
+    # Whoever connects now may only read.
+    await past_the_fence(pair.vm.parts.tap, lambda: pair.write(0, "write -P 2 0 1M"))
     await pair.vm.parts.tap.refresh()
     status = await pair.vm.status()
     assert "both sides may have moved on" in status.fenced

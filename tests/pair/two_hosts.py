@@ -42,7 +42,7 @@ from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity
 from shared.schedule import ResyncMode
 from shared.states import ReplicationState
-from tests.pair.rig import WAIT_SECONDS, _children
+from tests.pair.rig import WAIT_SECONDS, _children, past_the_fence
 
 NAME = "web"
 CLIENT: Any = SimpleNamespace(peer=SimpleNamespace(uid=0, pid=1))
@@ -269,17 +269,9 @@ class TwoHosts:
 
     async def write_past_the_fence(self, host: Host, *commands: str) -> None:
         """As a guest does that was running there when the VM was failed over: it is not cut off (I14)."""
-        tap = host.vm.parts.tap.require()
-        while True:
-            await tap.client.set(fenced="")
-            try:
-                await host.write(*commands)
-                break
-            except AssertionError as error:
-                # The agent fences it anew, now and then.
-                if "Permission denied" not in str(error):
-                    raise
-        await tap.client.set(fenced="as before")
+        link = host.vm.parts.tap
+        await past_the_fence(link, lambda: host.write(*commands))
+        await link.require().client.set(fenced="as before")
 
     @contextlib.asynccontextmanager
     async def client(self, host: Host) -> AsyncIterator[None]:

@@ -134,7 +134,7 @@ def settled_uncommitted() -> Sequence[Patch]:
     def make(original: Any) -> Any:
         async def commit(promotion: Promotion) -> None:
             if promotion.tap is not None and promotion.tap.status is not None:
-                client = await promotion.tap._dial()
+                client = await promotion.tap.dial()
                 try:
                     await client.settle()
                 finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from typing import Any
 
 import msgspec
@@ -14,15 +13,13 @@ from shared.cli.agents import Agent, connect, socket_paths
 from shared.cli.console import Console
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
-from shared.cli.live import WORK_SECONDS, LiveDisplay
+from shared.cli.live import follow_line
 from shared.cli.text import printable_values
 from shared.errors import UsageError, VmreplicaError
 from shared.import_status import EXPORT, IMPORTED, ImportStatus
 from shared.rates import size_text
 from shared.status import to_plain
 
-PLAIN_SECONDS = 10.0
-"""Between two lines about an import, where the screen can't be redrawn."""
 BEGIN_SECONDS = 600.0
 """All of the source's holes are looked up before it begins."""
 
@@ -90,28 +87,12 @@ def _line(status: ImportStatus) -> str:
 
 def _follow(agent: Agent, console: Console, started: ImportStatus, *, quiet: bool) -> ImportStatus | None:
     """What came of it; None where it was left with Ctrl-C."""
-    live = LiveDisplay(console) if console.live and not quiet else None
-    told_at = -PLAIN_SECONDS
-    try:
-        if live is not None:
-            live.__enter__()
-        while True:
-            status = _status_of(agent.call(admin.IMPORT_STATUS, {"vm": started.uuid}))
-            if status is None or status.started_time != started.started_time:
-                raise VmreplicaError(
-                    "The agent was restarted meanwhile: nothing of the import is left.", "Run it again."
-                )
-            if not status.running:
-                return status
-            if live is not None:
-                live.show_lines([_line(status)])
-            elif not quiet and time.monotonic() - told_at >= PLAIN_SECONDS:
-                told_at = time.monotonic()
-                console.print(_line(status))
-            time.sleep(WORK_SECONDS)
-    except KeyboardInterrupt:
-        console.print(["", f"It goes on. To see it again: vmreplica status {started.name} --watch"])
-        return None
-    finally:
-        if live is not None:
-            live.__exit__(None, None, None)
+
+    def look() -> tuple[ImportStatus, str]:
+        status = _status_of(agent.call(admin.IMPORT_STATUS, {"vm": started.uuid}))
+        if status is None or status.started_time != started.started_time:
+            raise VmreplicaError("The agent was restarted meanwhile: nothing of the import is left.", "Run it again.")
+        return status, _line(status) if status.running else ""
+
+    left = f"It goes on. To see it again: vmreplica status {started.name} --watch"
+    return follow_line(console, look, quiet=quiet, left=left)

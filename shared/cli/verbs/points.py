@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 import msgspec
@@ -13,15 +12,13 @@ from shared.cli.agents import Found, connect, socket_paths
 from shared.cli.console import Console
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
-from shared.cli.live import WORK_SECONDS, LiveDisplay
+from shared.cli.live import follow_line
 from shared.cli.point_text import nearest_lines, point_lines, proof_line, proof_lines
 from shared.cli.text import printable_values
 from shared.errors import UsageError, VmreplicaError
 from shared.point_status import PointProof, PointsStatus
 from shared.status import to_plain
 
-PLAIN_SECONDS = 10.0
-"""Between two lines about a point that is being read, where the screen can't be redrawn."""
 BEGIN_SECONDS = 600.0
 """Reading a point begins between two applies, so it may have to wait for one."""
 
@@ -112,28 +109,12 @@ def _proof_of(raw: object) -> PointProof:
 
 def _follow(found: Found, console: Console, started: PointProof, *, quiet: bool) -> PointProof | None:
     """What came of it; None where it was left with Ctrl-C."""
-    live = LiveDisplay(console) if console.live and not quiet else None
-    told_at = -PLAIN_SECONDS
-    try:
-        if live is not None:
-            live.__enter__()
-        while True:
-            status = _points_of(found.call(admin.POINTS)).proof
-            if status is None or status.point != started.point or status.started_time != started.started_time:
-                raise VmreplicaError(
-                    "The agent was restarted meanwhile: nothing is known of the point.", "Run it again."
-                )
-            if not status.running:
-                return status
-            if live is not None:
-                live.show_lines([proof_line(found.vm.name, status)])
-            elif not quiet and time.monotonic() - told_at >= PLAIN_SECONDS:
-                told_at = time.monotonic()
-                console.print(proof_line(found.vm.name, status))
-            time.sleep(WORK_SECONDS)
-    except KeyboardInterrupt:
-        console.print(["", f"It goes on. To see it again: vmreplica prove {found.vm.name} --point {started.point}"])
-        return None
-    finally:
-        if live is not None:
-            live.__exit__(None, None, None)
+
+    def look() -> tuple[PointProof, str]:
+        status = _points_of(found.call(admin.POINTS)).proof
+        if status is None or status.point != started.point or status.started_time != started.started_time:
+            raise VmreplicaError("The agent was restarted meanwhile: nothing is known of the point.", "Run it again.")
+        return status, proof_line(found.vm.name, status) if status.running else ""
+
+    left = f"It goes on. To see it again: vmreplica prove {found.vm.name} --point {started.point}"
+    return follow_line(console, look, quiet=quiet, left=left)

@@ -234,7 +234,7 @@ def test_initial_is_followed_to_its_end(vmreplica: Command) -> None:
     working(canned, copying(0), copying(60), healthy())
     ran = vmreplica("initial", "web")
     assert (ran.code, ran.err) == (0, "")
-    assert canned.calls == [(admin.INITIAL, {"vm": UUID, "at": ""})]
+    assert canned.calls == [(admin.INITIAL, {"vm": UUID, "at": "", "export": "", "use_seed": False})]
     assert ran.lines[0] == "web: initial replication, comparing, 0 % (0 B of 100.0 GiB)"
     assert ran.lines[-1] == "Protected: the replica at beta holds everything up to 2.1 s ago."
 
