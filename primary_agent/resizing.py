@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from primary_agent.enabling import disk_size
+from primary_agent.enabling import disk_size, tap_disk
 from primary_agent.record import DiskRecord
 from shared.errors import InvalidStateError
 from shared.events import EventId
@@ -61,22 +61,19 @@ async def take_sizes(vm: PrimaryVm, *, cause: str = "administrator") -> None:
         for disk, size in zip(vm.record.disks, found, strict=True):
             if size != disk.size:
                 told.append({"disk": disk.index, "path": disk.path, "before_bytes": disk.size, "size_bytes": size})
-            disks.append(msgspec.structs.replace(disk, size=size))
+            disks.append(msgspec.structs.replace(disk, size=size, larger=0))
         text = "; ".join(
             f"{each['path']} is replicated with {each['size_bytes']} bytes, before {each['before_bytes']}"
             for each in told
         )
         config = msgspec.structs.replace(
             tap.config,
-            disks=[
-                msgspec.structs.replace(each, size=disk.size)
-                for each, disk in zip(tap.config.disks, disks, strict=True)
-            ],
+            disks=[tap_disk(disk) for disk in disks],
         )
         config.check()
         event = replication.event(EventId.DISK_RESIZED, f"{text}.", cause=cause, data={"disks": told})
         await replication.set_vm(msgspec.structs.replace(vm.record, disks=disks), event)
-        await tap.save(config)
+        await tap.save_disks(config)
         await tap.stop_tap()
         parts.observer.forget_sizes()
         replication.replan()

@@ -100,12 +100,13 @@ class MapFile:
         *,
         like: MapFile | None = None,
         whole: Collection[int] = (),
+        also: Iterable[tuple[int, int, int]] = (),
     ) -> MapFile:
         """Make a map, durably, in place of whatever has that name. Raises OSError, and leaves nothing then.
 
         It is empty, or says all that ``like`` says of those of its disks that are among ``disks``, in regions of any
         size: the regions that a region of that one touches are set, and note and annex are the same. ``whole`` names
-        disks of which every region is set.
+        disks of which every region is set, ``also`` more ranges (disk, offset, length).
         """
         part = f"{path}.part"
         files.remove(part)
@@ -120,6 +121,8 @@ class MapFile:
                     made.set_range(disk.index, offset, length)
                 if disk.index in whole:
                     made.set_range(disk.index, 0, disk.size)
+            for index, offset, length in also:
+                made.set_range(index, offset, length)
             made.write()
             if like is not None and (annex := like.read_annex()):
                 made.write_annex(annex)

@@ -1,4 +1,4 @@
-"""``vmreplica disk``: adds a disk to a replicated VM, or removes one; what follows from that goes on by itself."""
+"""``vmreplica disk``: adds a disk to a replicated VM, removes or enlarges one; what follows goes on by itself."""
 
 from __future__ import annotations
 
@@ -47,6 +47,30 @@ def remove(options: argparse.Namespace, context: Context) -> int:
         found.call(admin.DISK_REMOVE, ENABLE_SECONDS, disk=options.disk, exclude=options.exclude)
         vm = found.refresh()
     context.console.print([f"Disk {options.disk} of {vm.name} is not replicated any more.", *_way_on(vm)])
+    return SUCCESS
+
+
+def resize(options: argparse.Namespace, context: Context) -> int:
+    """Enlarge a disk, and tell how the guest learns of it."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, "primary")
+        found.call(admin.DISK_RESIZE, ENABLE_SECONDS, disk=options.disk, size=options.size)
+        vm = found.refresh()
+    disk = next(each for each in vm.disks if options.disk in (str(each.index), each.export, each.path))
+    context.console.print(
+        [
+            f"Disk {disk.index} of {vm.name}, {disk.path}, has {disk.size_bytes} bytes from now on. Recovery points of "
+            "before keep its former size.",
+            "",
+            "A virtual machine that runs sees the former size until it is told:",
+            f"  virsh blockresize {vm.name} TARGET {disk.size_bytes}B",
+            "  or, without libvirt, QMP: "
+            f'{{"execute": "block_resize", "arguments": {{"node-name": "NODE", "size": {disk.size_bytes}}}}}',
+            "",
+            *_way_on(vm),
+        ]
+    )
     return SUCCESS
 
 
