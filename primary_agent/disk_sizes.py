@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -55,15 +56,14 @@ async def resize_disk(vm: PrimaryVm, name: str, size: int | None) -> None:
         disk = find_disk(vm.record, name)
         if size is not None:
             _check_size(vm, disk, size)
-        await check_ready(vm, "resized")
-        _check_replica(vm)
+        await check_resizable(vm)
         found = await _look(vm, disk)
         size = _size_for(vm, disk, size, found)
-        await _ask_replica(vm, disk, size)
+        await ask_replica(vm, disk, size)
         check_state(vm)
         if not found.block:
             await _enlarge(vm, disk, size)
-        await _take(vm, disk, size, "device" if found.block else "administrator")
+        await take_all(vm, [(disk, size)], "device" if found.block else "administrator")
 
 
 async def go_on(vm: PrimaryVm) -> None:
@@ -82,9 +82,11 @@ async def _settle(vm: PrimaryVm, disk: DiskRecord, reason: str) -> None:
     if found.size == disk.size:
         await uninterrupted(_take_back(vm, disk, reason))
     elif found.size == disk.larger:
-        if vm.parts.replication.state is not ReplicationState.WAITING_FOR_START_RESYNCHRONIZE:
+        replication = vm.parts.replication
+        waits = replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE
+        if not waits or replication.record.resync is not None:
             check_state(vm)
-        await _take(vm, disk, disk.larger, "resumed")
+        await take_all(vm, [(disk, disk.larger)], "resumed")
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -108,7 +110,9 @@ def _check_size(vm: PrimaryVm, disk: DiskRecord, size: int) -> None:
         )
 
 
-def _check_replica(vm: PrimaryVm) -> None:
+async def check_resizable(vm: PrimaryVm) -> None:
+    """Raises InvalidStateError unless the VM is well, and its replica, which is connected, can follow larger disks."""
+    await check_ready(vm, "resized")
     dialled = vm.parts.link.dialled
     if dialled is None or DISK_SIZES not in dialled.welcome.capabilities:
         host = dialled.welcome.host if dialled is not None else vm.record.replica
@@ -153,7 +157,7 @@ def _size_for(vm: PrimaryVm, disk: DiskRecord, size: int | None, found: DiskFile
     return found.size
 
 
-async def _ask_replica(vm: PrimaryVm, disk: DiskRecord, size: int) -> None:
+async def ask_replica(vm: PrimaryVm, disk: DiskRecord, size: int) -> None:
     """Whether the replica would take it: by its quotas, its volume and its file system; nothing is changed by that.
 
     Raises NoSpaceError or InvalidStateError with its reason.
@@ -208,15 +212,25 @@ async def _take_back(vm: PrimaryVm, disk: DiskRecord, reason: str) -> None:
         await parts.tap.save_disks(config_with(parts.tap.config, record.disks))
 
 
-async def _take(vm: PrimaryVm, disk: DiskRecord, size: int, cause: str) -> None:
-    """The VM has another set of disks from now on, with the larger one in it; the tap and the replica follow."""
-    number = next_set(vm)
-    changed = msgspec.structs.replace(_with(vm.record, disk, size=size, larger=0), disk_set=number)
-    data = {"disk": disk.index, "path": disk.path, "before_bytes": disk.size, "size_bytes": size, "disk_set": number}
-    text = f"Disk {disk.index}, {disk.path}, is replicated with {size} bytes, before {disk.size}."
+async def take_all(vm: PrimaryVm, larger: Sequence[tuple[DiskRecord, int]], cause: str) -> None:
+    """The VM has another set of disks from now on, with the larger ones in it; the tap and the replica follow.
+
+    ``cause`` is ``device`` where they are block devices.
+    """
+    number, changed = next_set(vm), vm.record
+    for disk, size in larger:
+        changed = _with(changed, disk, size=size, larger=0)
+    changed = msgspec.structs.replace(changed, disk_set=number)
+    told = [
+        {"disk": disk.index, "path": disk.path, "before_bytes": disk.size, "size_bytes": size} for disk, size in larger
+    ]
+    text = " ".join(
+        f"Disk {disk.index}, {disk.path}, is replicated with {size} bytes, before {disk.size}." for disk, size in larger
+    )
     if cause == "device":
-        text += " It is a block device: what it holds behind its former end is compared."
+        text += " What a block device holds behind its former end is compared."
     config = config_with(vm.parts.tap.config, changed.disks)
+    data = {"disks": told, "disk_set": number}
     await exchange(vm, changed, config, EventId.DISK_ENLARGED, text, data, cause=cause)
 
 

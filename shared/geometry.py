@@ -57,4 +57,4 @@ def is_newer_set(
     """
     if replica_number is None or number <= replica_number:
         return False
-    return is_other_set(primary, replica) or (is_growth(primary, replica) and primary != replica)
+    return is_other_set(primary, replica) or (is_growth(primary, replica) and compare_geometry(primary, replica) != "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from shared.admin import verbs as admin
 from shared.cli.agents import connect, socket_paths
@@ -58,15 +59,16 @@ def resize(options: argparse.Namespace, context: Context) -> int:
         found.call(admin.DISK_RESIZE, ENABLE_SECONDS, disk=options.disk, size=options.size)
         vm = found.refresh()
     disk = next(each for each in vm.disks if options.disk in (str(each.index), each.export, each.path))
+    resize = {"execute": "block_resize", "arguments": {"node-name": "NODE", "size": disk.size_bytes}}
+    had = f"Disk {disk.index} of {vm.name}, {disk.path}, is replicated with {disk.size_bytes} bytes from now on."
     context.console.print(
         [
-            f"Disk {disk.index} of {vm.name}, {disk.path}, has {disk.size_bytes} bytes from now on. Recovery points of "
-            "before keep its former size.",
+            f"{had} Recovery points of before keep its former size.",
             "",
-            "A virtual machine that runs sees the former size until it is told:",
+            "A virtual machine that runs goes on with the former size until it is told, which works from its next read",
+            "or write on; one that is off finds the new size when it starts:",
             f"  virsh blockresize {vm.name} TARGET {disk.size_bytes}B",
-            "  or, without libvirt, QMP: "
-            f'{{"execute": "block_resize", "arguments": {{"node-name": "NODE", "size": {disk.size_bytes}}}}}',
+            f"  without libvirt, over QMP: {json.dumps(resize)}",
             "",
             *_way_on(vm),
         ]
