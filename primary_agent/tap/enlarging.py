@@ -26,18 +26,7 @@ async def enlarge(engine: TapEngine, index: int, size: int) -> DiskFile:
     async with engine.orders:
         if size and await _length(engine, disk) != size:
             _check(disk, size)
-
-            async def turn() -> None:
-                # While it has the turn nothing else writes, and nobody looks at the file's times.
-                disk.stepping = True
-                try:
-                    await _set_size(engine, disk, size)
-                finally:
-                    disk.stepping = False
-                if engine.tracker.is_tracked:
-                    engine.tracker.watch.saw_through(disk, disk.done_ns)
-
-            await engine.turns.take(turn)
+            await engine.turns.take(lambda: _extend(engine, disk, size))
         if size and await engine.flush(disk):
             raise StorageError(f"{disk.config.path} was enlarged, and {disk.failed}.", "Repair or replace the disk.")
         return DiskFile(size=await _length(engine, disk), block=disk.block)
@@ -56,16 +45,29 @@ def _check(disk: Disk, size: int) -> None:
         )
 
 
-async def _set_size(engine: TapEngine, disk: Disk, size: int) -> None:
+async def _extend(engine: TapEngine, disk: Disk, size: int) -> None:
+    """In its turn, so that nothing else writes meanwhile."""
     tracker = engine.tracker
     if tracker.is_tracked:
-        tracker.watch.check_unchanged((disk,))
         if tracker.maps.hot is not None:
             # The file's times change, which has to be vouched for like those of any write (R30).
             await tracker.maps.hot.warm(disk, ())
+        tracker.watch.check_unchanged((disk,))
+        if not tracker.is_tracked or disk.found_size != disk.size:
+            raise InvalidStateError(f"{disk.config.path} was changed by somebody else.", "See `vmreplica status`.")
         tracker.watch.about_to_write(disk)
-    disk.larger = size
+    # Nobody takes the times that it gets for somebody else's.
+    disk.stepping, disk.larger = True, size
+    try:
+        await _set_size(engine, disk, size)
+    finally:
+        disk.stepping = False
+    if tracker.is_tracked:
+        # The last batch is still the last one that the log tells.
+        tracker.watch.saw_through(disk, disk.done_ns)
 
+
+async def _set_size(engine: TapEngine, disk: Disk, size: int) -> None:
     try:
         await engine.workers.run(disk.file.truncate, size)
     except OSError as error:

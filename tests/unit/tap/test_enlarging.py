@@ -171,6 +171,20 @@ async def test_a_write_by_somebody_else_to_a_disk_that_is_being_enlarged_is_foun
             assert engine.tracker.loss is not None and engine.tracker.loss.reason is LostReason.DISK_CHANGED
 
 
+async def test_a_disk_that_somebody_else_has_just_written_is_not_enlarged(tmp_path: Path) -> None:
+    """The times that the tap sets would hide it."""
+    async with make_box(tmp_path, (SIZE,)) as box:
+        box.config = at(box.config, larger=LARGER)
+        async with box.running() as engine:
+            await engine.begin(EPOCH)
+            later = box.disk(0).stat().st_mtime_ns + 10**9
+            os.utime(box.disk(0), ns=(later, later))
+            with pytest.raises(InvalidStateError, match="somebody else"):
+                await enlarge(engine, 0, LARGER)
+            assert engine.tracker.tracking is Tracking.LOST
+            assert box.disk(0).stat().st_size == SIZE
+
+
 async def test_clients_see_no_more_than_is_to_be_served(tmp_path: Path) -> None:
     """Of a disk that a recovery point has smaller (shared.tap_config.TapDisk.served)."""
     async with make_box(tmp_path, (LARGER,)) as box:
