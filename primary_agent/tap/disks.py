@@ -114,7 +114,7 @@ class Disk:
         return former
 
     def _check_size(self, identity: FileIdentity) -> None:
-        if identity.size not in (self.size, self.larger):
+        if identity.size != self.size and not (self.larger and identity.size == self.larger):
             raise DiskSizeError(
                 f"The disk {self.config.path} has {identity.size} bytes, but {self.size} are configured.",
                 f"Bring back the disk of the right size ({back_to_size(self.config)}); of one that was made larger "

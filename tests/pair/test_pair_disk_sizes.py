@@ -93,6 +93,7 @@ async def test_a_disk_is_enlarged_while_the_guest_writes(pair: Pair, tmp_path: P
         assert serving is not None and serving.status is not None
         assert [await image_of(disk.uri, tmp_path) for disk in serving.status.disks] == images
         await pair.copy.undo_failover()
+        await pair.until("the copy", lambda: pair.copy.ledger.promotion is None and pair.copy.point() is not None)
 
 
 async def test_what_can_not_be_enlarged_is_refused_before_anything_changes(
