@@ -53,6 +53,7 @@ def content(pair: Pair) -> list[bytes]:
     return [Path(disk.path).read_bytes() for disk in pair.vm.record.disks]
 
 
+@pytest.mark.skipif(not is_thorough(), reason="--thorough runs it: each step has a test of its own")
 @pytest.mark.slow
 async def test_a_disk_is_enlarged_while_the_guest_writes(pair: Pair, tmp_path: Path) -> None:
     await pair.replicate(SIZE, MIB)

@@ -20,6 +20,7 @@ from shared.map_file import MapFile, MapKind
 from shared.ports.file_system import RealFileSystem
 from shared.tap_config import DIRTY_BLOCK_BITS, TapConfig
 from shared.tap_control import DiskFile, LostReason, Tracking
+from tests.places import step
 from tests.unit.tap.rig import EPOCH, KIB, make_box, make_config, write
 from tests.unit.tap.world import World
 
@@ -112,7 +113,7 @@ def test_an_enlarged_disk_is_no_foreign_change_and_only_what_was_written_is_comp
 def test_a_death_anywhere_in_the_order_leaves_it_to_the_next_start(power: bool) -> None:
     """Each call of a port is a place to die at; the file has either size, and nothing was done by somebody else."""
     sizes: list[int] = []
-    for die_at in range(1, 2000, 3):
+    for die_at in range(1, 2000, step(17, all_places=1)):
         order = Order()
         try:
             assert order.world.run(order.begin)
