@@ -39,19 +39,23 @@ def map_of_other_disks(
         former = MapFile.open(files, path, kind, vm, region_bits, known, write=False)
     except MapDamagedError:
         return None
-    came = [disk.index for disk in disks if disk.index not in sizes] if kind is MapKind.DIRTY else []
     try:
         behind: list[tuple[int, int, int]] = []
         if kind is MapKind.DIRTY:
-            behind = [found for disk in disks if disk.index in sizes for found in _data_behind(disk, sizes[disk.index])]
-        return MapFile.create(files, path, kind, vm, region_bits, geometry, like=former, whole=came, also=behind)
+            behind = [part for disk in disks for part in _unknown(disk, sizes.get(disk.index))]
+        return MapFile.create(files, path, kind, vm, region_bits, geometry, like=former, also=behind)
     finally:
         former.close()
 
 
-def _data_behind(disk: Disk, end: int) -> Iterator[tuple[int, int, int]]:
-    """What is no hole behind the disk's former end: index, offset and length. Of a block device all of it is not."""
-    if disk.size > end:
+def _unknown(disk: Disk, end: int | None) -> Iterator[tuple[int, int, int]]:
+    """What the former map, of a disk that ended at ``end``, can't tell: index, offset and length.
+
+    All of a disk that came (None); of one that grew what is no hole behind its end, which is all of a block device.
+    """
+    if end is None:
+        yield disk.index, 0, disk.size
+    elif disk.size > end:
         for extent in disk.file.extents(end, disk.size - end):
             if not extent.hole:
                 yield disk.index, extent.offset, extent.length

@@ -1,5 +1,4 @@
-"""A disk that is enlarged by order while the guest writes: nothing of what it held is compared, and each point has its
-size."""
+"""A disk that is enlarged by order while the guest writes: nothing that it held is compared; points keep their size."""
 
 from __future__ import annotations
 

@@ -103,8 +103,8 @@ class Order:
 
 def test_an_enlarged_disk_is_no_foreign_change_and_only_what_was_written_is_compared() -> None:
     order = Order()
-    for step in (order.begin, order.enlarge, order.follow, order.follow):
-        assert order.world.run(step)
+    for part in (order.begin, order.enlarge, order.follow, order.follow):
+        assert order.world.run(part)
     assert order.result == "on "
     order.world.close()
 
