@@ -59,7 +59,7 @@ async def resize_disk(vm: PrimaryVm, name: str, size: int | None) -> None:
         await check_resizable(vm)
         found = await _look(vm, disk)
         size = _size_for(vm, disk, size, found)
-        await ask_replica(vm, disk, size)
+        await ask_replica(vm, [(disk, size)])
         check_state(vm)
         if not found.block:
             await _enlarge(vm, disk, size)
@@ -157,14 +157,17 @@ def _size_for(vm: PrimaryVm, disk: DiskRecord, size: int | None, found: DiskFile
     return found.size
 
 
-async def ask_replica(vm: PrimaryVm, disk: DiskRecord, size: int) -> None:
-    """Whether the replica would take it: by its quotas, its volume and its file system; nothing is changed by that.
+async def ask_replica(vm: PrimaryVm, larger: Sequence[tuple[DiskRecord, int]]) -> None:
+    """Whether the replica would take them: by its quotas, its volume and its file system; nothing is changed by that.
 
     Raises NoSpaceError or InvalidStateError with its reason.
     """
     parts = vm.parts
     body = open_body(parts.replication, parts.tap.require(), role=Role.SAMPLE)
-    disks = [WireDisk.of(each.geometry) for each in _with(vm.record, disk, size=size).disks]
+    changed = vm.record
+    for disk, size in larger:
+        changed = _with(changed, disk, size=size)
+    disks = [WireDisk.of(each.geometry) for each in changed.disks]
     body = msgspec.structs.replace(body, disks=disks, disk_set=next_set(vm))
     try:
         async with asyncio.timeout(ASK_SECONDS):
@@ -173,7 +176,8 @@ async def ask_replica(vm: PrimaryVm, disk: DiskRecord, size: int) -> None:
     except (VmreplicaError, ProtocolError, TimeoutError, OSError) as error:
         told = error.text if isinstance(error, VmreplicaError | ProtocolError) else str(error) or "it did not answer."
         remedy = error.remedy if isinstance(error, VmreplicaError) else ""
-        text = f"The replica at {parts.address} can't take disk {disk.index} of {vm.name} with {size} bytes: {told}"
+        sizes = ", ".join(f"disk {disk.index} of {vm.name} with {size} bytes" for disk, size in larger)
+        text = f"The replica at {parts.address} can't take {sizes}: {told}"
         full = isinstance(error, ChannelClosed) and error.code == NoSpaceError.code
         kind = NoSpaceError if full else InvalidStateError
         raise kind(text, remedy or "Look at the replica, and try again.") from error

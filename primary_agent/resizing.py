@@ -95,8 +95,7 @@ async def _take_devices(vm: PrimaryVm, found: list[int]) -> bool:
         return False
     try:
         await check_resizable(vm)
-        for disk, size in larger:
-            await ask_replica(vm, disk, size)
+        await ask_replica(vm, larger)
     except (InvalidStateError, NoSpaceError):
         return False
     await take_all(vm, larger, "device")
