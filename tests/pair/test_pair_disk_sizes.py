@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
+import shutil
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -135,6 +137,71 @@ async def test_what_can_not_be_enlarged_is_refused_before_anything_changes(
     assert (vm.record, pair.disk(0).stat().st_size) == (record, MIB)
     await pair.assert_same()
     assert vm.parts.replication.record.causes == []
+
+
+# --- the guest ------------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A QEMU with the disk behind its tap, which runs no guest; commands go over QMP."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        self._uri, self._qmp = uri, folder / "qmp.sock"
+
+    async def __aenter__(self) -> Machine:
+        socket = self._uri.partition("socket=")[2]
+        place = f"server.type=unix,server.path={socket},export=disk0,reconnect-delay=30,open-timeout=10"
+        self._process = await asyncio.create_subprocess_exec(
+            *("qemu-system-x86_64", "-S", "-M", "pc", "-m", "64", "-nodefaults", "-display", "none"),
+            *("-qmp", f"unix:{self._qmp},server=on,wait=off"),
+            *("-blockdev", f"driver=nbd,node-name=replicated0,{place}"),
+            *("-device", "virtio-blk-pci,drive=replicated0,werror=stop,rerror=stop"),
+        )
+        async with asyncio.timeout(30):
+            while not self._qmp.exists():  # noqa: ASYNC110 - QEMU tells nobody
+                await asyncio.sleep(0.02)
+        self._reader, self._writer = await asyncio.open_unix_connection(self._qmp)
+        await self._reader.readline()
+        await self.call("qmp_capabilities")
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._writer.close()
+        self._process.kill()
+        await self._process.wait()
+
+    async def call(self, name: str, **arguments: Any) -> Any:
+        """What it returns, or the text of its error."""
+        self._writer.write(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
+        while True:
+            answer = json.loads(await self._reader.readline())
+            if "return" in answer or "error" in answer:
+                return answer["return"] if "return" in answer else answer["error"]["desc"]
+
+    async def size(self) -> int:
+        (node,) = await self.call("query-named-block-nodes")
+        size: int = node["image"]["virtual-size"]
+        return size
+
+
+@pytest.mark.skipif(not is_thorough(), reason="--thorough runs it: it is about QEMU's client")
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs qemu-system-x86_64")
+@pytest.mark.slow
+async def test_a_machine_that_runs_is_told_the_size_after_its_next_read(pair: Pair) -> None:
+    """As docs/resync.md has it: QEMU reconnects with the next request, and then block_resize works."""
+    await pair.replicate(SIZE)
+    await pair.assert_same()
+    async with Machine(pair.uris[0], pair.sockets) as machine:
+        resize = {"node-name": "replicated0", "size": LARGER}
+        epoch = pair.vm.parts.replication.record.epoch
+        await resize_disk(pair.vm, "0", LARGER)
+        assert await machine.call("block_resize", **resize) == "Cannot grow NBD nodes"
+        read = await machine.call("human-monitor-command", **{"command-line": 'qemu-io replicated0 "read 0 512"'})
+        assert "error" not in read and await machine.size() == SIZE
+        assert await machine.call("block_resize", **resize) == {}
+        assert await machine.size() == LARGER
+        await compared(pair, epoch)
+        await pair.assert_same()
 
 
 # --- what ends in between ------------------------------------------------------------------------------------------
