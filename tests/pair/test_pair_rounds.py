@@ -242,9 +242,9 @@ async def test_a_host_that_stopped_goes_on_in_another_round(pair: Pair, monkeypa
     [
         # The other side at each step is what the simulation goes through.
         (Replication, "change_resync", "primary"),
-        (ResyncDriver, "begin_tracking", "primary"),
+        pytest.param(ResyncDriver, "begin_tracking", "primary", marks=pytest.mark.thorough),
         (ResyncDriver, "_unsettle", "replica"),
-        (primary_agent.resync, "forget_map", "primary"),
+        pytest.param(primary_agent.resync, "forget_map", "primary", marks=pytest.mark.thorough),
         (Comparing, "run", "replica"),
     ],
 )
