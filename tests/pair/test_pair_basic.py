@@ -198,15 +198,7 @@ async def test_a_resync_is_resumed_where_the_link_broke(pair: Pair) -> None:
         return under_way and parts.progress is not None and parts.progress.compared_bytes > compared
 
     for _ in range(3):
-        await pair.until(
-            "more progress",
-            lambda: (
-                parts.link.dialled is not None
-                and parts.replication.record.resync is not None
-                and parts.progress is not None
-                and parts.progress.compared_bytes > compared
-            ),
-        )
+        await pair.until("more progress", goes_on)
         assert parts.progress is not None and parts.replication.record.resync is not None
         compared = parts.progress.compared_bytes
         epochs.add(parts.replication.record.resync.epoch)
