@@ -25,6 +25,7 @@ from tests.pair.rig import MIB
 from tests.pair.two_hosts import NAME, Host, TwoHosts
 
 BLOCK = 64 << 10
+TURNS = 20
 
 
 @pytest.fixture
@@ -105,11 +106,12 @@ async def go_to_and_fro(two: TwoHosts, rounds: list[int]) -> None:
         assert not two.other(target).primary.vms
 
 
-@pytest.mark.skipif("VMREPLICA_TURNS" not in os.environ, reason="takes a minute; VMREPLICA_TURNS=20 runs it")
+@pytest.mark.thorough
+@pytest.mark.slow
 async def test_many_turns(two: TwoHosts) -> None:
-    """I12, R41: as many as are asked for, with and without writes, never need a whole compare."""
+    """I12, R41: twenty failovers and reversals in a row, with and without writes, never need a whole compare."""
     await two.replicate(8 * MIB, 2 * MIB)
-    await go_to_and_fro(two, [turn % 3 for turn in range(int(os.environ["VMREPLICA_TURNS"]))])
+    await go_to_and_fro(two, [turn % 3 for turn in range(TURNS)])
 
 
 async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) -> None:

@@ -27,6 +27,8 @@ ROLES = ("primary", "replica")
 PORTS = {"primary": 9441, "replica": 9442}
 OTHER = {"alpha": "beta", "beta": "alpha"}
 WAITING, PREPARED = "FailedOverWaitingCompletion", "PreparedForFailover"
+THEIRS, MINE = 7, 8
+"""MiB of the disk that the promoted side and the former primary write in a split brain."""
 
 
 def figures(role: str) -> str:
@@ -41,6 +43,8 @@ class Runbook:
         self.printed = ""
         self.exchanged = False
         """The hosts of the page and those here have changed places: the VM runs on the other one by now."""
+        self.compared: Status = {}
+        """The last compare that had been made before something that needs none."""
 
     def read(self, heading: str, typed: list[Typed]) -> None:
         name = re.sub(r"\W+", "_", heading.lower())
@@ -92,15 +96,14 @@ class Runbook:
         self.write("beta", 3, 0x32, role="replica")
         self.read_back("beta", 2, 0x31, role="replica")
 
-    def in_reversing_the_direction(self, typed: Typed) -> None:
-        if typed.lines.count("reverse") and typed.host == "alpha" and "failover" not in typed.lines:
-            self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
-            self.bounded("beta")
-            self.same("beta", "alpha")
-            kept = self.pair.status("beta", VM, role="replica")
-            assert kept["handed_over"] and kept["health"] == "Normal"
-
     def after_reversing_the_direction(self) -> None:
+        self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        self.bounded("beta")
+        self.same("beta", "alpha")
+        kept = self.pair.status("beta", VM, role="replica")
+        assert kept["handed_over"] and kept["health"] == "Normal"
+
+    def after_going_back(self) -> None:
         self.told("alpha", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
         self.bounded("alpha")
         assert self.same("alpha", "beta") == IMAGE
@@ -113,12 +116,12 @@ class Runbook:
         self.pair.wait("older points", "beta", lambda vm: vm["older_points"] >= 2, vm=VM)
         self.pair.alpha.lose_power()
 
-    def in_disaster(self, typed: Typed) -> None:
+    def in_keep_it_or_go_back(self, typed: Typed) -> None:
         if "--undo" in typed.lines:
             assert self.pair.status("beta", VM)["state"] == WAITING
             self.read_back("beta", 4, 0x33, role="replica")
 
-    def after_disaster(self) -> None:
+    def after_keep_it_or_go_back(self) -> None:
         self.told("beta", "replica", "FailedOver", "Warning", lambda vm: not vm["older_points"])
         self.write("beta", 5, 0x34, role="replica")
 
@@ -135,34 +138,81 @@ class Runbook:
         assert self.same("beta", "alpha") != IMAGE
         self.read_back("beta", 5, 0x34)
 
-    def before_split_brain(self) -> None:
-        """The VM runs on beta by now: the link goes down, somebody fails over on alpha, and both guests write."""
+    def before_going_on_with_the_old_primary_after_an_undo(self) -> None:
+        """The VM runs on beta by now, and keeps to what it wrote while somebody fails over on alpha."""
         self.exchanged = True
-        self.pair.wire("down")
+        self.compared = self.last_compare("beta")
         self.pair.call("alpha", "vm.failover", role="replica", vm=VM)
-        self.write("alpha", 6, 0x41, role="replica")
-        self.write("beta", 7, 0x42)
-        self.pair.wire("up")
-        self.told("beta", "primary", "FailedOver", "Critical", lambda vm: "split brain" in vm["summary"])
-        refused = self.pair.beta.run("vmreplica", "reverse", VM, "--yes", check=False)
-        assert refused.returncode == 4 and "Split brain" in refused.stderr
-        (named,) = self.pair.call("beta", "events", role="primary", vm=VM, events=[60342])["events"]
-        assert "written on both hosts" in named["text"]
+        self.told("beta", "primary", "FailedOver", "Critical", lambda vm: vm["fenced"])
+        self.pair.wait("the fence", "beta", lambda _vm: self.control("beta")["fenced"], vm=VM, role="primary")
+        # As long as the failover stands this changes nothing.
+        self.pair.beta.run("vmreplica", "resume", VM)
+        self.told("beta", "primary", "FailedOver", "Critical", lambda vm: vm["fenced"])
+
+    def after_going_on_with_the_old_primary_after_an_undo(self) -> None:
+        self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        self.pair.wait("no fence", "beta", lambda _vm: not self.control("beta")["fenced"], vm=VM, role="primary")
+        self.write("beta", 6, 0x35)
+        self.same("beta", "alpha")
+        assert self.last_compare("beta") == self.compared, "nothing was compared"
+
+    def before_split_brain(self) -> None:
+        self.split("alpha", "beta", 0x41)
 
     def in_split_brain(self, typed: Typed) -> None:
-        if "--keep" not in typed.lines and "resolve" in typed.lines:
-            offset = (6 if typed.host == "beta" else 7) << 20
-            assert f"    {offset} + 65536\n" in self.printed, self.printed
-        elif "--keep" in typed.lines and typed.host == "alpha":
-            self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        here = MINE if typed.host == "alpha" else THEIRS
+        assert f"    {here << 20} + 65536\n" in self.printed, self.printed
 
-    def after_split_brain(self) -> None:
-        self.bounded("beta")
-        self.same("beta", "alpha")
-        self.read_back("beta", 7, 0x42)
+    def after_keeping_what_beta_has(self) -> None:
+        self.resolved("alpha", "beta", THEIRS, 0x41)
+        self.exchanged = False
+
+    def before_keeping_what_alpha_has(self) -> None:
+        self.split("beta", "alpha", 0x51)
+
+    def in_keeping_what_beta_has(self, typed: Typed) -> None:
+        if "--keep" in typed.lines:
+            self.told("alpha", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+
+    def in_keeping_what_alpha_has(self, typed: Typed) -> None:
+        if "--keep" in typed.lines and typed.host == "alpha":
+            self.told("alpha", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+
+    def after_keeping_what_alpha_has(self) -> None:
+        self.resolved("alpha", "beta", MINE, 0x51)
+        assert self.pair.status("alpha", VM, role="primary")["disks"][0]["path"] == IMAGE
+
+    def split(self, promoted: str, primary: str, pattern: int) -> None:
+        """The link goes down, somebody fails over at ``promoted``, and both guests write."""
+        self.pair.wire("down")
+        self.pair.call(promoted, "vm.failover", role="replica", vm=VM)
+        self.write(promoted, THEIRS, pattern, role="replica")
+        self.write(primary, MINE, pattern + 1)
+        self.pair.wire("up")
+        self.told(primary, "primary", "FailedOver", "Critical", lambda vm: "split brain" in vm["summary"])
+        refused = self.pair.hosts[primary].run("vmreplica", "reverse", VM, "--yes", check=False)
+        assert refused.returncode == 4 and "Split brain" in refused.stderr
+        named = self.pair.call(primary, "events", role="primary", vm=VM, events=[60342])["events"]
+        assert "written on both hosts" in named[-1]["text"]
+
+    def resolved(self, primary: str, replica: str, kept: int, pattern: int) -> None:
+        """Only what either side wrote was compared; one side's writes are there, and the other's in the oldest point of
+        the copy.
+        """
+        self.bounded(primary)
+        self.same(primary, replica)
+        patterns = {THEIRS: pattern, MINE: pattern + 1}
+        lost = THEIRS if kept == MINE else MINE
+        self.read_back(primary, kept, patterns[kept])
+        read = f"read -P {patterns[lost]} {lost}M 64k"
+        here = self.pair.hosts[primary].run(
+            "qemu-io", "-r", "-f", "raw", "-c", read, self.uri(primary, "primary"), check=False
+        )
+        assert "Pattern verification failed" in here.stdout, here
         loser = re.findall(r"[0-9a-f]{8}/\d+", self.printed)[-1]
-        served = self.pair.call("alpha", "vm.export", role="replica", vm=VM, point=loser)
-        self.pair.alpha.run("qemu-io", "-r", "-f", "raw", "-c", "read -P 0x41 6M 64k", served["uris"][0])
+        served = self.pair.call(replica, "vm.export", role="replica", vm=VM, point=loser)
+        self.pair.hosts[replica].run("qemu-io", "-r", "-f", "raw", "-c", read, served["uris"][0])
+        self.pair.call(replica, "vm.unexport", role="replica", vm=VM, id=served["id"])
 
     def check_audit(self) -> None:
         """Each order of the page is on record, at the agent that it was given to, and nothing of it was changed."""
@@ -203,8 +253,11 @@ class Runbook:
 
     def bounded(self, name: str) -> None:
         """The last compare was of what is in doubt, never of the whole disk."""
-        last = self.pair.call(name, "vm.resync_show", role="primary", vm=VM)["last"]
+        last = self.last_compare(name)
         assert last["kind"] == "bounded", last
+
+    def last_compare(self, name: str) -> Status:
+        return dict(self.pair.call(name, "vm.resync_show", role="primary", vm=VM)["last"])
 
     def uri(self, name: str, role: str) -> str:
         vm = self.pair.wait("the tap", name, lambda vm: vm["tap"] and vm["tap"]["uris"], vm=VM, role=role)
