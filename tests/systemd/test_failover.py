@@ -91,8 +91,11 @@ class Runbook:
             self.told("alpha", "primary", PREPARED, "Warning", lambda vm: vm["planned"]["step"] == "confirmed")
 
     def after_planned_failover(self) -> None:
-        assert WAITING in self.printed
+        assert "A planned failover: nothing is lost" in self.printed and WAITING in self.printed
         self.told("beta", "replica", WAITING, "Warning", lambda vm: vm["planned"]["step"] == "failed over")
+        prepared, promoted = (self.pair.status(name, VM)["planned"] for name in ("alpha", "beta"))
+        assert prepared["chain"] == promoted["chain"] and prepared["chain"]
+        assert prepared["cut"]["segment"] == promoted["cut"]["segment"]
         self.write("beta", 3, 0x32, role="replica")
         self.read_back("beta", 2, 0x31, role="replica")
 
