@@ -7,11 +7,13 @@ orders has all of them.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from primary_agent.handing_over import CLOCKS_SECONDS
 from scripts.agent_pair import call
 from tests.pair.hosts import compare
 from tests.systemd.conftest import set_up
@@ -117,6 +119,10 @@ class Runbook:
         self.same("alpha", "beta")
         self.same("alpha", "beta")
         self.pair.wait("older points", "beta", lambda vm: vm["older_points"] >= 2, vm=VM)
+        # Nobody fails over sooner than that; what is written right before counts as written after it.
+        written = self.pair.alpha.path(IMAGE).stat().st_mtime
+        while time.time() < written + CLOCKS_SECONDS + 1:
+            time.sleep(0.1)
         self.pair.alpha.lose_power()
 
     def in_keep_it_or_go_back(self, typed: Typed) -> None:
