@@ -134,7 +134,9 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
         await two.alpha.call("primary", verbs.RESOLVE, vm=NAME, yes=True)
     with pytest.raises(UsageError, match="is given up"):
         await two.beta.call("replica", verbs.RESOLVE, vm=NAME)
-    await two.beta.call("replica", verbs.RESOLVE, vm=NAME, yes=True)
+    code, told = await two.beta.command("resolve", NAME, "--keep", "primary", "--yes")
+    assert code == 0 and "This host is the replica of web." in told, told
+    assert "Where that was not done yet: vmreplica resolve web --keep primary on alpha." in told
     await two.alpha.call("primary", verbs.RESOLVE, vm=NAME, yes=True)
     await two.replicating(two.alpha)
     assert newest_run(two.alpha) == ("bounded", 2 * BLOCK, 2 * BLOCK)
@@ -157,6 +159,7 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
     assert two.alpha.paths()[0].read_bytes() == losing
     code, told = await two.alpha.command("resolve", NAME, "--keep", "replica", "--yes")
     assert code == 0 and "This host is the replica of web." in told, told
+    assert "Where that was not done yet: vmreplica reverse web on beta." in told
     code, told = await two.beta.command("reverse", NAME, "--yes")
     assert code == 0 and "This host is the primary of web." in told, "the same command again changes nothing"
     two.beta.vm.parts.link.poke.notify()
