@@ -80,8 +80,13 @@ class Runbook:
             self.told("beta", "replica", "Replicating", "Normal", lambda vm: not vm["exports"])
         elif "--test" in typed.lines:
             self.told("beta", "replica", "Replicating", "Normal", lambda vm: vm["test_failover"])
+            # Beside it, as the text says.
+            exported = self.pair.beta.run("vmreplica", "export", VM, "--point", "before-upgrade", "--writable").stdout
+            (identity,) = re.findall(rf"vmreplica unexport {VM} (\S+)", exported)
+            self.pair.beta.run("vmreplica", "unexport", VM, identity)
 
     def after_test_failover(self) -> None:
+        assert "last test" in self.pair.beta.run("vmreplica", "measure", VM).stdout
         self.same("alpha", "beta")
 
     def in_planned_failover(self, typed: Typed) -> None:
@@ -159,11 +164,28 @@ class Runbook:
         self.told("beta", "primary", "FailedOver", "Critical", lambda vm: vm["fenced"])
 
     def after_going_on_with_the_old_primary_after_an_undo(self) -> None:
-        self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
-        self.pair.wait("no fence", "beta", lambda _vm: not self.control("beta")["fenced"], vm=VM, role="primary")
-        self.write("beta", 6, 0x35)
-        self.same("beta", "alpha")
-        assert self.last_compare("beta") == self.compared, "nothing was compared"
+        self.goes_on("beta", 0x35)
+        # After a planned one it is the same.
+        self.pair.beta.run("vmreplica", "failover", VM, "--prepare", "--yes")
+        self.pair.call("alpha", "vm.failover", role="replica", vm=VM)
+        self.told("beta", "primary", "FailedOver", "Critical", lambda vm: vm["planned"]["step"] == "failed over")
+        assert self.control("beta")["refused"]
+        self.pair.alpha.run("vmreplica", "failover", VM, "--undo", "--yes")
+        self.pair.beta.run("vmreplica", "resume", VM)
+        self.goes_on("beta", 0x36)
+        assert not self.control("beta")["refused"]
+
+    def goes_on(self, primary: str, pattern: int) -> None:
+        """Replicated as before: writes are taken, and nothing was compared."""
+        self.told(primary, "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        self.pair.wait("no fence", primary, lambda _vm: self.takes_writes(primary), vm=VM, role="primary")
+        self.write(primary, 6, pattern)
+        self.same(primary, OTHER[primary])
+        assert self.last_compare(primary) == self.compared, "nothing was compared"
+
+    def takes_writes(self, name: str) -> bool:
+        tap = self.control(name)
+        return not tap["fenced"] and not tap["refused"]
 
     def before_split_brain(self) -> None:
         self.split("alpha", "beta", 0x41)
