@@ -29,8 +29,10 @@ ROLES = ("primary", "replica")
 PORTS = {"primary": 9441, "replica": 9442}
 OTHER = {"alpha": "beta", "beta": "alpha"}
 WAITING, PREPARED = "FailedOverWaitingCompletion", "PreparedForFailover"
-THEIRS, MINE = 7, 8
-"""MiB of the disk that the promoted side and the former primary write in a split brain."""
+THEIRS, MINE, LOST = 7, 8, 9
+"""MiB of the disk that are written in a split brain by the promoted side and by the former primary, and by the latter
+before a disaster when the link is down.
+"""
 
 
 def figures(role: str) -> str:
@@ -124,11 +126,14 @@ class Runbook:
         self.same("alpha", "beta")
         self.same("alpha", "beta")
         self.pair.wait("older points", "beta", lambda vm: vm["older_points"] >= 2, vm=VM)
+        self.pair.wire("down")
+        self.write("alpha", LOST, 0x39)
         # Nobody fails over sooner than that; what is written right before counts as written after it.
         written = self.pair.alpha.path(IMAGE).stat().st_mtime
         while time.time() < written + CLOCKS_SECONDS + 1:
             time.sleep(0.1)
         self.pair.alpha.lose_power()
+        self.pair.wire("up")
 
     def in_keep_it_or_go_back(self, typed: Typed) -> None:
         if "--undo" in typed.lines:
@@ -146,11 +151,18 @@ class Runbook:
         refused = self.pair.alpha.run("qemu-io", "-f", "raw", "-c", "write 0 64k", until["tap"]["uris"][0], check=False)
         assert refused.returncode and "Permission denied" in refused.stdout + refused.stderr
 
+    def in_return_of_a_former_primary(self, typed: Typed) -> None:
+        if typed.host == "beta":
+            asked = self.pair.alpha.run("vmreplica", "reverse", VM, check=False)
+            assert asked.returncode == 2 and "Only on this host are" in asked.stderr, asked
+
     def after_return_of_a_former_primary(self) -> None:
         self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
         self.bounded("beta")
         assert self.same("beta", "alpha") != IMAGE
         self.read_back("beta", 5, 0x34)
+        self.lacks("beta", LOST, 0x39)
+        self.kept("alpha", self.pair.alpha.run("vmreplica", "points", VM).stdout, LOST, 0x39)
 
     def before_going_on_with_the_old_primary_after_an_undo(self) -> None:
         """The VM runs on beta by now, and keeps to what it wrote while somebody fails over on alpha."""
@@ -235,15 +247,22 @@ class Runbook:
         patterns = {THEIRS: pattern, MINE: pattern + 1}
         lost = THEIRS if kept == MINE else MINE
         self.read_back(primary, kept, patterns[kept])
-        read = f"read -P {patterns[lost]} {lost}M 64k"
-        here = self.pair.hosts[primary].run(
-            "qemu-io", "-r", "-f", "raw", "-c", read, self.uri(primary, "primary"), check=False
-        )
-        assert "Pattern verification failed" in here.stdout, here
-        loser = re.findall(r"[0-9a-f]{8}/\d+", self.printed)[-1]
-        served = self.pair.call(replica, "vm.export", role="replica", vm=VM, point=loser)
-        self.pair.hosts[replica].run("qemu-io", "-r", "-f", "raw", "-c", read, served["uris"][0])
-        self.pair.call(replica, "vm.unexport", role="replica", vm=VM, id=served["id"])
+        self.lacks(primary, lost, patterns[lost])
+        self.kept(replica, self.printed, lost, patterns[lost])
+
+    def lacks(self, name: str, mib: int, pattern: int) -> None:
+        """The primary's disk has something else there."""
+        read = ("qemu-io", "-r", "-f", "raw", "-c", f"read -P {pattern} {mib}M 64k", self.uri(name, "primary"))
+        told = self.pair.hosts[name].run(*read, check=False)
+        assert "Pattern verification failed" in told.stdout, told
+
+    def kept(self, name: str, listed: str, mib: int, pattern: int) -> None:
+        """The oldest of the listed points has it."""
+        oldest = re.findall(r"[0-9a-f]{8}/\d+", listed)[-1]
+        served = self.pair.call(name, "vm.export", role="replica", vm=VM, point=oldest)
+        read = f"read -P {pattern} {mib}M 64k"
+        self.pair.hosts[name].run("qemu-io", "-r", "-f", "raw", "-c", read, served["uris"][0])
+        self.pair.call(name, "vm.unexport", role="replica", vm=VM, id=served["id"])
 
     def check_audit(self) -> None:
         """Each order of the page is on record, at the agent that it was given to, and nothing of it was changed."""
