@@ -154,7 +154,7 @@ class Runbook:
     def in_return_of_a_former_primary(self, typed: Typed) -> None:
         if typed.host == "beta":
             asked = self.pair.alpha.run("vmreplica", "reverse", VM, check=False)
-            assert asked.returncode == 2 and "Only on this host are" in asked.stderr, asked
+            assert asked.returncode == 2 and "Only on this host are" in asked.stdout + asked.stderr, asked
 
     def after_return_of_a_former_primary(self) -> None:
         self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
