@@ -41,6 +41,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     statistics = vm.statistics.report(now, pending_bytes=pending)
     statistics.last_test_failover_time = parts.ledger.points.last_test_time
     quota = surroundings.quota_of(parts.vm)
+    handed_over = parts.ledger.promotion is not None and parts.ledger.promotion.handed_over
     status = VmStatus(
         name=vm.name,
         uuid=parts.uuid,
@@ -62,7 +63,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         link=_link(vm, now),
         tap=tap.view() if tap is not None else _silent_tap(vm),
         progress=_progress(parts),
-        planned=planned_status(parts.ledger.prepared, parts.ledger.promotion),
+        planned=planned_status(parts.ledger.prepared, parts.ledger.promotion) if not handed_over else None,
         statistics=statistics,
         failover=failover_of(vm),
         disks=[
@@ -80,7 +81,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
             for disk in parts.ledger.vm.former
         ],
         exports=vm.exports.status(),
-        handed_over=parts.ledger.promotion is not None and parts.ledger.promotion.handed_over,
+        handed_over=handed_over,
         older_points=sum(log.point for log in parts.ledger.points.logs),
         oldest_point_time=next((log.older_time for log in parts.ledger.points.logs if log.point), None),
         points_bytes=parts.history.bytes,

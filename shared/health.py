@@ -18,6 +18,7 @@ from shared.measures import Statistics
 from shared.rates import duration_text, size_text
 from shared.states import Health, PlannedStep, ReplicationState
 from shared.status import DiskStatus, VmStatus
+from shared.summary_words import behind_text, initial_words, percent_text, prepared_words
 
 MISSED_FRACTION = 0.2
 CYCLES_MIN = 20
@@ -351,50 +352,21 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
     if status.role == "replica" and status.planned is not None and status.planned.token_sent:
         return f"Prepared for a failover: {status.planned.text}"
     if state is ReplicationState.PREPARED_FOR_FAILOVER:
-        return f"Prepared for a failover: {_prepared_words(status)}."
+        return f"Prepared for a failover: {prepared_words(status)}."
     if state is ReplicationState.FAILED_OVER:
         return f"Not protected: {status.fenced or 'the VM was failed over at the replica.'}"
     if state is ReplicationState.ERROR:
         return "Not protected: " + (status.problem.text if status.problem else "replication is in error.")
     if not status.baseline:
-        return f"Not protected: initial replication {_initial_words(status, state)}."
+        return f"Not protected: initial replication {initial_words(status, state)}."
     if status.bypasses:
         return f"Not protected: {status.bypasses[0].text}"
-    behind = _behind(status)
+    behind = behind_text(status)
     if result.protected:
         return f"Protected: {behind}."
     if status.suspended:
         return f"Not protected: replication is suspended; {behind}."
     if status.causes or state in (*_RESYNCING, ReplicationState.WAITING_FOR_START_RESYNCHRONIZE):
-        doing = f"resynchronizing{_percent(status)}" if state in _RESYNCING else "a resynchronization is required"
+        doing = f"resynchronizing{percent_text(status)}" if state in _RESYNCING else "a resynchronization is required"
         return f"Not protected: {doing}; {behind}."
     return f"Not protected: {behind}."
-
-
-def _initial_words(status: VmStatus, state: ReplicationState) -> str:
-    if state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
-        return "has not been started"
-    if state is ReplicationState.WAITING_FOR_INITIAL_REPLICATION:
-        return "waits for its time"
-    return f"is not complete{_percent(status)}"
-
-
-def _prepared_words(status: VmStatus) -> str:
-    where = status.peer_host or "the replica"
-    if status.planned is not None and status.planned.step == PlannedStep.CONFIRMED:
-        return f"{where} has everything, and the VM's disks take no writes here"
-    return f"the answer of {where} is waited for, and the VM's disks take no writes here"
-
-
-def _percent(status: VmStatus) -> str:
-    progress = status.progress
-    if progress is None or not progress.total_bytes:
-        return ""
-    return f" ({100 * progress.done_bytes // progress.total_bytes} % compared)"
-
-
-def _behind(status: VmStatus) -> str:
-    where = "this replica" if status.role == "replica" else f"the replica at {status.peer_host or 'its host'}"
-    if status.lag_seconds is None:
-        return f"{where} has not told its newest point"
-    return f"{where} holds everything up to {duration_text(status.lag_seconds)} ago"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from shared.cli.arguments import build_parser
 from shared.cli.grammar import verb_parsers
 from shared.events import EventId, level_of
 from shared.journal_entries import message_id
+from tests.systemd.page import sections
 
 ROOT = Path(__file__).parents[2]
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
@@ -90,6 +92,20 @@ def test_every_command_on_the_pages_is_one() -> None:
     for path in (OPERATIONS, TROUBLESHOOTING):
         for name in re.findall(r"(?:^|`)(?:sudo )?vmreplica ([a-z-]+)", path.read_text(), re.MULTILINE):
             assert name in verbs, f"{path.name}: vmreplica {name}"
+
+
+@pytest.mark.parametrize("name", ["failover.md", "first-pair.md"])
+def test_every_command_of_a_page_that_is_typed_is_taken(name: str) -> None:
+    """Of its blocks none is left out by the tests that type them, and what its text names is a command as well."""
+    text = (OPERATIONS.parent / name).read_text()
+    typed = "".join(part.lines for parts in sections(name).values() for part in parts)
+    prompted = re.findall(r"^[a-z]+# (.*)$", text, re.MULTILINE)
+    assert prompted and typed.startswith(prompted[0])
+    assert all(f"{line}\n" in typed for line in prompted)
+    named = [re.sub(r"\s+", " ", each) for each in re.findall(r"`(vmreplica [^`]+)`", text)]
+    parser = build_parser()
+    for words in map(shlex.split, named):
+        assert parser.parse_args(words[1:]).handler, words
 
 
 def test_number_names_nothing_twice() -> None:

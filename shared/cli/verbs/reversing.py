@@ -67,7 +67,9 @@ def resolve(options: argparse.Namespace, context: Context) -> int:
         if found is None:
             raise here.unfit("resolve --keep primary", "")
         _confirmed(found, admin.RESOLVE, options, context)
-        return _tell(found, found.vm.role, options, context)
+        # The primary only takes it once the other side has given its failover up.
+        there = f"vmreplica resolve {here.name} --keep primary" if found.vm.role == "replica" else ""
+        return _tell(found, found.vm.role, options, context, there=there)
 
 
 def _report(here: _Here, options: argparse.Namespace, context: Context) -> int:
@@ -242,7 +244,10 @@ def _found(agent: Agent, here: _Here) -> Found:
     return Found(fresh, fresh.status.vms[0])
 
 
-def _tell(found: Found | None, role: str, options: argparse.Namespace, context: Context) -> int:
+def _tell(
+    found: Found | None, role: str, options: argparse.Namespace, context: Context, *, there: str | None = None
+) -> int:
+    """What this host is now. ``there``: the order for the other one, `reverse` by default; empty where it was given."""
     assert found is not None
     fresh = found.agent.refresh(found.vm.uuid)
     vm = fresh.status.vms[0]
@@ -250,10 +255,11 @@ def _tell(found: Found | None, role: str, options: argparse.Namespace, context: 
         context.console.print_json(fresh.raw["vms"][0])
         return SUCCESS
     other = vm.peer_host or "the other host"
+    there = f"vmreplica reverse {vm.name}" if there is None else there
     context.console.print(
         [
             f"This host is the {role} of {vm.name}. {vm.summary}",
-            f"Where that was not done yet: vmreplica reverse {vm.name} on {other}.",
+            *([f"Where that was not done yet: {there} on {other}."] if there else []),
             f"To follow it: vmreplica status {vm.name}",
         ]
     )
