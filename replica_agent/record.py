@@ -78,8 +78,6 @@ class VmRecord(Record):
     apart: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]], msgspec.Meta(max_length=1 << 16)] = []
     """Indexes whose files in the folder are no part of the copy: disks that were removed from the VM while it ran on
     this host. They are left as they are."""
-    settings: dict[str, Any] = {}
-    """The VM's settings at this host's primary agent, from which it came; kept for the day it goes back."""
     handover: str = ""
     """The id of the hand-over by which it came (shared.handover)."""
 

@@ -184,7 +184,6 @@ async def _write(
         name=handed.name,
         disks=disks,
         created_time=now,
-        settings=handed.settings,
         handover=handed.id,
         disk_set=handed.disk_set,
         next_index=handed.next_index,
