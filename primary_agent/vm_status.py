@@ -52,6 +52,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         epoch=record.epoch.hex() if record.epoch != NO_EPOCH else "",
         peer_host=record.peer_host or vm.replica_host,
         fenced=_fenced(parts) if state is ReplicationState.FAILED_OVER else "",
+        split_brain=_is_split(parts) if state is ReplicationState.FAILED_OVER else False,
         handed_over=parts.handed_over is not None,
         link=_link(parts, vm, now),
         tap=_tap(parts.tap, parts.surroundings.version, parts.observer),
@@ -141,6 +142,12 @@ def _pending_settings(config: TapConfig, connection: Connection | None) -> list[
 def _fenced(parts: Parts) -> str:
     """Where the VM was failed over to, and whether both sides have moved on, as of now."""
     return f"{parts.replication.record.fenced} {moved_text(split=parts.moved_on())}"
+
+
+def _is_split(parts: Parts) -> bool:
+    """Whether both sides have, or may have, writes that the other one has not (I8)."""
+    fence = parts.replication.record.fence
+    return parts.moved_on() and (fence is None or fence.written)
 
 
 def _cut(position: Position, time_ns: int | None) -> CutStatus:

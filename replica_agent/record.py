@@ -188,6 +188,13 @@ class ProofRecord(Record):
     images: Annotated[list[ImageRecord], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
 
 
+class WrongRecord(Record):
+    """A point that was read to its end, and is not what a verify found on both sides at its cut; ``cause`` tells it."""
+
+    position: PositionRecord
+    cause: Cause
+
+
 class PointsRecord(Record):
     """The older recovery points: ``logs`` lead one after another from the oldest to the newest point.
 
@@ -206,6 +213,8 @@ class PointsRecord(Record):
     proofs: list[ProofRecord] = []
     last_test_time: float | None = None
     """When a test failover was begun last."""
+    wrong: list[WrongRecord] = []
+    """Points that were read, and are not what they have to be."""
 
 
 class ExportedDiskRecord(Record):
