@@ -47,12 +47,14 @@ TEST = TestFailoverStatus(name="web-test", export="0a0b0c0d", point="0123/15", c
 # what is so: role, state, what the status has; health, a word of the reasons, a word of the remedy, of the page
 STATES: dict[str, tuple[str, ReplicationState, dict[str, Any], str, str, str, str]] = {
     "failed over, not committed": (
-        "replica", S.FAILED_OVER_WAITING_COMPLETION, {"failover": failover(undoable=True, layered=True, written_bytes=9)},
+        "replica", S.FAILED_OVER_WAITING_COMPLETION,
+        {"failover": failover(undoable=True, layered=True, written_bytes=9)},
         "Warning", "not replicated to another one", "failover web --commit", "not committed; 9 B written since",
     ),
     "committed, and settling": (
         "replica", S.FAILED_OVER, {"failover": failover(layered=True, settled_bytes=1 << 20, settling_bytes=4 << 20)},
-        "Warning", "not replicated to another one", "reverse web` here and there", "1.0 MiB of about 4.0 MiB has settled",
+        "Warning", "not replicated to another one", "reverse web` here and there",
+        "1.0 MiB of about 4.0 MiB has settled",
     ),
     "settling is stuck": (
         "replica", S.FAILED_OVER, {"failover": failover(layered=True, trouble="no space")},
@@ -68,11 +70,13 @@ STATES: dict[str, tuple[str, ReplicationState, dict[str, Any], str, str, str, st
         "Warning", "is being undone", "events web", "being undone",
     ),
     "prepared": (
-        "primary", S.PREPARED_FOR_FAILOVER, {"planned": PlannedStatus(step=PlannedStep.CONFIRMED, text="All is there.")},
+        "primary", S.PREPARED_FOR_FAILOVER,
+        {"planned": PlannedStatus(step=PlannedStep.CONFIRMED, text="All is there.")},
         "Warning", "takes no writes here", "failover web --prepare --abort", "confirmed: All is there.",
     ),
     "prepared, at the replica": (
-        "replica", S.REPLICATING, {"planned": PlannedStatus(step="prepared", text="alpha takes none.", token_sent=True)},
+        "replica", S.REPLICATING,
+        {"planned": PlannedStatus(step="prepared", text="alpha takes none.", token_sent=True)},
         "Warning", "prepared for a failover to this host", "Run `vmreplica failover web` here", "prepared: alpha",
     ),
     "aborted by force": (
@@ -95,7 +99,9 @@ STATES: dict[str, tuple[str, ReplicationState, dict[str, Any], str, str, str, st
         "primary", S.FAILED_OVER, {"handed_over": True, "fenced": "It was failed over at beta."},
         "Critical", "has not taken it yet", "reverse web` again", "",
     ),
-    "handed over to the primary agent": ("replica", S.FAILED_OVER, {"handed_over": True}, "Normal", "", "", "Handed over"),
+    "handed over to the primary agent": (
+        "replica", S.FAILED_OVER, {"handed_over": True}, "Normal", "", "", "Handed over",
+    ),
     "a reversal waits for the other host": (
         "replica", S.WAITING_FOR_START_RESYNCHRONIZE, {"causes": [cause("reversed")]},
         "Critical", "Resynchronization is required", "reverse web` on alpha as well", "It is so.",
@@ -123,7 +129,10 @@ STATES: dict[str, tuple[str, ReplicationState, dict[str, Any], str, str, str, st
     ),
     "a first copy is on its way": (
         "primary", S.INITIAL_REPLICATION_IN_PROGRESS,
-        {"baseline": False, "export_folder": "/media/web", "export_complete": True, "waiting": "It waits for its import."},
+        {
+            "baseline": False, "export_folder": "/media/web", "export_complete": True,
+            "waiting": "It waits for its import.",
+        },
         "Warning", "It waits for its import.", "", "/media/web, complete",
     ),
     "freezing fails": (
