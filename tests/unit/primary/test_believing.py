@@ -11,6 +11,8 @@ import pytest
 
 from primary_agent.believing import Places, drop, judge, keep, kept_path, read_kept, read_places
 from primary_agent.record import DiskRecord, VmRecord
+from shared.cli.configured import config_findings
+from shared.cli.findings import Level
 from shared.errors import ForbiddenError, StorageError, StoreDamagedError, UsageError
 from shared.handover import HandOver
 from shared.ports.file_system import RealFileSystem
@@ -156,6 +158,10 @@ def test_the_replica_agents_configuration_has_to_be_roots(tmp_path: Path) -> Non
     path.chmod(0o664)
     with pytest.raises(StorageError, match="Others may write"):
         read_places(str(path))
+    primary = tmp_path / "primary.toml"
+    primary.write_text(f'replica_config = "{path}"\n[tls]\nca = "/a"\ncertificate = "/c"\nkey = "/k"\n')
+    found = [finding for finding in config_findings(str(primary), "primary")[0] if finding.subject == "replica_config"]
+    assert [finding.level for finding in found] == [Level.PROBLEM] and f"chmod go-w {path}" in found[0].remedy
     path.chmod(0o644)
     tmp_path.chmod(0o777)
     with pytest.raises(StorageError, match="Others may write in"):
