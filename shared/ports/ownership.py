@@ -88,6 +88,17 @@ def require_copy(path: str, copy: str, *, folder: bool) -> int:
     return state.st_size
 
 
+def require_owner(path: str, state: os.stat_result, owner: int) -> None:
+    """Raises StorageError unless a file is ``owner``'s: whoever can change a path gets at his own files only."""
+    if state.st_uid != owner:
+        whose, theirs = (user_name(uid) or f"user {uid}" for uid in (state.st_uid, owner))
+        raise StorageError(
+            f"{path} belongs to {whose}, and the folder of its tap to {theirs}: only a file of that user is its disk.",
+            f"If it is a disk of that VM: chown {theirs} {path}. Else look who changed the tap's configuration.",
+            code="foreign_owner",
+        )
+
+
 def _is_trusted(path: str, state: os.stat_result) -> bool:
     return state.st_uid in (0, os.geteuid()) or state.st_uid == os.stat(os.path.dirname(path) or ".").st_uid
 

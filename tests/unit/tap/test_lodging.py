@@ -1,0 +1,76 @@
+"""A root's tap in a folder of another user's serves that user's own disks, and makes nothing elsewhere (T8)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from primary_agent.tap.lodging import judge
+from shared.errors import ForbiddenError, StorageError
+from shared.ports.file_system import RealFileSystem
+from shared.tap_config import TapConfig, TapDisk, TapLayer
+
+UUID = "00010203-0405-0607-0809-0a0b0c0d0e0f"
+FOLDER, SOCKETS = f"/srv/store/{UUID}/tap", f"/run/replica/{UUID}"
+THEIRS, ROOT = 999, 0
+NOBODY = 65534
+
+
+def owner_of(folder: str) -> int | None:
+    return {"/run/primary": ROOT, "/etc": ROOT}.get(folder, THEIRS)
+
+
+def config(**other: Any) -> TapConfig:
+    told: dict[str, Any] = {
+        "vm": UUID, "name": "web", "log_folder": f"{FOLDER}/log", "nbd_socket": f"{SOCKETS}/nbd.sock",
+        "control_socket": f"{SOCKETS}/control.sock",
+        "disks": [TapDisk(index=0, uuid="61" * 16, path="/srv/x.raw", size=4096, export="disk0")],
+    }  # fmt: skip
+    return TapConfig(**(told | other))
+
+
+def test_what_the_agents_write_is_followed() -> None:
+    judge(config(), FOLDER, owner_of)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("log_folder", "/var/lib/libvirt/images"),
+        ("log_folder", f"{FOLDER}/log/.."),
+        ("nbd_socket", "/run/primary/other/nbd.sock"),
+        ("control_socket", f"/run/primary/{UUID}/control.sock"),
+        ("control_socket", f"/run/replica/../primary/{UUID}/control.sock"),
+        ("control_socket", "/run/replica/other/control.sock"),
+        ("nbd_tcp", "127.0.0.1:1"),
+        ("vm", "10010203-0405-0607-0809-0a0b0c0d0e0f"),
+        ("layers", [TapLayer(path="/etc/shadow", length=1, chain="0" * 32)]),
+    ],
+)
+def test_what_leads_elsewhere_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ForbiddenError, match="The tap's configuration in .* is refused") as refused:
+        judge(config(**{field: value}), FOLDER, owner_of)
+    # Of another VM's the first thing that does not fit are its sockets.
+    assert f"its {'control_socket' if field == 'vm' else field} is" in refused.value.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing the owner needs root")
+@pytest.mark.parametrize("write", [False, True])
+def test_only_that_users_files_are_opened_as_disks(tmp_path: Path, write: bool) -> None:
+    """Neither a file of somebody else's, by whatever name, nor a device: they are not his."""
+    own, other, link = tmp_path / "own.raw", tmp_path / "other.raw", tmp_path / "link.raw"
+    for path in (own, other):
+        path.touch()
+    os.chown(own, NOBODY, NOBODY)
+    files = RealFileSystem(disks_of=NOBODY)
+    files.open_disk(str(own), write=write).close()
+    os.link(other, link)
+    for path in (other, link):
+        with pytest.raises(StorageError, match="only a file of that user is its disk") as refused:
+            files.open_disk(str(path), write=write)
+        assert refused.value.code == "foreign_owner"
+    with pytest.raises(StorageError, match="a character device, not a regular file"):
+        files.open_disk("/dev/null", write=write)
