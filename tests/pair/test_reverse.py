@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -21,7 +22,7 @@ from shared.admin import verbs
 from shared.errors import ForbiddenError, InvalidStateError, UsageError
 from shared.states import ReplicationState
 from shared.status import VmStatus
-from tests.pair.rig import MIB
+from tests.pair.rig import MIB, WAIT_SECONDS
 from tests.pair.two_hosts import NAME, Host, TwoHosts
 
 BLOCK = 64 << 10
@@ -210,7 +211,10 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     assert not two.beta.copy.promotion.silent
     tap = PromotedTap(two.beta.copy.parts, bytes.fromhex(first["epoch"]))
     await tap.stop_tap()
-    await two.beta.copy.promotion.look()
+    # Its process has answered, and ends.
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not two.beta.copy.promotion.silent:
+            await two.beta.copy.promotion.look()
     (status,) = two.beta.replica.status().vms
     assert status.health == "Critical" and "vmreplica reverse web" in status.remedy
     # What a replica agent that was taken over might say leads root nowhere, and changes nothing.
