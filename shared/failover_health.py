@@ -39,6 +39,13 @@ def _at_the_primary(status: VmStatus, state: ReplicationState) -> Iterator[Reaso
         )
         remedy = f"Do not run the VM here. {decide if status.split_brain else reverse}"
         yield Health.CRITICAL, status.fenced or "The VM was failed over at the replica.", remedy
+    elif status.fenced:
+        there = status.peer_host or "the replica's host"
+        yield (
+            Health.WARNING,
+            f"{name} was resumed after a failover to {there}, which has not answered yet whether that is over.",
+            f"Until it has, nothing is sent and nobody may write: `vmreplica test-connection {status.link.peer}`.",
+        )
 
 
 def _at_the_replica(status: VmStatus, state: ReplicationState) -> Iterator[Reason]:

@@ -315,7 +315,7 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
     """Kept up to date, and up to date: a point that is recent but no longer followed protects nothing to come."""
     if state is not ReplicationState.REPLICATING or not status.baseline or status.lag_seconds is None:
         return False
-    if status.problem is not None or status.causes or status.bypasses:
+    if status.problem is not None or status.causes or status.bypasses or status.fenced:
         return False
     return status.lag_seconds <= promised_lag(status.interval_seconds)
 
@@ -340,6 +340,9 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
     if status.bypasses:
         return f"Not protected: {status.bypasses[0].text}"
     behind = _behind(status)
+    if status.fenced:
+        there = status.peer_host or "the replica"
+        return f"Not protected: {there} has not answered yet whether its failover is over; {behind}."
     if result.protected:
         return f"Protected: {behind}."
     if status.suspended:

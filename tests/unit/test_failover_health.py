@@ -95,6 +95,11 @@ STATES: dict[str, tuple[str, ReplicationState, dict[str, Any], str, str, str, st
         "primary", S.FAILED_OVER, {"fenced": "It was failed over at beta.", "split_brain": True},
         "Critical", "failed over at beta", "resolve web --keep primary` on beta", "fenced",
     ),
+    "resumed after a failover, and no answer yet": (
+        "primary", S.REPLICATING, {"fenced": "It was failed over at beta."},
+        "Warning", "was resumed after a failover to beta", "test-connection beta:7443",
+        "Not protected: beta has not answered",
+    ),
     "handed over, and not taken": (
         "primary", S.FAILED_OVER, {"handed_over": True, "fenced": "It was failed over at beta."},
         "Critical", "has not taken it yet", "reverse web` again", "",

@@ -52,7 +52,18 @@ def reverse(options: argparse.Namespace, context: Context) -> int:
             return _become_primary(here, options, context)
         if here.is_reversed_replica:
             return _tell(here.replica, "replica", options, context)
-        raise here.unfit("reverse", f"Run `vmreplica failover {here.name}` on the replica's host first.")
+        raise here.unfit("reverse", _before_reverse(here))
+
+
+def _before_reverse(here: _Here) -> str:
+    """What comes before a reversal, as of this host."""
+    planned = here.replica.vm.planned if here.replica is not None else None
+    if planned is not None and planned.token_sent:
+        return f"Run `vmreplica failover {here.name}` here first: it is prepared."
+    return (
+        f"It comes after a failover, which moves the VM: `vmreplica failover {here.name} --prepare` at the primary, "
+        f"then `vmreplica failover {here.name}` at the replica."
+    )
 
 
 def resolve(options: argparse.Namespace, context: Context) -> int:
@@ -60,6 +71,9 @@ def resolve(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         here = _Here(agents, options.vm)
+        if not here.is_former_primary and not here.is_promoted:
+            verb = "resolve" if options.keep is None else f"resolve --keep {options.keep}"
+            raise here.unfit(verb, f"There is no split brain to resolve: {here.name} was not failed over.")
         if options.keep is None:
             return _report(here, options, context)
         if options.keep == "replica":
@@ -91,7 +105,13 @@ def _report(here: _Here, options: argparse.Namespace, context: Context) -> int:
             lines.append(f"    and {disk.range_count - RANGES_SHOWN} more: add --json")
     if report.reason:
         lines.append(f"More may differ: {report.reason}.")
-    lines.append(f"To decide: vmreplica resolve {report.name} --keep primary, or --keep replica; on both hosts.")
+    lines += [
+        "To decide, where both hosts have something of their own:",
+        "  for the former primary, on the host that it was failed over to, and then there:",
+        f"    vmreplica resolve {report.name} --keep primary",
+        "  for the host that it was failed over to, on the former primary:",
+        f"    vmreplica resolve {report.name} --keep replica",
+    ]
     context.console.print(lines)
     return SUCCESS
 
@@ -132,7 +152,7 @@ def _state(vm: VmStatus) -> ReplicationState:
 
 def _become_primary(here: _Here, options: argparse.Namespace, context: Context) -> int:
     assert here.replica is not None
-    target = here.agents.of_role("primary")
+    target = _other_agent(here, "primary")
     context.console.confirm(
         f"This host becomes the primary of {here.name}: the failover is kept for good, and the other recovery points "
         "that this host has of it are deleted.",
@@ -148,11 +168,23 @@ def _become_replica(here: _Here, options: argparse.Namespace, context: Context, 
     assert here.primary is not None
     if options.vm and getattr(options, "replica", ""):
         raise UsageError("--replica is for the host that becomes the primary.", "Leave it out here.")
-    target = here.agents.of_role("replica")
+    target = _other_agent(here, "replica")
     more = {"despite_split": True} if despite_split else {}
     raw = _confirmed(here.primary, admin.HAND_OVER, options, context, **more)
     _carry(here.primary, target, raw, replica="")
     return _tell(_found(target, here), "replica", options, context)
+
+
+def _other_agent(here: _Here, role: str) -> Agent:
+    """The agent that gets the VM. Raises UnreachableError where it does not run here, or can't be reached."""
+    try:
+        return here.agents.of_role(role)
+    except UnreachableError as error:
+        raise UnreachableError(
+            f"{here.name} goes to the {role} agent of this host, which does not answer: {error.text}",
+            f"For a reversal each host runs both agents: `systemctl start vmreplica-{role}`, after `vmreplica setup "
+            f"{role}` where it was never set up.",
+        ) from error
 
 
 def _confirmed(found: Found, method: str, options: argparse.Namespace, context: Context, **params: Any) -> Any:

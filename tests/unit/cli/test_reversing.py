@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from shared.cli.verbs.reversing import _judged, _owned, _read
+from shared.cli.verbs.reversing import _before_reverse, _Here, _judged, _other_agent, _owned, _read
 from shared.errors import ForbiddenError, InvalidStateError, StorageError, UnreachableError
+from shared.failover_status import PlannedStatus
 from shared.handover import HandedDisk, HandOver
+from shared.status import VmStatus
+from tests.unit.cli.samples import healthy, replica
 
 NOBODY = 65534
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="changing the owner needs root")
@@ -144,3 +147,34 @@ def test_what_is_no_file_of_the_agents_is_not_read(source: Any, tmp_path: Path, 
         path.symlink_to("/etc/shadow") if what == "link" else path.mkdir()
     with pytest.raises(ForbiddenError, match="its ranges_path is "):
         _read(_judged(told(tmp_path), source, agent_of("primary")), source)
+
+
+class Canned:
+    """Agents of a host that have the VM in a state, and answer nothing."""
+
+    def __init__(self, *vms: VmStatus) -> None:
+        self.vms = vms
+
+    def find(self, name: str) -> list[Any]:
+        return [SimpleNamespace(vm=vm) for vm in self.vms]
+
+    def of_role(self, role: str) -> Any:
+        raise UnreachableError(f"no {role} agent")
+
+
+def here(*vms: VmStatus) -> Any:
+    agents: Any = Canned(*vms)
+    return _Here(agents, "web")
+
+
+def test_whoever_reverses_too_early_is_told_what_comes_first() -> None:
+    assert "`vmreplica failover web --prepare` at the primary" in _before_reverse(here(healthy()))
+    assert "failover web` at the replica" in _before_reverse(here(replica()))
+    prepared = replica(planned=PlannedStatus(step="prepared", token_sent=True))
+    assert _before_reverse(here(prepared)) == "Run `vmreplica failover web` here first: it is prepared."
+
+
+def test_a_reversal_needs_both_agents_and_says_so() -> None:
+    with pytest.raises(UnreachableError, match="goes to the replica agent of this host") as refused:
+        _other_agent(here(healthy()), "replica")
+    assert "systemctl start vmreplica-replica" in refused.value.remedy
