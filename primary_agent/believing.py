@@ -116,6 +116,12 @@ def drop(files: FileSystem, state_folder: str, vm: bytes) -> None:
 # --- judging -----------------------------------------------------------------------------------------------------
 
 
+def judge_order(handed: HandOver, vm: str) -> None:
+    """Raises ForbiddenError unless it is of the VM, by UUID, that the order is about: that one is put on record."""
+    if vm not in (handed.vm, str(uuid.UUID(bytes=handed.vm_id))):
+        raise _refused(handed, "vm", handed.vm, f"the order is about {vm}")
+
+
 def judge(handed: HandOver, places: Places, kept: KeptVm | None) -> None:
     """Raises ForbiddenError, naming the field, unless all that a hand-over leads to is this host's own. Blocks."""
     identity = str(uuid.UUID(bytes=handed.vm_id))

@@ -79,6 +79,7 @@ class Reversing:
             return await known.status()
         run, files, state = agent.ports.workers.run, agent.ports.files, agent.config.state_dir
         # It comes from another user's program, and this one is root (docs/security.md).
+        believing.judge_order(handed, params.vm)
         kept = await run(believing.read_kept, files, state, handed.vm_id)
         await run(believing.judge, handed, await run(believing.read_places, agent.config.replica_config), kept)
         ranges = self._parts.take(handed)

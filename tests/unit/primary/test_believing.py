@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from primary_agent.believing import Places, drop, judge, keep, kept_path, read_kept, read_places
+from primary_agent.believing import Places, drop, judge, judge_order, keep, kept_path, read_kept, read_places
 from primary_agent.record import DiskRecord, VmRecord
 from shared.cli.configured import config_findings
 from shared.cli.findings import Level
@@ -71,6 +71,14 @@ def test_what_follows_from_roots_own_files_is_believed(copy: Path, kept: Any, tm
     judge(HandOver.read(told(copy, disk={"path": str(tmp_path / "guest.raw")})), places(copy), kept)
     assert kept.settings["consistency"] == "program:/usr/local/bin/freeze"
     assert kept.settings["definition_files"] == ["/var/lib/libvirt/qemu/nvram/web.fd"]
+
+
+def test_the_order_is_about_the_vm_that_is_told(copy: Path) -> None:
+    handed = HandOver.read(told(copy))
+    judge_order(handed, UUID)
+    judge_order(handed, VM.hex())
+    with pytest.raises(ForbiddenError, match="its vm is .* the order is about web"):
+        judge_order(handed, "web")
 
 
 HOSTILE: dict[str, dict[str, Any]] = {
