@@ -209,6 +209,9 @@ async def test_suspended_tracks_but_sends_nothing(pair: Pair) -> None:
     await pair.replicate(8 * MIB)
     await pair.vm.suspend()
     await pair.until("no session", lambda: pair.vm.parts.link.dialled is None)
+    # What was received before is still applied.
+    applier = pair.copy.parts.applier
+    await pair.until("all of it applied", lambda: applier.applied is not None and applier.applied == applier.reachable)
     point = pair.copy.point()
     await pair.write(0, "write -P 8 1M 1M")
     connection = pair.vm.parts.tap.require()
