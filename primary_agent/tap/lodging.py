@@ -8,7 +8,6 @@ can change what is in there, and must not get more by it than he has (docs/secur
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable
 
 import msgspec
 
@@ -18,13 +17,14 @@ from shared.tap_config import TapConfig
 CODE = "tap_config_refused"
 
 
-def judge(config: TapConfig, folder: str, owner_of: Callable[[str], int | None]) -> None:
-    """Raises ForbiddenError unless log and sockets are the VM's own; ``owner_of`` tells a folder's user by number."""
-    owner, sockets = owner_of(folder), posixpath.dirname(config.control_socket)
-    around = posixpath.dirname(sockets)
-    # After a boot the innermost one was made anew, by root; the one around it is the replica agent's at all times.
-    if posixpath.normpath(sockets) != sockets or posixpath.basename(sockets) != config.vm or owner_of(around) != owner:
-        raise _refused(folder, "control_socket", config.control_socket, "that is no socket of this VM's copy")
+def judge(config: TapConfig, folder: str) -> None:
+    """Raises ForbiddenError unless log and sockets are the VM's own, by the names of their folders.
+
+    Whose the sockets' folder is tells nothing: after a boot it was made anew, by whichever agent came first.
+    """
+    sockets = posixpath.dirname(config.control_socket)
+    if posixpath.normpath(sockets) != sockets or posixpath.basename(sockets) != config.vm:
+        raise _refused(folder, "control_socket", config.control_socket, "that is no socket of this VM")
     wanted = {
         "vm": posixpath.basename(posixpath.dirname(folder)),
         "log_folder": f"{folder}/log",

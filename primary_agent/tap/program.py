@@ -79,7 +79,7 @@ async def _run(folder: str, manager: ServiceManager) -> None:
 
     def judge(config: TapConfig) -> None:
         if host is not None:
-            lodging.judge(config, folder, _owner_of)
+            lodging.judge(config, folder)
 
     process = TapProcess(folder, ports, identity, authorize=Access(os.getuid()), told=told, judge=judge)
     loop = asyncio.get_running_loop()
