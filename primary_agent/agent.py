@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from primary_agent.believing import keep
 from primary_agent.damaged import DamagedVm
 from primary_agent.description import keeper_of
 from primary_agent.enabling import check_log_room, check_sockets, create, plan_vm, prepare_tap, tap_config
@@ -383,6 +384,8 @@ class PrimaryAgent:
     async def let_go(self, vm: PrimaryVm) -> None:
         """Forget a VM that the replica agent of this host has taken over."""
         async with self.changing:
+            # What that agent says of it on the day it comes back is not to be believed: this is.
+            await self.ports.workers.run(keep, self.ports.files, self.config.state_dir, vm.record)
             del self.vms[vm.record.vm]
             await vm.stop()
             await self._forget(vm.folder, vm.uuid, vm.record.tap)

@@ -207,7 +207,6 @@ def _describe(vm: ReplicaVm, record: PromotionRecord, tracked: Tracked) -> HandO
         ranges_path=path,
         ranges_bytes=len(data),
         ranges_digest=digest(data),
-        settings=vm.ledger.vm.settings,
         disk_set=vm.ledger.vm.disk_set + 1,
         next_index=next_index(vm.ledger.vm),
     )

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from protocol.position import Position
-from replica_agent.record import ImageRecord, MarkRecord, PointsRecord, PositionRecord, ProofRecord
+from replica_agent.record import (
+    ImageRecord,
+    MarkRecord,
+    PointsRecord,
+    PositionRecord,
+    ProofRecord,
+    WrongRecord,
+)
+from shared.cut_status import Cause
 from shared.errors import InvalidStateError, NotFoundError, UsageError
 from shared.events import EventId
 
@@ -22,6 +30,8 @@ if TYPE_CHECKING:
 
 MARKS_MAX = 100
 """Points of one VM with a name or a pin."""
+WRONG_MAX = 16
+"""Points of one VM that are kept on record as wrong."""
 NEWEST = "newest"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 
@@ -60,9 +70,12 @@ def _present(draft: Draft) -> Sequence[PositionRecord]:
 def forget_marks(draft: Draft, reason: str) -> None:
     """Part of a transaction that may have ended points: what names or proves those goes, and is told."""
     points = draft.points
-    if not points.marks and not points.proofs:
+    if not points.marks and not points.proofs and not points.wrong:
         return
     present = _present(draft)
+    if gone := [each for each in points.wrong if each.position not in present]:
+        points = msgspec.structs.replace(points, wrong=[each for each in points.wrong if each not in gone])
+        draft.points = points
     marks = [mark for mark in points.marks if mark.position in present]
     proofs = [proof for proof in points.proofs if proof.position in present]
     if len(marks) == len(points.marks) and len(proofs) == len(points.proofs):
@@ -88,6 +101,19 @@ def put_proof(draft: Draft, position: Position, images: dict[int, bytes]) -> boo
     proofs = [*others, ProofRecord(position=at, time=draft.now, images=found)]
     draft.points = msgspec.structs.replace(draft.points, proofs=proofs)
     return True
+
+
+def note_read(draft: Draft, position: Position, wrong: Cause | None) -> None:
+    """Part of a transaction: a point was read to its end, and ``wrong`` says that it can't be used, if it can't."""
+    at = PositionRecord.of(position)
+    others = [each for each in draft.points.wrong if each.position != at]
+    found = [WrongRecord(position=at, cause=wrong)] if wrong is not None and at in _present(draft) else []
+    draft.points = msgspec.structs.replace(draft.points, wrong=[*others, *found][-WRONG_MAX:])
+
+
+def wrong_cause(points: PointsRecord) -> Cause | None:
+    """The newest finding that a point is not what it has to be; None where there is none."""
+    return points.wrong[-1].cause if points.wrong else None
 
 
 async def mark_point(

@@ -42,7 +42,8 @@ def is_taken(vm: ReplicaVm, handed: HandOver) -> bool:
 async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> ReplicaVm:
     """Make or take up the VM's folder, and start it. Raises VmreplicaError; nothing was taken over then."""
     if handed.to != "replica" or handed.tap_folder:
-        raise InvalidStateError(f"{handed.name} is handed over to the primary agent, not to this one.")
+        text = f"{handed.name} is handed over to the primary agent, not to this one."
+        raise InvalidStateError(text, f"Run `vmreplica reverse {handed.name}`, which brings it to the right one.")
     found = decode_ranges(ranges, handed.geometry)
     if (damaged := agent.damaged.get(handed.vm_id)) is not None:
         raise damaged.error
@@ -184,7 +185,6 @@ async def _write(
         name=handed.name,
         disks=disks,
         created_time=now,
-        settings=handed.settings,
         handover=handed.id,
         disk_set=handed.disk_set,
         next_index=handed.next_index,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from protocol.position import NO_EPOCH, Position
 from replica_agent.exports import TEST_SUFFIX
+from replica_agent.marks import wrong_cause
 from replica_agent.parts import VmParts
 from replica_agent.planned import planned_status
 from replica_agent.point_disks import export_name, point_text
@@ -92,6 +93,9 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         points_pinned_bytes=pinned.bytes,
         points_pinned_oldest=pinned.oldest,
         test_failover=_test_failover(vm),
+        proof=vm.prover.status,
+        wrong_point=wrong_cause(parts.ledger.points),
+        seeded=record.seeded,
         store_free_bytes=volume.free,
         store_full_seconds=volume.full_seconds(surroundings.reserve),
         store_reserve_bytes=surroundings.reserve,

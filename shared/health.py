@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from shared import expiry
+from shared.failover_health import judge_failover
 from shared.forecasts import LOG_FRACTIONS, forecasts, long_behind, promised_lag
 from shared.guest_health import judge_guest
 from shared.measures import Statistics
@@ -76,6 +77,7 @@ def assess(status: VmStatus, now: float) -> Assessment:
         _judge_replica(status, state, result)
     _judge_age(status, state, now, result)
     _judge_cycles(status, state, result)
+    result.reasons += judge_failover(status, state)
     result.reasons += judge_guest(status, now)
     result.reasons += forecasts(status, now)
     result.reasons += expiry.judge(status.link.certificates, now)
@@ -114,13 +116,8 @@ def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) 
         result.critical(
             f"Replication for virtual machine '{name}' is in error. Fix the error(s) and resume replication."
         )
-    if state is ReplicationState.FAILED_OVER and status.role == "primary":
-        result.critical(
-            status.fenced or "The VM was failed over at the replica.",
-            f"Do not run the VM here. To make this host its replica, run `vmreplica reverse {name}` on both hosts; "
-            f"where both have moved on, `vmreplica resolve {name}`.",
-        )
-    elif status.handed_over and status.role == "replica":
+    if status.handed_over or (state is ReplicationState.FAILED_OVER and status.role == "primary"):
+        # What follows from that is told by judge_failover.
         pass
     elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE or (status.causes and state not in _RESYNCING):
         result.critical(_required_text(status), _resync_remedy(status))
@@ -188,9 +185,12 @@ def _resync_remedy(status: VmStatus) -> str:
 
 
 def _initial_remedy(status: VmStatus, state: ReplicationState) -> str:
-    if status.role == "primary" and state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
+    if state is not ReplicationState.READY_FOR_INITIAL_REPLICATION:
+        return ""
+    if status.role == "primary":
         return f"Run `vmreplica initial {status.name}`."
-    return ""
+    with_seed = " --use-seed" if status.seeded else ""
+    return f"Run `vmreplica initial {status.name}{with_seed}` on {status.peer_host or 'the primary'}."
 
 
 def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result: Assessment) -> None:
@@ -269,27 +269,6 @@ def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment
     name = status.name
     if status.suspended or state is ReplicationState.SUSPENDED:
         result.critical("Replication is suspended at the replica.", f"Run `vmreplica resume {name}`.")
-    failover = status.failover
-    if status.handed_over:
-        if status.tap is not None and status.tap.error:
-            result.critical(
-                f"The disks of virtual machine '{name}' were handed over to the primary agent of this host, and are "
-                f"not served: their tap is not there: {status.tap.error}.",
-                f"If `vmreplica status {name}` shows no primary here, run `vmreplica reverse {name}` again.",
-            )
-    elif state in (ReplicationState.FAILED_OVER_WAITING_COMPLETION, ReplicationState.FAILED_OVER):
-        remedy = ""
-        if failover is not None and failover.undoable:
-            remedy = (
-                f"Keep it with `vmreplica failover {name} --commit`, or go back to before it with "
-                f"`vmreplica failover {name} --undo`."
-            )
-        result.warn("The VM was failed over to this host and is not replicated to another one.", remedy)
-    if failover is not None and failover.trouble:
-        result.critical(
-            f"What was written since the failover can't settle in the disks: {failover.trouble}.",
-            "Check their volume; it is tried again, and the disks are served meanwhile.",
-        )
 
 
 def _judge_age(status: VmStatus, state: ReplicationState, now: float, result: Assessment) -> None:
@@ -337,7 +316,7 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
     """Kept up to date, and up to date: a point that is recent but no longer followed protects nothing to come."""
     if state is not ReplicationState.REPLICATING or not status.baseline or status.lag_seconds is None:
         return False
-    if status.problem is not None or status.causes or status.bypasses:
+    if status.problem is not None or status.causes or status.bypasses or status.fenced:
         return False
     return status.lag_seconds <= promised_lag(status.interval_seconds)
 
@@ -362,6 +341,9 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
     if status.bypasses:
         return f"Not protected: {status.bypasses[0].text}"
     behind = behind_text(status)
+    if status.fenced:
+        there = status.peer_host or "the replica"
+        return f"Not protected: {there} has not answered yet whether its failover is over; {behind}."
     if result.protected:
         return f"Protected: {behind}."
     if status.suspended:

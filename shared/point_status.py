@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from shared.status import CutStatus
+from shared.cut_status import CutStatus
 
 
 class PointStatus(msgspec.Struct, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -18,10 +19,10 @@ from replica_agent.promoted_tap import PromotedTap
 from replica_agent.record import PromotionRecord
 from replica_agent.vm import ReplicaVm
 from shared.admin import verbs
-from shared.errors import InvalidStateError, UsageError
+from shared.errors import ForbiddenError, InvalidStateError, UsageError
 from shared.states import ReplicationState
 from shared.status import VmStatus
-from tests.pair.rig import MIB
+from tests.pair.rig import MIB, WAIT_SECONDS
 from tests.pair.two_hosts import NAME, Host, TwoHosts
 
 BLOCK = 64 << 10
@@ -217,9 +218,24 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     assert not two.beta.copy.promotion.silent
     tap = PromotedTap(two.beta.copy.parts, bytes.fromhex(first["epoch"]))
     await tap.stop_tap()
-    await two.beta.copy.promotion.look()
+    # Its process has answered, and ends.
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not two.beta.copy.promotion.silent:
+            await two.beta.copy.promotion.look()
     (status,) = two.beta.replica.status().vms
     assert status.health == "Critical" and "vmreplica reverse web" in status.remedy
+    # What a replica agent that was taken over might say leads root nowhere, and changes nothing.
+    lies: dict[str, dict[str, object]] = {
+        r"disks\[0\].path": {"disks": [{**first["disks"][0], "path": "/etc/shadow"}]},
+        "tap_folder": {"tap_folder": first["tap_folder"].replace(str(two.beta.folder), "/etc")},
+        "runtime_folder": {"runtime_folder": first["runtime_folder"].replace("/r/", "/p/")},
+    }
+    for field, lie in lies.items():
+        with pytest.raises(ForbiddenError, match=f"its {field} is"):
+            await two.beta.adopt("primary", {**first, **lie}, replica=f"localhost:{two.alpha.port}")
+    with pytest.raises(UsageError, match="unknown field `settings`"):
+        await two.beta.call("primary", verbs.ADOPT, vm=first["vm"], handover={**first, "settings": {}}, replica="")
+    assert not two.beta.primary.vms and not list((two.beta.folder / "state-primary" / "vms").iterdir())
     # Refused for good by the other agent: the first one goes on with the VM.
     await two.beta.call("replica", verbs.HANDED_OVER, vm=NAME, taken=False)
     await two.until("the tap", lambda: two.beta.copy.promotion.tap is not None and two.beta.copy.promotion.tap.uris)
