@@ -10,6 +10,7 @@ import msgspec
 from primary_agent.agent import PrimaryAgent
 from primary_agent.consistent_cuts import APPLICATION, CRASH
 from primary_agent.disk_changes import add_disk, remove_disk
+from primary_agent.disk_sizes import resize_disk
 from primary_agent.enabling import split_address
 from primary_agent.planned_orders import abort, prepare
 from primary_agent.probing import probe
@@ -32,6 +33,7 @@ from shared.admin.verbs import (
     CutReport,
     DiskAddParams,
     DiskRemoveParams,
+    DiskResizeParams,
     EnableParams,
     EventsParams,
     HistoryParams,
@@ -88,6 +90,7 @@ class AdminMethods:
         methods.add(verbs.RESIZE, VmParams, self.resize)
         methods.add(verbs.DISK_ADD, DiskAddParams, self.disk_add)
         methods.add(verbs.DISK_REMOVE, DiskRemoveParams, self.disk_remove)
+        methods.add(verbs.DISK_RESIZE, DiskResizeParams, self.disk_resize)
         methods.add(verbs.REMOVE, RemoveParams, self.remove)
         methods.add(verbs.RECOVER, RecoverParams, self.recover)
         methods.add(verbs.RESYNC_SHOW, VmParams, self.resync_show)
@@ -189,6 +192,10 @@ class AdminMethods:
     async def disk_remove(self, params: DiskRemoveParams, client: Client) -> VmStatus:
         vm = self._agent.find(params.vm)
         return await _ordered(vm, "disk remove", remove_disk(vm, params.disk, exclude=params.exclude))
+
+    async def disk_resize(self, params: DiskResizeParams, client: Client) -> VmStatus:
+        vm = self._agent.find(params.vm)
+        return await _ordered(vm, "disk resize", resize_disk(vm, params.disk, params.size))
 
     async def remove(self, params: RemoveParams, client: Client) -> None:
         if not params.yes:

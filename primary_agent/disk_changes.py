@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from primary_agent.enabling import check_disk_path, disk_size
+from primary_agent.enabling import check_disk_path, disk_size, tap_disk
 from primary_agent.planned_steps import step_of
 from primary_agent.record import DiskRecord, VmRecord
 from protocol.hrl import MAX_DISKS
 from shared.errors import InvalidStateError, NotFoundError, UsageError
 from shared.events import EventId
 from shared.states import PlannedStep, ReplicationState
-from shared.tap_config import TapConfig, TapDisk
+from shared.tap_config import TapConfig
 from shared.tasks import uninterrupted
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def add_disk(vm: PrimaryVm, path: str, export: str, others: Sequence[VmRec
     DiskInUseError where the disk can't be replicated; nothing was changed then.
     """
     async with vm.ordering:
-        _check_failover(vm)
+        check_failover(vm)
         ports, record = vm.parts.surroundings.ports, vm.record
         check_disk_path(path, {disk.path: other.name for other in others for disk in other.disks})
         if len(record.disks) >= MAX_DISKS:
@@ -50,21 +50,21 @@ async def add_disk(vm: PrimaryVm, path: str, export: str, others: Sequence[VmRec
         disk = DiskRecord(
             index=index, uuid=ports.random.bytes(16), path=path, size=size, export=export or f"disk{index}"
         )
-        config = _config(vm.parts.tap.config, [*record.disks, disk])
-        await _check_ready(vm)
+        config = config_with(vm.parts.tap.config, [*record.disks, disk])
+        await check_ready(vm)
         # Once it is on record the VM's other disks depend on it: a tap that can't have all of them serves none.
         await vm.parts.tap.require().client.try_disk(config.disks[-1])
-        _check_state(vm)
+        check_state(vm)
         changed = msgspec.structs.replace(
             record,
             disks=[*record.disks, disk],
             excluded=[each for each in record.excluded if each != path],
-            disk_set=_next_set(vm),
+            disk_set=next_set(vm),
             next_index=index + 1,
         )
         data = {"disk": index, "path": path, "export": disk.export, "size_bytes": size, "disk_set": changed.disk_set}
         text = f"Disk {index} was added: {path}, of {size} bytes, is served as {disk.export}."
-        await _exchange(vm, changed, config, EventId.DISK_ADDED, text, data)
+        await exchange(vm, changed, config, EventId.DISK_ADDED, text, data)
 
 
 async def remove_disk(vm: PrimaryVm, name: str, *, exclude: bool) -> None:
@@ -75,7 +75,7 @@ async def remove_disk(vm: PrimaryVm, name: str, *, exclude: bool) -> None:
     does not run, perhaps for want of this very disk, that is no obstacle.
     """
     async with vm.ordering:
-        _check_failover(vm)
+        check_failover(vm)
         record, tap = vm.record, vm.parts.tap
         disk = find_disk(record, name)
         if len(record.disks) == 1:
@@ -83,9 +83,9 @@ async def remove_disk(vm: PrimaryVm, name: str, *, exclude: bool) -> None:
                 f"{disk.path} is the only disk of {vm.name}.", f"To end its replication: vmreplica remove {vm.name}"
             )
         if tap.connection is not None:
-            await _check_ready(vm)
+            await check_ready(vm)
             status = await tap.refresh()
-            _check_state(vm)
+            check_state(vm)
             clients = sum(each.clients for each in status.disks if each.index == disk.index)
             if clients:
                 raise InvalidStateError(
@@ -94,18 +94,18 @@ async def remove_disk(vm: PrimaryVm, name: str, *, exclude: bool) -> None:
                     "Detach the disk from the VM, or shut the VM down, and try again.",
                 )
         elif vm.parts.replication.record.resync is not None:
-            _check_state(vm)
+            check_state(vm)
         left = [each for each in record.disks if each.index != disk.index]
         changed = msgspec.structs.replace(
             record,
             disks=left,
             excluded=[*record.excluded, disk.path] if exclude and disk.path not in record.excluded else record.excluded,
-            disk_set=_next_set(vm),
+            disk_set=next_set(vm),
             next_index=record.index_to_come,
         )
         data = {"disk": disk.index, "path": disk.path, "export": disk.export, "disk_set": changed.disk_set}
         text = f"Disk {disk.index} was removed: {disk.path} is not replicated any more."
-        await _exchange(vm, changed, _config(tap.config, left), EventId.DISK_REMOVED, text, data)
+        await exchange(vm, changed, config_with(tap.config, left), EventId.DISK_REMOVED, text, data)
 
 
 def find_disk(vm: VmRecord, name: str) -> DiskRecord:
@@ -117,20 +117,16 @@ def find_disk(vm: VmRecord, name: str) -> DiskRecord:
     raise NotFoundError(f"{vm.name} has no disk {name}.", f"Its disks: {known}.")
 
 
-def _next_set(vm: PrimaryVm) -> int:
+def next_set(vm: PrimaryVm) -> int:
     """The number of the next set of disks: records that were rebuilt after a loss may lag behind the replica."""
     dialled = vm.parts.link.dialled
     theirs = dialled.opened.disk_set if dialled is not None else 0
     return 1 + max(vm.record.disk_set, theirs if isinstance(theirs, int) else 0)
 
 
-def _config(config: TapConfig, disks: Sequence[DiskRecord]) -> TapConfig:
+def config_with(config: TapConfig, disks: Sequence[DiskRecord]) -> TapConfig:
     """The tap's configuration with these disks. Raises UsageError."""
-    served = [
-        TapDisk(index=disk.index, uuid=disk.uuid.hex(), path=disk.path, size=disk.size, export=disk.export)
-        for disk in disks
-    ]
-    changed = msgspec.structs.replace(config, disks=served)
+    changed = msgspec.structs.replace(config, disks=[tap_disk(disk) for disk in disks])
     try:
         msgspec.convert(msgspec.to_builtins(changed), TapConfig, strict=True)
     except msgspec.ValidationError as error:
@@ -141,7 +137,7 @@ def _config(config: TapConfig, disks: Sequence[DiskRecord]) -> TapConfig:
     return changed
 
 
-def _check_failover(vm: PrimaryVm) -> None:
+def check_failover(vm: PrimaryVm) -> None:
     """Raises InvalidStateError where the VM runs on the other host, or is about to: its disks there are what counts."""
     replication, name = vm.parts.replication, vm.name
     step = step_of(replication.record.planned)
@@ -158,9 +154,9 @@ def _check_failover(vm: PrimaryVm) -> None:
         )
 
 
-def _check_state(vm: PrimaryVm) -> None:
+def check_state(vm: PrimaryVm) -> None:
     """Raises InvalidStateError unless nothing else is going on with the VM."""
-    _check_failover(vm)
+    check_failover(vm)
     replication = vm.parts.replication
     if replication.state in _READY and replication.record.resync is None and not replication.record.causes:
         return
@@ -170,9 +166,9 @@ def _check_state(vm: PrimaryVm) -> None:
     )
 
 
-async def _check_ready(vm: PrimaryVm) -> None:
+async def check_ready(vm: PrimaryVm, what: str = "added or removed") -> None:
     """Raises InvalidStateError unless the VM is well, and its replica, which is connected, can follow."""
-    _check_state(vm)
+    check_state(vm)
     if not vm.parts.tap.serves(vm.parts.tap.require().status):
         raise InvalidStateError(
             f"The tap of {vm.name} has not yet taken over its disks as they were changed last.", "Try again in a while."
@@ -182,21 +178,28 @@ async def _check_ready(vm: PrimaryVm) -> None:
     if dialled is None or not isinstance(dialled.opened.disk_set, int):
         host = dialled.welcome.host if dialled is not None else vm.record.replica
         raise InvalidStateError(
-            f"The replica agent at {host} can't have a disk added or removed: its version does not know that.",
+            f"The replica agent at {host} can't have a disk {what}: its version does not know that.",
             "Install this version there, too; then try again.",
         )
-    _check_state(vm)
+    check_state(vm)
 
 
-async def _exchange(
-    vm: PrimaryVm, record: VmRecord, config: TapConfig, number: EventId, text: str, data: dict[str, Any]
+async def exchange(
+    vm: PrimaryVm,
+    record: VmRecord,
+    config: TapConfig,
+    number: EventId,
+    text: str,
+    data: dict[str, Any],
+    *,
+    cause: str = "administrator",
 ) -> None:
     """Put it on record, and have the tap follow; returns when it serves the other disks, or after a while."""
     parts = vm.parts
     tap, former = parts.tap, parts.tap.config
     # From here on no session begins before the tap has followed.
     tap.config = config
-    event = parts.replication.event(number, text, cause="administrator", data=data)
+    event = parts.replication.event(number, text, cause=cause, data=data)
     try:
         await uninterrupted(parts.replication.set_vm(record, event))
     except BaseException:

@@ -176,16 +176,25 @@ def tap_config(vm: VmRecord, folder: str, runtime_folder: str, nbd_group: str = 
     config = TapConfig(
         vm=str(uuid.UUID(bytes=vm.vm)),
         name=vm.name,
-        disks=[
-            TapDisk(index=disk.index, uuid=disk.uuid.hex(), path=disk.path, size=disk.size, export=disk.export)
-            for disk in vm.disks
-        ],
+        disks=[tap_disk(disk) for disk in vm.disks],
         nbd_socket=f"{runtime_folder}/nbd.sock",
         control_socket=f"{runtime_folder}/control.sock",
         log_folder=f"{vm.tap.folder if vm.tap is not None else f'{folder}/tap'}/log",
         nbd_group=nbd_group,
     )
     return with_settings_of(config, vm)
+
+
+def tap_disk(disk: DiskRecord) -> TapDisk:
+    """A disk as the tap's configuration has it."""
+    return TapDisk(
+        index=disk.index,
+        uuid=disk.uuid.hex(),
+        path=disk.path,
+        size=disk.size,
+        export=disk.export,
+        larger=disk.larger or msgspec.UNSET,
+    )
 
 
 def tap_folder(config: TapConfig) -> str:

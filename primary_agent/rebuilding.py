@@ -156,7 +156,12 @@ def _from_tap(config: TapConfig, vm: bytes, now: float) -> VmRecord:
         name=config.name,
         disks=[
             DiskRecord(
-                index=disk.index, uuid=bytes.fromhex(disk.uuid), path=disk.path, size=disk.size, export=disk.export
+                index=disk.index,
+                uuid=bytes.fromhex(disk.uuid),
+                path=disk.path,
+                size=disk.size,
+                export=disk.export,
+                larger=disk.larger if isinstance(disk.larger, int) else 0,
             )
             for disk in config.disks
         ],

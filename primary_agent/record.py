@@ -66,6 +66,8 @@ class DiskRecord(Record):
     path: str
     size: Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
     export: str
+    larger: Annotated[int, msgspec.Meta(ge=0, le=MAX_DISK_BYTES)] = 0
+    """While its file is being enlarged by order: the bytes that it may have instead; else 0."""
 
     @property
     def geometry(self) -> Geometry:

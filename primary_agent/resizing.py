@@ -1,5 +1,8 @@
 """An order to replicate disks at the sizes that their files have now: the tap starts anew on them, and all is compared.
 
+Of block devices that is only what lies behind their former end, for they hold what they held
+(primary_agent.disk_sizes).
+
 Only larger ones are taken: what a disk lost that became smaller is whole at the replica. Until this order the tap goes
 on at the size that it knows, since a guest that is attached can't be told another one. A resync that is under way does
 without the order where no guest is attached: it begins anew anyway.
@@ -11,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from primary_agent.enabling import disk_size
+from primary_agent.disk_sizes import ask_replica, check_resizable, take_all
+from primary_agent.enabling import disk_size, tap_disk
 from primary_agent.record import DiskRecord
-from shared.errors import InvalidStateError
+from shared.errors import InvalidStateError, NoSpaceError
 from shared.events import EventId
 from shared.states import ReplicationState
 
@@ -56,31 +60,46 @@ async def take_sizes(vm: PrimaryVm, *, cause: str = "administrator") -> None:
             )
         found = [await ports.workers.run(disk_size, ports.files, disk.path) for disk in vm.record.disks]
         _judge(vm, found)
+        if cause == "administrator" and await _take_devices(vm, found):
+            return
         disks: list[DiskRecord] = []
         told = []
         for disk, size in zip(vm.record.disks, found, strict=True):
             if size != disk.size:
                 told.append({"disk": disk.index, "path": disk.path, "before_bytes": disk.size, "size_bytes": size})
-            disks.append(msgspec.structs.replace(disk, size=size))
+            disks.append(msgspec.structs.replace(disk, size=size, larger=0))
         text = "; ".join(
             f"{each['path']} is replicated with {each['size_bytes']} bytes, before {each['before_bytes']}"
             for each in told
         )
         config = msgspec.structs.replace(
             tap.config,
-            disks=[
-                msgspec.structs.replace(each, size=disk.size)
-                for each, disk in zip(tap.config.disks, disks, strict=True)
-            ],
+            disks=[tap_disk(disk) for disk in disks],
         )
         config.check()
         event = replication.event(EventId.DISK_RESIZED, f"{text}.", cause=cause, data={"disks": told})
         await replication.set_vm(msgspec.structs.replace(vm.record, disks=disks), event)
-        await tap.save(config)
+        await tap.save_disks(config)
         await tap.stop_tap()
         parts.observer.forget_sizes()
         replication.replan()
         parts.link.poke.notify()
+
+
+async def _take_devices(vm: PrimaryVm, found: list[int]) -> bool:
+    """Where only block devices are larger, of a VM that is well: no more is compared than what they hold there now."""
+    larger = [(disk, size) for disk, size in zip(vm.record.disks, found, strict=True) if size != disk.size]
+    connection = vm.parts.tap.connection
+    blocks = {disk.index for disk in connection.status.disks if disk.block} if connection is not None else set()
+    if not {disk.index for disk, _ in larger} <= blocks:
+        return False
+    try:
+        await check_resizable(vm)
+        await ask_replica(vm, larger)
+    except (InvalidStateError, NoSpaceError):
+        return False
+    await take_all(vm, larger, "device")
+    return True
 
 
 def _judge(vm: PrimaryVm, found: list[int]) -> None:

@@ -17,7 +17,7 @@ from protocol.position import Position
 from shared.admin.client import OnNotification
 from shared.errors import UnreachableError, VmreplicaError
 from shared.ports import Ports
-from shared.tap_config import ERROR_NAME, TapConfig, load_config, save_config, save_settings
+from shared.tap_config import DISK_SIZE, ERROR_NAME, TapConfig, load_config, save_config, save_settings, sizes_of
 from shared.tap_control import (
     Lost,
     Progress,
@@ -152,8 +152,8 @@ class TapLink:
     # --- other disks -----------------------------------------------------------------------------------------------
 
     def serves(self, status: TapStatus) -> bool:
-        """Whether the tap has the disks that it is configured to have from its next start on."""
-        return {disk.index for disk in status.disks} == {disk.index for disk in self.config.disks}
+        """Whether the tap has the disks, and their sizes, that it is configured to have from its next start on."""
+        return {disk.index: disk.size for disk in status.disks} == sizes_of(self.config.disks)
 
     def reconnect(self) -> None:
         """End the connection, so that the next one finds out whether the tap has the disks that it is to have."""
@@ -174,9 +174,10 @@ class TapLink:
         Its log ends in the dirty map, so that the next start need not read it with disks that it does not name
         (primary_agent.tap.other_disks). Raises VmreplicaError; then it is tried again.
         """
-        before, after = ({disk.index for disk in disks} for disks in (connection.status.disks, self.config.disks))
-        told = [f"disk {index} was added" for index in sorted(after - before)]
-        told += [f"disk {index} was removed" for index in sorted(before - after)]
+        before, after = {disk.index: disk.size for disk in connection.status.disks}, sizes_of(self.config.disks)
+        told = [f"disk {index} was added" for index in sorted(after.keys() - before.keys())]
+        told += [f"disk {index} was removed" for index in sorted(before.keys() - after.keys())]
+        told += [f"disk {index} was enlarged" for index in sorted(before) if after.get(index, 0) > before[index]]
         with contextlib.suppress(TapProtocolError):
             # A tap of an older version is stopped as it is: then everything is compared.
             await connection.client.leave_log(", ".join(told))
@@ -186,17 +187,19 @@ class TapLink:
     async def _give_up_gone_disks(self) -> None:
         """Where the tap can't start, and has only to lose disks: one of these may be why, and it starts without them.
 
-        If it was not stopped in order before, nothing then proves what the log knew, and everything is compared.
+        So it does at the sizes that it is to have, where it refuses those that it had. If it was not stopped in order
+        before, nothing then proves what the log knew, and everything is compared.
         """
         files, run = self._ports.files, self._ports.workers.run
+        resized = self.failure is not None and self.failure.code == DISK_SIZE
 
         def work() -> None:
-            staying = {disk.index for disk in self.config.disks}
             try:
-                former = load_config(files, self.folder).disks
+                former = sizes_of(load_config(files, self.folder).disks)
             except VmreplicaError:
                 return
-            if staying < {disk.index for disk in former}:
+            wanted = sizes_of(self.config.disks)
+            if wanted.keys() < former.keys() or (resized and wanted.keys() == former.keys() and wanted != former):
                 save_config(files, self.folder, self.config)
 
         with contextlib.suppress(OSError):
@@ -209,6 +212,11 @@ class TapLink:
         """
         self.config = config
         await self._ports.workers.run(save_settings, self._ports.files, self.folder, config)
+
+    async def save_disks(self, config: TapConfig) -> None:
+        """The same, disks and their sizes included: they are in force however the tap ends. Raises OSError."""
+        self.config = config
+        await self._ports.workers.run(save_config, self._ports.files, self.folder, config)
 
     async def _reconcile(self, connection: Connection) -> None:
         """A tap that outlived a change of settings is told now."""

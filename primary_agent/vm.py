@@ -14,6 +14,7 @@ from primary_agent import fencing
 from primary_agent.companions import Companions
 from primary_agent.consistent_cuts import ConsistentCuts
 from primary_agent.definition_watch import DefinitionWatch
+from primary_agent.disk_sizes import go_on
 from primary_agent.enabling import tap_folder, with_settings_of
 from primary_agent.export_waiting import refuse_export, require_seed
 from primary_agent.exporting import Exporter
@@ -184,6 +185,7 @@ class PrimaryVm:
             await replication.store_runs()
             await self._tell_observations()
             await take_larger(self)
+            await go_on(self)
             async with self.ordering:
                 await begin_due(self.parts)
                 await keep(self.parts)

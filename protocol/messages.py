@@ -35,6 +35,8 @@ MAX_ASKED_BYTES = 512
 MAX_U63 = (1 << 63) - 1
 DISK_SETS = "disk-sets"
 """The capability of both sides to have a disk added or removed by a resync."""
+DISK_SIZES = "disk-sizes"
+"""Capability: a bounded resync of a newer set of disks may bring larger ones; points from before keep their sizes."""
 MAX_SAMPLED = 512
 """Places of one SAMPLE_REQUEST."""
 SEED = "seed"
@@ -297,7 +299,8 @@ class Open(Body, frozen=True):
     ``epoch`` is the primary's baseline (16 zero bytes before the first), ``proposed`` an epoch whose commit was sent
     but not confirmed (R33). ``log_first_segment`` is the oldest segment in its log, ``log_position`` the log's end,
     nil where nothing is tracked. For a bulk connection ``control_token`` names the session it belongs to.
-    ``disk_set`` counts how often disks were added or removed; only with the capability DISK_SETS.
+    ``disk_set`` counts how often disks were added, removed or enlarged; only with the capability DISK_SETS. ``disks``
+    of the role SAMPLE may be larger than they are: that asks whether the replica would take them.
     """
 
     role: Role

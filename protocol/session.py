@@ -17,6 +17,7 @@ from protocol.frames import MAX_FRAME_PAYLOAD, Buffer, Frame, FrameReader, encod
 from protocol.messages import (
     BULK_TYPES,
     DISK_SETS,
+    DISK_SIZES,
     PLANNED,
     PLANNED_TYPES,
     PROTOCOL_VERSIONS,
@@ -51,7 +52,7 @@ NEEDED: dict[MessageType, str] = {
 
 def capabilities(*, compress: bool) -> tuple[str, ...]:
     """All that this program offers, at either side; ``compress``: compressed payloads as well."""
-    return (*((ZSTD,) if compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS, SEED)
+    return (*((ZSTD,) if compress else ()), MARKS, DEFINITION, REVERSE, PLANNED, DISK_SETS, SEED, DISK_SIZES)
 
 
 class SessionState(StrEnum):

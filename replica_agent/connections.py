@@ -23,12 +23,13 @@ from protocol.messages import (
     read_lineage,
     wire_lineage,
 )
-from replica_agent.baseline import Baseline
+from replica_agent.baseline import BEGIN_BYTES, Baseline
 from replica_agent.bulk import BulkConnection
 from replica_agent.companions import Companions
 from replica_agent.control import Control
 from replica_agent.disk_sets import number_of
 from replica_agent.finishing import finish
+from replica_agent.growing import require_growth
 from replica_agent.intake import Admit
 from replica_agent.ledger import LedgerError
 from replica_agent.parts import VmParts
@@ -232,8 +233,12 @@ class Connections:
     # --- samples ---------------------------------------------------------------------------------------------------
 
     async def serve_sample(self, channel: Channel, body: Open) -> None:
-        """Answer questions about places of the newest point; nothing is changed, and nothing else held up by it."""
+        """Answer questions about places of the newest point; nothing is changed, and nothing else held up by it.
+
+        Where the primary's disks are larger it asks whether they could be here: refused where they could not.
+        """
         self._judge(body)
+        await require_growth(self._parts, [disk.geometry() for disk in body.disks], BEGIN_BYTES)
         channel.send(self.opened(channel))
         await answer_samples(self._parts, channel)
 

@@ -14,12 +14,12 @@ import msgspec
 
 from protocol.hrl import Geometry
 from protocol.messages import Open
-from protocol.position import NO_EPOCH, Lineage, Position
+from protocol.position import NO_EPOCH, Lineage, Position, knows
 from replica_agent.finishing import finish
 from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts
 from replica_agent.point_disks import point_text
-from replica_agent.record import DiskRecord, FormerDiskRecord, ResyncRecord, VmRecord
+from replica_agent.record import DiskRecord, ExportedDiskRecord, FormerDiskRecord, ResyncRecord, VmRecord
 from shared.errors import InvalidStateError
 from shared.events import EventId
 from shared.geometry import compare_geometry, is_growth, is_other_set
@@ -50,10 +50,15 @@ def mismatch_of(theirs: Sequence[Geometry], number: int, vm: VmRecord) -> str:
 def changed_set(theirs: Sequence[Geometry], number: int, vm: VmRecord) -> list[DiskRecord] | None:
     """The disks that a resync is to bring, those that stay with our sizes; None where all do."""
     known = {disk.index: disk for disk in vm.disks}
-    if number <= vm.disk_set or {disk.index for disk in theirs} == set(known):
+    if number <= vm.disk_set or ({disk.index for disk in theirs} == set(known) and not _grows(vm)):
         return None
     fresh = (DiskRecord(index=disk.index, uuid=disk.uuid, size=disk.size) for disk in theirs)
     return [known.get(disk.index, disk) for disk in fresh]
+
+
+def _grows(vm: VmRecord) -> bool:
+    """Whether a disk has grown for a resync that is not committed yet."""
+    return any(former.until == NO_EPOCH for disk in vm.disks for former in disk.sizes)
 
 
 def joining(record: ResyncRecord, vm: VmRecord) -> list[Geometry]:
@@ -64,12 +69,19 @@ def joining(record: ResyncRecord, vm: VmRecord) -> list[Geometry]:
 
 def exchange(draft: Draft, record: ResyncRecord) -> None:
     """Part of the transaction that commits a resync: the set of disks that it brings is the VM's from its epoch on."""
+    draft.vm.disks = [_with_sizes(disk, record.epoch, draft.replication.ancestors) for disk in draft.vm.disks]
     if record.disks is None:
         return
     vm, staying, known = draft.vm, {disk.index for disk in record.disks}, {disk.index for disk in draft.vm.disks}
     left = [
         FormerDiskRecord(
-            index=disk.index, uuid=disk.uuid, size=disk.size, since=disk.since, until=record.epoch, path=disk.path
+            index=disk.index,
+            uuid=disk.uuid,
+            size=disk.size,
+            since=disk.since,
+            until=record.epoch,
+            path=disk.path,
+            sizes=disk.sizes,
         )
         for disk in vm.disks
         if disk.index not in staying
@@ -90,6 +102,16 @@ def exchange(draft: Draft, record: ResyncRecord) -> None:
         draft.event(EventId.DISK_REMOVED, text, disk=disk.index, disk_set=record.disk_set)
 
 
+def _with_sizes(disk: DiskRecord, epoch: bytes, lineage: Lineage) -> DiskRecord:
+    """The disk has the size that it grew to from ``epoch`` on; what is older than all points is forgotten."""
+    if not disk.sizes:
+        return disk
+    sizes = [
+        msgspec.structs.replace(former, until=epoch) if former.until == NO_EPOCH else former for former in disk.sizes
+    ]
+    return msgspec.structs.replace(disk, sizes=[former for former in sizes if knows(lineage, former.until)])
+
+
 def next_index(vm: VmRecord) -> int:
     """The lowest index that no disk of the VM ever had, as far as this side knows."""
     known = [*(disk.index for disk in vm.disks), *(disk.index for disk in vm.former), *vm.apart]
@@ -102,7 +124,7 @@ def forget_sets(draft: Draft) -> None:
     The files of former disks are deleted afterwards (:func:`remove_unnamed`).
     """
     draft.vm.next_index = next_index(draft.vm)
-    draft.vm.disks = [msgspec.structs.replace(disk, since=NO_EPOCH) for disk in draft.vm.disks]
+    draft.vm.disks = [msgspec.structs.replace(disk, since=NO_EPOCH, sizes=[]) for disk in draft.vm.disks]
     draft.vm.former = []
 
 
@@ -123,6 +145,16 @@ def require_present_set(vm: VmRecord, lineage: Lineage, point: Position) -> None
         f"{point_text(point)} --writable`.",
         code="other_disks",
     )
+
+
+def smaller_disks(vm: VmRecord, lineage: Lineage, point: Position) -> list[ExportedDiskRecord]:
+    """Those present disks that were enlarged after the point, with the bytes that it has of them."""
+    there = vm.disks_at(lineage, point.epoch)
+    return [
+        ExportedDiskRecord(index=disk.index, size=size)
+        for disk in vm.disks
+        if (size := there.get(disk.index, disk.size)) < disk.size
+    ]
 
 
 async def exchange_at_once(parts: VmParts, theirs: Sequence[Geometry], number: int) -> None:

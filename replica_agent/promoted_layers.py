@@ -72,7 +72,7 @@ def tap_layers(parts: VmParts, record: PromotionRecord) -> list[TapLayer]:
 
 def tap_disks(parts: VmParts, record: PromotionRecord) -> list[TapDisk]:
     """The disks as the tap's configuration names them, with overlays as long as they are in layers."""
-    disks = []
+    disks, smaller = [], {disk.index: disk.size for disk in record.smaller}
     for disk in parts.disks.geometry:
         overlay = TapOverlay(path=parts.layout.promoted_overlay(disk.index), id=record.epoch.hex())
         disks.append(
@@ -83,6 +83,7 @@ def tap_disks(parts: VmParts, record: PromotionRecord) -> list[TapDisk]:
                 size=disk.size,
                 export=export_name(disk.index),
                 overlay=overlay if record.layered else msgspec.UNSET,
+                served=smaller.get(disk.index, msgspec.UNSET),
             )
         )
     return disks

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from protocol.messages import ErrorCode, Fence, Open, WirePosition, read_lineage
 from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
 from replica_agent.baseline import Baseline
-from replica_agent.disk_sets import require_present_set
+from replica_agent.disk_sets import require_present_set, smaller_disks
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
 from replica_agent.planned import claim, told
@@ -139,6 +139,7 @@ class Promotion:
                 layered=True,
                 before=BeforeRecord(epoch=record.epoch, lineage=record.lineage, state=state),
                 planned=planned,
+                smaller=smaller_disks(draft.vm, record.ancestors, cut),
             )
             step = Ancestor(epoch, cut.epoch, cut.segment)
             record.lineage = lineage_records(extend(record.ancestors, step))

@@ -30,6 +30,13 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Base of the records; an unknown field means that a newer version wrote it."""
 
 
+class FormerSizeRecord(Record):
+    """Points of epochs before ``until`` have the disk with ``size`` bytes; of all epochs while that is NO_EPOCH."""
+
+    size: Annotated[int, msgspec.Meta(gt=0, le=MAX_DISK_BYTES)]
+    until: Id16 = NO_EPOCH
+
+
 class DiskRecord(Record):
     index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
     uuid: Id16
@@ -41,6 +48,8 @@ class DiskRecord(Record):
     Only ever taken from the primary agent of this host, never from a peer."""
     since: Id16 = NO_EPOCH
     """The epoch from which on points have it; NO_EPOCH for all."""
+    sizes: list[FormerSizeRecord] = []
+    """The sizes that it had before, the oldest first: older points keep theirs."""
 
     @property
     def geometry(self) -> Geometry:
@@ -57,6 +66,7 @@ class FormerDiskRecord(Record):
     until: Id16
     path: str = ""
     """Where its file is, if not in the VM's folder (DiskRecord.path); that one is never deleted here."""
+    sizes: list[FormerSizeRecord] = []
 
 
 class VmRecord(Record):
@@ -95,11 +105,19 @@ class VmRecord(Record):
         order = {step.epoch: number for number, step in enumerate(lineage)}
         # What the lineage does not tell any more is older than all that it tells.
         at = order.get(epoch, -1)
-        found = {disk.index: disk.size for disk in self.disks if order.get(disk.since, -1) <= at}
+        found = {disk.index: _size_at(disk, order, at) for disk in self.disks if order.get(disk.since, -1) <= at}
         for disk in self.former:
             if order.get(disk.since, -1) <= at < order.get(disk.until, -1):
-                found[disk.index] = disk.size
+                found[disk.index] = _size_at(disk, order, at)
         return found
+
+
+def _size_at(disk: DiskRecord | FormerDiskRecord, order: dict[bytes, int], at: int) -> int:
+    """Bytes of the disk at points whose epoch is the one at place ``at``."""
+    for former in disk.sizes:
+        if former.until == NO_EPOCH or at < order.get(former.until, -1):
+            return former.size
+    return disk.size
 
 
 class PositionRecord(Record):
@@ -390,6 +408,9 @@ class PromotionRecord(Record):
     """With ``handed_over``: whether anything was written since the failover; else the tap tells."""
     planned: PreparedRecord | None = None
     """The token by which it lost nothing; None where it was not a planned one."""
+    smaller: list[ExportedDiskRecord] = []
+    """Disks that the promoted cut has with fewer bytes than by now: clients see these, until the direction is
+    reversed."""
 
     @property
     def older(self) -> bool:

@@ -43,6 +43,8 @@ class EventId(IntEnum):
     DISK_RESIZED = 60032
     DISK_ADDED = 60033
     DISK_REMOVED = 60034
+    DISK_ENLARGED = 60035
+    """By order, without a compare of what it held."""
     RESYNC_SCHEDULED = 60061
     RESYNC_PAUSED = 60062
     RESYNC_ROUND = 60063

@@ -52,5 +52,9 @@ def is_other_set(primary: tuple[Geometry, ...], replica: tuple[Geometry, ...]) -
 def is_newer_set(
     primary: tuple[Geometry, ...], number: int, replica: tuple[Geometry, ...], replica_number: int | None
 ) -> bool:
-    """Whether disks came or went at the primary after the replica took its set over, which it can (None: it can't)."""
-    return replica_number is not None and number > replica_number and is_other_set(primary, replica)
+    """Whether disks came or went at the primary, or were enlarged by order there, after the replica took its set over,
+    which it can (None: it can't).
+    """
+    if replica_number is None or number <= replica_number:
+        return False
+    return is_other_set(primary, replica) or (is_growth(primary, replica) and compare_geometry(primary, replica) != "")

@@ -252,10 +252,13 @@ def _judge_size(status: VmStatus, disk: DiskStatus, result: Assessment) -> None:
     back = f"`truncate --size {size} {disk.path}`" if not disk.block_device else "as it was resized"
     text = f"Disk {disk.index} of virtual machine '{status.name}', {disk.path}, was resized: {size} to {found} bytes"
     if found > size:
+        verb = f"shut the VM down and run `vmreplica resize {status.name}`"
+        if disk.block_device:
+            # It holds what it held: nothing of that is compared, and the VM may go on.
+            verb = f"run `vmreplica disk resize {status.name} {disk.index}`"
         result.critical(
             f"{text}. The VM and its replica go on with {size} bytes, but its tap will not start again on it.",
-            f"To replicate its new size, shut the VM down and run `vmreplica resize {status.name}`; or bring it back "
-            f"to {size} bytes ({back}).",
+            f"To replicate its new size, {verb}; or bring it back to {size} bytes ({back}).",
         )
     else:
         result.critical(

@@ -8,7 +8,7 @@ Everything that touches the file blocks.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -99,13 +99,13 @@ class MapFile:
         disks: Sequence[Geometry],
         *,
         like: MapFile | None = None,
-        whole: Collection[int] = (),
+        also: Iterable[tuple[int, int, int]] = (),
     ) -> MapFile:
         """Make a map, durably, in place of whatever has that name. Raises OSError, and leaves nothing then.
 
         It is empty, or says all that ``like`` says of those of its disks that are among ``disks``, in regions of any
-        size: the regions that a region of that one touches are set, and note and annex are the same. ``whole`` names
-        disks of which every region is set.
+        size: the regions that a region of that one touches are set, and note and annex are the same. ``also``: more
+        ranges (disk, offset, length) to be set.
         """
         part = f"{path}.part"
         files.remove(part)
@@ -118,8 +118,8 @@ class MapFile:
                 known = like is not None and disk.index in like._first_page
                 for offset, length in like.ranges(disk.index) if like is not None and known else ():
                     made.set_range(disk.index, offset, length)
-                if disk.index in whole:
-                    made.set_range(disk.index, 0, disk.size)
+            for index, offset, length in also:
+                made.set_range(index, offset, length)
             made.write()
             if like is not None and (annex := like.read_annex()):
                 made.write_annex(annex)

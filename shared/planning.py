@@ -340,7 +340,7 @@ def _is_newer(primary: PrimaryView, replica: ReplicaView) -> bool:
 
 
 def _changed_set(primary: PrimaryView, replica: ReplicaView, evidence: dict[str, Any]) -> ResyncRequired:
-    """Disks came or went at the primary. The tap's map, if it has one, names what the replica lacks."""
+    """Disks came, went or grew by order at the primary. The tap's map, if it has one, names what the replica lacks."""
     if replica.needs_resync:
         return _requested(replica, evidence)
     text = f"The disks of the VM were changed: {compare_geometry(primary.disks, replica.disks)}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import uuid
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -19,6 +20,8 @@ STATE_NAME = "tap.state"
 LOCK_NAME = "tap.lock"
 ERROR_NAME = "tap.error"
 """What the last start failed with: JSON with ``code``, ``text`` and ``remedy``; absent after a successful start."""
+DISK_SIZE = "disk_size"
+"""The code of a start that was refused since a disk has another size than configured."""
 MAX_CONFIG_BYTES = 1 << 20
 
 SECTOR = 512
@@ -53,6 +56,7 @@ DEFAULT_INTERVAL = 300.0
 """Seconds, as Hyper-V Replica's default."""
 
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z", max_length=4096)]
+DiskSize = Annotated[int, msgspec.Meta(ge=SECTOR, le=MAX_DISK_BYTES, multiple_of=SECTOR)]
 # A name travels in URIs and in NBD's options; what is safe in both is enough.
 ExportName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,255}\Z")]
 
@@ -79,19 +83,29 @@ class TapLayer(ConfigStruct, frozen=True):
 class TapDisk(ConfigStruct, frozen=True):
     """One disk: ``uuid`` is 32 hex digits, ``size`` bytes (a multiple of 512), ``export`` its NBD export name.
 
-    ``overlay``: of a disk in layers; it is written in the place of the file at ``path``.
+    ``overlay``: of a disk in layers; it is written in the place of the file at ``path``. ``larger``: while a file is
+    being enlarged, the bytes that it may have instead. ``served``: the bytes that clients see of a disk that they saw
+    smaller at the point that is served. The three are not written where they are not set, so that an older program
+    reads the configuration of a plain disk.
     """
 
     index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
     uuid: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     path: AbsolutePath
-    size: Annotated[int, msgspec.Meta(ge=SECTOR, le=MAX_DISK_BYTES, multiple_of=SECTOR)]
+    size: DiskSize
     export: ExportName
     overlay: TapOverlay | msgspec.UnsetType = msgspec.UNSET
+    larger: DiskSize | msgspec.UnsetType = msgspec.UNSET
+    served: DiskSize | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.index, self.size, bytes.fromhex(self.uuid))
+
+    @property
+    def served_size(self) -> int:
+        """Bytes that clients see."""
+        return self.size if self.served is msgspec.UNSET else min(self.size, self.served)
 
 
 class TapConfig(ConfigStruct, frozen=True):
@@ -178,6 +192,11 @@ class TapConfig(ConfigStruct, frozen=True):
             )
 
 
+def sizes_of(disks: Sequence[TapDisk]) -> dict[int, int]:
+    """Index and size: two taps that differ in these do not serve the same set of disks."""
+    return {disk.index: disk.size for disk in disks}
+
+
 def encode_config(config: TapConfig) -> bytes:
     """The configuration as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
@@ -229,7 +248,7 @@ def save_settings(files: FileSystem, folder: str, config: TapConfig) -> None:
         former = load_config(files, folder)
     except (NotFoundError, StorageError, UsageError):
         former = config
-    if {disk.index for disk in former.disks} != {disk.index for disk in config.disks}:
+    if sizes_of(former.disks) != sizes_of(config.disks):
         config = msgspec.structs.replace(config, disks=former.disks)
     if not files.exists(f"{folder}/{CONFIG_NAME}") or config != former:
         save_config(files, folder, config)

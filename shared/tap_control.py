@@ -218,6 +218,13 @@ class DiskStatus(Result, frozen=True):
     block: bool = False
 
 
+class DiskFile(Result, frozen=True):
+    """The bytes that a disk's file, or block device, has at the moment."""
+
+    size: int
+    block: bool
+
+
 class Layers(Result, frozen=True):
     """Disks in layers. ``written_bytes`` are those of the blocks that overlays have.
 
@@ -304,6 +311,13 @@ class TryDiskParams(Params, frozen=True):
     """``try_disk``: one disk, as the tap's configuration has it."""
 
     disk: TapDisk
+
+
+class EnlargeParams(Params, frozen=True):
+    """``enlarge``: a disk by its index, and the bytes that its file is to have; 0 only looks at it."""
+
+    disk: Count
+    size: Count = 0
 
 
 class ReasonParams(Params, frozen=True, omit_defaults=True):
@@ -524,6 +538,13 @@ class TapClient:
     async def try_disk(self, disk: TapDisk) -> None:
         """Whether the tap could serve one more disk: it opens and locks it, and lets go of it. Raises why it can't."""
         await self._call("try_disk", TryDiskParams(disk=disk), dict[str, Any], SLOW_CALL_TIMEOUT)
+
+    async def enlarge(self, disk: int, size: int = 0) -> DiskFile:
+        """Make a disk's file ``size`` bytes long, durably, as a write of the tap's own; 0 only looks at it.
+
+        The tap goes on serving the size that it has. Raises why it can't.
+        """
+        return await self._call("enlarge", EnlargeParams(disk=disk, size=size), DiskFile, SLOW_CALL_TIMEOUT)
 
     async def leave_log(self, reason: str) -> TapStatus:
         """Track in the dirty map instead of the log, before the tap is stopped to be started with other disks.

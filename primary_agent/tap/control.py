@@ -13,6 +13,7 @@ import msgspec
 from primary_agent.tap.dirty_map import DirtyMap, Force
 from primary_agent.tap.disks import Disk
 from primary_agent.tap.engine import TapEngine
+from primary_agent.tap.enlarging import enlarge
 from primary_agent.tap.locate import Place
 from primary_agent.tap.log import Cut
 from primary_agent.tap.ports import TapPorts
@@ -31,8 +32,10 @@ from shared.tap_control import (
     AbandonParams,
     AllowParams,
     BeginParams,
+    DiskFile,
     DiskStatus,
     Doubt,
+    EnlargeParams,
     GuestLatency,
     KnowsCut,
     KnowsCutParams,
@@ -94,6 +97,7 @@ class TapControl:
         methods.add("stop_tracking", ReasonParams, self._stop_tracking)
         methods.add("abandon", AbandonParams, self._abandon)
         methods.add("try_disk", TryDiskParams, self._try_disk)
+        methods.add("enlarge", EnlargeParams, self._enlarge)
         methods.add("leave_log", ReasonParams, self._leave_log)
         methods.add("forget", AbandonParams, self._forget)
         methods.add("to_map", NoParams, self._to_map)
@@ -228,7 +232,8 @@ class TapControl:
             writes=disk.writes,
             bytes_written=disk.bytes_written,
             failed=disk.failed,
-            found_size=disk.found_size,
+            # One that we enlarged ourselves is no news to anybody.
+            found_size=disk.size if disk.found_size == disk.larger else disk.found_size,
             block=disk.block,
         )
 
@@ -260,6 +265,9 @@ class TapControl:
 
         await self._engine.workers.run(work)
         return {}
+
+    async def _enlarge(self, params: EnlargeParams, client: Client) -> DiskFile:
+        return await enlarge(self._engine, params.disk, params.size)
 
     async def _leave_log(self, params: ReasonParams, client: Client) -> TapStatus:
         await self._engine.leave_log(params.reason)

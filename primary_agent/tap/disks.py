@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Sequence
 
+import msgspec
+
 from primary_agent.tap.layered import LayeredFile, times_of
 from protocol.entries import MAX_ENTRIES, MAX_PAYLOAD, EntryKind, encode_entry
 from shared.errors import NotFoundError, StorageError
 from shared.nbd.backend import CommandKind, Mutation, errno_of
 from shared.overlay import Overlay, Phase
 from shared.ports import Buffer, File, FileIdentity, FileSystem
-from shared.tap_config import TapDisk
+from shared.tap_config import DISK_SIZE, TapDisk
 from shared.undo_log import UndoLog
 
 READ_BYTES = 4 * MAX_PAYLOAD
@@ -33,7 +35,7 @@ Times = tuple[int, int]
 class DiskSizeError(StorageError):
     """A disk's file has not the size that the configuration says."""
 
-    code = "disk_size"
+    code = DISK_SIZE
 
 
 class Disk:
@@ -46,6 +48,8 @@ class Disk:
         self.size = config.size
         self.found_size = config.size
         """The size that it was seen to have last; the tap goes on with ``size``."""
+        self.larger = 0 if config.larger is msgspec.UNSET else config.larger
+        """The size that its file may have instead, while it is being enlarged by us; else 0."""
         self.file = file
         self.failed = ""
         """Why every FLUSH fails; empty while syncing works."""
@@ -110,12 +114,13 @@ class Disk:
         return former
 
     def _check_size(self, identity: FileIdentity) -> None:
-        if identity.size != self.size:
+        if identity.size != self.size and not (self.larger and identity.size == self.larger):
             raise DiskSizeError(
                 f"The disk {self.config.path} has {identity.size} bytes, but {self.size} are configured.",
                 f"Bring back the disk of the right size ({back_to_size(self.config)}); of one that was made larger "
                 "`vmreplica resize VM` takes over the new size.",
             )
+        self.found_size = identity.size
         self.mtime_ns = identity.mtime_ns
         self.ctime_ns = identity.ctime_ns
         self.block = identity.block

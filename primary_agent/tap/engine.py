@@ -58,7 +58,7 @@ class TapEngine:
         self._warming: set[asyncio.Task[None]] = set()
         self._start: Start | None = None
         self._refusing = True
-        self._orders = Orders()
+        self.orders = Orders()
 
     @property
     def tracker(self) -> Tracker:
@@ -103,7 +103,7 @@ class TapEngine:
         Where something can't be made durable the state stays as after a crash, and StorageError says why.
         """
         self.drain()
-        await self._orders.end()
+        await self.orders.end()
         tracker, start = self.tracker, self._start
         assert start is not None
         await self.quiet()
@@ -313,7 +313,7 @@ class TapEngine:
 
     async def cut(self, reason: SealReason) -> Cut:
         """Seal the current segment now; durable when this returns. Raises InvalidStateError if nothing is tracked."""
-        self._orders.check()
+        self.orders.check()
         return standing_cut(self) or await self.tracker.cut(reason)
 
     # --- tracking ---------------------------------------------------------------------------------------------------
@@ -326,10 +326,10 @@ class TapEngine:
         """
 
         async def switch() -> None:
-            self._orders.check()
+            self.orders.check()
             self.tracker.begin(epoch)
 
-        async with self._orders:
+        async with self.orders:
             if await self.tracker.prepare_begin(epoch):
                 try:
                     await self._heat_before_tracking()
@@ -356,17 +356,17 @@ class TapEngine:
 
     async def end_tracking(self) -> None:
         """End tracking by order and drop the log."""
-        async with self._orders:
+        async with self.orders:
             await self.tracker.end()
 
     async def abandon(self, epoch: bytes) -> None:
         """Give up the log of ``epoch``, whose resync was cancelled; a no-op unless that epoch is tracked."""
-        async with self._orders:
+        async with self.orders:
             self.tracker.abandon(epoch)
 
     async def leave_log(self, text: str) -> None:
         """See the tracker."""
-        async with self._orders:
+        async with self.orders:
             await self.tracker.leave_log(text)
 
     def set_log_limit(self, limit: int) -> None:

@@ -22,7 +22,7 @@ class DiskExport:
 
     def __init__(self, engine: TapEngine, disk: Disk) -> None:
         self.name = disk.config.export
-        self.size = disk.size
+        self.size = disk.config.served_size
         self.description = f"{engine.config.name}: disk {disk.index}"
         self._engine = engine
         self._disk = disk

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from primary_agent.tap.disks import Disk, Range, join_ranges
 from primary_agent.tap.evidence import changes_since, changes_text, show_time
 from primary_agent.tap.locate import locate_segment
@@ -156,18 +158,20 @@ def _segment_start(files: FileSystem, log: Sequence[LogFile], tail: Tail) -> tup
 # --- the disks -----------------------------------------------------------------------------------------------------
 
 
-def explained_by(witness: Witness | None, identity: FileIdentity, group_ns: int, touched: bool) -> str:
+def explained_by(
+    witness: Witness | None, identity: FileIdentity, group_ns: int, touched: bool, enlarged: bool = False
+) -> str:
     """Evidence that somebody else wrote a disk after the tap was killed (R27); empty if there is none.
 
     Either the file is as it was after the last batch that the tap saw through, or the last group was about to write
-    to it (``touched``), and then its times must be those of that write.
+    to it (``touched``), or the tap to enlarge it (``enlarged``), and then its times must be those of that write.
     """
     if witness is None:
         return "what was last known of it is damaged"
     if (identity.mtime_ns, identity.ctime_ns) == (witness.mtime_ns, witness.ctime_ns):
         return ""
     latest = max(group_ns, witness.before_ns) + WRITE_SLACK_NS
-    in_doubt = touched and witness.done_ns < group_ns
+    in_doubt = (touched and witness.done_ns < group_ns) or (enlarged and witness.done_ns < witness.before_ns)
     if in_doubt and witness.mtime_ns <= identity.mtime_ns <= latest and identity.ctime_ns <= latest:
         return ""
     expected = f"at most {show_time(latest)}" if in_doubt else show_time(witness.mtime_ns)
@@ -276,7 +280,11 @@ def check_disks(state: TapState, disks: Sequence[Disk], identities: Sequence[Fil
     found: list[DiskChange] = []
     texts = []
     for disk, identity in zip(disks, identities, strict=True):
-        if changes := changes_since(stamps[disk.index], identity, same_boot=same_boot, times=times):
+        stamp = stamps[disk.index]
+        if identity.size == disk.larger and not times and stamp.size == disk.size:
+            # It was being enlarged by the tap that wrote the stamp; its times are judged like those of any write.
+            stamp = msgspec.structs.replace(stamp, size=identity.size)
+        if changes := changes_since(stamp, identity, same_boot=same_boot, times=times):
             found += changes
             texts.append(f"{disk.config.path} was changed: {changes_text(changes)}")
     if found:
@@ -330,7 +338,8 @@ def check_witnesses(
         text = f"{tail.file.path} ends at offset {tail.file.end}, before what is on the disks"
         raise TrackingLost(LostReason.LOG_DAMAGED, text)
     for disk, identity, witness in zip(disks, identities, witnesses, strict=True):
-        evidence = explained_by(witness, identity, tail.group_ns, disk.index in tail.doubt)
+        touched, enlarged = disk.index in tail.doubt, identity.size == disk.larger
+        evidence = explained_by(witness, identity, tail.group_ns, touched, enlarged)
         if evidence:
             raise _changed(disk, identity, witness, evidence)
 

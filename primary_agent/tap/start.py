@@ -166,16 +166,16 @@ def lock_folder(files: FileSystem, folder: str) -> File:
 
 def _open_maps(files: FileSystem, folder: str, config: TapConfig, start: Start) -> None:
     """Open both maps, or make them. Without them tracking goes on, and bounds nothing when it is lost."""
-    dirty = _open_map(files, f"{folder}/{MAP_NAME}", config, MapKind.DIRTY, DIRTY_BLOCK_BITS)
+    dirty = _open_map(files, f"{folder}/{MAP_NAME}", config, MapKind.DIRTY, DIRTY_BLOCK_BITS, start.disks)
     if dirty is not None:
         start.dirty = DirtyMap(dirty[0])
-    hot = _open_map(files, f"{folder}/{HOT_NAME}", config, MapKind.HOT, config.hot_region_bits)
+    hot = _open_map(files, f"{folder}/{HOT_NAME}", config, MapKind.HOT, config.hot_region_bits, start.disks)
     if hot is not None:
         start.hot, start.hot_is_new = hot
 
 
 def _open_map(
-    files: FileSystem, path: str, config: TapConfig, kind: MapKind, region_bits: int
+    files: FileSystem, path: str, config: TapConfig, kind: MapKind, region_bits: int, opened: Sequence[Disk]
 ) -> tuple[MapFile, bool] | None:
     """A map, and whether it had to be made; None where it can't be."""
     disks = [disk.geometry for disk in config.disks]
@@ -185,7 +185,7 @@ def _open_map(
                 return MapFile.open(files, path, kind, config.vm_id, region_bits, disks), False
             except MapDamagedError as error:
                 resized = _resized_map(files, path, config) if kind is MapKind.HOT else None
-                former = resized or map_of_other_disks(files, path, kind, config.vm_id, region_bits, disks)
+                former = resized or map_of_other_disks(files, path, kind, config.vm_id, region_bits, opened)
                 if former is not None:
                     return former, False
                 _log.warning("a map is made anew", path=path, reason=str(error))

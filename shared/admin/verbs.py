@@ -71,6 +71,7 @@ SET = "vm.set"
 RESIZE = "vm.resize"
 DISK_ADD = "vm.disk_add"
 DISK_REMOVE = "vm.disk_remove"
+DISK_RESIZE = "vm.disk_resize"
 TEST_CONNECTION = "test_connection"
 DISK_USE = "disk_use"
 """What ``vmreplica watch-disks`` saw, for an agent that can't see other users' processes."""
@@ -177,6 +178,16 @@ class DiskRemoveParams(VmParams, frozen=True):
 
     disk: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
     exclude: bool = False
+
+
+class DiskResizeParams(VmParams, frozen=True):
+    """``vm.disk_resize``: a disk by its number, export or path, and its new size in bytes.
+
+    Without a size: that which a block device has by now. Returns when the tap serves it.
+    """
+
+    disk: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    size: Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)] | None = None
 
 
 class ResumeParams(VmParams, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shared.cli.grammar import Verb, add_verbs, parsed, vm_argument, yes_option
-from shared.cli.units import parse_disk
+from shared.cli.units import parse_disk, parse_size
 
 
 def _disk(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +31,21 @@ def _remove(parser: argparse.ArgumentParser) -> None:
     yes_option(parser)
 
 
+def _resize(parser: argparse.ArgumentParser) -> None:
+    vm_argument(parser, role=False)
+    parser.add_argument("disk", metavar="DISK", help="its number, its name over NBD or its path")
+    parser.add_argument(
+        "--size",
+        type=parsed(parse_size),
+        metavar="SIZE",
+        help="its new size, for instance 80GiB; of a block device, which is enlarged before, it is known",
+    )
+
+
 _DISKS = "shared.cli.verbs.disks"
 ACTIONS = (
     Verb("add", "replicate one more disk of a VM; only that one is copied", f"{_DISKS}:add", _add),
     Verb("remove", "replicate a disk of a VM no longer; its file stays", f"{_DISKS}:remove", _remove),
+    Verb("resize", "enlarge a disk of a VM and its replica, without comparing it", f"{_DISKS}:resize", _resize),
 )
-DISK_VERBS = (Verb("disk", "add a disk to a replicated VM, or remove one", "", _disk, agents=False),)
+DISK_VERBS = (Verb("disk", "add a disk to a replicated VM, remove or enlarge one", "", _disk, agents=False),)

@@ -326,6 +326,25 @@ def test_a_newer_set_of_disks_requires_a_resync_and_any_other_one_is_refused(dis
     assert isinstance(decide(replace(changed, disks=(THIRD,)), replica), GeometryMismatch), "none in common"
 
 
+def test_a_disk_that_was_enlarged_by_order_requires_no_more_than_what_the_map_names() -> None:
+    """The number of the set tells it from one that somebody else has enlarged; the replica's may have grown already."""
+    replica = replace(REPLICA, disk_set=4)
+    # In another order they are the same disks.
+    enlarged = replace(PRIMARY, disks=(SECOND, LARGER), disk_set=5, tracking="map", lost_reason="disk 0 was enlarged")
+    decision = decide(enlarged, replica)
+    assert cause_of(decision) is ResyncCause.TRACKING_LOST
+    assert isinstance(decision, ResyncRequired) and "disk 0 was enlarged" in decision.text
+    assert cause_of(decide(enlarged, replace(replica, disks=(LARGER, SECOND)))) is ResyncCause.TRACKING_LOST
+    assert cause_of(decide(replace(enlarged, tracking="on"), replica)) is ResyncCause.DISKS_CHANGED
+    open_resync = replace(enlarged, tracking="on", log_epoch=NEXT, resync=OpenResync(b"r" * 16, NEXT))
+    assert decide(open_resync, replica) == GoOnWithResync(b"r" * 16, NEXT, known=False)
+    # Without a higher number nothing vouches for it, nor where the replica doesn't know of sets.
+    for other in (replace(enlarged, disk_set=4), enlarged):
+        assert cause_of(decide(other, replica if other is not enlarged else REPLICA)) is ResyncCause.DISK_GROWN
+    turned = replace(PRIMARY, disks=PRIMARY.disks[::-1], disk_set=5)
+    assert not isinstance(decide(turned, replica), ResyncRequired), "the same disks in another order have not grown"
+
+
 def test_what_the_replica_found_is_our_evidence_also_beside_other_causes() -> None:
     replica = replace(REPLICA, needs_resync=True, causes=(("disk_changed", "Somebody wrote."),))
     for required in (False, True):

@@ -1,8 +1,9 @@
-"""``vmreplica disk``: adds a disk to a replicated VM, or removes one; what follows from that goes on by itself."""
+"""``vmreplica disk``: adds a disk to a replicated VM, removes or enlarges one; what follows goes on by itself."""
 
 from __future__ import annotations
 
 import argparse
+import json
 
 from shared.admin import verbs as admin
 from shared.cli.agents import connect, socket_paths
@@ -47,6 +48,31 @@ def remove(options: argparse.Namespace, context: Context) -> int:
         found.call(admin.DISK_REMOVE, ENABLE_SECONDS, disk=options.disk, exclude=options.exclude)
         vm = found.refresh()
     context.console.print([f"Disk {options.disk} of {vm.name} is not replicated any more.", *_way_on(vm)])
+    return SUCCESS
+
+
+def resize(options: argparse.Namespace, context: Context) -> int:
+    """Enlarge a disk, and tell how the guest learns of it."""
+    paths, named = socket_paths(options.socket, context.environment)
+    with connect(paths, named=named) as agents:
+        found = agents.find_one(options.vm, "primary")
+        found.call(admin.DISK_RESIZE, ENABLE_SECONDS, disk=options.disk, size=options.size)
+        vm = found.refresh()
+    disk = next(each for each in vm.disks if options.disk in (str(each.index), each.export, each.path))
+    resize = {"execute": "block_resize", "arguments": {"node-name": "NODE", "size": disk.size_bytes}}
+    had = f"Disk {disk.index} of {vm.name}, {disk.path}, is replicated with {disk.size_bytes} bytes from now on."
+    context.console.print(
+        [
+            f"{had} Recovery points of before keep its former size.",
+            "",
+            "A virtual machine that runs goes on with the former size until it is told, which works from its next read",
+            "or write on; one that is off finds the new size when it starts:",
+            f"  virsh blockresize {vm.name} TARGET {disk.size_bytes}B",
+            f"  without libvirt, over QMP: {json.dumps(resize)}",
+            "",
+            *_way_on(vm),
+        ]
+    )
     return SUCCESS
 
 

@@ -51,6 +51,7 @@ PARAMETERS: dict[str, type[Params]] = {
     admin.RESIZE: admin.VmParams,
     admin.DISK_ADD: admin.DiskAddParams,
     admin.DISK_REMOVE: admin.DiskRemoveParams,
+    admin.DISK_RESIZE: admin.DiskResizeParams,
     admin.REMOVE: admin.RemoveParams,
     admin.RECOVER: admin.RecoverParams,
     admin.ENABLE: admin.EnableParams,

@@ -158,7 +158,7 @@ def test_continue_goes_on_and_stop_cancels(vmreplica: Command) -> None:
     ]
 
 
-def test_a_disk_is_added_and_removed(vmreplica: Command) -> None:
+def test_a_disk_is_added_removed_and_enlarged(vmreplica: Command) -> None:
     canned = vmreplica.agent()
     ran = vmreplica("disk", "add", "web", "/images/web.raw,export=data")
     assert (ran.code, ran.err) == (0, "")
@@ -166,9 +166,14 @@ def test_a_disk_is_added_and_removed(vmreplica: Command) -> None:
     refused = vmreplica("disk", "remove", "web", "data")
     assert refused.code != 0 and "--yes" in refused.err
     assert vmreplica("disk", "remove", "web", "data", "--exclude", "--yes").code == 0
+    resized = vmreplica("disk", "resize", "web", "0", "--size", "80GiB")
+    assert resized.code == 0 and "virsh blockresize web TARGET" in resized.out and "block_resize" in resized.out
+    assert vmreplica("disk", "resize", "web", "0").code == 0
     assert canned.calls == [
         (admin.DISK_ADD, {"vm": UUID, "disk": {"path": "/images/web.raw", "export": "data"}}),
         (admin.DISK_REMOVE, {"vm": UUID, "disk": "data", "exclude": True}),
+        (admin.DISK_RESIZE, {"vm": UUID, "disk": "0", "size": 80 << 30}),
+        (admin.DISK_RESIZE, {"vm": UUID, "disk": "0", "size": None}),
     ]
 
 
