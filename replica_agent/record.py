@@ -411,6 +411,9 @@ class PromotionRecord(Record):
     smaller: list[ExportedDiskRecord] = []
     """Disks that the promoted cut has with fewer bytes than by now: clients see these, until the direction is
     reversed."""
+    disks: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]] | None = None
+    """The disks that the promoted cut has, by index, where these are others than the newest point's; they become the
+    VM's when what was written has settled."""
 
     @property
     def older(self) -> bool:

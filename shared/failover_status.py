@@ -30,6 +30,11 @@ class FailoverStatus(msgspec.Struct, kw_only=True):
     """After a commit: how much has settled in the disks, of about how much."""
     trouble: str = ""
     """Why settling does not go on at the moment."""
+    proven_time: float | None = None
+    """When a verify found both sides' disks equal at the promoted cut; None where none did, or after a commit."""
+    added_disks: list[int] = []
+    removed_disks: list[int] = []
+    """Disks that came and went after the promoted point: it has not these, which go once it has settled, but those."""
 
 
 class TestFailoverStatus(msgspec.Struct, kw_only=True):
