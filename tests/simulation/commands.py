@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 NEEDS_YES, SPLIT_BRAIN = "needs_confirmation", "split_brain"
-DEATHS = 0.1
+DEATHS = 0.04
 """Probability that a command ends before or after one of its steps, or in the middle of it."""
+QUIET = 0.01
+"""With so few deaths of processes the commands live, too."""
 CLIENT: Any = None
 
 _S = ReplicationState
@@ -50,9 +52,9 @@ class Killed(Exception):
 class Commands:
     """The administrator of both hosts; ``deaths`` of his commands."""
 
-    def __init__(self, world: World, *, deaths: float) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
-        self.deaths = deaths
+        self.deaths = DEATHS if world.options.reversals > QUIET else 0.0
         self.rng = random.Random(f"{world.options.seed}/commands")
         self.handed: list[HandOver] = []
         """All hand-overs that an agent answered."""
@@ -83,7 +85,7 @@ class Commands:
             raise UnreachableError(f"The {role} agent of {side.name} ended.", "") from None
         # Its end is seen by whoever waits, if anybody does.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        while not task.done():
+        while process.dead or not task.done():
             if process.dead:
                 raise UnreachableError(f"The {role} agent of {side.name} ended.", "")
             if self.world.loop.now > end:

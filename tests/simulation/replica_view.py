@@ -78,8 +78,10 @@ class ReplicaView:
         self.disk_count = disks
         self._paths = paths
         self._taken = ""
-        self.own: list[Cut] = []
-        """Points that only this host ever had, the newest last: what it wrote before it became the replica again."""
+        self.own: Cut | None = None
+        """A point that only this host has: what it wrote before it became the replica again."""
+        self.kept = 0
+        """Such points that were found among the older ones, once something else arrived."""
         self.giving_up = False
         """Somebody ordered to give the failover up."""
         self.on_taken: Callable[[], tuple[Oracle, Images]] | None = None
@@ -171,6 +173,7 @@ class ReplicaView:
             self._check_taken()
             self._check_trust()
             self._check_promotion()
+            self._check_kept()
             self._check_point("I1", "the exposed point")
             self._check_history("I1")
         except Violation as violation:
@@ -238,9 +241,20 @@ class ReplicaView:
         here = applied["epoch"], applied["segment"]
         if oracle.cuts.setdefault(here, images) != images:
             raise Violation(f"I1: the disks of a copy are told to be cut {here[1]}, which they are not")
-        self.own.append(here)
+        self.own = here
         self.promoted, self.handed_over, self.giving_up = None, False, False
         self._undoing = self._layered = False
+
+    def _check_kept(self) -> None:
+        """What only this host had is an older point once it is not what the disks hold any more."""
+        record = self.record("replication")
+        applied = record["applied"]
+        if self.own is None or record["applying"] is not None or (applied["epoch"], applied["segment"]) == self.own:
+            return
+        if self.host.options.newest > 1 and self.own not in [cut for cut, _ in self.rolled_back()]:
+            raise Violation("R41: what only this host had before it became the replica again is no point of it")
+        self.kept += 1
+        self.own = None
 
     def _check_promotion(self) -> None:
         record = self.record("promotion")

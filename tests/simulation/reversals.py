@@ -56,7 +56,7 @@ class Reversals:
         self.chaos = chaos
         self.rng = random.Random(f"{world.options.seed}/reversals/life")
         self.second = world.second = SecondAgents(world)
-        self.commands = Commands(world, deaths=0.1 if world.options.reversals > 0.1 else 0.0)
+        self.commands = Commands(world)
         self._faults: list[asyncio.Task[None]] = []
 
     # --- the life ---
@@ -175,6 +175,8 @@ class Reversals:
 
     def _judgement(self, side: Side, target: Side) -> Callable[..., None]:
         """What an order to let go of this side has to be confirmed for, by what is so when it is given."""
+        if side.is_over:
+            return lambda _told, *, despite=False: None
         promotion, view = target.copy("promotion"), target.view
         cut = side.oracle.cuts.get(position(promotion.get("received")) or (b"", 0)) if promotion else None
         has = tuple(map(bytes, side.oracle.images))

@@ -128,6 +128,7 @@ def run(
         result.counts["failovers judged lossless"] = world.plans.lossless
         if world.second is not None:
             result.counts["questions after a reversal judged"] = world.second.asked
+            result.counts["points of a former primary kept"] = sum(side.view.kept for side in world.second.sides)
     finally:
         if world is not None:
             # What the dismantling does to the product is of no interest.

@@ -14,7 +14,7 @@ import primary_agent.agent
 import replica_agent.agent
 from primary_agent.surroundings import Surroundings
 from protocol.hrl import Geometry
-from protocol.messages import ManifestRequest
+from protocol.messages import ManifestRequest, ResyncKind
 from protocol.position import NO_EPOCH
 from shared.config_sections import (
     AuthorizeSection,
@@ -27,6 +27,7 @@ from shared.config_sections import (
 )
 from shared.handover import read_map
 from shared.map_file import MapDamagedError, Range
+from shared.planning import ResyncCause
 from shared.ports import Ports
 from shared.states import ReplicationState
 from tests.simulation.constants import (
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 SECOND = "second"
 """The role of these processes among those of a host."""
 PORT = 8476
+UNTRACKED = ("log ", "edit ", "replica ", "fill ", "finding", "resynchronize", "power loss")
+"""What may have happened before where whole disks are compared."""
 AWAY = (ReplicationState.FAILED_OVER, ReplicationState.PREPARED_FOR_FAILOVER, ReplicationState.DISABLED)
 
 Agent = primary_agent.agent.PrimaryAgent | replica_agent.agent.ReplicaAgent
@@ -91,6 +94,11 @@ class Side:
             return self.world.oracle
         assert self.promoted.oracle is not None
         return self.promoted.oracle
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its disks are nobody's but the copy's by now."""
+        return (not self.is_first or self.world.second.taken) and self.promoted.oracle is None  # type: ignore[union-attr]
 
     # --- what is on record ---
 
@@ -241,6 +249,9 @@ class SecondAgents:
                 raise Violation(f"I6: both agents of {side.name} have the VM")
             if side.is_primary or side.is_promoted:
                 owners.append(side)
+            tap = side.host.alive("tap")
+            if has[1] and not side.copy("promotion") and tap is not None and tap in self.world.served:
+                raise Violation(f"I8: the disks of {side.name} are a copy, and its tap serves them")
         for side in self.sides:
             if side.other.is_promoted and side.is_told:
                 self.told = True
@@ -277,7 +288,10 @@ class SecondAgents:
         if process.name not in ("agent@P", f"{SECOND}@R") or not record or question.round > 1:
             return
         resync = record["resync"]
-        if resync is None or resync["id"] != question.id or not self.is_bounded(record):
+        if resync is None or resync["id"] != question.id:
+            return
+        if resync["kind"] != ResyncKind.BOUNDED.value:
+            self._check_whole(record)
             return
         named = self.named(side)
         if named is None:
@@ -290,9 +304,11 @@ class SecondAgents:
         if at < end:
             raise Violation(f"R41: {end - at} bytes at {at} of disk {question.disk} are compared, which nobody doubts")
 
-    @staticmethod
-    def is_bounded(record: dict[str, Any]) -> bool:
-        return record["resync"]["kind"] == "bounded"
+    def _check_whole(self, record: dict[str, Any]) -> None:
+        """Whole disks are compared after a reversal only where something befell what was tracked."""
+        turned = any(cause["code"] == ResyncCause.REVERSED.value for cause in record["causes"])
+        if turned and not any(name.startswith(UNTRACKED) for name in self.world.counts):
+            raise Violation("R41: whole disks are compared after a reversal, although nothing befell what was tracked")
 
     def named(self, side: Side) -> dict[int, list[Range]] | None:
         """What both sides have on record of a reversal, by disk; None where one of the maps is not there."""

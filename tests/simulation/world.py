@@ -129,6 +129,8 @@ class World:
         self.overlays = OverlayWriters(self)
         self.verifies = Verifies(self)
         self.plans = Plans(self)
+        self.served: set[Process] = set()
+        """All taps that ever served anything."""
         self.serving: dict[Process, list[DiskExport]] = {}
         """What the taps of the replica's host serve."""
         self.promoted = PromotedVm(self, self.replica, self.view, "promoted")
@@ -396,6 +398,8 @@ class World:
     def _primary_committed(self, folder: str, content: StoreContent) -> None:
         if folder == PRIMARY_STORE:
             self._guarded(lambda: self.schedule.committed(content))
+        if self.second is not None:
+            self.second.committed(folder, content)
 
     def check_runs(self) -> None:
         """What is on record of resyncs at the primary fits its state. Raises Violation."""
@@ -485,7 +489,7 @@ class World:
         oracle = self._truth_of(process)
         if oracle is not None:
             self.tell(f"epoch {epoch.hex()[:8]} begins at {process.name}")
-            disks = self.disks() if oracle is self.oracle else self._promoted_by(process).view.images()
+            disks = self.disks() if oracle is self.oracle else self._promoted_by(process).view.shown()
             # Whatever was written before is on the disks by now (R6).
             self._guarded(lambda: oracle.check_disks(disks, "at the begin of an epoch", "R6"))
 
@@ -557,6 +561,7 @@ class GuestsTap(TapProcess):
 
     async def _until_stopped(self, engine: TapEngine, control: TapControl) -> None:
         exports = [DiskExport(engine, disk) for disk in engine.disks]
+        self.world.served.add(self.process)
         if self.serves_guest:
             self.world.guest.attach(self.process, exports)
         else:
