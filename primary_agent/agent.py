@@ -21,7 +21,7 @@ from primary_agent.replication import Replication
 from primary_agent.surroundings import Surroundings
 from primary_agent.trusting import end_distrusted
 from primary_agent.vm import PrimaryVm
-from primary_agent.vm_folders import forget, is_empty, is_vm_folder
+from primary_agent.vm_folders import forget, is_barely_begun, is_empty, is_vm_folder
 from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
@@ -121,6 +121,11 @@ class PrimaryAgent:
                 await self.ports.workers.run(self.ports.files.remove_tree, folder)
                 return
             await self._damaged(name, folder, error)
+            return
+        if not store.names() and await self.ports.workers.run(is_barely_begun, self.ports.files, folder):
+            # So was a hand-over: whoever carries it gives it once more.
+            await store.close()
+            await self.ports.workers.run(self.ports.files.remove_tree, folder)
             return
         try:
             replication = Replication(store, self.ports.clock, self.surroundings.monitoring)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import uuid
 
 from primary_agent.record import TapPlace
+from primary_agent.scope import REVERSE_MAP
 from shared.ports import FileSystem
+from shared.ports.store import STATE_FILE
 
 SOCKETS = ("nbd.sock", "control.sock")
 """What a tap makes in its runtime folder."""
@@ -22,6 +24,11 @@ def is_vm_folder(name: str) -> bool:
 def is_empty(files: FileSystem, folder: str) -> bool:
     """Whether nothing is in the folder. Blocks."""
     return not files.list(folder)
+
+
+def is_barely_begun(files: FileSystem, folder: str) -> bool:
+    """Whether nothing is in the folder but a state, and what came with a hand-over. Blocks."""
+    return all(name.startswith((STATE_FILE, REVERSE_MAP)) for name in files.list(folder))
 
 
 def forget(files: FileSystem, folder: str, runtime_folder: str, place: TapPlace | None) -> None:

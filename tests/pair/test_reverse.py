@@ -13,7 +13,9 @@ import pytest
 
 from primary_agent import handing_over
 from primary_agent.admin import with_settings
+from primary_agent.scope import REVERSE_MAP
 from replica_agent import handing_over as giving_up
+from replica_agent.agent import ReplicaAgent
 from replica_agent.promoted_tap import PromotedTap
 from replica_agent.record import PromotionRecord
 from replica_agent.vm import ReplicaVm
@@ -165,6 +167,11 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
     assert await two.oldest_point(two.alpha) == losing
 
 
+async def killed(*_arguments: object) -> None:
+    """In the place of a step at which the agent is killed."""
+    raise RuntimeError("killed")
+
+
 async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     """Orders that do not fit change nothing; an agent that starts in the middle does nothing of its own (I8, I10)."""
     await two.replicate(8 * MIB)
@@ -216,6 +223,13 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     # Refused for good by the other agent: the first one goes on with the VM.
     await two.beta.call("replica", verbs.HANDED_OVER, vm=NAME, taken=False)
     await two.until("the tap", lambda: two.beta.copy.promotion.tap is not None and two.beta.copy.promotion.tap.uris)
+    # An agent that was killed before it had put anything on record takes the VM when it is asked again.
+    begun = two.beta.folder / "state-primary" / "vms" / two.beta.copy.parts.uuid
+    begun.mkdir(parents=True)
+    await (await two.beta.ports.ports.stores.open(str(begun), create=True)).close()
+    (begun / REVERSE_MAP).write_bytes(b"half")
+    await two.beta.restart("alpha")
+    assert not two.beta.primary.damaged and not begun.exists()
     await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
     await two.beta.restart("alpha")
     await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
@@ -234,6 +248,11 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     with pytest.raises(InvalidStateError, match="was changed since its tap was stopped"):
         await two.alpha.adopt("replica", handed)
     os.utime(disk, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(ReplicaAgent, "replace", killed)
+        await two.alpha.adopt("replica", handed)
+    await two.alpha.restart("beta")
+    assert not two.alpha.replica.damaged
     await two.alpha.adopt("replica", handed)
     await two.alpha.restart("beta")
     await two.alpha.carry("primary", "replica")

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 NEEDS_YES, SPLIT_BRAIN = "needs_confirmation", "split_brain"
 DEATHS = 0.04
 """Probability that a command ends before or after one of its steps, or in the middle of it."""
+AIMED, AIM = 0.12, 40
+"""Share of the steps at one of whose first operations the agent dies."""
 QUIET = 0.01
 """With so few deaths of processes the commands live, too."""
 CLIENT: Any = None
@@ -56,8 +58,8 @@ class Commands:
         self.world = world
         self.deaths = DEATHS if world.options.reversals > QUIET else 0.0
         self.rng = random.Random(f"{world.options.seed}/commands")
-        self.handed: list[HandOver] = []
-        """All hand-overs that an agent answered."""
+        self.dangerous = False
+        """Whether commands die between two steps, and agents at what they are asked for."""
         self.confirmed = ""
         """What the last order had to be confirmed for, or was refused as."""
         self._steps: dict[Agent, Steps] = {}
@@ -74,7 +76,11 @@ class Commands:
             made = PrimarySteps(agent, with_settings) if isinstance(agent, PrimaryAgent) else ReplicaSteps(agent)
             steps = self._steps[agent] = made
         self._may_die()
-        end = self.world.loop.now + (self.rng.uniform(0, 0.05) if self.rng.random() < self.deaths else 1e9)
+        dies = self.dangerous and self.rng.random() < self.deaths
+        end = self.world.loop.now + (self.rng.uniform(0, 0.05) if dies else 1e9)
+
+        if self.dangerous and self.deaths and self.rng.random() < AIMED:
+            process.die_at = process.operations + self.rng.randint(1, AIM)
 
         async def run() -> Any:
             return await work(steps, agent)
@@ -97,7 +103,7 @@ class Commands:
         return task.result()
 
     def _may_die(self) -> None:
-        if self.rng.random() < self.deaths:
+        if self.dangerous and self.rng.random() < self.deaths:
             raise Killed
 
     async def _status(self, side: Side, role: str) -> Any:
@@ -144,7 +150,6 @@ class Commands:
 
     async def _carry(self, side: Side, source: str, target: str, handed: HandOver) -> None:
         """Bring the VM from the one agent to the other. Where that one refuses, the first one keeps it."""
-        self.handed.append(handed)
         raw = msgspec.to_builtins(handed)
         address = f"replica:{PORT}" if side.is_first else f"primary:{SECOND_PORT}"
         try:

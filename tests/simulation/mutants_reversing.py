@@ -14,6 +14,8 @@ from primary_agent.agent import PrimaryAgent
 from primary_agent.parts import Parts
 from primary_agent.vm import PrimaryVm
 from replica_agent.baseline import Baseline
+from replica_agent.history import History
+from replica_agent.ledger import Draft
 from shared.handover import HandOver
 from tests.simulation.mutants_kit import Patch, nothing, nothing_async
 
@@ -71,16 +73,26 @@ def loser_left_out() -> Sequence[Patch]:
 def loser_not_kept() -> Sequence[Patch]:
     """R15: what a former primary alone has is no recovery point of its copy."""
 
-    def make(original: Any) -> Any:
-        async def commit(baseline: Baseline, *arguments: Any) -> None:
+    turned: list[History] = []
+
+    def commit(original: Any) -> Any:
+        async def begun(baseline: Baseline, *arguments: Any) -> None:
             if baseline.parts.ledger.replication.reversal is not None:
-                async with baseline.parts.ledger.transaction() as draft:
-                    baseline.parts.history.unguard(draft)
+                turned.append(baseline.parts.history)
             await original(baseline, *arguments)
 
-        return commit
+        return begun
 
-    return [(Baseline, "_commit", make)]
+    def advance(original: Any) -> Any:
+        def dropped(history: History, draft: Draft) -> None:
+            if history in turned:
+                turned.remove(history)
+                history.unguard(draft)
+            original(history, draft)
+
+        return dropped
+
+    return [(Baseline, "_commit", commit), (History, "advance", advance)]
 
 
 def hand_over_undurable() -> Sequence[Patch]:

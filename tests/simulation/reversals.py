@@ -285,7 +285,12 @@ class Reversals:
 
     def _start_faults(self) -> None:
         rate = self.world.options.reversals
+        self.commands.dangerous = True
+        self.world.loop.call_later(FAULT_SECONDS, self._end_danger, context=self.world.context)
         self._faults = [self.world.loop.create_task(self._break(rate))]
+
+    def _end_danger(self) -> None:
+        self.commands.dangerous = False
 
     async def _break(self, rate: float) -> None:
         world, rng = self.world, self.rng
@@ -318,7 +323,7 @@ class Reversals:
                     world.kill(host, role)
 
     def _stop_faults(self) -> None:
-        world = self.world
+        world, self.commands.dangerous = self.world, False
         for task in self._faults:
             task.cancel()
         world.wire.heal()

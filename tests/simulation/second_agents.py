@@ -118,8 +118,11 @@ class Side:
     @property
     def is_primary(self) -> bool:
         """Whether its primary agent has the VM, and takes this host for the one that it runs on."""
-        state = self.primary().get("state")
-        return state is not None and ReplicationState(state) not in AWAY and not self.primary("handover")
+        record = self.primary()
+        # One that was told of a failover and is to try again takes no writes until a session says otherwise.
+        return bool(record) and not (
+            ReplicationState(record["state"]) in AWAY or record["fenced"] or self.primary("handover")
+        )
 
     @property
     def is_promoted(self) -> bool:
