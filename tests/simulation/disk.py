@@ -397,9 +397,22 @@ class SimulatedFileSystem:
         if number:
             raise OSError(number, "simulated failure of rename", source)
         inode = self.volume.entries.get(source)
-        if inode is None:
+        if inode is not None:
+            self.volume.change({source: None, target: inode})
+        elif source in self.volume.folders:
+            self._rename_folder(source, target)
+        else:
             raise FileNotFoundError(errno.ENOENT, "no such file", source)
-        self.volume.change({source: None, target: inode})
+
+    def _rename_folder(self, source: str, target: str) -> None:
+        """All that is in it has another name at once; durable when the folder is synced in which it is."""
+        volume, names = self.volume, Change()
+        for path, inode in volume.entries.items():
+            if path.startswith(f"{source}/"):
+                names |= {path: None, f"{target}{path.removeprefix(source)}": inode}
+        volume.change({source: None, **names})
+        inside = {folder for folder in volume.folders if f"{folder}/".startswith(f"{source}/")}
+        volume.folders = (volume.folders - inside) | {f"{target}{folder.removeprefix(source)}" for folder in inside}
 
     def remove(self, path: str) -> None:
         self.process.operation()

@@ -259,6 +259,7 @@ MUTANTS = {
         Mutant(reversing.loser_not_kept, ("R41",), {**REVERSED, "stale": 1.0}),
         Mutant(reversing.hand_over_undurable, ("I6",), {**REVERSED, "reversals": 2.0}),
         Mutant(reversing.let_go_forgotten, ("I6", "I8"), {**REVERSED, "reversals": 2.0}),
+        Mutant(reversing.kept_while_failed_over, ("I6",), {**REVERSED, "kept": 1.0}),
         Mutant(reversing.split_brain_unnoticed, ("I8",), {**REVERSED, "stale": 1.0}),
         Mutant(reversing.loss_untold, ("I8",), {**REVERSED, "stale": 1.0}),
         Mutant(reversing.common_cut_believed, ("I1", "I12"), {**REVERSED, "stale": 1.0, "resyncs": 2.0}),

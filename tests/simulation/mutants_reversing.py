@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import primary_agent.handing_over
+import primary_agent.resolving
 import primary_agent.resync
 import primary_agent.reversing
 import replica_agent.handing_over
 import replica_agent.resync
 from primary_agent.agent import PrimaryAgent
+from primary_agent.fencing import Told
 from primary_agent.parts import Parts
 from primary_agent.vm import PrimaryVm
 from replica_agent.baseline import Baseline
@@ -121,6 +123,20 @@ def let_go_forgotten() -> Sequence[Patch]:
         return start
 
     return [(PrimaryVm, "start", make), (PrimaryAgent, "let_go", nothing_async)]
+
+
+def kept_while_failed_over() -> Sequence[Patch]:
+    """I6: a former primary goes on at an administrator's word, although the other side is still failed over."""
+
+    def make(original: Any) -> Any:
+        del original
+
+        async def ask(_parts: Parts) -> Told:
+            return Told(False)
+
+        return ask
+
+    return [(primary_agent.resolving, "ask", make)]
 
 
 def split_brain_unnoticed() -> Sequence[Patch]:

@@ -9,13 +9,14 @@ is lost, no more is compared than one of both doubts (R41), and the pair gets in
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import InvalidStateError
+from shared.errors import InvalidStateError, VmreplicaError
 from shared.states import ReplicationState
-from tests.simulation.commands import SPLIT_BRAIN, Commands
+from tests.simulation.commands import SPLIT_BRAIN, Commands, Killed
 from tests.simulation.oracle import Violation, difference
 from tests.simulation.second_agents import SECOND, SecondAgents, Side, position
 from tests.simulation.turns import until
@@ -28,6 +29,10 @@ SERVED_SECONDS = 100.0
 ORDER_SECONDS = 300.0
 """How long an order may take, with deaths about it."""
 SYNC_SECONDS = 700.0
+FENCED_SHARE = 0.3
+"""Share of the former primaries whose fence is waited for before they become the replica."""
+TOO_EARLY_SHARE = 0.4
+"""Share of the orders to keep the old primary's side that are given there before the failover is given up."""
 FAULT_SECONDS = 6.0
 """How long things die; orders that are not done by then are done in peace."""
 AIM = 150
@@ -120,6 +125,9 @@ class Reversals:
         """The former primary becomes the replica, once it knows of the failover and nobody uses its disks."""
         await self._stopped(side)
         await asyncio.sleep(self.rng.choice((0.0, self.rng.uniform(0, 3))))
+        if self.rng.random() < FENCED_SHARE:
+            what = f"refusing writes on {side.name}, which was failed over,"
+            await until(self.world, lambda: self._is_fenced(side), ORDER_SECONDS, what)
         despite, confirmed = False, ""
 
         async def order() -> None:
@@ -144,14 +152,25 @@ class Reversals:
         """Give the failover up, and go on with what the former primary has."""
         await self._stopped(former)
         await self._stopped(target)
-        target.view.giving_up = True
         keep = self.commands.keep
+        if self.rng.random() < TOO_EARLY_SHARE:
+            await until(self.world, lambda: former.is_told, ORDER_SECONDS, "fencing the old primary")
+            # On the wrong host first: it is refused as long as the other one is failed over (I6).
+            with contextlib.suppress(VmreplicaError, Killed):
+                await keep(former)
+        target.view.giving_up = True
         await self.commands.until_done(
             f"resolve on {target.name}", lambda: keep(target), lambda: not target.is_promoted, ORDER_SECONDS
         )
         await self.commands.until_done(
             f"resolve on {former.name}", lambda: keep(former), lambda: former.is_primary, ORDER_SECONDS
         )
+
+    def _is_fenced(self, side: Side) -> bool:
+        """Whether nobody can start the VM there any more (I8)."""
+        guest = self.world.guest if side.is_first and not self.second.taken else side.promoted.guest
+        assert guest is not None
+        return side.is_told and bool(guest.exports) and all(export.read_only for export in guest.exports)
 
     def _is_let_go(self, side: Side) -> bool:
         return bool(side.primary("handover"))
@@ -269,7 +288,9 @@ class Reversals:
                 for role, record in (("primary", side.primary()), ("copy", side.copy()))
                 if record
             ]
-            return f": {', '.join(states)}; point {copy.view.point()}"
+            causes = [cause["text"] for cause in counting.primary().get("causes", ())]
+            mode = counting.primary("vm").get("resync_mode")
+            return f": {', '.join(states)}; point {copy.view.point()}, causes {causes}, mode {mode}"
 
         try:
             await until(world, reached, SYNC_SECONDS, f"replicating from {counting.name}")

@@ -123,6 +123,9 @@ def run(
         result.counts["verifies equal"] = world.verifies.equal
         world.promoted.end()
         result.counts["writes of promoted guests"] = world.promoted.writes
+        if world.second is not None:
+            world.second.returned.end()
+            result.counts["writes of guests that returned"] = world.second.returned.writes
         result.counts["failovers undone"] = world.view.undone
         result.counts["reverse maps checked"] = world.view.maps
         result.counts["failovers judged lossless"] = world.plans.lossless
