@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -21,6 +22,7 @@ from replica_agent.record import PromotionRecord
 from replica_agent.vm import ReplicaVm
 from shared.admin import verbs
 from shared.errors import InvalidStateError, UsageError
+from shared.events import EventId
 from shared.states import ReplicationState
 from shared.status import VmStatus
 from tests.pair.rig import MIB
@@ -230,7 +232,9 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     (begun / REVERSE_MAP).write_bytes(b"half")
     await two.beta.restart("alpha")
     assert not two.beta.primary.damaged and not begun.exists()
-    await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
+    # Whoever gives the order again while it is carried out does no harm: it is one hand-over, taken once.
+    again = [two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}") for _ in range(2)]
+    await asyncio.gather(*again)
     await two.beta.restart("alpha")
     await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
     await two.beta.write("write -P 0x62 1M 64k")
@@ -253,7 +257,9 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
         await two.alpha.adopt("replica", handed)
     await two.alpha.restart("beta")
     assert not two.alpha.replica.damaged
-    await two.alpha.adopt("replica", handed)
+    await asyncio.gather(two.alpha.adopt("replica", handed), two.alpha.adopt("replica", handed))
+    events = await two.alpha.replica.events(NAME, limit=100, after=0)
+    assert [event["event"] for event in events].count(EventId.REVERSED) == 1
     await two.alpha.restart("beta")
     await two.alpha.carry("primary", "replica")
     two.beta.vm.parts.link.poke.notify()

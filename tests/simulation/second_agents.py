@@ -294,7 +294,9 @@ class SecondAgents:
         if resync is None or resync["id"] != question.id:
             return
         if resync["kind"] != ResyncKind.BOUNDED.value:
-            self._check_whole(record)
+            # One that never heard of a failover that was given up has its log, and no map beside it.
+            if self.told or side.primary("vm").get("handover"):
+                self._check_whole(record)
             return
         named = self.named(side)
         if named is None:
