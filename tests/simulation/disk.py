@@ -406,11 +406,14 @@ class SimulatedFileSystem:
 
     def _rename_folder(self, source: str, target: str) -> None:
         """All that is in it has another name at once; durable when the folder is synced in which it is."""
-        volume, names = self.volume, Change()
-        for path, inode in volume.entries.items():
-            if path.startswith(f"{source}/"):
-                names |= {path: None, f"{target}{path.removeprefix(source)}": inode}
-        volume.change({source: None, **names})
+        volume = self.volume
+        known = [*volume.durable_entries, *(path for names in volume.pending for path in names), *volume.entries]
+        # Also what was removed from it and may come back: nothing does where it was.
+        moved: Change = {path: None for path in (source, *known) if f"{path}/".startswith(f"{source}/")}
+        for path in list(moved):
+            if path in volume.entries:
+                moved[f"{target}{path.removeprefix(source)}"] = volume.entries[path]
+        volume.change(moved)
         inside = {folder for folder in volume.folders if f"{folder}/".startswith(f"{source}/")}
         volume.folders = (volume.folders - inside) | {f"{target}{folder.removeprefix(source)}" for folder in inside}
 

@@ -172,7 +172,7 @@ def draw(seed: int) -> Options:
         ends=random.Random(f"{seed}/ends").choice((0.0, 0.0, 1.0, 2.0)),
         undone=random.Random(f"{seed}/undone").choice((0.2, 0.7)),
         prepares=random.Random(f"{seed}/prepares").choice((0.0, 0.0, 0.0, 0.0, 0.2, 1.0)),
-        reversals=random.Random(f"{seed}/reversals").choice((0.0, 0.0, 0.0, 0.0, 0.05, 0.4, 1.0)),
+        reversals=random.Random(f"{seed}/reversed").choice((0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.4, 1.0)),
     )
 
 
