@@ -22,7 +22,7 @@ from primary_agent.replication import Replication
 from primary_agent.surroundings import Surroundings
 from primary_agent.trusting import end_distrusted
 from primary_agent.vm import PrimaryVm
-from primary_agent.vm_folders import forget, is_empty, is_vm_folder
+from primary_agent.vm_folders import forget, is_barely_begun, is_remains, is_vm_folder, remove_folder
 from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
@@ -79,6 +79,8 @@ class PrimaryAgent:
         for name in await self.ports.workers.run(self.ports.files.list, folder):
             if is_vm_folder(name):
                 await self._load(name)
+            elif is_remains(name):
+                await self.ports.workers.run(self.ports.files.remove_tree, f"{folder}/{name}")
 
     async def stop(self) -> None:
         """End all tasks of all VMs and close their stores."""
@@ -111,18 +113,18 @@ class PrimaryAgent:
                 vm.parts.link.poke.notify()
 
     async def _load(self, name: str) -> None:
-        folder = f"{self._vms_folder}/{name}"
+        folder, run, files = f"{self._vms_folder}/{name}", self.ports.workers.run, self.ports.files
         try:
             store = await self.ports.stores.open(folder)
         except VmreplicaError as error:
-            if isinstance(error, StoreDamagedError) and await self.ports.workers.run(
-                is_empty, self.ports.files, folder
-            ):
+            if isinstance(error, StoreDamagedError) and not await run(files.list, folder):
                 # Enabling was interrupted before it wrote anything.
-                await self.ports.workers.run(self.ports.files.remove_tree, folder)
-                return
-            await self._damaged(name, folder, error)
-            return
+                return await run(files.remove_tree, folder)
+            return await self._damaged(name, folder, error)
+        if not store.names() and await run(is_barely_begun, files, folder):
+            # So was a hand-over: whoever carries it gives it once more.
+            await store.close()
+            return await run(remove_folder, files, folder)
         try:
             replication = Replication(store, self.ports.clock, self.surroundings.monitoring)
             config = tap_config(replication.vm, folder, self._runtime_folder(name), self.surroundings.nbd_group)
@@ -131,7 +133,7 @@ class PrimaryAgent:
         except (VmreplicaError, OSError) as error:
             await store.close()
             await self._damaged(name, folder, error)
-            return
+            return None
         replication.keeper = keeper_of(self.ports, folder)
         await replication.keeper.look()
         await replication.describe()
@@ -371,13 +373,13 @@ class PrimaryAgent:
             try:
                 await fill(folder)
             except (Exception, asyncio.CancelledError):
-                await self.ports.workers.run(self.ports.files.remove_tree, folder)
+                await self.ports.workers.run(remove_folder, self.ports.files, folder)
                 raise
             await self._load(identity)
             if (damaged := self.damaged.pop(identity, None)) is not None:
                 # The replica agent goes on with it, and the order may be given again.
                 await damaged.leave()
-                await self.ports.workers.run(self.ports.files.remove_tree, folder)
+                await self.ports.workers.run(remove_folder, self.ports.files, folder)
                 raise damaged.error
             return self.vms[vm]
 

@@ -6,6 +6,7 @@ so that a crash anywhere is answered by the same command.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,8 @@ class Reversing:
         self._agent = agent
         self._with_settings = with_settings
         self._parts = HandOverParts()
+        self._adopting = asyncio.Lock()
+        """Held while a VM is taken over: the order may come again before it is done."""
 
     def add_to(self, methods: Methods) -> None:
         """Offer them."""
@@ -73,7 +76,13 @@ class Reversing:
         self._parts.add(params.vm, params.offset, params.data)
 
     async def adopt(self, params: AdoptParams, client: Client) -> VmStatus:
-        agent, handed = self._agent, HandOver.read(params.handover)
+        handed = HandOver.read(params.handover)
+        # Refused the second time, it would be given back to the replica agent, although it was taken.
+        async with self._adopting:
+            return await self._adopt(handed, params)
+
+    async def _adopt(self, handed: HandOver, params: AdoptParams) -> VmStatus:
+        agent = self._agent
         known = agent.vms.get(handed.vm_id)
         if known is not None and is_taken(known.record, handed):
             return await known.status()

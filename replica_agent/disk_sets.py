@@ -208,7 +208,7 @@ def smaller_disks(vm: VmRecord, lineage: Lineage, point: Position) -> list[Expor
     there = vm.disks_at(lineage, point.epoch)
     return [
         ExportedDiskRecord(index=disk.index, size=size)
-        for disk in [*vm.disks, *vm.former]
+        for disk in [*vm.disks, *_former(vm)]
         if (size := there.get(disk.index, disk.size)) < disk.size
     ]
 

@@ -6,6 +6,8 @@ so that a crash anywhere is answered by the same command.
 
 from __future__ import annotations
 
+import asyncio
+
 from replica_agent import handing_over
 from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
@@ -35,6 +37,8 @@ class Reversing:
     def __init__(self, agent: ReplicaAgent) -> None:
         self._agent = agent
         self._parts = HandOverParts()
+        self._adopting = asyncio.Lock()
+        """Held while a VM is taken over: the order may come again before it is done."""
 
     def add_to(self, methods: Methods) -> None:
         """Offer them."""
@@ -59,9 +63,11 @@ class Reversing:
 
     async def adopt(self, params: AdoptParams, client: Client) -> VmStatus:
         handed = HandOver.read(params.handover)
-        known = self._agent.vms.get(handed.vm_id)
-        if known is None or not is_taken(known, handed):
-            known = await finish(take_over(self._agent, handed, self._parts.take(handed)))
+        # Taken twice, it would be put on record as it was handed over, whatever has become of the copy since.
+        async with self._adopting:
+            known = self._agent.vms.get(handed.vm_id)
+            if known is None or not is_taken(known, handed):
+                known = await finish(take_over(self._agent, handed, self._parts.take(handed)))
         return status_of(known)
 
     async def differences(self, params: VmParams, client: Client) -> Differences:

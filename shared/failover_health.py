@@ -33,8 +33,8 @@ def _at_the_primary(status: VmStatus, state: ReplicationState) -> Iterator[Reaso
     elif state is ReplicationState.FAILED_OVER:
         there = status.peer_host or "the replica's host"
         reverse = (
-            f"To make this host its replica, run `vmreplica reverse {name}` on both hosts. After an undo there it goes on "
-            "by itself here."
+            f"To make this host its replica, run `vmreplica reverse {name}` on both hosts. After an undo there it goes "
+            "on by itself here."
         )
         decide = (
             f"Decide which side counts: `vmreplica resolve {name}` lists what was written; then either "

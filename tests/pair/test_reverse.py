@@ -14,7 +14,9 @@ import pytest
 
 from primary_agent import handing_over
 from primary_agent.admin import with_settings
+from primary_agent.scope import REVERSE_MAP
 from replica_agent import handing_over as giving_up
+from replica_agent.agent import ReplicaAgent
 from replica_agent.marks import mark_point
 from replica_agent.points import set_rules
 from replica_agent.promoted_tap import PromotedTap
@@ -22,6 +24,7 @@ from replica_agent.record import PromotionRecord
 from replica_agent.vm import ReplicaVm
 from shared.admin import verbs
 from shared.errors import ForbiddenError, InvalidStateError, UsageError
+from shared.events import EventId
 from shared.states import ReplicationState
 from shared.status import VmStatus
 from tests.pair.rig import MIB, WAIT_SECONDS
@@ -193,6 +196,11 @@ async def stays_until_unpinned(host: Host) -> None:
     assert vm.parts.history.positions() == []
 
 
+async def killed(*_arguments: object) -> None:
+    """In the place of a step at which the agent is killed."""
+    raise RuntimeError("killed")
+
+
 async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     """Orders that do not fit change nothing; an agent that starts in the middle does nothing of its own (I8, I10)."""
     await two.replicate(8 * MIB)
@@ -259,7 +267,16 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     # Refused for good by the other agent: the first one goes on with the VM.
     await two.beta.call("replica", verbs.HANDED_OVER, vm=NAME, taken=False)
     await two.until("the tap", lambda: two.beta.copy.promotion.tap is not None and two.beta.copy.promotion.tap.uris)
-    await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
+    # An agent that was killed before it had put anything on record takes the VM when it is asked again.
+    begun = two.beta.folder / "state-primary" / "vms" / two.beta.copy.parts.uuid
+    begun.mkdir(parents=True)
+    await (await two.beta.ports.ports.stores.open(str(begun), create=True)).close()
+    (begun / REVERSE_MAP).write_bytes(b"half")
+    await two.beta.restart("alpha")
+    assert not two.beta.primary.damaged and not begun.exists()
+    # Whoever gives the order again while it is carried out does no harm: it is one hand-over, taken once.
+    again = [two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}") for _ in range(2)]
+    await asyncio.gather(*again)
     await two.beta.restart("alpha")
     await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
     await two.beta.write("write -P 0x62 1M 64k")
@@ -277,7 +294,14 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     with pytest.raises(InvalidStateError, match="was changed since its tap was stopped"):
         await two.alpha.adopt("replica", handed)
     os.utime(disk, ns=(times.st_atime_ns, times.st_mtime_ns))
-    await two.alpha.adopt("replica", handed)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(ReplicaAgent, "replace", killed)
+        await two.alpha.adopt("replica", handed)
+    await two.alpha.restart("beta")
+    assert not two.alpha.replica.damaged
+    await asyncio.gather(two.alpha.adopt("replica", handed), two.alpha.adopt("replica", handed))
+    events = await two.alpha.replica.events(NAME, limit=100, after=0)
+    assert [event["event"] for event in events].count(EventId.REVERSED) == 1
     await two.alpha.restart("beta")
     await two.alpha.carry("primary", "replica")
     two.beta.vm.parts.link.poke.notify()

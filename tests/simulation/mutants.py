@@ -18,6 +18,7 @@ from tests.simulation import mutants_planned as planned
 from tests.simulation import mutants_points as points
 from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
+from tests.simulation import mutants_reversing as reversing
 from tests.simulation import mutants_rounds as rounds
 from tests.simulation import mutants_schedule as schedule
 from tests.simulation import mutants_verify as verify
@@ -95,6 +96,20 @@ ROUNDS = {**BUSY, "resyncs": 1.0, "log_errors": 2.0, "zeroes": 0.5, "pages": 128
 PLANNED = {"write_rate": 15.0, "in_flight": 4, "prepares": 1.0, "promote_at": 3.0, "seconds": 14.0}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
 FAILED_OVER = {"write_rate": 40.0, "in_flight": 4, "promote_at": 1.5, "ends": 0.5, "seconds": 6.0, "pages": 32}
+REVERSED = {
+    "promote_at": 1.5,
+    "reversals": 0.001,
+    "write_rate": 4.0,
+    "in_flight": 4,
+    "largest": 8,
+    "zeroes": 0.05,
+    "seconds": 4.0,
+    "pages": 256,
+    "kept": 0.0,
+    "again": 0.0,
+    "newest": 2,
+    "slow": 0.005,
+}
 UNDONE = {**FAILED_OVER, "undone": 1.0, "ends": 2.0}
 
 MUTANTS = {
@@ -236,6 +251,18 @@ MUTANTS = {
         Mutant(failover.settled_unmirrored, ("I1", "I2", "R1"), {**FAILED_OVER, "pages": 128, "stalls": 0.02}),
         Mutant(failover.overlay_dropped_early, ("I1", "I2", "R1"), FAILED_OVER),
         Mutant(failover.fence_untold, ("I12",), {**FAILED_OVER, "write_rate": 4.0}),
+        Mutant(reversing.former_doubts_left_out, ("I1", "I12"), {**REVERSED, "stale": 1.0}),
+        Mutant(reversing.own_doubts_left_out, ("I1", "I12"), REVERSED),
+        Mutant(reversing.reverse_map_ignored, ("I1", "I12"), {**REVERSED, "older": 1.0, "interval": 1.0}),
+        Mutant(reversing.doubts_not_settled, ("I1", "I12"), {**REVERSED, "stale": 1.0}),
+        Mutant(reversing.loser_left_out, ("I1", "I12"), {**REVERSED, "kept": 1.0}),
+        Mutant(reversing.loser_not_kept, ("R41",), {**REVERSED, "stale": 1.0}),
+        Mutant(reversing.hand_over_undurable, ("I6",), {**REVERSED, "reversals": 2.0}),
+        Mutant(reversing.let_go_forgotten, ("I6", "I8"), {**REVERSED, "reversals": 2.0}),
+        Mutant(reversing.kept_while_failed_over, ("I6",), {**REVERSED, "kept": 1.0}),
+        Mutant(reversing.split_brain_unnoticed, ("I8",), {**REVERSED, "stale": 1.0}),
+        Mutant(reversing.loss_untold, ("I8",), {**REVERSED, "stale": 1.0}),
+        Mutant(reversing.common_cut_believed, ("I1", "I12"), {**REVERSED, "stale": 1.0, "resyncs": 2.0}),
         Mutant(verify.verify_unlaid, ("R46",), VERIFIES),
         Mutant(verify.verify_late_unread, ("R46",), VERIFIES),
         Mutant(verify.verify_late_trusted, ("R46",), {**VERIFIES, "slow": 0.1}),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.loop import Process
@@ -43,6 +43,8 @@ class Failover:
         self.world = world
         self.rng = random.Random(f"{world.options.seed}/turns")
         self.orders: list[tuple[Process, asyncio.Task[Any]]] = []
+        self.disaster: Callable[[], Awaitable[None]] | None = None
+        """What comes before it, where that is no order."""
 
     @property
     def decided(self) -> bool:
@@ -54,6 +56,8 @@ class Failover:
         assert self.world.options.promote_at is not None
         await asyncio.sleep(self.world.options.promote_at)
         await self.world.plans.before_failover()
+        if self.disaster is not None:
+            await self.disaster()
         await self.order()
 
     async def order(self) -> None:
