@@ -57,6 +57,7 @@ class PrimaryAgent:
         self.ports = ports
         self.surroundings = surroundings or Surroundings.of(config, ports)
         self.surroundings.volumes.folders = lambda: [self._vms_folder]
+        self._vms_folder = f"{config.state_dir}/vms"
         self.vms: dict[bytes, PrimaryVm] = {}
         self.damaged: dict[str, DamagedVm] = {}
         self.started_time = ports.clock.wall()
@@ -119,12 +120,15 @@ class PrimaryAgent:
         except VmreplicaError as error:
             if isinstance(error, StoreDamagedError) and not await run(files.list, folder):
                 # Enabling was interrupted before it wrote anything.
-                return await run(files.remove_tree, folder)
-            return await self._damaged(name, folder, error)
+                await run(files.remove_tree, folder)
+            else:
+                await self._damaged(name, folder, error)
+            return
         if not store.names() and await run(is_barely_begun, files, folder):
             # So was a hand-over: whoever carries it gives it once more.
             await store.close()
-            return await run(remove_folder, files, folder)
+            await run(remove_folder, files, folder)
+            return
         try:
             replication = Replication(store, self.ports.clock, self.surroundings.monitoring)
             config = tap_config(replication.vm, folder, self._runtime_folder(name), self.surroundings.nbd_group)
@@ -133,7 +137,7 @@ class PrimaryAgent:
         except (VmreplicaError, OSError) as error:
             await store.close()
             await self._damaged(name, folder, error)
-            return None
+            return
         replication.keeper = keeper_of(self.ports, folder)
         await replication.keeper.look()
         await replication.describe()
@@ -358,8 +362,7 @@ class PrimaryAgent:
 
     async def _forget(self, folder: str, identity: str, place: TapPlace | None) -> None:
         """Delete what is the VM's own here; its tap has been stopped."""
-        runtime_folder = self._runtime_folder(identity)
-        await self.ports.workers.run(forget, self.ports.files, folder, runtime_folder, place)
+        await self.ports.workers.run(forget, self.ports.files, folder, self._runtime_folder(identity), place)
 
     # --- reversing -------------------------------------------------------------------------------------------------
 
@@ -391,10 +394,6 @@ class PrimaryAgent:
             del self.vms[vm.record.vm]
             await vm.stop()
             await self._forget(vm.folder, vm.uuid, vm.record.tap)
-
-    @property
-    def _vms_folder(self) -> str:
-        return f"{self.config.state_dir}/vms"
 
     def _runtime_folder(self, identity: str) -> str:
         return f"{self.config.runtime_dir}/{identity}"
