@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from primary_agent.believing import keep
 from primary_agent.damaged import DamagedVm
 from primary_agent.description import keeper_of
 from primary_agent.enabling import check_log_room, check_sockets, create, plan_vm, prepare_tap, tap_config
@@ -21,7 +22,7 @@ from primary_agent.replication import Replication
 from primary_agent.surroundings import Surroundings
 from primary_agent.trusting import end_distrusted
 from primary_agent.vm import PrimaryVm
-from primary_agent.vm_folders import forget, is_empty, is_vm_folder
+from primary_agent.vm_folders import forget, is_barely_begun, is_remains, is_vm_folder, remove_folder
 from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
@@ -56,6 +57,7 @@ class PrimaryAgent:
         self.ports = ports
         self.surroundings = surroundings or Surroundings.of(config, ports)
         self.surroundings.volumes.folders = lambda: [self._vms_folder]
+        self._vms_folder = f"{config.state_dir}/vms"
         self.vms: dict[bytes, PrimaryVm] = {}
         self.damaged: dict[str, DamagedVm] = {}
         self.started_time = ports.clock.wall()
@@ -78,6 +80,8 @@ class PrimaryAgent:
         for name in await self.ports.workers.run(self.ports.files.list, folder):
             if is_vm_folder(name):
                 await self._load(name)
+            elif is_remains(name):
+                await self.ports.workers.run(self.ports.files.remove_tree, f"{folder}/{name}")
 
     async def stop(self) -> None:
         """End all tasks of all VMs and close their stores."""
@@ -110,17 +114,20 @@ class PrimaryAgent:
                 vm.parts.link.poke.notify()
 
     async def _load(self, name: str) -> None:
-        folder = f"{self._vms_folder}/{name}"
+        folder, run, files = f"{self._vms_folder}/{name}", self.ports.workers.run, self.ports.files
         try:
             store = await self.ports.stores.open(folder)
         except VmreplicaError as error:
-            if isinstance(error, StoreDamagedError) and await self.ports.workers.run(
-                is_empty, self.ports.files, folder
-            ):
+            if isinstance(error, StoreDamagedError) and not await run(files.list, folder):
                 # Enabling was interrupted before it wrote anything.
-                await self.ports.workers.run(self.ports.files.remove_tree, folder)
-                return
-            await self._damaged(name, folder, error)
+                await run(files.remove_tree, folder)
+            else:
+                await self._damaged(name, folder, error)
+            return
+        if not store.names() and await run(is_barely_begun, files, folder):
+            # So was a hand-over: whoever carries it gives it once more.
+            await store.close()
+            await run(remove_folder, files, folder)
             return
         try:
             replication = Replication(store, self.ports.clock, self.surroundings.monitoring)
@@ -355,8 +362,7 @@ class PrimaryAgent:
 
     async def _forget(self, folder: str, identity: str, place: TapPlace | None) -> None:
         """Delete what is the VM's own here; its tap has been stopped."""
-        runtime_folder = self._runtime_folder(identity)
-        await self.ports.workers.run(forget, self.ports.files, folder, runtime_folder, place)
+        await self.ports.workers.run(forget, self.ports.files, folder, self._runtime_folder(identity), place)
 
     # --- reversing -------------------------------------------------------------------------------------------------
 
@@ -370,26 +376,24 @@ class PrimaryAgent:
             try:
                 await fill(folder)
             except (Exception, asyncio.CancelledError):
-                await self.ports.workers.run(self.ports.files.remove_tree, folder)
+                await self.ports.workers.run(remove_folder, self.ports.files, folder)
                 raise
             await self._load(identity)
             if (damaged := self.damaged.pop(identity, None)) is not None:
                 # The replica agent goes on with it, and the order may be given again.
                 await damaged.leave()
-                await self.ports.workers.run(self.ports.files.remove_tree, folder)
+                await self.ports.workers.run(remove_folder, self.ports.files, folder)
                 raise damaged.error
             return self.vms[vm]
 
     async def let_go(self, vm: PrimaryVm) -> None:
         """Forget a VM that the replica agent of this host has taken over."""
         async with self.changing:
+            # What that agent says of it on the day it comes back is not to be believed: this is.
+            await self.ports.workers.run(keep, self.ports.files, self.config.state_dir, vm.record)
             del self.vms[vm.record.vm]
             await vm.stop()
             await self._forget(vm.folder, vm.uuid, vm.record.tap)
-
-    @property
-    def _vms_folder(self) -> str:
-        return f"{self.config.state_dir}/vms"
 
     def _runtime_folder(self, identity: str) -> str:
         return f"{self.config.runtime_dir}/{identity}"

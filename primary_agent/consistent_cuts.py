@@ -7,6 +7,7 @@ this agent the next time thaws first (R44). Whatever goes wrong, there is a cut:
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,10 @@ class ConsistentCuts:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a guest is, or may be, frozen."""
     _thaw_error: str = ""
+    _taken: int = 0
+    _failures: Counter[str] = field(default_factory=Counter)
+    _frozen_seconds: float = 0.0
+    _last_frozen_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """Raises StoreDamagedError."""
@@ -95,6 +100,10 @@ class ConsistentCuts:
             failure=record.failure if vm.consistency != NONE else None,
             frozen_since=record.freeze.time if record.freeze is not None and self._thaw_error else None,
             frozen_text=self._thaw_error,
+            taken_since_start=self._taken,
+            failures_since_start=dict(self._failures),
+            frozen_seconds_since_start=self._frozen_seconds,
+            last_frozen_seconds=self._last_frozen_seconds,
         )
 
     def _next(self) -> float | None:
@@ -201,7 +210,9 @@ class ConsistentCuts:
         finally:
             # Also where this agent stops just now: the guard thaws, and the next start asks whether it has.
             frozen.leave()
-            log.debug("a freeze ended", vm=order.vm, seconds=clock.monotonic() - began)
+            self._last_frozen_seconds = clock.monotonic() - began
+            self._frozen_seconds += self._last_frozen_seconds
+            log.debug("a freeze ended", vm=order.vm, seconds=self._last_frozen_seconds)
 
     async def _cut_frozen(self, freeze: FreezeRecord, frozen: Frozen, deadline: float) -> CutTaken:
         clock = self.parts.surroundings.ports.clock
@@ -235,6 +246,7 @@ class ConsistentCuts:
             EventId.CUT_CONSISTENT, text, data={"frozen_seconds": round(seconds, 3), "segment": sealed.segment}
         )
         await self._store(event, freeze=None, untold=untold, newest=mark, failure=None)
+        self._taken += 1
         return CutTaken(sealed, None, seconds, consistent=True)
 
     async def _crash_consistent(
@@ -253,6 +265,7 @@ class ConsistentCuts:
             data={"segment": sealed.segment, "remedy": failure.remedy if failure is not None else ""},
         )
         await self._store(event, failure=failure)
+        self._failures[failure.code if failure is not None else CRASH] += 1
         return CutTaken(sealed, failure, seconds, consistent=False)
 
     # --- marks -----------------------------------------------------------------------------------------------------

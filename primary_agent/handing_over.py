@@ -286,7 +286,6 @@ async def _track(vm: PrimaryVm, finding: Finding) -> tuple[HandOver, bool]:
         peer=finding.host,
         interval_seconds=vm.record.interval_seconds,
         written=finding.moved_on,
-        settings=kept_settings(vm.record),
         next_index=vm.record.index_to_come,
     )
     return handed, complete

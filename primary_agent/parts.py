@@ -28,7 +28,7 @@ from shared.handover import HandOver
 from shared.ports import Address
 from shared.rates import RateMeter
 from shared.status import Cause
-from shared.tap_control import DiskStatus
+from shared.tap_control import DiskStatus, Tracking
 from shared.tasks import Signal
 
 STREAMING_SECONDS = 60.0
@@ -197,7 +197,14 @@ class Parts:
     def moved_on(self) -> bool:
         """Whether this side has, or may have, writes that the replica never acknowledged: unknown counts as yes."""
         connection, acked = self.tap.connection, self.replication.acked
-        if connection is None or acked is None or not connection.tracks(acked.position.epoch):
+        if connection is None or acked is None:
+            return True
+        doubt, known = connection.status.doubt, acked.position
+        if connection.alive and connection.tracking is Tracking.MAP and doubt is not None:
+            # The map has all that was written since its base: where that is nothing, nothing was written since.
+            since = doubt.base_epoch == known.epoch.hex() and doubt.base_segment <= known.segment
+            return not (since and doubt.complete and not doubt.bytes)
+        if not connection.tracks(known.epoch):
             return True
         end = connection.log_end()
         return end is None or end.entry != acked.position.entry

@@ -33,6 +33,9 @@ from shared.status import Cause, VerifyResult
 RECORD_VERSION = 1
 MAX_CAUSES = 32
 SPLIT_TEXT = "This side has writes that are not part of it: both sides may have moved on (split brain)."
+AHEAD_TEXT = (
+    "This side has, or may have, writes that are not part of it; nothing had been written there when it told that."
+)
 UNMOVED_TEXT = "Nothing was written here since the last cut that the replica acknowledged."
 MAX_UNTOLD = 64
 """Marks of cuts that wait for the replica; of more the oldest are forgotten."""

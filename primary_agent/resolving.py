@@ -30,7 +30,8 @@ async def keep_primary(vm: PrimaryVm, *, yes: bool) -> None:
     async with vm.ordering:
         if replication.state is not ReplicationState.FAILED_OVER or vm.parts.handed_over is not None:
             raise InvalidStateError(
-                f"{vm.name} is in state {replication.state.title}: there is nothing to resolve on this host."
+                f"{vm.name} is in state {replication.state.title}: there is nothing to resolve on this host.",
+                f"`vmreplica status {vm.name}` says what is to be done here.",
             )
         if not yes:
             raise UsageError(
@@ -65,7 +66,9 @@ async def differences(vm: PrimaryVm) -> Differences:
     parts, record = vm.parts, vm.record
     async with vm.ordering:
         if parts.replication.state is not ReplicationState.FAILED_OVER or parts.handed_over is not None:
-            raise InvalidStateError(f"{vm.name} was not failed over to its replica's host.")
+            raise InvalidStateError(
+                f"{vm.name} was not failed over to its replica's host.", f"See `vmreplica status {vm.name}`."
+            )
         finding = await find(parts)
         if finding.common is not None and parts.tap.require().status.tracking is Tracking.ON:
             await parts.tap.require().client.release(finding.common.epoch, finding.common.segment)

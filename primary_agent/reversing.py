@@ -6,10 +6,11 @@ so that a crash anywhere is answered by the same command.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from primary_agent import handing_over, resolving
+from primary_agent import believing, handing_over, resolving
 from primary_agent.agent import PrimaryAgent
 from primary_agent.enabling import split_address
 from primary_agent.record import VmRecord
@@ -41,6 +42,8 @@ class Reversing:
         self._agent = agent
         self._with_settings = with_settings
         self._parts = HandOverParts()
+        self._adopting = asyncio.Lock()
+        """Held while a VM is taken over: the order may come again before it is done."""
 
     def add_to(self, methods: Methods) -> None:
         """Offer them."""
@@ -73,10 +76,21 @@ class Reversing:
         self._parts.add(params.vm, params.offset, params.data)
 
     async def adopt(self, params: AdoptParams, client: Client) -> VmStatus:
-        agent, handed = self._agent, HandOver.read(params.handover)
+        handed = HandOver.read(params.handover)
+        # Refused the second time, it would be given back to the replica agent, although it was taken.
+        async with self._adopting:
+            return await self._adopt(handed, params)
+
+    async def _adopt(self, handed: HandOver, params: AdoptParams) -> VmStatus:
+        agent = self._agent
         known = agent.vms.get(handed.vm_id)
         if known is not None and is_taken(known.record, handed):
             return await known.status()
+        run, files, state = agent.ports.workers.run, agent.ports.files, agent.config.state_dir
+        # It comes from another user's program, and this one is root (docs/security.md).
+        believing.judge_order(handed, params.vm)
+        kept = await run(believing.read_kept, files, state, handed.vm_id)
+        await run(believing.judge, handed, await run(believing.read_places, agent.config.replica_config), kept)
         ranges = self._parts.take(handed)
         replica = params.replica or handed.peer
         if not replica:
@@ -84,8 +98,7 @@ class Reversing:
             raise UsageError(text, "Add --replica HOST[:PORT].")
         taken = [vm.record for vm in agent.vms.values()]
         record = plan(handed, split_address(replica), taken, agent.ports.clock.wall())
-        record = self._with_settings(record, handed.settings)
-        run, files = agent.ports.workers.run, agent.ports.files
+        record = self._with_settings(record, kept.settings if kept is not None else {})
 
         async def fill(folder: str) -> None:
             await run(files.make_folder, folder)
@@ -96,7 +109,9 @@ class Reversing:
             finally:
                 await store.close()
 
-        return await (await agent.take_over(handed.vm_id, fill)).status()
+        vm = await agent.take_over(handed.vm_id, fill)
+        await run(believing.drop, files, state, handed.vm_id)
+        return await vm.status()
 
     async def differences(self, params: VmParams, client: Client) -> Differences:
         return await resolving.differences(self._agent.find(params.vm))

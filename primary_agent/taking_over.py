@@ -34,7 +34,8 @@ from shared.status import Cause
 def plan(handed: HandOver, replica: tuple[str, int], taken: Sequence[VmRecord], now: float) -> VmRecord:
     """The record of the VM, its settings aside. Raises InvalidStateError where it can't be taken, or UsageError."""
     if handed.to != "primary" or not handed.tap_folder:
-        raise InvalidStateError(f"{handed.name} is handed over to the replica agent, not to this one.")
+        text = f"{handed.name} is handed over to the replica agent, not to this one."
+        raise InvalidStateError(text, f"Run `vmreplica reverse {handed.name}`, which brings it to the right one.")
     check_name(handed.name)
     _check_places(handed)
     paths = {disk.path for disk in handed.disks}
@@ -44,7 +45,10 @@ def plan(handed: HandOver, replica: tuple[str, int], taken: Sequence[VmRecord], 
                 f"A VM named {other.name} is replicated from this host already.", "Remove it here, or rename it."
             )
         if both := paths & {disk.path for disk in other.disks}:
-            raise InvalidStateError(f"{min(both)} is replicated already, with the VM {other.name}.")
+            raise InvalidStateError(
+                f"{min(both)} is replicated already, with the VM {other.name}.",
+                f"A disk is of one VM only: `vmreplica disk remove {other.name} {min(both)}`, or remove a VM.",
+            )
     host, port = replica
     return VmRecord(
         vm=handed.vm_id,

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import structlog
 
 from protocol.position import Position
 from shared.admin.client import OnNotification
-from shared.errors import UnreachableError, VmreplicaError
+from shared.errors import UnreachableError, UsageError, VmreplicaError
 from shared.ports import Ports
 from shared.tap_config import DISK_SIZE, ERROR_NAME, TapConfig, load_config, save_config, save_settings, sizes_of
 from shared.tap_control import (
@@ -30,6 +31,8 @@ from shared.tap_control import (
     read_notification,
 )
 from shared.tasks import Signal
+
+log = structlog.get_logger(__name__)
 
 CONNECT_SECONDS = 2.0
 START_SECONDS = 30.0
@@ -226,7 +229,15 @@ class TapLink:
         regions = config.hot_regions if status.hot_regions not in (0, config.hot_regions) else None
         fenced = config.fenced if status.fenced not in (None, config.fenced) else None
         if any(each is not None for each in (interval, limit, regions, fenced)):
-            status = await connection.client.set(interval=interval, log_limit=limit, hot_regions=regions, fenced=fenced)
+            tell = connection.client.set
+            try:
+                status = await tell(interval=interval, log_limit=limit, hot_regions=regions, fenced=fenced)
+            except UsageError as error:
+                if limit is None:
+                    raise
+                # Its log began with files too large for that limit, on the host that it was failed over to, say.
+                log.warning("the log limit is in force from the tap's next start on", vm=config.name, reason=str(error))
+                status = await tell(interval=interval, hot_regions=regions, fenced=fenced)
             connection.adopt(status, self._ports.clock.monotonic())
 
     def require(self) -> Connection:

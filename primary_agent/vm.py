@@ -251,7 +251,10 @@ class PrimaryVm:
                 self.parts.link.poke.notify()
                 return
             if self._replication.state not in (_S.READY_FOR_INITIAL_REPLICATION, _S.WAITING_FOR_INITIAL_REPLICATION):
-                raise self._not_now("initial replication", "It was begun before; `vmreplica resume` goes on.")
+                left = self._replication.state in (_S.FAILED_OVER, _S.PREPARED_FOR_FAILOVER)
+                see = f"`vmreplica status {self.name}` says what to do."
+                remedy = see if left else "It was begun before; `vmreplica resume` goes on."
+                raise self._not_now("initial replication", remedy)
             if at:
                 await put_off_initial(self.parts, at)
                 return

@@ -5,8 +5,12 @@ from __future__ import annotations
 import uuid
 
 from primary_agent.record import TapPlace
+from primary_agent.scope import REVERSE_MAP
 from shared.ports import FileSystem
+from shared.ports.store import STATE_FILE
 
+REMOVED = ".removed"
+"""What the name of a VM's folder ends with while it is deleted."""
 SOCKETS = ("nbd.sock", "control.sock")
 """What a tap makes in its runtime folder."""
 
@@ -24,10 +28,30 @@ def is_empty(files: FileSystem, folder: str) -> bool:
     return not files.list(folder)
 
 
+def is_remains(name: str) -> bool:
+    """Whether a folder of this name is what is left of a VM that was being deleted."""
+    return name.endswith(REMOVED)
+
+
+def is_barely_begun(files: FileSystem, folder: str) -> bool:
+    """Whether nothing is in the folder but a state, and what came with a hand-over. Blocks."""
+    return all(name.startswith((STATE_FILE, REVERSE_MAP)) for name in files.list(folder))
+
+
+def remove_folder(files: FileSystem, folder: str) -> None:
+    """Delete a VM's folder at once: half of one would be a damaged VM's to the next start. Blocks."""
+    aside, parent = f"{folder}{REMOVED}", folder.rpartition("/")[0]
+    files.remove_tree(aside)
+    if files.exists(folder):
+        files.rename(folder, aside)
+        files.sync_folder(parent)
+    files.remove_tree(aside)
+    files.sync_folder(parent)
+
+
 def forget(files: FileSystem, folder: str, runtime_folder: str, place: TapPlace | None) -> None:
     """Delete a VM's folder and that of its sockets, where its stopped tap had them elsewhere also there. Blocks."""
-    files.remove_tree(folder)
-    files.sync_folder(folder.rpartition("/")[0])
+    remove_folder(files, folder)
     files.remove_tree(runtime_folder)
     if place is not None:
         # After a boot that folder was made by this agent, and the replica agent, which needs it, may be another user.

@@ -9,7 +9,7 @@ from primary_agent.observing import TapObserver
 from primary_agent.pacing import RATES
 from primary_agent.parts import Parts
 from primary_agent.planned import planned_progress, planned_status
-from primary_agent.record import VmRecord, moved_text
+from primary_agent.record import AHEAD_TEXT, VmRecord, moved_text
 from primary_agent.scheduling import Schedule, backs_off
 from primary_agent.starting import waiting_text
 from primary_agent.tap_link import Connection, TapLink
@@ -51,7 +51,9 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         applied_cut=_cut(parts.applied, None) if parts.applied is not None else None,
         epoch=record.epoch.hex() if record.epoch != NO_EPOCH else "",
         peer_host=record.peer_host or vm.replica_host,
-        fenced=_fenced(parts) if state is ReplicationState.FAILED_OVER else "",
+        # Also where it was resumed after a failover, until the replica has answered that it is over.
+        fenced=_fenced(parts) if state is ReplicationState.FAILED_OVER or record.fenced else "",
+        split_brain=_is_split(parts) if state is ReplicationState.FAILED_OVER else False,
         handed_over=parts.handed_over is not None,
         link=_link(parts, vm, now),
         tap=_tap(parts.tap, parts.surroundings.version, parts.observer),
@@ -140,7 +142,14 @@ def _pending_settings(config: TapConfig, connection: Connection | None) -> list[
 
 def _fenced(parts: Parts) -> str:
     """Where the VM was failed over to, and whether both sides have moved on, as of now."""
-    return f"{parts.replication.record.fenced} {moved_text(split=parts.moved_on())}"
+    moved = AHEAD_TEXT if parts.moved_on() and not _is_split(parts) else moved_text(split=parts.moved_on())
+    return f"{parts.replication.record.fenced} {moved}".strip()
+
+
+def _is_split(parts: Parts) -> bool:
+    """Whether both sides have, or may have, writes that the other one has not (I8)."""
+    fence = parts.replication.record.fence
+    return parts.moved_on() and (fence is None or fence.written)
 
 
 def _cut(position: Position, time_ns: int | None) -> CutStatus:

@@ -140,7 +140,11 @@ class Companions:
     async def read(self, digest: bytes, offset: int) -> str:
         """Bytes of a file from ``offset`` on, in base64; empty at its end. Raises NotFoundError, OSError."""
         if all(each.digest != digest for version in self.record.definitions for each in version.files):
-            raise NotFoundError(f"No definition of {self.parts.ledger.vm.name} has the file {digest.hex()}.")
+            name = self.parts.ledger.vm.name
+            raise NotFoundError(
+                f"No definition of {name} has the file {digest.hex()}.",
+                f"A newer one has come meanwhile: run `vmreplica definition {name}` again.",
+            )
         return base64.b64encode(await self.parts.ports.workers.run(self._read, digest, offset)).decode()
 
     def _read(self, digest: bytes, offset: int) -> bytes:
@@ -202,7 +206,8 @@ class Companions:
         room = files.free_space(layout.definitions) - self.parts.surroundings.reserve
         short = sum(wanted[digest] for digest in missing) - room
         if short > 0:
-            raise NoSpaceError(f"The volume of {layout.folder} lacks {short} bytes for the definition.")
+            text = f"The volume of {layout.folder} lacks {short} bytes for the definition."
+            raise NoSpaceError(text, "Make room there; it is sent again by itself.")
         return missing
 
     async def _receive(self, message: DefinitionPart, channel: Channel, admit: Admit) -> None:

@@ -19,6 +19,7 @@ from replica_agent.record import DiskRecord, VmRecord
 from replica_agent.refusals import Refusal
 from shared.description import NAME as DESCRIPTION_NAME
 from shared.errors import StoreDamagedError
+from shared.handover import RANGES_NAME
 from shared.ports import Ports, Store
 
 SECTOR = 512
@@ -111,7 +112,7 @@ def clear_folder(ports: Ports, folder: str) -> None:
     for tree in (layout.spool, layout.resyncs, layout.undo_logs, layout.overlays, layout.tap):
         ports.files.remove_tree(tree)
     for name in ports.files.list(folder):
-        if name.startswith(("disk-", "export-", "import-", "reverse.map")):
+        if name.startswith(("disk-", "export-", "import-", "reverse.map", "doubt.map", RANGES_NAME)):
             ports.files.remove(f"{folder}/{name}")
     ports.files.sync_folder(folder)
     ports.files.remove_tree(folder)

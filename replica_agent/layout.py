@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 
 from protocol.position import EPOCH_BYTES
+from shared.handover import copy_disk
 
 _SEGMENT = re.compile(rf"([0-9a-f]{{{2 * EPOCH_BYTES}}})-([0-9]{{12,}})\.hrl")
 _POOLED = re.compile(r"free-([0-9]+)\.hrl")
@@ -72,7 +73,7 @@ class Layout:
         return f"{self.folder}/doubt.map"
 
     def disk(self, index: int) -> str:
-        return f"{self.folder}/disk-{index}.raw"
+        return copy_disk(self.folder, index)
 
     @staticmethod
     def read_disk(name: str) -> int | None:

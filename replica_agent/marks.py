@@ -6,13 +6,22 @@ Changing them is part of a transaction on the record ``points``; a point that is
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from protocol.position import Position
-from replica_agent.record import ImageRecord, MarkRecord, PointsRecord, PositionRecord, ProofRecord
+from replica_agent.record import (
+    ImageRecord,
+    MarkRecord,
+    PointsRecord,
+    PositionRecord,
+    ProofRecord,
+    WrongRecord,
+)
+from shared.cut_status import Cause
 from shared.errors import InvalidStateError, NotFoundError, UsageError
 from shared.events import EventId
 
@@ -22,6 +31,8 @@ if TYPE_CHECKING:
 
 MARKS_MAX = 100
 """Points of one VM with a name or a pin."""
+WRONG_MAX = 16
+"""Points of one VM that are kept on record as wrong."""
 NEWEST = "newest"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 
@@ -60,9 +71,12 @@ def _present(draft: Draft) -> Sequence[PositionRecord]:
 def forget_marks(draft: Draft, reason: str) -> None:
     """Part of a transaction that may have ended points: what names or proves those goes, and is told."""
     points = draft.points
-    if not points.marks and not points.proofs:
+    if not points.marks and not points.proofs and not points.wrong:
         return
     present = _present(draft)
+    if gone := [each for each in points.wrong if each.position not in present]:
+        points = msgspec.structs.replace(points, wrong=[each for each in points.wrong if each not in gone])
+        draft.points = points
     marks = [mark for mark in points.marks if mark.position in present]
     proofs = [proof for proof in points.proofs if proof.position in present]
     if len(marks) == len(points.marks) and len(proofs) == len(points.proofs):
@@ -88,6 +102,35 @@ def put_proof(draft: Draft, position: Position, images: dict[int, bytes]) -> boo
     proofs = [*others, ProofRecord(position=at, time=draft.now, images=found)]
     draft.points = msgspec.structs.replace(draft.points, proofs=proofs)
     return True
+
+
+def note_read(draft: Draft, position: Position, wrong: Cause | None) -> None:
+    """Part of a transaction: a point was read to its end, and ``wrong`` says that it can't be used, if it can't."""
+    at = PositionRecord.of(position)
+    others = [each for each in draft.points.wrong if each.position != at]
+    found = [WrongRecord(position=at, cause=wrong)] if wrong is not None and at in _present(draft) else []
+    draft.points = msgspec.structs.replace(draft.points, wrong=[*others, *found][-WRONG_MAX:])
+
+
+def wrong_cause(points: PointsRecord) -> Cause | None:
+    """The newest finding that a point is not what it has to be; None where there is none."""
+    return points.wrong[-1].cause if points.wrong else None
+
+
+def set_aside(points: PointsRecord, position: Position, now: float) -> MarkRecord:
+    """Pin what one side alone has after both had moved on, or had lost each other: it stays until it is unpinned.
+
+    Part of the transaction by which that side becomes the copy of the other; the mark, with the name that it got.
+    """
+    name = time.strftime("set-aside-%Y%m%d-%H%M%S", time.gmtime(now))
+    mark = MarkRecord(position=PositionRecord.of(position), time=now, name=name, pinned=True)
+    points.marks = [*(each for each in points.marks if each.name != name), mark]
+    return mark
+
+
+def set_aside_text(mark: MarkRecord) -> str:
+    """What an event says of it."""
+    return f"What only this host has stays as the pinned recovery point {mark.name} until that is unpinned."
 
 
 async def mark_point(

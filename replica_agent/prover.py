@@ -15,7 +15,7 @@ from protocol.messages import BLOCK_SIZE
 from protocol.position import Position
 from replica_agent.finishing import finish
 from replica_agent.history import Reading
-from replica_agent.marks import proof_of
+from replica_agent.marks import note_read, proof_of
 from replica_agent.parts import VmParts
 from replica_agent.point_disks import point_text
 from replica_agent.record import PositionRecord, ProofRecord
@@ -24,7 +24,7 @@ from shared.disks.leaves import ImageDigest, leaves_of
 from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
 from shared.point_status import ImageProof, PointProof
-from shared.status import CutStatus
+from shared.status import Cause, CutStatus
 
 STEP_BYTES = 4 << 20
 """So much is read and hashed at a time."""
@@ -105,7 +105,13 @@ class Prover:
         text = f"Recovery point {status.point} was read: {status.text}"
         images = {str(image.disk): image.digest for image in status.images}
         level = LEVELS.get(status.outcome, "")
+        cause = None
+        if status.outcome == "wrong":
+            told = f"Recovery point {status.point} of {self._name} is wrong: {status.text}"
+            cause = Cause(code="point_wrong", text=told, remedy=status.remedy, time=self.parts.ports.clock.wall())
         async with self.parts.ledger.transaction() as draft:
+            if status.outcome in ("wrong", "proven"):
+                note_read(draft, reading.position, cause)
             draft.event(EventId.POINT_READ, text, cause=status.outcome, level=level, images=images)
 
     async def _digest(self, reading: Reading, disk: int, size: int, status: PointProof) -> tuple[int, bytes | None]:

@@ -88,8 +88,6 @@ class VmRecord(Record):
     apart: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]], msgspec.Meta(max_length=1 << 16)] = []
     """Indexes whose files in the folder are no part of the copy: disks that were removed from the VM while it ran on
     this host. They are left as they are."""
-    settings: dict[str, Any] = {}
-    """The VM's settings at this host's primary agent, from which it came; kept for the day it goes back."""
     handover: str = ""
     """The id of the hand-over by which it came (shared.handover)."""
 
@@ -208,6 +206,13 @@ class ProofRecord(Record):
     images: Annotated[list[ImageRecord], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
 
 
+class WrongRecord(Record):
+    """A point that was read to its end, and is not what a verify found on both sides at its cut; ``cause`` tells it."""
+
+    position: PositionRecord
+    cause: Cause
+
+
 class PointsRecord(Record):
     """The older recovery points: ``logs`` lead one after another from the oldest to the newest point.
 
@@ -226,6 +231,8 @@ class PointsRecord(Record):
     proofs: list[ProofRecord] = []
     last_test_time: float | None = None
     """When a test failover was begun last."""
+    wrong: list[WrongRecord] = []
+    """Points that were read, and are not what they have to be."""
 
 
 class ExportedDiskRecord(Record):
@@ -404,6 +411,9 @@ class PromotionRecord(Record):
     smaller: list[ExportedDiskRecord] = []
     """Disks that the promoted cut has with fewer bytes than by now: clients see these, until the direction is
     reversed."""
+    disks: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]] | None = None
+    """The disks that the promoted cut has, by index, where these are others than the newest point's; they become the
+    VM's when what was written has settled."""
 
     @property
     def older(self) -> bool:

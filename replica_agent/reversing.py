@@ -6,6 +6,8 @@ so that a crash anywhere is answered by the same command.
 
 from __future__ import annotations
 
+import asyncio
+
 from replica_agent import handing_over
 from replica_agent.agent import ReplicaAgent
 from replica_agent.finishing import finish
@@ -35,6 +37,8 @@ class Reversing:
     def __init__(self, agent: ReplicaAgent) -> None:
         self._agent = agent
         self._parts = HandOverParts()
+        self._adopting = asyncio.Lock()
+        """Held while a VM is taken over: the order may come again before it is done."""
 
     def add_to(self, methods: Methods) -> None:
         """Offer them."""
@@ -46,11 +50,11 @@ class Reversing:
         methods.add(verbs.RESOLVE, ResolveParams, self.resolve)
 
     async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
-        vm = self._agent.find(params.vm)
+        vm = await self._agent.reopening.standing(params.vm)
         return await ordered(vm, "reverse", handing_over.hand_over(vm))
 
     async def handed_over(self, params: HandedOverParams, client: Client) -> None:
-        vm = self._agent.find(params.vm)
+        vm = await self._agent.reopening.standing(params.vm)
         if not params.taken:
             await finish(handing_over.take_back(vm))
 
@@ -59,16 +63,18 @@ class Reversing:
 
     async def adopt(self, params: AdoptParams, client: Client) -> VmStatus:
         handed = HandOver.read(params.handover)
-        known = self._agent.vms.get(handed.vm_id)
-        if known is None or not is_taken(known, handed):
-            known = await finish(take_over(self._agent, handed, self._parts.take(handed)))
+        # Taken twice, it would be put on record as it was handed over, whatever has become of the copy since.
+        async with self._adopting:
+            known = self._agent.vms.get(handed.vm_id)
+            if known is None or not is_taken(known, handed):
+                known = await finish(take_over(self._agent, handed, self._parts.take(handed)))
         return status_of(known)
 
     async def differences(self, params: VmParams, client: Client) -> Differences:
-        return await finish(handing_over.differences(self._agent.find(params.vm)))
+        return await finish(handing_over.differences(await self._agent.reopening.standing(params.vm)))
 
     async def resolve(self, params: ResolveParams, client: Client) -> VmStatus:
-        vm = self._agent.find(params.vm)
+        vm = await self._agent.reopening.standing(params.vm)
         promoted = vm.ledger.promotion
         try:
             await ordered(vm, "resolve", handing_over.give_up(vm, yes=params.yes))

@@ -13,9 +13,11 @@ from replica_agent.disks import BaseDisks
 from replica_agent.finishing import finish
 from replica_agent.handing_over import own_point, reversed_text, stand_at
 from replica_agent.layout import Layout, vm_folder
+from replica_agent.marks import set_aside, set_aside_text
 from replica_agent.record import (
     DiskRecord,
     IdentityRecord,
+    PointsRecord,
     PositionRecord,
     ReplicationRecord,
     ReversalRecord,
@@ -42,7 +44,8 @@ def is_taken(vm: ReplicaVm, handed: HandOver) -> bool:
 async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> ReplicaVm:
     """Make or take up the VM's folder, and start it. Raises VmreplicaError; nothing was taken over then."""
     if handed.to != "replica" or handed.tap_folder:
-        raise InvalidStateError(f"{handed.name} is handed over to the primary agent, not to this one.")
+        text = f"{handed.name} is handed over to the primary agent, not to this one."
+        raise InvalidStateError(text, f"Run `vmreplica reverse {handed.name}`, which brings it to the right one.")
     found = decode_ranges(ranges, handed.geometry)
     if (damaged := agent.damaged.get(handed.vm_id)) is not None:
         raise damaged.error
@@ -70,7 +73,7 @@ async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> Rep
         )
         for disk in handed.disks
     ]
-    identities = await finish(agent.ports.workers.run(_prepare, agent, layout, handed, disks, found))
+    identities = await finish(agent.ports.workers.run(_examine, agent, layout, handed, disks))
     own = {disk.index for disk in disks}
     if known is not None:
         # What was kept here of disks that were removed while this was a copy: no point has them any more.
@@ -79,7 +82,12 @@ async def take_over(agent: ReplicaAgent, handed: HandOver, ranges: bytes) -> Rep
     apart = await finish(agent.ports.workers.run(_apart, agent, layout, own))
     unused = _unused(known, handed) if known is not None and empty else []
 
+    await finish(agent.ports.workers.run(agent.ports.files.make_folder, folder))
+
     async def write(store: Store) -> None:
+        # Not before there is a state: a folder with anything in it, and without one, would be a damaged VM's to the
+        # next start, and this order be refused for good; one with an empty state is cleared then.
+        await finish(agent.ports.workers.run(_prepare, agent, layout, handed, found))
         await _write(store, agent, handed, disks, identities, found, state, apart)
         await agent.ports.workers.run(_remove, agent, unused)
 
@@ -112,15 +120,10 @@ def _new_folder(agent: ReplicaAgent, handed: HandOver) -> str:
     return vm_folder(storage, handed.vm_id)
 
 
-def _prepare(
-    agent: ReplicaAgent, layout: Layout, handed: HandOver, disks: list[DiskRecord], found: dict[int, list[Range]]
-) -> list[IdentityRecord]:
-    """Everything that the records will rely on. Blocks. Raises InvalidStateError where a disk is not as it was left."""
-    files = agent.ports.files
-    for folder in (layout.folder, layout.spool, layout.resyncs):
-        files.make_folder(folder)
+def _examine(agent: ReplicaAgent, layout: Layout, handed: HandOver, disks: list[DiskRecord]) -> list[IdentityRecord]:
+    """The disks, durably as they were left. Blocks. Raises InvalidStateError where one of them is not."""
     paths = {disk.index: disk.path for disk in disks if disk.path}
-    opened = BaseDisks(files, layout, handed.geometry, paths=paths)
+    opened = BaseDisks(agent.ports.files, layout, handed.geometry, paths=paths)
     opened.open()
     try:
         for disk in handed.disks:
@@ -131,16 +134,22 @@ def _prepare(
                     code="disk_changed",
                 )
         opened.sync_all()
-        identities = opened.identities()
+        return opened.identities()
     finally:
         opened.close()
+
+
+def _prepare(agent: ReplicaAgent, layout: Layout, handed: HandOver, found: dict[int, list[Range]]) -> None:
+    """Everything else that the records will rely on. Blocks."""
+    files = agent.ports.files
+    for folder in (layout.folder, layout.spool, layout.resyncs):
+        files.make_folder(folder)
     write_map(files, layout.doubt, handed.vm_id, handed.geometry, found)
     # A tap that served the disks from here before has left a state that means nothing any more.
     files.remove_tree(layout.tap)
     files.remove(layout.reverse_map)
     files.sync_folder(layout.folder)
     files.sync_folder(layout.folder.rpartition("/")[0])
-    return identities
 
 
 def _apart(agent: ReplicaAgent, layout: Layout, own: set[int]) -> list[int]:
@@ -184,12 +193,14 @@ async def _write(
         name=handed.name,
         disks=disks,
         created_time=now,
-        settings=handed.settings,
         handover=handed.id,
         disk_set=handed.disk_set,
         next_index=handed.next_index,
         apart=apart,
     )
+    points = PointsRecord()
+    if handed.written or size:
+        text = f"{text} {set_aside_text(set_aside(points, here, now))}"
     events = [
         make_event(
             EventId.REVERSED,
@@ -207,4 +218,6 @@ async def _write(
         ),
     ]
     changes = dict.fromkeys(store.names()) | {"vm": plain(vm), "replication": plain(replication)}
+    if points.marks:
+        changes["points"] = plain(points)
     await store.commit(changes, events)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from protocol.position import NO_EPOCH, Position
+from replica_agent.disk_sets import kept_disks, others_of, promoted_disks
 from replica_agent.exports import TEST_SUFFIX
+from replica_agent.marks import proof_of, wrong_cause
 from replica_agent.parts import VmParts
 from replica_agent.planned import planned_status
 from replica_agent.point_disks import export_name, point_text
@@ -41,6 +43,9 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     statistics = vm.statistics.report(now, pending_bytes=pending)
     statistics.last_test_failover_time = parts.ledger.points.last_test_time
     quota = surroundings.quota_of(parts.vm)
+    handed_over = parts.ledger.promotion is not None and parts.ledger.promotion.handed_over
+    served = promoted_disks(parts.ledger.vm, parts.ledger.promotion)
+    kept = kept_disks(parts.ledger.vm, parts.ledger.promotion)
     status = VmStatus(
         name=vm.name,
         uuid=parts.uuid,
@@ -62,7 +67,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         link=_link(vm, now),
         tap=tap.view() if tap is not None else _silent_tap(vm),
         progress=_progress(parts),
-        planned=planned_status(parts.ledger.prepared, parts.ledger.promotion),
+        planned=planned_status(parts.ledger.prepared, parts.ledger.promotion) if not handed_over else None,
         statistics=statistics,
         failover=failover_of(vm),
         disks=[
@@ -73,14 +78,14 @@ def status_of(vm: ReplicaVm) -> VmStatus:
                 path=parts.disks.path(disk.index),
                 export=export_name(disk.index),
             )
-            for disk in parts.disks.geometry
+            for disk in served
         ],
         former_disks=[
             DiskStatus(index=disk.index, uuid=disk.uuid.hex(), size_bytes=disk.size, path=parts.disks.path(disk.index))
-            for disk in parts.ledger.vm.former
+            for disk in kept
         ],
         exports=vm.exports.status(),
-        handed_over=parts.ledger.promotion is not None and parts.ledger.promotion.handed_over,
+        handed_over=handed_over,
         older_points=sum(log.point for log in parts.ledger.points.logs),
         oldest_point_time=next((log.older_time for log in parts.ledger.points.logs if log.point), None),
         points_bytes=parts.history.bytes,
@@ -91,6 +96,9 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         points_pinned_bytes=pinned.bytes,
         points_pinned_oldest=pinned.oldest,
         test_failover=_test_failover(vm),
+        proof=vm.prover.status,
+        wrong_point=wrong_cause(parts.ledger.points),
+        seeded=record.seeded,
         store_free_bytes=volume.free,
         store_full_seconds=volume.full_seconds(surroundings.reserve),
         store_reserve_bytes=surroundings.reserve,
@@ -164,6 +172,8 @@ def failover_of(vm: ReplicaVm) -> FailoverStatus | None:
     if record is None:
         return None
     layers = tap.status.layers if tap is not None and tap.status is not None else None
+    others = others_of(vm.ledger.vm, record)
+    proof = proof_of(vm.ledger.points, record.cut) if record.cut is not None else None
     return FailoverStatus(
         time=record.time,
         epoch=record.epoch.hex(),
@@ -177,6 +187,9 @@ def failover_of(vm: ReplicaVm) -> FailoverStatus | None:
         settled_bytes=layers.done_bytes if layers is not None else 0,
         settling_bytes=layers.total_bytes if layers is not None else 0,
         trouble=layers.failed if layers is not None else "",
+        proven_time=proof.time if proof is not None else None,
+        added_disks=others.added,
+        removed_disks=others.removed,
     )
 
 

@@ -106,10 +106,11 @@ class AgentPair:
     def _configure(self, role: str, host: str, certificate: str, more: str) -> None:
         folder, pki = self.folder, self.folder / "pki" / certificate
         state = self.state if role == "primary" else folder / role
+        own = f'replica_config = "{folder}/replica.toml"\n' if role == "primary" else ""
         (folder / f"{role}.toml").write_text(
             f'host = "{host}"\nstate_dir = "{state}"\nruntime_dir = "{folder}/run-{role}"\n'
             f'admin_socket = "{self.sockets[role]}"\n'
-            f'[tls]\nca = "{pki}/ca.pem"\ncertificate = "{pki}/certificate.pem"\nkey = "{pki}/key.pem"\n{more}'
+            f'{own}[tls]\nca = "{pki}/ca.pem"\ncertificate = "{pki}/certificate.pem"\nkey = "{pki}/key.pem"\n{more}'
         )
 
     def start(self, role: str) -> None:

@@ -381,6 +381,11 @@ class PrimaryConfig(AgentSection, frozen=True):
     """Sockets of the taps."""
     admin_socket: SocketPath = "/run/vmreplica/primary/admin.sock"
     """The socket of the ``vmreplica`` command."""
+    replica_config: AbsolutePath = "/etc/vmreplica/replica.toml"
+    """The configuration of this host's replica agent, which only root may be able to write: disks in the storage
+    locations of its ``[[authorize]]`` entries, and sockets in its ``runtime_dir``, are what ``vmreplica reverse`` may
+    bring from there ([security.md](security.md)).
+    """
     resync: ResyncSection = ResyncSection()
     rates: RatesSection = RatesSection()
     consistency: ConsistencySection = ConsistencySection()

@@ -26,6 +26,14 @@ class ConsistencyStatus(msgspec.Struct, kw_only=True):
     """A freeze began then, and nobody has confirmed yet that the guest is thawed."""
     frozen_text: str = ""
     """Why the last attempt to thaw it failed."""
+    taken_since_start: int = 0
+    """Application-consistent cuts since the agent started."""
+    failures_since_start: dict[str, int] = {}
+    """Cuts since then that were to be, and are only crash-consistent, by the code of the failure."""
+    frozen_seconds_since_start: float = 0.0
+    """How long the guest was frozen since then,"""
+    last_frozen_seconds: float | None = None
+    """and for the last cut."""
 
 
 class DefinitionFileStatus(msgspec.Struct, kw_only=True):

@@ -1,8 +1,8 @@
 """A VM that changes from one agent of its host to the other: what the one says of it, and the ranges that go along.
 
 The agents never speak with each other: ``vmreplica reverse`` carries this from the agent that lets the VM go to the one
-that takes it (``docs/reversing.md``). Nothing of it comes from another host, so the paths in it may be believed; it is
-checked all the same, since who may call an agent is not who wrote it.
+that takes it (``docs/reversing.md``). The replica agent may have been taken over, so nothing in it that leads root
+anywhere is believed: primary_agent.believing and the command itself hold it against root's own files.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ _RANGE = struct.Struct("<HQQ")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z", max_length=4096)]
+
+
+def copy_disk(folder: str, index: int) -> str:
+    """Where a copy in ``folder`` has a disk that was never anywhere else."""
+    return f"{folder}/disk-{index}.raw"
 
 
 class Part(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -113,8 +118,6 @@ class HandOver(Part):
     ranges_bytes: Count = 0
     ranges_digest: str = ""
     """Of the ranges, as they are carried: BLAKE2b-256 in hex. Empty where there are none."""
-    settings: dict[str, Any] = {}
-    """What is kept of the VM's settings for the day on which it comes back."""
     disk_set: Count = 0
     """The number that these disks have from now on as a set: at the side that becomes the primary a higher one than its
     copy had, and 0 at the other, since what was failed over is what counts, whatever was still to come of a change."""

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from shared import expiry
+from shared.failover_health import judge_failover
 from shared.forecasts import LOG_FRACTIONS, forecasts, long_behind, promised_lag
 from shared.guest_health import judge_guest
 from shared.measures import Statistics
 from shared.rates import duration_text, size_text
 from shared.states import Health, PlannedStep, ReplicationState
 from shared.status import DiskStatus, VmStatus
+from shared.summary_words import behind_text, initial_words, percent_text, prepared_words
 
 MISSED_FRACTION = 0.2
 CYCLES_MIN = 20
@@ -75,6 +77,7 @@ def assess(status: VmStatus, now: float) -> Assessment:
         _judge_replica(status, state, result)
     _judge_age(status, state, now, result)
     _judge_cycles(status, state, result)
+    result.reasons += judge_failover(status, state)
     result.reasons += judge_guest(status, now)
     result.reasons += forecasts(status, now)
     result.reasons += expiry.judge(status.link.certificates, now)
@@ -113,13 +116,8 @@ def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) 
         result.critical(
             f"Replication for virtual machine '{name}' is in error. Fix the error(s) and resume replication."
         )
-    if state is ReplicationState.FAILED_OVER and status.role == "primary":
-        result.critical(
-            status.fenced or "The VM was failed over at the replica.",
-            f"Do not run the VM here. To make this host its replica, run `vmreplica reverse {name}` on both hosts; "
-            f"where both have moved on, `vmreplica resolve {name}`.",
-        )
-    elif status.handed_over and status.role == "replica":
+    if status.handed_over or (state is ReplicationState.FAILED_OVER and status.role == "primary"):
+        # What follows from that is told by judge_failover.
         pass
     elif state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE or (status.causes and state not in _RESYNCING):
         result.critical(_required_text(status), _resync_remedy(status))
@@ -187,9 +185,12 @@ def _resync_remedy(status: VmStatus) -> str:
 
 
 def _initial_remedy(status: VmStatus, state: ReplicationState) -> str:
-    if status.role == "primary" and state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
+    if state is not ReplicationState.READY_FOR_INITIAL_REPLICATION:
+        return ""
+    if status.role == "primary":
         return f"Run `vmreplica initial {status.name}`."
-    return ""
+    with_seed = " --use-seed" if status.seeded else ""
+    return f"Run `vmreplica initial {status.name}{with_seed}` on {status.peer_host or 'the primary'}."
 
 
 def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result: Assessment) -> None:
@@ -269,27 +270,6 @@ def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment
     name = status.name
     if status.suspended or state is ReplicationState.SUSPENDED:
         result.critical("Replication is suspended at the replica.", f"Run `vmreplica resume {name}`.")
-    failover = status.failover
-    if status.handed_over:
-        if status.tap is not None and status.tap.error:
-            result.critical(
-                f"The disks of virtual machine '{name}' were handed over to the primary agent of this host, and are "
-                f"not served: their tap is not there: {status.tap.error}.",
-                f"If `vmreplica status {name}` shows no primary here, run `vmreplica reverse {name}` again.",
-            )
-    elif state in (ReplicationState.FAILED_OVER_WAITING_COMPLETION, ReplicationState.FAILED_OVER):
-        remedy = ""
-        if failover is not None and failover.undoable:
-            remedy = (
-                f"Keep it with `vmreplica failover {name} --commit`, or go back to before it with "
-                f"`vmreplica failover {name} --undo`."
-            )
-        result.warn("The VM was failed over to this host and is not replicated to another one.", remedy)
-    if failover is not None and failover.trouble:
-        result.critical(
-            f"What was written since the failover can't settle in the disks: {failover.trouble}.",
-            "Check their volume; it is tried again, and the disks are served meanwhile.",
-        )
 
 
 def _judge_age(status: VmStatus, state: ReplicationState, now: float, result: Assessment) -> None:
@@ -337,7 +317,7 @@ def _is_protected(status: VmStatus, state: ReplicationState) -> bool:
     """Kept up to date, and up to date: a point that is recent but no longer followed protects nothing to come."""
     if state is not ReplicationState.REPLICATING or not status.baseline or status.lag_seconds is None:
         return False
-    if status.problem is not None or status.causes or status.bypasses:
+    if status.problem is not None or status.causes or status.bypasses or status.fenced:
         return False
     return status.lag_seconds <= promised_lag(status.interval_seconds)
 
@@ -352,50 +332,24 @@ def _summary(status: VmStatus, state: ReplicationState, result: Assessment) -> s
     if status.role == "replica" and status.planned is not None and status.planned.token_sent:
         return f"Prepared for a failover: {status.planned.text}"
     if state is ReplicationState.PREPARED_FOR_FAILOVER:
-        return f"Prepared for a failover: {_prepared_words(status)}."
+        return f"Prepared for a failover: {prepared_words(status)}."
     if state is ReplicationState.FAILED_OVER:
         return f"Not protected: {status.fenced or 'the VM was failed over at the replica.'}"
     if state is ReplicationState.ERROR:
         return "Not protected: " + (status.problem.text if status.problem else "replication is in error.")
     if not status.baseline:
-        return f"Not protected: initial replication {_initial_words(status, state)}."
+        return f"Not protected: initial replication {initial_words(status, state)}."
     if status.bypasses:
         return f"Not protected: {status.bypasses[0].text}"
-    behind = _behind(status)
+    behind = behind_text(status)
+    if status.fenced:
+        there = status.peer_host or "the replica"
+        return f"Not protected: {there} has not answered yet whether its failover is over; {behind}."
     if result.protected:
         return f"Protected: {behind}."
     if status.suspended:
         return f"Not protected: replication is suspended; {behind}."
     if status.causes or state in (*_RESYNCING, ReplicationState.WAITING_FOR_START_RESYNCHRONIZE):
-        doing = f"resynchronizing{_percent(status)}" if state in _RESYNCING else "a resynchronization is required"
+        doing = f"resynchronizing{percent_text(status)}" if state in _RESYNCING else "a resynchronization is required"
         return f"Not protected: {doing}; {behind}."
     return f"Not protected: {behind}."
-
-
-def _initial_words(status: VmStatus, state: ReplicationState) -> str:
-    if state is ReplicationState.READY_FOR_INITIAL_REPLICATION:
-        return "has not been started"
-    if state is ReplicationState.WAITING_FOR_INITIAL_REPLICATION:
-        return "waits for its time"
-    return f"is not complete{_percent(status)}"
-
-
-def _prepared_words(status: VmStatus) -> str:
-    where = status.peer_host or "the replica"
-    if status.planned is not None and status.planned.step == PlannedStep.CONFIRMED:
-        return f"{where} has everything, and the VM's disks take no writes here"
-    return f"the answer of {where} is waited for, and the VM's disks take no writes here"
-
-
-def _percent(status: VmStatus) -> str:
-    progress = status.progress
-    if progress is None or not progress.total_bytes:
-        return ""
-    return f" ({100 * progress.done_bytes // progress.total_bytes} % compared)"
-
-
-def _behind(status: VmStatus) -> str:
-    where = "this replica" if status.role == "replica" else f"the replica at {status.peer_host or 'its host'}"
-    if status.lag_seconds is None:
-        return f"{where} has not told its newest point"
-    return f"{where} holds everything up to {duration_text(status.lag_seconds)} ago"

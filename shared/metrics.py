@@ -7,59 +7,21 @@ not known has no sample. ``docs/monitoring.md`` has the same table, made by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
+from shared.failover_metrics import FAILOVER_METRICS
+from shared.metric_kinds import AgentMetric, Figure, Samples, VmMetric
+from shared.metric_kinds import agent_metric as _agent
+from shared.metric_kinds import vm_metric as _vm
 from shared.states import PRIMARY_TRANSITIONS, REPLICA_TRANSITIONS, Health, ReplicationState
-from shared.status import AgentStatus, VmStatus
+from shared.status import VmStatus
 from shared.tap_control import Tracking
-
-AGENT_LABELS = ("role",)
-VM_LABELS = ("vm", "uuid", "role")
-
-Figure = float | int | bool | None
-Samples = Iterable[tuple[tuple[str, ...], Figure]]
 
 _STATES = {
     "primary": sorted({ReplicationState.DISABLED, ReplicationState.ERROR, *PRIMARY_TRANSITIONS.values()}),
     "replica": sorted({ReplicationState.DISABLED, ReplicationState.ERROR, *REPLICA_TRANSITIONS.values()}),
 }
 _TRACKING = tuple(tracking.value for tracking in Tracking)
-
-
-@dataclass(frozen=True, slots=True)
-class AgentMetric:
-    """One metric of an agent; ``labels`` beside AGENT_LABELS, and ``read`` gives their values with the figure."""
-
-    name: str
-    help: str
-    read: Callable[[AgentStatus], Samples]
-    labels: tuple[str, ...] = ()
-    counter: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class VmMetric:
-    """One metric of a VM; ``labels`` beside VM_LABELS. ``at`` is the agent that has it, empty for both."""
-
-    name: str
-    help: str
-    read: Callable[[VmStatus], Samples]
-    labels: tuple[str, ...] = ()
-    counter: bool = False
-    at: str = ""
-
-
-def _one(read: Callable[[VmStatus], Figure]) -> Callable[[VmStatus], Samples]:
-    return lambda vm: (((), read(vm)),)
-
-
-def _vm(name: str, text: str, read: Callable[[VmStatus], Figure], *, at: str = "", counter: bool = False) -> VmMetric:
-    return VmMetric(f"vmreplica_{name}", text, _one(read), counter=counter, at=at)
-
-
-def _agent(name: str, text: str, read: Callable[[AgentStatus], Figure]) -> AgentMetric:
-    return AgentMetric(f"vmreplica_{name}", text, lambda agent: (((), read(agent)),))
 
 
 def _limit(name: str, text: str, field: str) -> AgentMetric:
@@ -390,4 +352,5 @@ VM_METRICS: tuple[VmMetric, ...] = (
         lambda vm: vm.quota_full_seconds,
         at="replica",
     ),
+    *FAILOVER_METRICS,
 )

@@ -9,7 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from shared.metrics import AGENT_LABELS, AGENT_METRICS, VM_LABELS, VM_METRICS, AgentMetric, Samples, VmMetric
+from shared.metric_kinds import AGENT_LABELS, VM_LABELS, AgentMetric, Samples, VmMetric
+from shared.metrics import AGENT_METRICS, VM_METRICS
 from shared.status import AgentStatus
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4

@@ -13,9 +13,13 @@ import msgspec
 from shared.cut_status import Cause as Cause  # noqa: PLC0414 - of a status, for whoever reads one
 from shared.cut_status import CutStatus as CutStatus  # noqa: PLC0414 - the same
 from shared.expiry import CertificateStatus
+from shared.failover_status import FailoverStatus as FailoverStatus  # noqa: PLC0414 - the same
+from shared.failover_status import PlannedStatus as PlannedStatus  # noqa: PLC0414 - the same
+from shared.failover_status import TestFailoverStatus as TestFailoverStatus  # noqa: PLC0414 - the same
 from shared.guest_status import ConsistencyStatus, DefinitionStatus
 from shared.limits import LimitsStatus
 from shared.measures import Statistics
+from shared.point_status import PointProof
 from shared.progress_status import ProgressStatus
 
 AgentRole = Literal["primary", "replica"]
@@ -164,46 +168,6 @@ class VerifyStatus(StatusStruct):
     last: VerifyResult | None = None
 
 
-class FailoverStatus(StatusStruct):
-    """A failover to this host: what was promoted, and whether it can still be undone."""
-
-    time: float
-    epoch: str
-    """The one that began with it, in hex."""
-    cut: CutStatus | None = None
-    """What the disks were when it began; None where an older version made it, or its state was lost."""
-    received: CutStatus | None = None
-    """The newest cut that had been received then."""
-    undoable: bool = False
-    undoing: bool = False
-    committed_time: float | None = None
-    """Since when it is kept for good."""
-    layered: bool = False
-    """The disks are in layers: what was written here lies over what they were."""
-    written_bytes: int = 0
-    """What lies over the disks from here."""
-    settled_bytes: int = 0
-    settling_bytes: int = 0
-    """After a commit: how much has settled in the disks, of about how much."""
-    trouble: str = ""
-    """Why settling does not go on at the moment."""
-
-
-class TestFailoverStatus(StatusStruct):
-    """A test failover at the replica: one export that is written to, and nothing else."""
-
-    __test__ = False
-
-    name: str
-    """Of the VM to start from it."""
-    export: str
-    point: str
-    cut: CutStatus
-    started_time: float
-    uris: list[str] = []
-    error: str = ""
-
-
 class ExportStatus(StatusStruct):
     """An NBD export of a recovery point at the replica."""
 
@@ -224,32 +188,8 @@ class ExportStatus(StatusStruct):
     """It is the VM's test failover."""
 
 
-class PlannedStatus(StatusStruct):
-    """The preparation of a planned failover.
-
-    At the primary ``step`` is one of shared.states.PlannedStep; at the replica ``prepared`` while it holds the token,
-    and ``failed over`` after a failover by it.
-    """
-
-    step: str
-    text: str = ""
-    started_time: float | None = None
-    step_time: float | None = None
-    """Since when it is at this step."""
-    cut: CutStatus | None = None
-    """What the replica has to be promoted to,"""
-    chain: str = ""
-    """and the chain hash there, which proves the log up to it."""
-    token_sent: bool = False
-    """The replica may be failed over by the token: only its answer takes that back, or force."""
-    holds_writes: bool = False
-    """The VM's disks take no writes on this host."""
-
-
 class VmStatus(StatusStruct):
-    """Everything about one VM on this agent. ``health`` to ``causes`` are computed by
-    :mod:`shared.health`.
-    """
+    """Everything about one VM on this agent. ``health`` to ``causes`` are computed by :mod:`shared.health`."""
 
     name: str
     uuid: str
@@ -291,6 +231,8 @@ class VmStatus(StatusStruct):
     """The other side's host name as it told it, or where it is configured."""
     fenced: str = ""
     """At a primary that was failed over elsewhere: where, when and to which epoch."""
+    split_brain: bool = False
+    """There: this side has, or may have, writes that the other one has not, and the other way about."""
     handed_over: bool = False
     """The other agent of this host has the VM, or is about to: the direction was, or is being, reversed."""
     link: LinkStatus = msgspec.field(default_factory=LinkStatus)
@@ -333,6 +275,7 @@ class VmStatus(StatusStruct):
     points_lost_time: float | None = None
     """When recovery points were last deleted, or not kept, for want of room, since the agent started,"""
     points_lost_text: str = ""
+    """and why."""
     points_limit_bytes: int = 0
     points_pinned: int = 0
     points_pinned_bytes: int = 0
@@ -340,7 +283,12 @@ class VmStatus(StatusStruct):
     points_pinned_oldest: bool = False
     """The oldest point is pinned: it is the next to go where room is short."""
     test_failover: TestFailoverStatus | None = None
-    """and why."""
+    proof: PointProof | None = None
+    """At the replica: the point that is being read (`prove`), or was last since the agent's start."""
+    wrong_point: Cause | None = None
+    """At the replica: a point that is there was read, and is not what both sides were at its cut."""
+    seeded: bool = False
+    """At the replica: a copy from elsewhere was imported, and there is no baseline yet."""
     promised_lag_seconds: float | None = None
     """The newest recovery point is not to be older than this: three intervals, and at least a minute."""
     caught_up_seconds: float | None = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
+
+from shared.lean_imports import lean_imports
 
 
 def main() -> int:
@@ -16,13 +17,8 @@ def main() -> int:
     )
     parser.add_argument("folder", metavar="FOLDER", help="the tap's folder, with tap.json in it")
     folder = os.path.abspath(parser.parse_args().folder)
-    # A guest waits for its tap at each start of it, and most of that are the imports. They leave no garbage behind, and
-    # structlog imports rich wherever it is installed, for tracebacks on a terminal, which nobody has here.
-    gc.disable()
-    sys.modules["rich"] = None  # type: ignore[assignment]
-    from primary_agent.tap.program import run  # noqa: PLC0415
-
-    del sys.modules["rich"]
+    with lean_imports():
+        from primary_agent.tap.program import run  # noqa: PLC0415
     return run(folder)
 
 

@@ -60,8 +60,12 @@ class TapProcess:
         *,
         authorize: Authorize,
         told: Callable[[bool], None] = lambda _serving: None,
+        judge: Callable[[TapConfig], None] = lambda _config: None,
     ) -> None:
-        """``told`` is called with True when the tap serves, and with False when it begins to end in order."""
+        """``told`` is called with True when the tap serves, and with False when it begins to end in order.
+
+        ``judge`` raises VmreplicaError for a configuration that this tap must not follow; it may block.
+        """
         self.stop = asyncio.Event()
         self.engine: TapEngine | None = None
         """Once it is started."""
@@ -70,6 +74,7 @@ class TapProcess:
         self._identity = identity
         self._authorize = authorize
         self._told = told
+        self._judge = judge
         self._name = ""
         self._server: NbdServer | None = None
         self._settling: Settling | None = None
@@ -91,6 +96,7 @@ class TapProcess:
         """
         try:
             config = await self._ports.workers.run(load_config, self._ports.files, self._folder)
+            await self._ports.workers.run(self._judge, config)
             engine = TapEngine(self._folder, config, self._ports)
             await engine.start()
             self.engine = engine

@@ -13,6 +13,7 @@ from importlib import metadata
 import structlog
 import uvloop
 
+from primary_agent.tap import lodging
 from primary_agent.tap.ports import OwnPorts
 from primary_agent.tap.process import STOP_SECONDS, Identity, TapFailedError, TapProcess
 from shared.admin.access import Access
@@ -24,6 +25,7 @@ from shared.ports.network import RealNetwork
 from shared.ports.rng import SystemRandom
 from shared.ports.systemd import ServiceManager
 from shared.ports.workers import ThreadWorkers
+from shared.tap_config import TapConfig
 
 WORKERS = 8
 """Threads for cold reads and syncs."""
@@ -61,7 +63,10 @@ def run(folder: str) -> int:
 async def _run(folder: str, manager: ServiceManager) -> None:
     tasks = [asyncio.create_task(manager.keep_alive())]
     workers = ThreadWorkers(WORKERS)
-    ports = OwnPorts(RealClock(), SystemRandom(), workers, RealFileSystem(), RealNetwork())
+    # Root's tap of a VM that the replica agent promoted, in the folder of that agent's user.
+    owner = _owner_of(folder)
+    host = owner if os.geteuid() == 0 and owner != 0 else None
+    ports = OwnPorts(RealClock(), SystemRandom(), workers, RealFileSystem(disks_of=host), RealNetwork())
     identity = Identity(os.getpid(), metadata.version("vmreplica"), starved_seconds)
 
     def told(serving: bool) -> None:
@@ -72,7 +77,11 @@ async def _run(folder: str, manager: ServiceManager) -> None:
             tasks.pop().cancel()
             manager.stopping(STOP_SECONDS)
 
-    process = TapProcess(folder, ports, identity, authorize=Access(os.getuid()), told=told)
+    def judge(config: TapConfig) -> None:
+        if host is not None:
+            lodging.judge(config, folder)
+
+    process = TapProcess(folder, ports, identity, authorize=Access(os.getuid()), told=told, judge=judge)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stop.set)
@@ -87,3 +96,11 @@ async def _run(folder: str, manager: ServiceManager) -> None:
         await workers.close()
         for task in tasks:
             task.cancel()
+
+
+def _owner_of(folder: str) -> int | None:
+    """Whose the folder is, by number; None where there is none."""
+    try:
+        return os.stat(folder).st_uid
+    except OSError:
+        return None

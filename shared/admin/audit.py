@@ -25,7 +25,7 @@ from shared.errors import ForbiddenError, VmreplicaError
 from shared.log import blot_secrets
 from shared.ports import Clock, Peer, Workers
 from shared.rates import Ration
-from shared.status import AgentStatus, VmStatus, to_plain
+from shared.status import AgentStatus, FailoverStatus, VmStatus, to_plain
 
 TEXT_MAX = 1000
 """Characters of an error's text, and of a name, that are put on record."""
@@ -35,7 +35,10 @@ REFUSED_AT_ONCE, REFUSED_PER_SECOND = 10, 0.1
 USERS_MAX = 1000
 DESCRIBE_SECONDS, WRITE_SECONDS = 5.0, 10.0
 """No order waits longer for what its record needs: a tap or a disk that hangs must not hold it up."""
-FIELDS = ("state", "suspended", "epoch", "fenced", "resync_start_time", "excluded_disks")
+FIELDS = (
+    "state", "suspended", "epoch", "fenced", "resync_start_time", "excluded_disks", "handed_over", "split_brain",
+    "export_folder", "seeded", "points_pinned",
+)  # fmt: skip
 """Of a VM's status, what is compared beside its settings, exports and disks."""
 
 log = structlog.get_logger(__name__)
@@ -221,8 +224,19 @@ def describe(vm: VmStatus) -> dict[str, Any]:
     plain = to_plain(vm)
     told = {name: plain[name] for name in FIELDS}
     told["exports"] = sorted(str(export["id"]) for export in plain["exports"])
+    planned, failover, test = vm.planned, vm.failover, vm.test_failover
+    told["planned"] = planned.step if planned is not None else ""
+    told["failover"] = _failover(failover) if failover is not None else ""
+    told["test_failover"] = test.point if test is not None else ""
     told["disks"] = [disk.get("size_bytes") for disk in plain["disks"]]
     return {"name": vm.name, "uuid": vm.uuid, **told, **plain["settings"]}
+
+
+def _failover(failover: FailoverStatus) -> str:
+    """How a failover stands, in a word."""
+    if failover.undoing:
+        return "being undone"
+    return "undoable" if failover.undoable else "committed"
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

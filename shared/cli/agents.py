@@ -14,6 +14,7 @@ import msgspec
 from shared.cli.connection import CALL_SECONDS, HOW_TO_START, Connection, NoSocketError
 from shared.cli.text import printable_values
 from shared.errors import ForbiddenError, NotFoundError, UnreachableError, UsageError, VmreplicaError
+from shared.states import Health
 from shared.status import AgentStatus, VmStatus
 
 DEFAULT_SOCKETS = ("/run/vmreplica/primary/admin.sock", "/run/vmreplica/replica/admin.sock")
@@ -161,7 +162,26 @@ def connect(paths: Sequence[str], *, named: bool) -> Iterator[Agents]:
                 agents.failed.append(error)
         if not agents.answered:
             raise _nobody(paths, [*agents.failed, *missing])
+        judge_together([agent.status for agent in agents.answered])
         yield agents
+
+
+def judge_together(statuses: Sequence[AgentStatus]) -> None:
+    """What only both agents of a host together tell: a VM that one gave away, and the other does not have.
+
+    They never speak with each other, so neither of them can know it.
+    """
+    primaries = [status for status in statuses if status.role == "primary"]
+    held = {vm.uuid for status in primaries for vm in status.vms}
+    for vm in (vm for status in statuses if status.role == "replica" and primaries for vm in status.vms):
+        if not vm.handed_over or vm.uuid in held:
+            continue
+        text = (
+            f"{vm.name} was handed over to the primary agent of this host, which does not have it: nothing protects it."
+        )
+        vm.health, vm.summary = Health.CRITICAL.title, f"Not protected: {text}"
+        vm.reasons = [text, *vm.reasons]
+        vm.remedy = f"Run `vmreplica reverse {vm.name}` here again, which completes it."
 
 
 def read_status(connection: Connection, vm: str | None = None) -> Agent:

@@ -11,6 +11,7 @@ from shared.config import find_mistakes, load_config
 from shared.config_sections import CREDENTIAL, PrimaryConfig, ReplicaConfig
 from shared.errors import VmreplicaError
 from shared.expiry import CertificateStatus, certificates_of, endings
+from shared.ports.ownership import require_own_settings
 from shared.ports.users import group_id
 from shared.states import Health
 
@@ -48,6 +49,12 @@ def named_findings(config: PrimaryConfig | ReplicaConfig, root: str) -> Iterator
             )
     for subject, folder in folders:
         yield _folder_finding(subject, root + folder)
+    if isinstance(config, PrimaryConfig) and os.path.lexists(root + config.replica_config):
+        # Without a replica agent here there is none, and nothing is ever taken over from it.
+        try:
+            require_own_settings(root + config.replica_config)
+        except VmreplicaError as error:
+            yield of_error("replica_config", error)
 
 
 def tls_findings(config: PrimaryConfig | ReplicaConfig, root: str) -> Iterator[Finding]:

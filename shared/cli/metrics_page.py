@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared.metrics import AGENT_LABELS, AGENT_METRICS, VM_LABELS, VM_METRICS, AgentMetric, VmMetric
+from shared.metric_kinds import AGENT_LABELS, VM_LABELS, AgentMetric, VmMetric
+from shared.metrics import AGENT_METRICS, VM_METRICS
 
 MARKERS = ("<!-- metrics: made by python -m shared.cli.metrics_page -->", "<!-- end of metrics -->")
 

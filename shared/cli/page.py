@@ -10,8 +10,10 @@ from shared.cli.progress import progress_lines
 from shared.cli.render import health_paint, is_failed_over_to, link_text
 from shared.cli.text import time_text, wrapped
 from shared.cli.verify_text import verified_text
+from shared.guest_status import ConsistencyStatus
+from shared.point_status import PointProof
 from shared.rates import duration_text, size_text
-from shared.status import CutStatus, DiskStatus, ExportStatus, TapStatus, VmStatus
+from shared.status import CutStatus, DiskStatus, ExportStatus, FailoverStatus, TapStatus, VmStatus
 
 LABEL_WIDTH = 14
 
@@ -40,6 +42,8 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield "verified", verified_text(vm.verify, now, zone)
     for label, text in _numbered("cause", [f"{time_text(each.time, zone)}  {each.text}" for each in vm.causes]):
         yield label, text
+    if vm.failover is not None:
+        yield "failed over", _failover(vm.failover, zone)
     if vm.fenced:
         yield "fenced", vm.fenced
     elif vm.planned is not None:
@@ -60,7 +64,9 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield label, text
     for label, text in _numbered("not replicated", vm.excluded_disks):
         yield label, text
-    for label, text in _numbered("removed disk", [f"{_disk(disk)}, for older points" for disk in vm.former_disks]):
+    # What was promoted may lack disks that the newest point has.
+    kind, points = ("removed disk", "older") if vm.failover is None else ("other disk", "other")
+    for label, text in _numbered(kind, [f"{_disk(disk)}, for {points} points" for disk in vm.former_disks]):
         yield label, text
     shown = {disk.uri for disk in vm.disks}
     for label, text in _numbered("served at", [uri for uri in vm.uris if uri not in shown]):
@@ -73,8 +79,16 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         test = vm.test_failover
         text = test.error or f"{test.name}, point {test.point}, since {time_text(test.started_time, zone)}"
         yield "test", f"{text}; to end it: vmreplica failover {vm.name} --test --stop"
+    if vm.proof is not None:
+        yield "read", _proof(vm.proof, zone)
+    if vm.seeded:
+        yield "seed", "a copy from elsewhere was imported; the initial replication compares all of it"
+    if vm.export_folder:
+        yield "courier", f"{vm.export_folder}, {'complete' if vm.export_complete else 'being written'}"
     for label, text in _numbered("export", [_export(export) for export in vm.exports]):
         yield label, text
+    if vm.consistency is not None and vm.consistency.setting != "none":
+        yield "freezing", _freezing(vm.consistency, zone)
     if vm.definition is not None and vm.definition.files:
         size = sum(file.size_bytes for file in vm.definition.files)
         kept = "kept at the replica" if vm.definition.kept and vm.role == "primary" else ""
@@ -163,3 +177,35 @@ def _export(export: ExportStatus) -> str:
     full = ", and finds no room for more" if export.full else ""
     written = f"  (writable: {size_text(export.written_bytes)} written{full})" if export.writable else ""
     return f"{export.id}  cut {export.cut.segment}  {'  '.join(export.uris)}{written}{held}"
+
+
+def _failover(failover: FailoverStatus, zone: tzinfo | None) -> str:
+    cut = f", to cut {failover.cut.segment}" if failover.cut is not None else ""
+    if failover.undoing:
+        stands = "being undone"
+    elif failover.undoable:
+        stands = f"not committed; {size_text(failover.written_bytes)} written since, beside the disks"
+    elif failover.layered:
+        settled, total = size_text(failover.settled_bytes), size_text(failover.settling_bytes)
+        stands = f"committed; {settled} of about {total} has settled in the disks"
+    else:
+        stands = "kept for good"
+    return f"{time_text(failover.time, zone)}{cut}; {stands}"
+
+
+def _proof(proof: PointProof, zone: tzinfo | None) -> str:
+    if proof.running:
+        return f"point {proof.point}, {size_text(proof.done_bytes)} of {size_text(proof.total_bytes)} now"
+    when = f" at {time_text(proof.ended_time, zone)}" if proof.ended_time is not None else ""
+    return f"point {proof.point}{when}, {proof.outcome}: {proof.text}"
+
+
+def _freezing(cuts: ConsistencyStatus, zone: tzinfo | None) -> str:
+    parts = [cuts.setting, f"every {cuts.hours} h" if cuts.hours else "by order only"]
+    if cuts.last_frozen_seconds is not None:
+        parts.append(f"the guest was frozen for {duration_text(cuts.last_frozen_seconds)}")
+    if failed := sum(cuts.failures_since_start.values()):
+        parts.append(f"failed {_times(failed)} of {failed + cuts.taken_since_start} since the agent started")
+    if cuts.next_time is not None:
+        parts.append(f"next at {time_text(cuts.next_time, zone)}")
+    return ", ".join(parts)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from shared.ports.devices import is_device, open_device
 from shared.ports.files import FILE_MODE, FOLDER_MODE, RealFile
-from shared.ports.ownership import require_own_file, require_own_folder
+from shared.ports.ownership import require_own_file, require_own_folder, require_owner
 from shared.ports.regular import require_regular
 
 Judge = Callable[[str, os.stat_result], None]
@@ -20,6 +20,10 @@ Judge = Callable[[str, os.stat_result], None]
 
 class RealFileSystem:
     """The files of this host (shared.ports.FileSystem)."""
+
+    def __init__(self, disks_of: int | None = None) -> None:
+        """``disks_of``: the user, by number, whose files alone are opened as disks; None: anybody's, and devices."""
+        self._disks_of = disks_of
 
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> RealFile:
         return self._open(path, write, create, exclusive, require_own_file)
@@ -47,10 +51,16 @@ class RealFileSystem:
         return RealFile(path, descriptor, write=write)
 
     def open_disk(self, path: str, *, write: bool = False) -> RealFile:
+        if self._disks_of is not None:
+            return self._open(path, write, False, False, self._judge_disk)
         if is_device(path):
             return RealFile(path, open_device(path, write=write), write=write, device=True)
         # It belongs to whoever runs the VM.
         return self._open(path, write, False, False, lambda _path, _state: None)
+
+    def _judge_disk(self, path: str, state: os.stat_result) -> None:
+        assert self._disks_of is not None
+        require_owner(path, state, self._disks_of)
 
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)

@@ -18,6 +18,7 @@ from shared.channel import ChannelClosed
 from shared.errors import VmreplicaError
 from shared.tap_control import Tracking
 from tests.faults.nth import NthFailure, every_failure, on
+from tests.places import step
 from tests.unit.replica.failing import FailingFiles, Killed
 from tests.unit.replica.rig import Certificates, Dialler, World, check_points
 from tests.unit.replica.test_crashes import Story
@@ -95,7 +96,8 @@ def test_tap_whose_nth_operation_fails(part: str, error: int) -> None:
     """I3, I14, R17, R28: no guest sees it; what was not tracked is known not to be, before and after power loss."""
     outcomes = []
     with small_maps():
-        for failure in every_failure(on(*CHANGES, path=part), error=error, stride=3 if error == errno.EIO else 11):
+        stride = step(5, all_places=3) if error == errno.EIO else step(17, all_places=11)
+        for failure in every_failure(on(*CHANGES, path=part), error=error, stride=stride):
             outcomes.append(fail_in_a_life(failure, 3, power=failure.number % 2 == 0))
     assert len(outcomes) > 3
     assert set(outcomes) <= {tracking.value for tracking in Tracking}

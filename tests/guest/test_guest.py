@@ -104,6 +104,7 @@ def test_guest_boots_from_the_replica_after_a_failover(hosts: Hosts, boot_image:
     assert notes[kept:] == guest.notes
 
 
+@pytest.mark.thorough
 def test_power_cut_of_the_primary_host(hosts: Hosts, boot_image: Path) -> None:
     """I1, I5, R26: guest, tap and agent end at once and come back; nothing durable is lost, and the replica follows."""
     hosts.replicate(DISK)

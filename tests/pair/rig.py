@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from primary_agent.agent import PrimaryAgent
 from primary_agent.tap_link import TapLink
 from primary_agent.vm import PrimaryVm
@@ -230,6 +232,11 @@ class Pair:
         before = self.vm.parts.tap.require()
         os.kill(before.status.pid, signal.SIGKILL)
         await self.until("another tap", lambda: self.vm.parts.tap.connection not in (None, before))
+
+
+async def pace(pair: Pair, **rates: list[int]) -> None:
+    """Set rates of the VM, in bytes a second."""
+    await pair.vm.set(msgspec.structs.replace(pair.vm.record, **rates), dict(rates))
 
 
 async def past_the_fence(link: TapLink, write: Callable[[], Awaitable[object]]) -> None:

@@ -13,8 +13,9 @@ import pytest
 from tests.pair.content import SECTOR, content
 from tests.pair.hosts import MIB, VM, Hosts, Status, compare
 from tests.pair.journal import Journal, NotACutError
+from tests.places import is_thorough
 
-CUTS = 10
+CUTS = 10 if is_thorough() else 5
 WRITES = 200
 """Writes at least between two cuts."""
 

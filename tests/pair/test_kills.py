@@ -10,7 +10,7 @@ import pytest
 from tests.pair.hosts import MIB, Hosts
 from tests.places import step
 
-KILLS = {target: 16 // step(4, all_places=1) for target in ("tap", "primary", "replica")}
+KILLS = {target: 16 // step(8, all_places=1) for target in ("tap", "primary", "replica")}
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 import primary_agent.compare
@@ -23,7 +22,7 @@ from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import ReplicationState
 from shared.tap_control import Tracking
-from tests.pair.rig import MIB, WAIT_SECONDS, Pair
+from tests.pair.rig import MIB, WAIT_SECONDS, Pair, pace
 from tests.pair.test_pair_maps import stop_the_host
 
 _S = ReplicationState
@@ -83,10 +82,6 @@ async def overrun(pair: Pair, rounds: int = 2) -> None:
     assert (now.id, now.round) == (resync.id, rounds)
     assert now.epoch != resync.epoch
     assert now.former != NO_EPOCH
-
-
-async def pace(pair: Pair, **rates: list[int]) -> None:
-    await pair.vm.set(msgspec.structs.replace(pair.vm.record, **rates), dict(rates))
 
 
 async def start_resync(pair: Pair, watch: Watch, *, differs: bool = True) -> None:
@@ -242,9 +237,9 @@ async def test_a_host_that_stopped_goes_on_in_another_round(pair: Pair, monkeypa
     [
         # The other side at each step is what the simulation goes through.
         (Replication, "change_resync", "primary"),
-        (ResyncDriver, "begin_tracking", "primary"),
+        pytest.param(ResyncDriver, "begin_tracking", "primary", marks=pytest.mark.thorough),
         (ResyncDriver, "_unsettle", "replica"),
-        (primary_agent.resync, "forget_map", "primary"),
+        pytest.param(primary_agent.resync, "forget_map", "primary", marks=pytest.mark.thorough),
         (Comparing, "run", "replica"),
     ],
 )

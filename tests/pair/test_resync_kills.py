@@ -15,7 +15,7 @@ from tests.places import is_thorough
 PHASES = ("starting", "comparing", "tracked writes", "committing", "merging")
 """In the order in which a resync goes through them (primary_agent.progress)."""
 EVERY = (1, 2, 4)
-KILLED_IN = {"primary": (1, 2), "replica": (1, 4), "tap": (1,)}
+KILLED_IN = {"primary": (1,), "replica": (1,), "tap": (1,)}
 """The phases that are waited for; by the time of the kill it may be a later one."""
 
 

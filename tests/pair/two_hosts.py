@@ -63,6 +63,10 @@ class Host:
         self.retention: dict[str, Any] = {}
 
     async def start(self, other: str) -> None:
+        (self.folder / "replica.toml").write_text(
+            f'runtime_dir = "{self.sockets}/r"\n[tls]\nca = "/ca"\ncertificate = "/certificate"\nkey = "/key"\n'
+            f'[[authorize]]\nname = "{other}"\nvms = ["*"]\nstorage = "{self.folder}/store"\n'
+        )
         self.replica = ReplicaAgent(
             ReplicaConfig(
                 tls=self.tls,
@@ -85,6 +89,7 @@ class Host:
                 host=self.name,
                 state_dir=str(self.folder / "state-primary"),
                 runtime_dir=str(self.sockets / "p"),
+                replica_config=str(self.folder / "replica.toml"),
                 heartbeat_seconds=0.5,
                 dead_after_seconds=5.0,
                 resync=ResyncSection(mode=ResyncMode.MANUAL),

@@ -13,10 +13,11 @@ from primary_agent.replication import Replication
 from protocol.position import NO_EPOCH
 from replica_agent.marks import mark_point
 from shared.planning import ResyncCause
+from tests.simulation.constants import DISKS
 from tests.simulation.disk import PAGE, UNLIMITED
 from tests.simulation.hosts import Host
 from tests.simulation.loop import Process
-from tests.simulation.world import DISKS, World
+from tests.simulation.world import World
 
 LATEST_OPERATION = 400
 """A death is aimed at one of so many operations to come."""

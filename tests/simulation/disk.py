@@ -397,9 +397,25 @@ class SimulatedFileSystem:
         if number:
             raise OSError(number, "simulated failure of rename", source)
         inode = self.volume.entries.get(source)
-        if inode is None:
+        if inode is not None:
+            self.volume.change({source: None, target: inode})
+        elif source in self.volume.folders:
+            self._rename_folder(source, target)
+        else:
             raise FileNotFoundError(errno.ENOENT, "no such file", source)
-        self.volume.change({source: None, target: inode})
+
+    def _rename_folder(self, source: str, target: str) -> None:
+        """All that is in it has another name at once; durable when the folder is synced in which it is."""
+        volume = self.volume
+        known = [*volume.durable_entries, *(path for names in volume.pending for path in names), *volume.entries]
+        # Also what was removed from it and may come back: nothing does where it was.
+        moved: Change = {path: None for path in (source, *known) if f"{path}/".startswith(f"{source}/")}
+        for path in list(moved):
+            if path in volume.entries:
+                moved[f"{target}{path.removeprefix(source)}"] = volume.entries[path]
+        volume.change(moved)
+        inside = {folder for folder in volume.folders if f"{folder}/".startswith(f"{source}/")}
+        volume.folders = (volume.folders - inside) | {f"{target}{folder.removeprefix(source)}" for folder in inside}
 
     def remove(self, path: str) -> None:
         self.process.operation()

@@ -52,7 +52,7 @@ class Observer(Protocol):
     def released(self, process: Process, epoch: bytes, segment: int) -> None:
         """The tap was told that it may forget this segment."""
 
-    def asking(self, process: Process) -> None:
+    def asking(self, process: Process, question: ManifestRequest) -> None:
         """A compare is about to ask for tags of a range."""
 
     def acknowledging(self, process: Process, position: Position) -> None:
@@ -156,7 +156,7 @@ def observed(observer: Observer) -> Iterator[None]:
             if isinstance(body, Received):
                 observer.acknowledging(here(), body.position.position())
             if isinstance(body, ManifestRequest):
-                observer.asking(here())
+                observer.asking(here(), body)
             original(channel, body)
 
         return wrapped

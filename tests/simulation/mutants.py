@@ -18,6 +18,7 @@ from tests.simulation import mutants_planned as planned
 from tests.simulation import mutants_points as points
 from tests.simulation import mutants_primary as primary
 from tests.simulation import mutants_replica as replica
+from tests.simulation import mutants_reversing as reversing
 from tests.simulation import mutants_rounds as rounds
 from tests.simulation import mutants_schedule as schedule
 from tests.simulation import mutants_verify as verify
@@ -95,6 +96,20 @@ ROUNDS = {**BUSY, "resyncs": 1.0, "log_errors": 2.0, "zeroes": 0.5, "pages": 128
 PLANNED = {"write_rate": 15.0, "in_flight": 4, "prepares": 1.0, "promote_at": 3.0, "seconds": 14.0}
 IDLE_FAILOVER = {"write_rate": 4.0, "in_flight": 1, "promote_at": 3.0, "seconds": 14.0}
 FAILED_OVER = {"write_rate": 40.0, "in_flight": 4, "promote_at": 1.5, "ends": 0.5, "seconds": 6.0, "pages": 32}
+REVERSED = {
+    "promote_at": 1.5,
+    "reversals": 0.001,
+    "write_rate": 4.0,
+    "in_flight": 4,
+    "largest": 8,
+    "zeroes": 0.05,
+    "seconds": 4.0,
+    "pages": 256,
+    "kept": 0.0,
+    "again": 0.0,
+    "newest": 2,
+    "slow": 0.005,
+}
 UNDONE = {**FAILED_OVER, "undone": 1.0, "ends": 2.0}
 
 MUTANTS = {
@@ -123,7 +138,7 @@ MUTANTS = {
             cancel.cancel_after_proposal,
             ("I12",),
             {"resyncs": 2.0, "stops": 4.0, "slow": 0.1, "kill_primary": 0.3, "resets": 0.5, "seconds": 14.0},
-            first=139,
+            first=155,
         ),
         Mutant(maps.hot_nosync, ("I1", "I12"), PRIMARY_POWER, first=36),
         Mutant(maps.no_hot_regions, ("I1", "I12"), PRIMARY_POWER, first=2),
@@ -136,7 +151,7 @@ MUTANTS = {
             maps.stale_map, ("I1", "I12"), {**LOG_FAILURES, "resyncs": 1.5, "stops": 2.0, "log_errors": 2.0}, first=3
         ),
         Mutant(maps.small_scope, ("I1", "I12"), LOG_FAILURES),
-        Mutant(maps.lease_ignored, ("I1", "I12"), PRIMARY_POWER),
+        Mutant(maps.lease_ignored, ("I1", "I12"), PRIMARY_POWER, first=18),
         Mutant(replica.spool_nosync, ("I5",), {}),
         Mutant(replica.spool_folder_nosync, ("I5",), {}),
         Mutant(replica.ack_early, ("I5",), {}),
@@ -193,7 +208,7 @@ MUTANTS = {
             first=3,
         ),
         Mutant(points.overlay_unlisted, ("I4",), {**OVERLAYS, "kill_replica": 0.6}),
-        Mutant(points.overlay_unsynced, ("I4",), {**OVERLAYS, "power_replica": 0.8}, first=17),
+        Mutant(points.overlay_unsynced, ("I4",), {**OVERLAYS, "power_replica": 0.8}, first=20),
         Mutant(points.overlay_unfilled, ("I1", "I4"), OVERLAYS),
         Mutant(points.undo_nosync, ("I6", "R25"), {**REPLICA_POWER, **KEPT}),
         Mutant(points.undo_rebuilt, ("I1", "I6"), {**REPLICA_KILLS, **KEPT}),
@@ -203,7 +218,7 @@ MUTANTS = {
         Mutant(schedule.window_never_ends, ("schedule",), WINDOWS, first=98),
         Mutant(schedule.rests_for_ever, ("I12",), WINDOWS),
         Mutant(schedule.gate_left_open, ("I20",), {**RESYNCS, "partitions": 0.3, "resyncs": 2.0}),
-        Mutant(schedule.put_off_forgotten, ("schedule",), {**WINDOWS, "put_off": 1.0}),
+        Mutant(schedule.put_off_forgotten, ("schedule",), {**WINDOWS, "put_off": 1.0}, first=10),
         Mutant(schedule.mode_ignored, ("schedule",), WINDOWS),
         Mutant(schedule.cancelled_starts_anew, ("schedule",), {**WINDOWS, "resyncs": 1.0, "stops": 2.0}),
         Mutant(planned.refusal_forgotten, ("R43",), {**PLANNED, "kill_tap": 1.0}),
@@ -232,10 +247,22 @@ MUTANTS = {
         Mutant(failover.undo_leaves_overlay, ("R42",), UNDONE),
         Mutant(failover.undo_keeps_epoch, ("R42",), UNDONE),
         Mutant(failover.settled_uncommitted, ("I1", "I6"), {**FAILED_OVER, "kill_replica": 1.0}, first=2),
-        Mutant(failover.settled_unsynced, ("I4",), {**FAILED_OVER, "power_replica": 2.0}, first=5),
+        Mutant(failover.settled_unsynced, ("I4",), {**FAILED_OVER, "power_replica": 2.0}, first=23),
         Mutant(failover.settled_unmirrored, ("I1", "I2", "R1"), {**FAILED_OVER, "pages": 128, "stalls": 0.02}),
         Mutant(failover.overlay_dropped_early, ("I1", "I2", "R1"), FAILED_OVER),
         Mutant(failover.fence_untold, ("I12",), {**FAILED_OVER, "write_rate": 4.0}),
+        Mutant(reversing.former_doubts_left_out, ("I1", "I12"), {**REVERSED, "stale": 1.0}),
+        Mutant(reversing.own_doubts_left_out, ("I1", "I12"), REVERSED),
+        Mutant(reversing.reverse_map_ignored, ("I1", "I12"), {**REVERSED, "older": 1.0, "interval": 1.0}),
+        Mutant(reversing.doubts_not_settled, ("I1", "I12"), {**REVERSED, "stale": 1.0}),
+        Mutant(reversing.loser_left_out, ("I1", "I12"), {**REVERSED, "kept": 1.0}),
+        Mutant(reversing.loser_not_kept, ("R41",), {**REVERSED, "stale": 1.0}),
+        Mutant(reversing.hand_over_undurable, ("I6",), {**REVERSED, "reversals": 2.0}),
+        Mutant(reversing.let_go_forgotten, ("I6", "I8"), {**REVERSED, "reversals": 2.0}),
+        Mutant(reversing.kept_while_failed_over, ("I6",), {**REVERSED, "kept": 1.0}),
+        Mutant(reversing.split_brain_unnoticed, ("I8",), {**REVERSED, "stale": 1.0}),
+        Mutant(reversing.loss_untold, ("I8",), {**REVERSED, "stale": 1.0}),
+        Mutant(reversing.common_cut_believed, ("I1", "I12"), {**REVERSED, "stale": 1.0, "resyncs": 2.0}),
         Mutant(verify.verify_unlaid, ("R46",), VERIFIES),
         Mutant(verify.verify_late_unread, ("R46",), VERIFIES),
         Mutant(verify.verify_late_trusted, ("R46",), {**VERIFIES, "slow": 0.1}),

@@ -90,6 +90,14 @@ class Options:
     """How soon a failover is undone or committed, while a guest writes to the promoted disks; 0 for never."""
     undone: float = 0.0
     """Share of these that are undone; what follows may be another failover."""
+    reversals: float = 0.0
+    """How often something dies while the direction is reversed after a failover; 0 for no reversal."""
+    stale: float = 0.4
+    """Share of the failovers before reversals after which the old primary's guest goes on."""
+    kept: float = 0.3
+    """Share of those failovers that are given up for what the old primary has."""
+    again: float = 0.3
+    """Share of the reversals after which the VM is failed over once more, back to where it was."""
     minute: float = 7.0
     """The local clocks show a full minute so many seconds after the run began."""
 
@@ -164,13 +172,14 @@ def draw(seed: int) -> Options:
         ends=random.Random(f"{seed}/ends").choice((0.0, 0.0, 1.0, 2.0)),
         undone=random.Random(f"{seed}/undone").choice((0.2, 0.7)),
         prepares=random.Random(f"{seed}/prepares").choice((0.0, 0.0, 0.0, 0.0, 0.2, 1.0)),
+        reversals=random.Random(f"{seed}/reversed").choice((0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.4, 1.0)),
     )
 
 
 FAULTS = """
     resets partitions kill_tap kill_primary kill_replica power_primary power_replica aimed crash_at_sync stalls hiccups
     log_errors replica_errors full_replica foreign_edits suspends resyncs stops windows put_off exports agent_restarts
-    tap_restarts verifies overlays marks daily prepares older ends undone
+    tap_restarts verifies overlays marks daily prepares older ends undone reversals
 """.split()
 
 

@@ -14,17 +14,24 @@ from tests.simulation.loop import Process
 from tests.simulation.oracle import Oracle, Violation, difference
 
 if TYPE_CHECKING:
+    from tests.simulation.hosts import Host
+    from tests.simulation.replica_view import ReplicaView
     from tests.simulation.world import World
 
-FIRST_NUMBER = 1 << 40
+FIRST_NUMBER, FIRST_RETURNED = 1 << 40, 1 << 48
 """The writes of a promoted guest are told from those of its primary's by their numbers."""
 
 
 class PromotedVm:
-    """What runs on the replica's host after a failover. Every failover begins another one, at the promoted cut."""
+    """What runs on a replica's host after a failover. Every failover begins another one, at the promoted cut."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, host: Host, view: ReplicaView, name: str) -> None:
         self.world = world
+        self.host = host
+        self.view = view
+        self.name = name
+        view.on_served = self.begin
+        view.on_settled = lambda: self.check_served("the disks in which a failover has settled")
         self.guest: Guest | None = None
         self.oracle: Oracle | None = None
         self.writes = 0
@@ -34,14 +41,14 @@ class PromotedVm:
 
     def begin(self) -> None:
         """The disks of a failover are served from now on; they are its cut."""
-        world, cut = self.world, self.world.view.promoted
+        world, cut = self.world, self.view.promoted
         assert cut is not None
         self.lives += 1
-        self.oracle = Oracle(world.oracle.cuts[cut])
+        self.oracle = Oracle(self.view.oracle.cuts[cut])
         self.guest = Guest(world.loop, world.options, self.oracle, world.fail)
-        self.guest.rng = random.Random(f"{world.options.seed}/promoted/{self.lives}")
-        self.guest.last_number = self.lives * FIRST_NUMBER
-        tap = world.replica.alive("tap")
+        self.guest.rng = random.Random(f"{world.options.seed}/{self.name}/{self.lives}")
+        self.guest.last_number = self.lives * (FIRST_NUMBER if self.host is world.replica else FIRST_RETURNED)
+        tap = self.host.alive("tap")
         if tap is not None and tap in world.serving:
             self.guest.attach(tap, world.serving[tap])
 
@@ -88,11 +95,11 @@ class PromotedVm:
     def _check(self, *, power: bool) -> None:
         world, oracle = self.world, self.oracle
         assert oracle is not None
-        record = world.view.record("promotion")
+        record = self.view.record("promotion")
         if not record or not record["serving"] or record["undoing"]:
             return
         try:
-            (oracle.lost_power if power else oracle.killed)(world.view.shown())
+            (oracle.lost_power if power else oracle.killed)(self.view.shown())
         except Violation as violation:
             world.fail(violation)
 
@@ -118,12 +125,12 @@ class PromotedVm:
     def check_served(self, what: str) -> None:
         """What is served now holds all that was answered."""
         if self.oracle is not None:
-            self.oracle.check_served(self.world.view.shown(), what)
+            self.oracle.check_served(self.view.shown(), what)
 
     def check_exactly(self, what: str) -> None:
         """The plain disks are what this VM wrote, and nothing else. Raises Violation."""
         assert self.oracle is not None and self.guest is not None
-        for index, (wanted, found) in enumerate(zip(self.oracle.images, self.world.view.images(), strict=True)):
+        for index, (wanted, found) in enumerate(zip(self.oracle.images, self.view.images(), strict=True)):
             if bytes(wanted) != found:
                 raise Violation(f"I1: {what}: {difference(index, bytes(wanted), found)}")
 

@@ -24,7 +24,7 @@ from tests.simulation.disk import Inode, SimulatedFileSystem
 from tests.simulation.hosts import Host
 from tests.simulation.layers_view import laid_over, remains, same_position
 from tests.simulation.loop import Process
-from tests.simulation.oracle import Cut, Oracle, Violation, difference
+from tests.simulation.oracle import Cut, Images, Oracle, Violation, difference
 from tests.simulation.services import StoreContent
 
 
@@ -32,8 +32,16 @@ class ReplicaView:
     """Checks the replica's disks against the oracle whenever its durable state says that they are a point."""
 
     def __init__(
-        self, host: Host, folder: str, disks: int, oracle: Oracle, fail: Callable[[BaseException], None]
+        self,
+        host: Host,
+        folder: str,
+        disks: int,
+        oracle: Oracle,
+        fail: Callable[[BaseException], None],
+        *,
+        paths: Callable[[int], str] | None = None,
     ) -> None:
+        """``paths``: where the disks are, other than in the folder."""
         self.host = host
         self.folder = folder
         self.oracle = oracle
@@ -49,6 +57,10 @@ class ReplicaView:
         self.on_served: Callable[[], None] = lambda: None
         self.on_settled: Callable[[], None] = lambda: None
         """Called when promoted disks are served, and when what lay over them has settled."""
+        self.at_failover: Images = ()
+        """What the other side had when this one was failed over to,"""
+        self.changes_at_failover = 0
+        """and how many changes had led there since its last boot."""
         self.asked: set[Cut] = set()
         """Older points that somebody asked to fail over to, since the last failover."""
         self.undone = 0
@@ -63,7 +75,19 @@ class ReplicaView:
         """Somebody changed its disks, which it has to find out."""
         self.required: Callable[[], tuple[bytes | None, int]] = lambda: (None, 0)
         """The newest cut that the primary knows to be here: epoch and segment."""
-        self._disks = disks
+        self.disk_count = disks
+        self._paths = paths
+        self._taken = ""
+        self.own: Cut | None = None
+        """A point that only this host has: what it wrote before it became the replica again."""
+        self.kept = 0
+        """Such points that were found among the older ones, once something else arrived."""
+        self.giving_up = False
+        """Somebody ordered to give the failover up."""
+        self.on_taken: Callable[[], tuple[Oracle, Images]] | None = None
+        """Called when disks become a copy: of what, and what they hold until then;"""
+        self.on_given_up: Callable[[], tuple[Oracle, Images]] | None = None
+        """and when a failover was given up."""
 
     # --- what it claims ---
 
@@ -82,12 +106,12 @@ class ReplicaView:
         return record["applied"]["epoch"], record["applied"]["segment"]
 
     def disk_path(self, index: int) -> str:
-        return f"{self.folder}/disk-{index}.raw"
+        return self._paths(index) if self._paths is not None else f"{self.folder}/disk-{index}.raw"
 
     def images(self) -> list[bytes]:
         """The replica's disks as programs see them."""
         entries = self.host.volume.entries
-        return [entries[self.disk_path(index)].image() for index in range(self._disks)]
+        return [entries[self.disk_path(index)].image() for index in range(self.disk_count)]
 
     def shown(self) -> list[bytes]:
         """The disks as a guest on this host sees them, once they were failed over."""
@@ -146,8 +170,10 @@ class ReplicaView:
         if folder != self.folder:
             return
         try:
+            self._check_taken()
             self._check_trust()
             self._check_promotion()
+            self._check_kept()
             self._check_point("I1", "the exposed point")
             self._check_history("I1")
         except Violation as violation:
@@ -201,6 +227,35 @@ class ReplicaView:
         if not self.unsound:
             raise Violation(f"I6: the replica distrusts its disks, although nothing befell them: {suspect['text']}")
 
+    def _check_taken(self) -> None:
+        """The VM came from this host's primary agent: what it left is a point of its own (R41)."""
+        taken = self.record("vm").get("handover", "")
+        if taken != self._taken and self.on_taken is not None:
+            self._taken = taken
+            self._begin_anew(*self.on_taken())
+
+    def _begin_anew(self, oracle: Oracle, images: Images) -> None:
+        """The disks are a copy of what ``oracle`` knows, and at ``images`` until something of it arrives."""
+        self.oracle = oracle
+        applied = self.record("replication")["applied"]
+        here = applied["epoch"], applied["segment"]
+        if oracle.cuts.setdefault(here, images) != images:
+            raise Violation(f"I1: the disks of a copy are told to be cut {here[1]}, which they are not")
+        self.own = here
+        self.promoted, self.handed_over, self.giving_up = None, False, False
+        self._undoing = self._layered = False
+
+    def _check_kept(self) -> None:
+        """What only this host had is an older point once it is not what the disks hold any more."""
+        record = self.record("replication")
+        applied = record["applied"]
+        if self.own is None or record["applying"] is not None or (applied["epoch"], applied["segment"]) == self.own:
+            return
+        if self.host.options.newest > 1 and self.own not in [cut for cut, _ in self.rolled_back()]:
+            raise Violation("R41: what only this host had before it became the replica again is no point of it")
+        self.kept += 1
+        self.own = None
+
     def _check_promotion(self) -> None:
         record = self.record("promotion")
         if not record:
@@ -214,6 +269,8 @@ class ReplicaView:
             raise Violation(f"I6: the promotion changed its cut from {self.promoted} to {cut}")
         if self.promoted is None:
             self._check_choice(record, cut)
+            self.at_failover = tuple(map(bytes, self.oracle.images))
+            self.changes_at_failover = len(self.oracle.history)
         self.promoted = cut
         self._undoing = self._undoing or record["undoing"]
         if record["serving"] and not self.handed_over:
@@ -262,6 +319,9 @@ class ReplicaView:
     def _check_undone(self) -> None:
         """The failover is not on record any more: all has to be as it was before it."""
         replication = self.record("replication")
+        if self.giving_up and self.on_given_up is not None and replication["reversal"] is not None:
+            self._begin_anew(*self.on_given_up())
+            return
         if not self._undoing:
             raise Violation("I6: the promotion is not on record any more, although nobody undid it")
         if (replication["epoch"], replication["lineage"]) != self._before:

@@ -17,15 +17,17 @@ import structlog
 import replica_agent.exports
 from shared.states import ReplicationState
 from tests.simulation.chaos import Chaos
+from tests.simulation.constants import MAX_STEPS
 from tests.simulation.exports import SilentNbdServer
 from tests.simulation.hooks import observed, replaced
 from tests.simulation.loop import SimulationLoop
 from tests.simulation.options import Options, draw
 from tests.simulation.oracle import Violation, difference
+from tests.simulation.reversals import Reversals, disaster
 from tests.simulation.runs_view import rounds_of
 from tests.simulation.tuning import small_constants
 from tests.simulation.turns import Failover, Turns, until
-from tests.simulation.world import MAX_STEPS, World
+from tests.simulation.world import World
 
 CONVERGENCE_SECONDS = 700.0
 """How long after the last fault the pair may take to be in sync again: two of the slow retries, and some more."""
@@ -121,9 +123,15 @@ def run(
         result.counts["verifies equal"] = world.verifies.equal
         world.promoted.end()
         result.counts["writes of promoted guests"] = world.promoted.writes
+        if world.second is not None:
+            world.second.returned.end()
+            result.counts["writes of guests that returned"] = world.second.returned.writes
         result.counts["failovers undone"] = world.view.undone
         result.counts["reverse maps checked"] = world.view.maps
         result.counts["failovers judged lossless"] = world.plans.lossless
+        if world.second is not None:
+            result.counts["questions after a reversal judged"] = world.second.asked
+            result.counts["points of a former primary kept"] = sum(side.view.kept for side in world.second.sides)
     finally:
         if world is not None:
             # What the dismantling does to the product is of no interest.
@@ -187,6 +195,8 @@ async def _phases(world: World) -> None:
         await _until(world, lambda: world.view.point() is not None, 60, "the initial replication")
         chaos.start()
     failover = Failover(world)
+    if options.reversals:
+        failover.disaster = lambda: disaster(world, guest)
     promoter = world.loop.create_task(failover.run()) if options.promote_at is not None else None
     await asyncio.sleep(options.seconds)
     guest.cancel()
@@ -196,6 +206,8 @@ async def _phases(world: World) -> None:
     if world.view.promoted is None:
         chaos.stop()
         await _converge(world)
+    elif options.reversals:
+        await Reversals(world, chaos).go()
     elif options.ends:
         await _turns(world, chaos, failover)
     else:
@@ -236,7 +248,7 @@ async def _turns(world: World, chaos: Chaos, failover: Failover) -> None:
     guest.cancel()
     await world.revive()
     if not committed:
-        await _converge(world, turns.let_go_on)
+        await _converge(world)
         await _until(world, turns.takes_writes, 60, "writing to the old primary after an undo")
         return
     await turns.settle()
@@ -255,15 +267,10 @@ def _state(world: World, host: str) -> ReplicationState | None:
     return _S(record["state"]) if record else None
 
 
-async def _converge(world: World, order: Callable[[], None] = lambda: None) -> None:
-    """Faults have stopped: the pair gets in sync by itself (I12), but for what only ``order`` asks for."""
+async def _converge(world: World) -> None:
+    """Faults have stopped: the pair gets in sync by itself (I12)."""
     await world.revive()
-
-    def in_sync() -> bool:
-        order()
-        return _in_sync_or_ordered(world)
-
-    await _until(world, in_sync, CONVERGENCE_SECONDS, "convergence")
+    await _until(world, lambda: _in_sync_or_ordered(world), CONVERGENCE_SECONDS, "convergence")
     wanted, found = world.disks(), world.view.images()
     for index, (ours, theirs) in enumerate(zip(wanted, found, strict=True)):
         if ours != theirs:

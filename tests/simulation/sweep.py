@@ -16,13 +16,14 @@ from typing import Any
 
 from shared.states import ReplicationState
 from tests.simulation.chaos import Chaos, edit_page
+from tests.simulation.constants import DISKS
 from tests.simulation.disk import PAGE
 from tests.simulation.hooks import replaced
 from tests.simulation.hosts import Host
 from tests.simulation.loop import Process
 from tests.simulation.options import Options, calm
 from tests.simulation.run import Result, run
-from tests.simulation.world import DISKS, World
+from tests.simulation.world import World
 
 PARTS = (("P", "agent"), ("P", "tap"), ("R", "agent"))
 EDITED_PAGES = (3, 4, 9, 17, 30)

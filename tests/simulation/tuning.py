@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import primary_agent.compare
+import primary_agent.handing_over
 import primary_agent.kept_scope
 import primary_agent.live_image
 import primary_agent.scope
@@ -40,6 +41,7 @@ class FewHotRegions(HotRegions):
 SMALL: list[tuple[Any, str, Any]] = [
     (primary_agent.compare, "RANGE_BYTES", 128 << 10),
     (primary_agent.compare, "HOLE_BYTES", 192 << 10),
+    (primary_agent.handing_over, "CLOCKS_SECONDS", 0.0),
     (primary_agent.live_image, "KEEP_FEW", 2),
     (primary_agent.scope, "JOIN_BYTES", 0),
     (primary_agent.tap.engine, "HotRegions", FewHotRegions),

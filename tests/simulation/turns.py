@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from shared.states import ReplicationState
 from tests.simulation.loop import Process
 from tests.simulation.oracle import Violation
 
@@ -44,6 +43,8 @@ class Failover:
         self.world = world
         self.rng = random.Random(f"{world.options.seed}/turns")
         self.orders: list[tuple[Process, asyncio.Task[Any]]] = []
+        self.disaster: Callable[[], Awaitable[None]] | None = None
+        """What comes before it, where that is no order."""
 
     @property
     def decided(self) -> bool:
@@ -55,6 +56,8 @@ class Failover:
         assert self.world.options.promote_at is not None
         await asyncio.sleep(self.world.options.promote_at)
         await self.world.plans.before_failover()
+        if self.disaster is not None:
+            await self.disaster()
         await self.order()
 
     async def order(self) -> None:
@@ -159,12 +162,6 @@ class Turns:
         if guest is not None:
             await until(world, lambda: not guest.in_flight, SERVED_SECONDS, "an answer to the promoted guest")
         world.promoted.check_exactly("after a commit has settled")
-
-    def let_go_on(self) -> None:
-        """The failover was undone: the old primary is told that it counts, where it was told that it does not."""
-        world = self.world
-        if ReplicationState(world.primary_record()["state"]) is ReplicationState.FAILED_OVER:
-            world.order(world.primary, lambda vm: vm.resume(resynchronize=False))
 
     def takes_writes(self) -> bool:
         """Whether the VM can be started at the old primary again."""

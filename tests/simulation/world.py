@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.exports import DiskExport
 from primary_agent.tap.process import Identity, TapFailedError, TapProcess
 from protocol.entries import EntryKind
+from protocol.messages import ManifestRequest
 from protocol.position import Position
 from replica_agent.agent import ReplicaAgent
 from replica_agent.authorize import Grant
@@ -39,6 +39,20 @@ from shared.ports import Address, Buffer, Ports
 from shared.schedule import ResyncMode
 from shared.states import ReplicationState
 from shared.tap_control import GuestLatency
+from tests.simulation.constants import (
+    DEAD_AFTER,
+    DISK_FOLDER,
+    DISKS,
+    HEARTBEAT,
+    PORT,
+    PRIMARY_STATE,
+    PRIMARY_STORE,
+    REPLICA_FOLDER,
+    RESERVE,
+    STORAGE,
+    VM,
+    VM_ID,
+)
 from tests.simulation.disk import PAGE, SimulatedFile, SimulatedFileSystem
 from tests.simulation.exports import ExportReaders
 from tests.simulation.guest import Guest
@@ -53,23 +67,10 @@ from tests.simulation.promoted import PromotedVm
 from tests.simulation.replica_view import ReplicaView
 from tests.simulation.runs_view import check_runs
 from tests.simulation.schedule_view import ScheduleView
+from tests.simulation.second_agents import SECOND, SecondAgents
 from tests.simulation.services import SimulatedClock, StoreContent
 from tests.simulation.verifies import Verifies
 
-DISKS = 2
-VM = "vm"
-VM_ID = str(uuid.UUID("11111111-2222-4333-8444-555555555555"))
-PORT = 8475
-STORAGE = "/srv/replicas"
-REPLICA_FOLDER = f"{STORAGE}/{VM_ID}"
-RESERVE = 256 << 10
-"""Bytes that the replica keeps free on its volume."""
-PRIMARY_STATE = "/var/lib/primary"
-PRIMARY_STORE = f"{PRIMARY_STATE}/vms/{VM_ID}"
-DISK_FOLDER = "/srv/disks"
-HEARTBEAT = 1.0
-DEAD_AFTER = 4.0
-MAX_STEPS = 3_000_000
 SUSPENDED = (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED)
 
 
@@ -128,11 +129,13 @@ class World:
         self.overlays = OverlayWriters(self)
         self.verifies = Verifies(self)
         self.plans = Plans(self)
+        self.served: set[Process] = set()
+        """All taps that ever served anything."""
         self.serving: dict[Process, list[DiskExport]] = {}
         """What the taps of the replica's host serve."""
-        self.promoted = PromotedVm(self)
-        self.view.on_served = self.promoted.begin
-        self.view.on_settled = lambda: self.promoted.check_served("the disks in which a failover has settled")
+        self.promoted = PromotedVm(self, self.replica, self.view, "promoted")
+        self.second: SecondAgents | None = None
+        """The other agent of each host, once a direction is to be reversed."""
 
     @property
     def hosts(self) -> tuple[Host, Host]:
@@ -192,8 +195,10 @@ class World:
         if role == "tap" and host is self.primary and self.guest.process is process:
             self.guest.detach()
             self._check_survivors(power=False)
-        if host is self.replica and self.serving.pop(process, None) is not None:
-            self.promoted.tap_died(process)
+        if self.serving.pop(process, None) is not None:
+            self.promoted_at(host).tap_died(process)
+        if role == SECOND and self.second is not None:
+            self.second.died(host)
         if role == "agent":
             self._guarded(self.check_runs)
             self._guarded(self.view.check_below)
@@ -225,10 +230,13 @@ class World:
         if host is self.primary:
             self.guest.reset()
             self.plans.unsound = True
-            self._check_survivors(power=True)
+            if self.second is None or not self.second.taken:
+                self._check_survivors(power=True)
         else:
             self.view.check_after_crash()
             self.promoted.lost_power()
+        if self.second is not None and host is self.primary:
+            self.second.lost_power()
         self.loop.call_later(self.rng.uniform(0.1, 3), self.boot, host, context=self.context)
 
     def _lose_power_now(self, host: Host) -> None:
@@ -239,6 +247,8 @@ class World:
         host.up = True
         self.tell(f"{host.name} boots")
         self.start_agent(host)
+        if self.second is not None:
+            self.second.start(host)
 
     def start_agent(self, host: Host) -> None:
         if host.up and host.alive("agent") is None:
@@ -250,7 +260,7 @@ class World:
         surroundings = PrimarySurroundings(ports, "P", "simulation", heartbeat=HEARTBEAT, dead_after=DEAD_AFTER)
         agent = PrimaryAgent(config, ports, surroundings=surroundings)
         await agent.start()
-        await self._run_agent(self.primary, agent, process)
+        await self.run_agent(self.primary, agent, process, self.agents)
 
     async def _replica_main(self, ports: Ports, process: Process) -> None:
         config = ReplicaConfig(
@@ -266,12 +276,18 @@ class World:
         )
         agent = ReplicaAgent(config, ports)
         await agent.start()
-        await self._run_agent(self.replica, agent, process)
+        await self.run_agent(self.replica, agent, process, self.agents)
 
-    async def _run_agent(self, host: Host, agent: PrimaryAgent | ReplicaAgent, process: Process) -> None:
+    async def run_agent(
+        self,
+        host: Host,
+        agent: PrimaryAgent | ReplicaAgent,
+        process: Process,
+        agents: dict[str, PrimaryAgent | ReplicaAgent],
+    ) -> None:
         """Until the agent is told to stop in order."""
         told = self.told_to_stop[process] = asyncio.Event()
-        self.agents[host.name] = agent
+        agents[host.name] = agent
         await told.wait()
         await agent.stop()
 
@@ -287,7 +303,8 @@ class World:
     async def _tap_main(self, host: Host, folder: str, ports: Ports, process: Process) -> None:
         """What the tap's program does."""
         tap = GuestsTap(folder, ports, Identity(process.number, "simulation"), authorize=lambda _peer, _method: None)
-        tap.world, tap.process, tap.serves_guest = self, process, host is self.primary
+        tap.world, tap.process, tap.host = self, process, host
+        tap.serves_guest = host is self.primary and not (self.second is not None and self.second.taken)
         try:
             await tap.run(serve_nbd=False)
         except TapFailedError as error:
@@ -381,6 +398,8 @@ class World:
     def _primary_committed(self, folder: str, content: StoreContent) -> None:
         if folder == PRIMARY_STORE:
             self._guarded(lambda: self.schedule.committed(content))
+        if self.second is not None:
+            self.second.committed(folder, content)
 
     def check_runs(self) -> None:
         """What is on record of resyncs at the primary fits its state. Raises Violation."""
@@ -431,15 +450,22 @@ class World:
             oracle.number(write)
         else:
             # What the tap logs anew is what its disk holds.
-            disks = self.disks() if oracle is self.oracle else self.view.shown()
+            disks = self.disks() if oracle is self.oracle else self._promoted_by(process).view.shown()
             oracle.adopt(disk, offset, disks[disk][offset : offset + length])
 
     def _oracle_of(self, process: Process) -> Oracle | None:
         """That of the guest whose tap this process is."""
         if process is self.guest.process:
             return self.oracle
-        promoted = self.promoted.guest
+        promoted = self._promoted_by(process).guest
         return promoted.oracle if promoted is not None and process is promoted.process else None
+
+    def promoted_at(self, host: Host) -> PromotedVm:
+        """What runs on that host after a failover to it."""
+        return self.second.returned if host is self.primary and self.second is not None else self.promoted
+
+    def _promoted_by(self, process: Process) -> PromotedVm:
+        return self.promoted_at(self.primary if process.name.endswith("@P") else self.replica)
 
     def disk_written(self, process: Process, mutation: Mutation) -> None:
         oracle = self._oracle_of(process)
@@ -447,16 +473,25 @@ class World:
         if oracle is not None and write is not None:
             oracle.number(write)
 
+    def _truth_of(self, process: Process) -> Oracle | None:
+        """That of the VM whose tap this process is, whether its guest is connected yet or not."""
+        if process.name == "tap@P" and not (self.second is not None and self.second.taken):
+            return self.oracle
+        return self._promoted_by(process).oracle if self.second is not None else None
+
     def cut_made(self, process: Process, epoch: bytes, segment: int) -> None:
-        if process.name == "tap@P":
-            self.tell(f"cut {epoch.hex()[:8]}/{segment}")
-            self._guarded(lambda: self.oracle.cut(epoch, segment, self.loop.now))
+        oracle = self._truth_of(process)
+        if oracle is not None:
+            self.tell(f"cut {epoch.hex()[:8]}/{segment} of {process.name}")
+            self._guarded(lambda: oracle.cut(epoch, segment, self.loop.now))
 
     def epoch_begun(self, process: Process, epoch: bytes) -> None:
-        if process.name == "tap@P":
-            self.tell(f"epoch {epoch.hex()[:8]} begins")
+        oracle = self._truth_of(process)
+        if oracle is not None:
+            self.tell(f"epoch {epoch.hex()[:8]} begins at {process.name}")
+            disks = self.disks() if oracle is self.oracle else self._promoted_by(process).view.shown()
             # Whatever was written before is on the disks by now (R6).
-            self._guarded(lambda: self.oracle.check_disks(self.disks(), "at the begin of an epoch", "R6"))
+            self._guarded(lambda: oracle.check_disks(disks, "at the begin of an epoch", "R6"))
 
     def acknowledged(self, process: Process, position: Position) -> None:
         self.tell(f"acknowledged {position}")
@@ -468,21 +503,26 @@ class World:
         self.baseline = end.epoch
 
     def released(self, process: Process, epoch: bytes, segment: int) -> None:
-        if process.name == "tap@P" and segment > self.acknowledged_cuts.get(epoch, 0):
+        if self.second is not None:
+            self._guarded(lambda: self.second.released(process, epoch, segment))
+        elif process.name == "tap@P" and segment > self.acknowledged_cuts.get(epoch, 0):
             # The replica tells where it stands when a session opens, too.
             missing = self.view.holds(epoch, segment)
             if missing:
                 self.fail(Violation(f"I5: the log was released up to {segment}, but {missing}"))
 
-    def asking(self, process: Process) -> None:
+    def asking(self, process: Process, question: ManifestRequest) -> None:
         if process.name == "agent@P":
             self.schedule.asking()
+        if self.second is not None:
+            self._guarded(lambda: self.second.asking(process, question))
 
     def acknowledging(self, process: Process, position: Position) -> None:
-        missing = self.view.holds(position.epoch, position.segment)
+        view = self.view if process.name.endswith("@R") or self.second is None else self.second.view
+        missing = view.holds(position.epoch, position.segment)
         if missing:
             self.fail(Violation(f"I5: the replica acknowledges {position}, but {missing}"))
-        promoted = self.view.promoted
+        promoted = view.promoted
         if promoted is not None and (position.epoch != promoted[0] or position.segment > promoted[1]):
             self.fail(Violation(f"I8: the replica acknowledges {position} after its promotion at cut {promoted[1]}"))
 
@@ -502,6 +542,7 @@ class GuestsTap(TapProcess):
 
     world: World
     process: Process
+    host: Host
     serves_guest: bool
 
     def _surroundings(self, server: NbdServer) -> Surroundings:
@@ -520,16 +561,17 @@ class GuestsTap(TapProcess):
 
     async def _until_stopped(self, engine: TapEngine, control: TapControl) -> None:
         exports = [DiskExport(engine, disk) for disk in engine.disks]
+        self.world.served.add(self.process)
         if self.serves_guest:
             self.world.guest.attach(self.process, exports)
         else:
             self.world.serving[self.process] = exports
-            self.world.promoted.attach(self.process, exports)
+            self.world.promoted_at(self.host).attach(self.process, exports)
         await super()._until_stopped(engine, control)
 
     async def _end(self, engine: TapEngine, server: NbdServer, control: TapControl) -> None:
         if self.serves_guest:
             self.world.guest.drained()
-        elif self.world.promoted.guest is not None:
-            self.world.promoted.guest.drained()
+        elif (guest := self.world.promoted_at(self.host).guest) is not None:
+            guest.drained()
         await super()._end(engine, server, control)

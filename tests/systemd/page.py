@@ -4,7 +4,8 @@ A line ``alpha# command`` is typed at the host alpha; a line without a prompt go
 ``cat``, or a command that ends in a backslash). Consecutive lines of one host in one block are one shell, so that
 variables last as long as a reader would expect; a copy to another host stands by itself.
 
-Pages with blocks of another kind tell in words where their commands are typed.
+Pages with blocks of another kind tell in words where their commands are typed, or are no pages to be typed from end to
+end.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 DOCS = Path(__file__).parents[2] / "docs"
 COPIES = "scp "
 PROMPT = re.compile(r"(?P<host>[a-z]+)# (?P<line>.*)")
+HEADING = re.compile(r"##+ (?P<text>.*)")
 
 
 @dataclass
@@ -27,12 +29,16 @@ class Typed:
 
 
 def sections(name: str) -> dict[str, list[Typed]]:
-    """Heading to what is typed below it, in the page's order."""
+    """Heading, of the second level or below, to what is typed right below it, in the page's order.
+
+    A block of another kind fails: what stands there would be left out.
+    """
     found: dict[str, list[Typed]] = {}
     heading, inside, typed = "", False, None
     for line in (DOCS / name).read_text(encoding="utf-8").splitlines():
         if line.startswith("```"):
-            inside, typed = line == "```console", None
+            assert line == ("```" if inside else "```console"), f"{name}: a block of another kind, below {heading!r}"
+            inside, typed = not inside, None
         elif inside:
             if match := PROMPT.fullmatch(line):
                 host, text = match["host"], match["line"]
@@ -44,9 +50,11 @@ def sections(name: str) -> dict[str, list[Typed]]:
             else:
                 raise AssertionError(f"{name}: no prompt before {line!r}")
             typed.lines += text + "\n"
-        elif line.startswith("## "):
-            heading = line.removeprefix("## ")
+        elif match := HEADING.fullmatch(line):
+            heading = match["text"]
+            assert heading not in found, f"{name}: two headings {heading!r}"
             found[heading] = []
+    assert not inside, f"{name}: a block without an end"
     return found
 
 

@@ -7,11 +7,13 @@ orders has all of them.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from primary_agent.handing_over import CLOCKS_SECONDS
 from scripts.agent_pair import call
 from tests.pair.hosts import compare
 from tests.systemd.conftest import set_up
@@ -27,6 +29,10 @@ ROLES = ("primary", "replica")
 PORTS = {"primary": 9441, "replica": 9442}
 OTHER = {"alpha": "beta", "beta": "alpha"}
 WAITING, PREPARED = "FailedOverWaitingCompletion", "PreparedForFailover"
+THEIRS, MINE, LOST = 7, 8, 9
+"""MiB of the disk that are written in a split brain by the promoted side and by the former primary, and by the latter
+before a disaster when the link is down.
+"""
 
 
 def figures(role: str) -> str:
@@ -41,6 +47,8 @@ class Runbook:
         self.printed = ""
         self.exchanged = False
         """The hosts of the page and those here have changed places: the VM runs on the other one by now."""
+        self.compared: Status = {}
+        """The last compare that had been made before something that needs none."""
 
     def read(self, heading: str, typed: list[Typed]) -> None:
         name = re.sub(r"\W+", "_", heading.lower())
@@ -74,8 +82,13 @@ class Runbook:
             self.told("beta", "replica", "Replicating", "Normal", lambda vm: not vm["exports"])
         elif "--test" in typed.lines:
             self.told("beta", "replica", "Replicating", "Normal", lambda vm: vm["test_failover"])
+            # Beside it, as the text says.
+            exported = self.pair.beta.run("vmreplica", "export", VM, "--point", "before-upgrade", "--writable").stdout
+            (identity,) = re.findall(rf"vmreplica unexport {VM} (\S+)", exported)
+            self.pair.beta.run("vmreplica", "unexport", VM, identity)
 
     def after_test_failover(self) -> None:
+        assert "last test" in self.pair.beta.run("vmreplica", "measure", VM).stdout
         self.same("alpha", "beta")
 
     def in_planned_failover(self, typed: Typed) -> None:
@@ -87,20 +100,22 @@ class Runbook:
             self.told("alpha", "primary", PREPARED, "Warning", lambda vm: vm["planned"]["step"] == "confirmed")
 
     def after_planned_failover(self) -> None:
-        assert WAITING in self.printed
+        assert "A planned failover: nothing is lost" in self.printed and WAITING in self.printed
         self.told("beta", "replica", WAITING, "Warning", lambda vm: vm["planned"]["step"] == "failed over")
+        prepared, promoted = (self.pair.status(name, VM)["planned"] for name in ("alpha", "beta"))
+        assert prepared["chain"] == promoted["chain"] and prepared["chain"]
+        assert prepared["cut"]["segment"] == promoted["cut"]["segment"]
         self.write("beta", 3, 0x32, role="replica")
         self.read_back("beta", 2, 0x31, role="replica")
 
-    def in_reversing_the_direction(self, typed: Typed) -> None:
-        if typed.lines.count("reverse") and typed.host == "alpha" and "failover" not in typed.lines:
-            self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
-            self.bounded("beta")
-            self.same("beta", "alpha")
-            kept = self.pair.status("beta", VM, role="replica")
-            assert kept["handed_over"] and kept["health"] == "Normal"
-
     def after_reversing_the_direction(self) -> None:
+        self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        self.bounded("beta")
+        self.same("beta", "alpha")
+        kept = self.pair.status("beta", VM, role="replica")
+        assert kept["handed_over"] and kept["health"] == "Normal"
+
+    def after_going_back(self) -> None:
         self.told("alpha", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
         self.bounded("alpha")
         assert self.same("alpha", "beta") == IMAGE
@@ -111,14 +126,21 @@ class Runbook:
         self.same("alpha", "beta")
         self.same("alpha", "beta")
         self.pair.wait("older points", "beta", lambda vm: vm["older_points"] >= 2, vm=VM)
+        self.pair.wire("down")
+        self.write("alpha", LOST, 0x39)
+        # Nobody fails over sooner than that; what is written right before counts as written after it.
+        written = self.pair.alpha.path(IMAGE).stat().st_mtime
+        while time.time() < written + CLOCKS_SECONDS + 1:
+            time.sleep(0.1)
         self.pair.alpha.lose_power()
+        self.pair.wire("up")
 
-    def in_disaster(self, typed: Typed) -> None:
+    def in_keep_it_or_go_back(self, typed: Typed) -> None:
         if "--undo" in typed.lines:
             assert self.pair.status("beta", VM)["state"] == WAITING
             self.read_back("beta", 4, 0x33, role="replica")
 
-    def after_disaster(self) -> None:
+    def after_keep_it_or_go_back(self) -> None:
         self.told("beta", "replica", "FailedOver", "Warning", lambda vm: not vm["older_points"])
         self.write("beta", 5, 0x34, role="replica")
 
@@ -129,40 +151,118 @@ class Runbook:
         refused = self.pair.alpha.run("qemu-io", "-f", "raw", "-c", "write 0 64k", until["tap"]["uris"][0], check=False)
         assert refused.returncode and "Permission denied" in refused.stdout + refused.stderr
 
+    def in_return_of_a_former_primary(self, typed: Typed) -> None:
+        if typed.host == "beta":
+            asked = self.pair.alpha.run("vmreplica", "reverse", VM, check=False)
+            assert asked.returncode == 2 and "Only on this host are" in asked.stdout + asked.stderr, asked
+
     def after_return_of_a_former_primary(self) -> None:
         self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
         self.bounded("beta")
         assert self.same("beta", "alpha") != IMAGE
         self.read_back("beta", 5, 0x34)
+        self.lacks("beta", LOST, 0x39)
+        self.kept("alpha", self.pair.alpha.run("vmreplica", "points", VM).stdout, LOST, 0x39)
+
+    def before_going_on_with_the_old_primary_after_an_undo(self) -> None:
+        """The VM runs on beta by now, and keeps to what it wrote while somebody fails over on alpha."""
+        self.exchanged = True
+        self.compared = self.last_compare("beta")
+        self.pair.call("alpha", "vm.failover", role="replica", vm=VM)
+        self.told("beta", "primary", "FailedOver", "Critical", lambda vm: vm["fenced"])
+        self.pair.wait("the fence", "beta", lambda _vm: self.control("beta")["fenced"], vm=VM, role="primary")
+        # As long as the failover stands this changes nothing.
+        self.pair.beta.run("vmreplica", "resume", VM)
+        self.told("beta", "primary", "FailedOver", "Critical", lambda vm: vm["fenced"])
+
+    def after_going_on_with_the_old_primary_after_an_undo(self) -> None:
+        self.goes_on("beta", 0x35)
+        # After a planned one it is the same.
+        self.pair.beta.run("vmreplica", "failover", VM, "--prepare", "--yes")
+        self.pair.call("alpha", "vm.failover", role="replica", vm=VM)
+        self.told("beta", "primary", "FailedOver", "Critical", lambda vm: vm["planned"]["step"] == "failed over")
+        assert self.control("beta")["refused"]
+        self.pair.alpha.run("vmreplica", "failover", VM, "--undo", "--yes")
+        self.pair.beta.run("vmreplica", "resume", VM)
+        self.goes_on("beta", 0x36)
+        assert not self.control("beta")["refused"]
+
+    def goes_on(self, primary: str, pattern: int) -> None:
+        """Replicated as before: writes are taken, and nothing was compared."""
+        self.told(primary, "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        self.pair.wait("no fence", primary, lambda _vm: self.takes_writes(primary), vm=VM, role="primary")
+        self.write(primary, 6, pattern)
+        self.same(primary, OTHER[primary])
+        assert self.last_compare(primary) == self.compared, "nothing was compared"
+
+    def takes_writes(self, name: str) -> bool:
+        tap = self.control(name)
+        return not tap["fenced"] and not tap["refused"]
 
     def before_split_brain(self) -> None:
-        """The VM runs on beta by now: the link goes down, somebody fails over on alpha, and both guests write."""
-        self.exchanged = True
-        self.pair.wire("down")
-        self.pair.call("alpha", "vm.failover", role="replica", vm=VM)
-        self.write("alpha", 6, 0x41, role="replica")
-        self.write("beta", 7, 0x42)
-        self.pair.wire("up")
-        self.told("beta", "primary", "FailedOver", "Critical", lambda vm: "split brain" in vm["summary"])
-        refused = self.pair.beta.run("vmreplica", "reverse", VM, "--yes", check=False)
-        assert refused.returncode == 4 and "Split brain" in refused.stderr
-        (named,) = self.pair.call("beta", "events", role="primary", vm=VM, events=[60342])["events"]
-        assert "written on both hosts" in named["text"]
+        self.split("alpha", "beta", 0x41)
 
     def in_split_brain(self, typed: Typed) -> None:
-        if "--keep" not in typed.lines and "resolve" in typed.lines:
-            offset = (6 if typed.host == "beta" else 7) << 20
-            assert f"    {offset} + 65536\n" in self.printed, self.printed
-        elif "--keep" in typed.lines and typed.host == "alpha":
-            self.told("beta", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        here = MINE if typed.host == "alpha" else THEIRS
+        assert f"    {here << 20} + 65536\n" in self.printed, self.printed
 
-    def after_split_brain(self) -> None:
-        self.bounded("beta")
-        self.same("beta", "alpha")
-        self.read_back("beta", 7, 0x42)
-        loser = re.findall(r"[0-9a-f]{8}/\d+", self.printed)[-1]
-        served = self.pair.call("alpha", "vm.export", role="replica", vm=VM, point=loser)
-        self.pair.alpha.run("qemu-io", "-r", "-f", "raw", "-c", "read -P 0x41 6M 64k", served["uris"][0])
+    def after_keeping_what_beta_has(self) -> None:
+        self.resolved("alpha", "beta", THEIRS, 0x41)
+        self.exchanged = False
+
+    def before_keeping_what_alpha_has(self) -> None:
+        self.split("beta", "alpha", 0x51)
+
+    def in_keeping_what_beta_has(self, typed: Typed) -> None:
+        if "--keep" in typed.lines:
+            self.told("alpha", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+
+    def in_keeping_what_alpha_has(self, typed: Typed) -> None:
+        if "--keep" in typed.lines and typed.host == "alpha":
+            self.told("alpha", "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+
+    def after_keeping_what_alpha_has(self) -> None:
+        self.resolved("alpha", "beta", MINE, 0x51)
+        assert self.pair.status("alpha", VM, role="primary")["disks"][0]["path"] == IMAGE
+
+    def split(self, promoted: str, primary: str, pattern: int) -> None:
+        """The link goes down, somebody fails over at ``promoted``, and both guests write."""
+        self.pair.wire("down")
+        self.pair.call(promoted, "vm.failover", role="replica", vm=VM)
+        self.write(promoted, THEIRS, pattern, role="replica")
+        self.write(primary, MINE, pattern + 1)
+        self.pair.wire("up")
+        self.told(primary, "primary", "FailedOver", "Critical", lambda vm: "split brain" in vm["summary"])
+        refused = self.pair.hosts[primary].run("vmreplica", "reverse", VM, "--yes", check=False)
+        assert refused.returncode == 4 and "Split brain" in refused.stderr
+        named = self.pair.call(primary, "events", role="primary", vm=VM, events=[60342])["events"]
+        assert "written on both hosts" in named[-1]["text"]
+
+    def resolved(self, primary: str, replica: str, kept: int, pattern: int) -> None:
+        """Only what either side wrote was compared; one side's writes are there, and the other's in the oldest point of
+        the copy.
+        """
+        self.bounded(primary)
+        self.same(primary, replica)
+        patterns = {THEIRS: pattern, MINE: pattern + 1}
+        lost = THEIRS if kept == MINE else MINE
+        self.read_back(primary, kept, patterns[kept])
+        self.lacks(primary, lost, patterns[lost])
+        self.kept(replica, self.printed, lost, patterns[lost])
+
+    def lacks(self, name: str, mib: int, pattern: int) -> None:
+        """The primary's disk has something else there."""
+        read = ("qemu-io", "-r", "-f", "raw", "-c", f"read -P {pattern} {mib}M 64k", self.uri(name, "primary"))
+        told = self.pair.hosts[name].run(*read, check=False)
+        assert "Pattern verification failed" in told.stdout, told
+
+    def kept(self, name: str, listed: str, mib: int, pattern: int) -> None:
+        """The oldest of the listed points has it."""
+        oldest = re.findall(r"[0-9a-f]{8}/\d+", listed)[-1]
+        served = self.pair.call(name, "vm.export", role="replica", vm=VM, point=oldest)
+        read = f"read -P {pattern} {mib}M 64k"
+        self.pair.hosts[name].run("qemu-io", "-r", "-f", "raw", "-c", read, served["uris"][0])
+        self.pair.call(name, "vm.unexport", role="replica", vm=VM, id=served["id"])
 
     def check_audit(self) -> None:
         """Each order of the page is on record, at the agent that it was given to, and nothing of it was changed."""
@@ -203,8 +303,11 @@ class Runbook:
 
     def bounded(self, name: str) -> None:
         """The last compare was of what is in doubt, never of the whole disk."""
-        last = self.pair.call(name, "vm.resync_show", role="primary", vm=VM)["last"]
+        last = self.last_compare(name)
         assert last["kind"] == "bounded", last
+
+    def last_compare(self, name: str) -> Status:
+        return dict(self.pair.call(name, "vm.resync_show", role="primary", vm=VM)["last"])
 
     def uri(self, name: str, role: str) -> str:
         vm = self.pair.wait("the tap", name, lambda vm: vm["tap"] and vm["tap"]["uris"], vm=VM, role=role)

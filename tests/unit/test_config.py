@@ -202,7 +202,7 @@ def test_page_has_every_key_with_its_default() -> None:
         assert set(tables[section]) == keys
         for key in keys:
             shown = tables[section][key][1]
-            for each in fields:
+            for each in (each for each in fields if key in each):
                 assert shows_default(shown, each[key]), (section, key, shown, each[key].default)
 
 

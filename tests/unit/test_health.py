@@ -53,6 +53,18 @@ def test_resync_required_says_the_known_sentence_and_the_command() -> None:
     assert status.summary.startswith("Not protected: a resynchronization is required; the replica at b holds")
 
 
+def test_a_reversed_replica_is_not_said_to_hold_what_the_primary_had() -> None:
+    """Its disks are as recent as they are, and are another history's."""
+    status = vm(
+        ReplicationState.WAITING_FOR_START_RESYNCHRONIZE,
+        causes=[Cause(code="reversed", text="The direction was reversed.", time=NOW)],
+    )
+    assert status.summary == (
+        "Not protected: a resynchronization is required; the replica at b has what was on its own disks until the "
+        "compare is done."
+    )
+
+
 @pytest.mark.parametrize(
     "state",
     [

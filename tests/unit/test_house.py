@@ -52,7 +52,9 @@ OUTSIDE = ("shared/ports/", "shared/cli/", "shared/nbd/", "shared/pki.py", "shar
 # Single modules that may as well, each with the reason.
 ALSO_OUTSIDE: dict[str, str] = {
     "shared/service.py": "what all main programs of agents have in common: signals, process settings, systemd's socket",
-    "primary_agent/tap/program.py": "the rest of the tap's main program, which imports it with the collector off",
+    "primary_agent/program.py": "the rest of the primary agent's main program, which imports it with the collector off",
+    "replica_agent/program.py": "the same of the replica agent's",
+    "primary_agent/tap/program.py": "the same of the tap's",
 }
 
 # Modules of which only a port may use anything, and names that only a port may use.

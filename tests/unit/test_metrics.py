@@ -16,11 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.cli.metrics_page import current
 from shared.expiry import CertificateStatus
+from shared.failover_status import FailoverStatus, PlannedStatus, TestFailoverStatus
+from shared.guest_status import ConsistencyStatus, DefinitionStatus
 from shared.limits import LimitsStatus
 from shared.metrics import AGENT_METRICS, VM_METRICS
 from shared.metrics_text import render
+from shared.point_status import PointProof
 from shared.status import AgentStatus, VerifyResult, VerifyStatus
-from tests.unit.cli.samples import NOW, UUID, agent, changed, healthy, replica, resynchronizing
+from tests.unit.cli.samples import NOW, UUID, agent, changed, cut, healthy, replica, resynchronizing
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "packaging" / "prometheus"
@@ -109,6 +112,43 @@ def test_every_metric_can_have_a_sample() -> None:
     assert seen == NAMES
 
 
+FROZEN = ConsistencyStatus(
+    setting="libvirt:web", hours=4, frozen_since=NOW, taken_since_start=7, failures_since_start={"freeze_late": 2},
+    frozen_seconds_since_start=1.5, last_frozen_seconds=0.25,
+)  # fmt: skip
+PROVEN = PointProof(point="0/1", cut=cut(1, 1.0), started_time=NOW, ended_time=NOW + 9, outcome="wrong")
+
+
+def test_cuts_with_a_frozen_guest_are_counted() -> None:
+    status = primary(consistency=FROZEN, application_cut=cut(3, 60.0))
+    assert one(status, "vmreplica_consistent_cut_interval_seconds") == 4 * 3600
+    assert one(status, "vmreplica_consistent_cuts_total") == 7
+    assert one(status, "vmreplica_consistent_cut_failures_total", reason="freeze_late") == 2
+    assert one(status, "vmreplica_guest_last_frozen_seconds") == 0.25
+    assert one(status, "vmreplica_guest_frozen_timestamp_seconds") == NOW
+    assert one(status, "vmreplica_consistent_cut_timestamp_seconds") == NOW - 60
+    never = msgspec.structs.replace(FROZEN, hours=0, frozen_since=None)
+    assert not {"vmreplica_consistent_cut_interval_seconds", "vmreplica_guest_frozen_timestamp_seconds"} & set(
+        read(primary(consistency=never))
+    )
+
+
+def test_failovers_are_told_by_their_states() -> None:
+    for step, prepared in (("sending", 0), ("confirmed", 1), ("forced", 0)):
+        status = primary(planned=PlannedStatus(step=step, step_time=NOW))
+        assert one(status, "vmreplica_failover_prepared") == prepared
+        assert ("vmreplica_failover_prepared_timestamp_seconds" in read(status)) == bool(prepared)
+    assert one(primary(split_brain=True, handed_over=True), "vmreplica_split_brain") == 1
+    failover = FailoverStatus(time=NOW, epoch="e", undoable=True, written_bytes=3, settling_bytes=2, trouble="full")
+    found = read(agent("replica", [replica(failover=failover, proof=PROVEN)]))
+    values = {name.removeprefix("vmreplica_failover_"): samples[0][1] for name, samples in found.items()}
+    assert [values[name] for name in ("timestamp_seconds", "undoable", "undoing", "written_bytes")] == [NOW, 1, 0, 3]
+    assert [values[name] for name in ("settled_bytes", "settling_bytes", "settling_failed")] == [0, 2, 1]
+    told = {labels["outcome"]: value for labels, value in found["vmreplica_point_proof_outcome"]}
+    assert told == {"proven": 0, "wrong": 1, "unrecorded": 0, "undecided": 0}
+    assert "vmreplica_failover_undoable" not in read(agent("replica", [replica()]))
+
+
 def everything() -> Iterator[AgentStatus]:
     """Statuses in which every figure is known."""
     here = resynchronizing(promised_lag_seconds=90.0, caught_up_seconds=1.0, store_free_bytes=1, store_full_seconds=1.0)
@@ -129,7 +169,8 @@ def everything() -> Iterator[AgentStatus]:
             vms=[
                 changed(
                     here, tap=tap, disks=disks, statistics=figures, verify=VerifyStatus(last=last), link=link,
-                    progress=work, lag_seconds=1.0,
+                    progress=work, lag_seconds=1.0, application_cut=here.acked_cut, consistency=FROZEN,
+                    planned=PlannedStatus(step="confirmed", step_time=NOW), definition=DefinitionStatus(),
                 )
             ]
         ),
@@ -139,7 +180,9 @@ def everything() -> Iterator[AgentStatus]:
     )  # fmt: skip
     there = replica(
         oldest_point_time=NOW, points_lost_time=NOW, spool_limit_bytes=1,
-        quota_limit_bytes=2, quota_used_bytes=1, quota_full_seconds=1.0,
+        quota_limit_bytes=2, quota_used_bytes=1, quota_full_seconds=1.0, failover=FailoverStatus(time=NOW, epoch="e"),
+        test_failover=TestFailoverStatus(name="web-test", export="1", point="0/1", cut=cut(1, 1.0), started_time=NOW),
+        proof=PROVEN,
     )  # fmt: skip
     there.statistics.last_test_failover_time = NOW
     yield agent("replica", [there])

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +25,8 @@ from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.differences import Differences
 from shared.errors import ForbiddenError, InvalidStateError, StorageError, UnreachableError, UsageError, VmreplicaError
-from shared.handover import HandOver
+from shared.handover import RANGES_NAME, HandOver
+from shared.handover_parts import BYTES_MAX
 from shared.rates import size_text
 from shared.states import ReplicationState
 from shared.status import VmStatus
@@ -49,7 +52,18 @@ def reverse(options: argparse.Namespace, context: Context) -> int:
             return _become_primary(here, options, context)
         if here.is_reversed_replica:
             return _tell(here.replica, "replica", options, context)
-        raise here.unfit("reverse", f"Run `vmreplica failover {here.name}` on the replica's host first.")
+        raise here.unfit("reverse", _before_reverse(here))
+
+
+def _before_reverse(here: _Here) -> str:
+    """What comes before a reversal, as of this host."""
+    planned = here.replica.vm.planned if here.replica is not None else None
+    if planned is not None and planned.token_sent:
+        return f"Run `vmreplica failover {here.name}` here first: it is prepared."
+    return (
+        f"It comes after a failover, which moves the VM: `vmreplica failover {here.name} --prepare` at the primary, "
+        f"then `vmreplica failover {here.name}` at the replica."
+    )
 
 
 def resolve(options: argparse.Namespace, context: Context) -> int:
@@ -57,6 +71,9 @@ def resolve(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         here = _Here(agents, options.vm)
+        if not here.is_former_primary and not here.is_promoted:
+            verb = "resolve" if options.keep is None else f"resolve --keep {options.keep}"
+            raise here.unfit(verb, f"There is no split brain to resolve: {here.name} was not failed over.")
         if options.keep is None:
             return _report(here, options, context)
         if options.keep == "replica":
@@ -67,7 +84,9 @@ def resolve(options: argparse.Namespace, context: Context) -> int:
         if found is None:
             raise here.unfit("resolve --keep primary", "")
         _confirmed(found, admin.RESOLVE, options, context)
-        return _tell(found, found.vm.role, options, context)
+        # The primary only takes it once the other side has given its failover up.
+        there = f"vmreplica resolve {here.name} --keep primary" if found.vm.role == "replica" else ""
+        return _tell(found, found.vm.role, options, context, there=there)
 
 
 def _report(here: _Here, options: argparse.Namespace, context: Context) -> int:
@@ -88,7 +107,13 @@ def _report(here: _Here, options: argparse.Namespace, context: Context) -> int:
             lines.append(f"    and {disk.range_count - RANGES_SHOWN} more: add --json")
     if report.reason:
         lines.append(f"More may differ: {report.reason}.")
-    lines.append(f"To decide: vmreplica resolve {report.name} --keep primary, or --keep replica; on both hosts.")
+    lines += [
+        "To decide, where both hosts have something of their own:",
+        "  for the former primary, on the host that it was failed over to, and then there:",
+        f"    vmreplica resolve {report.name} --keep primary",
+        "  for the host that it was failed over to, on the former primary:",
+        f"    vmreplica resolve {report.name} --keep replica",
+    ]
     context.console.print(lines)
     return SUCCESS
 
@@ -129,7 +154,7 @@ def _state(vm: VmStatus) -> ReplicationState:
 
 def _become_primary(here: _Here, options: argparse.Namespace, context: Context) -> int:
     assert here.replica is not None
-    target = here.agents.of_role("primary")
+    target = _other_agent(here, "primary")
     context.console.confirm(
         f"This host becomes the primary of {here.name}: the failover is kept for good, and the other recovery points "
         "that this host has of it are deleted.",
@@ -145,11 +170,23 @@ def _become_replica(here: _Here, options: argparse.Namespace, context: Context, 
     assert here.primary is not None
     if options.vm and getattr(options, "replica", ""):
         raise UsageError("--replica is for the host that becomes the primary.", "Leave it out here.")
-    target = here.agents.of_role("replica")
+    target = _other_agent(here, "replica")
     more = {"despite_split": True} if despite_split else {}
     raw = _confirmed(here.primary, admin.HAND_OVER, options, context, **more)
     _carry(here.primary, target, raw, replica="")
     return _tell(_found(target, here), "replica", options, context)
+
+
+def _other_agent(here: _Here, role: str) -> Agent:
+    """The agent that gets the VM. Raises UnreachableError where it does not run here, or can't be reached."""
+    try:
+        return here.agents.of_role(role)
+    except UnreachableError as error:
+        raise UnreachableError(
+            f"{here.name} goes to the {role} agent of this host, which does not answer: {error.text}",
+            f"For a reversal each host runs both agents: `systemctl start vmreplica-{role}`, after `vmreplica setup "
+            f"{role}` where it was never set up.",
+        ) from error
 
 
 def _confirmed(found: Found, method: str, options: argparse.Namespace, context: Context, **params: Any) -> Any:
@@ -168,10 +205,10 @@ def _confirmed(found: Found, method: str, options: argparse.Namespace, context: 
 
 def _carry(source: Found, target: Agent, raw: dict[str, Any], *, replica: str) -> None:
     """Bring the VM from the one agent to the other. Where that one refuses, the first one keeps it."""
-    handed = msgspec.convert(raw, HandOver)
     try:
+        handed = _judged(raw, source, target)
         with _owned(handed, target):
-            data = _read(handed.ranges_path)
+            data = _read(handed, source)
             for at in range(0, max(1, len(data)), PART_BYTES):
                 part = base64.b64encode(data[at : at + PART_BYTES]).decode()
                 target.call(admin.ADOPT_PART, {"vm": handed.vm, "offset": at, "data": part})
@@ -224,13 +261,55 @@ def _give_back(given: list[tuple[str, int, int]]) -> None:
             os.chown(path, user, group, follow_symlinks=False)
 
 
-def _read(path: str) -> bytes:
+def _judged(raw: dict[str, Any], source: Found, target: Agent) -> HandOver:
+    """The hand-over, where it is about what was asked. This command may be root, and the agent that answers is not.
+
+    Raises ForbiddenError, or UsageError for what is no hand-over.
+    """
+    handed = HandOver.read(raw)
+    wanted = {"to": target.status.role, "vm": uuid.UUID(source.vm.uuid).hex, "name": source.vm.name}
+    for field, value in wanted.items():
+        if (found := getattr(handed, field)) != value:
+            raise _refused(source, field, found, f"this is about {value}")
+    teller = os.stat(source.agent.connection.path).st_uid
+    if handed.to == "replica" and teller not in (0, os.geteuid()):
+        # The disks that it names are given away.
+        raise _refused(source, "to", handed.to, f"only root's agent gives disks away, and this one is user {teller}'s")
+    if not os.path.isabs(handed.ranges_path) or os.path.basename(handed.ranges_path) != RANGES_NAME:
+        raise _refused(source, "ranges_path", handed.ranges_path, f"such a file is called {RANGES_NAME}")
+    if handed.ranges_bytes > BYTES_MAX:
+        raise _refused(source, "ranges_bytes", handed.ranges_bytes, f"there are at most {BYTES_MAX}")
+    return handed
+
+
+def _refused(source: Found, field: str, value: object, reason: str) -> ForbiddenError:
+    return ForbiddenError(
+        f"The hand-over of {source.vm.name} that the {source.vm.role} agent tells is refused: its {field} is "
+        f"{value!r}, but {reason}.",
+        "Nothing was handed over. If nobody changed that agent's program, look who runs under its account.",
+        code="handover_refused",
+    )
+
+
+def _read(handed: HandOver, source: Found) -> bytes:
+    """The ranges, from a file of the agent's own: what else its path may lead to is not read."""
+    path, owner = handed.ranges_path, os.stat(source.agent.connection.path).st_uid
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
+            state = os.fstat(descriptor)
+            if not stat.S_ISREG(state.st_mode) or state.st_uid != owner or state.st_size != handed.ranges_bytes:
+                reason = f"that is no file of user {owner} with {handed.ranges_bytes} bytes"
+                raise _refused(source, "ranges_path", path, reason)
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(handed.ranges_bytes)
+        finally:
+            os.close(descriptor)
     except PermissionError:
         raise ForbiddenError(f"{path} can't be read by this user.", "Run the command as root.") from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _refused(source, "ranges_path", path, "that is a symbolic link") from None
         raise StorageError(f"{path} can't be read: {error.strerror}.", "Run `vmreplica reverse` again.") from error
 
 
@@ -242,7 +321,10 @@ def _found(agent: Agent, here: _Here) -> Found:
     return Found(fresh, fresh.status.vms[0])
 
 
-def _tell(found: Found | None, role: str, options: argparse.Namespace, context: Context) -> int:
+def _tell(
+    found: Found | None, role: str, options: argparse.Namespace, context: Context, *, there: str | None = None
+) -> int:
+    """What this host is now. ``there``: the order for the other one, `reverse` by default; empty where it was given."""
     assert found is not None
     fresh = found.agent.refresh(found.vm.uuid)
     vm = fresh.status.vms[0]
@@ -250,10 +332,11 @@ def _tell(found: Found | None, role: str, options: argparse.Namespace, context: 
         context.console.print_json(fresh.raw["vms"][0])
         return SUCCESS
     other = vm.peer_host or "the other host"
+    there = f"vmreplica reverse {vm.name}" if there is None else there
     context.console.print(
         [
             f"This host is the {role} of {vm.name}. {vm.summary}",
-            f"Where that was not done yet: vmreplica reverse {vm.name} on {other}.",
+            *([f"Where that was not done yet: {there} on {other}."] if there else []),
             f"To follow it: vmreplica status {vm.name}",
         ]
     )

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from shared.cli.verbs.reversing import _owned
-from shared.errors import InvalidStateError, StorageError, UnreachableError
+from shared.cli.verbs.reversing import _before_reverse, _Here, _judged, _other_agent, _owned, _read
+from shared.errors import ForbiddenError, InvalidStateError, StorageError, UnreachableError
+from shared.failover_status import PlannedStatus
 from shared.handover import HandedDisk, HandOver
+from shared.status import VmStatus
+from tests.unit.cli.samples import healthy, replica
 
 NOBODY = 65534
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="changing the owner needs root")
@@ -77,3 +80,101 @@ def test_what_cannot_be_given_is_an_error_like_any_other(disks: list[Path], targ
     with pytest.raises(StorageError, match=f"{missing} can't be given") as told, _owned(handed(disks), target):
         pytest.fail("nothing is carried")
     assert owners(disks) == {(1, 2)} and "not handed over" in told.value.remedy
+
+
+VM = "0b" * 16
+
+
+def told(folder: Path, **other: Any) -> dict[str, Any]:
+    """What the replica agent says of the VM that it lets go, but for what is given."""
+    disk = {"index": 0, "uuid": "00" * 16, "path": str(folder / "disk-0.raw"), "size": 512, "export": "disk0"}
+    return {
+        "id": "0a" * 16, "vm": VM, "name": "web", "to": "primary", "epoch": "0e" * 16, "disks": [disk],
+        "ranges_path": str(folder / "handover.ranges"), "ranges_bytes": 6, **other,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Any:
+    """The VM at a replica agent that is another user's, whose socket and file of ranges are there."""
+    for path in (tmp_path / "replica.sock", tmp_path / "handover.ranges"):
+        path.write_bytes(b"ranges")
+        os.chown(path, NOBODY, NOBODY)
+    agent = SimpleNamespace(connection=SimpleNamespace(path=str(tmp_path / "replica.sock")))
+    return SimpleNamespace(agent=agent, vm=SimpleNamespace(uuid=VM, name="web", role="replica"))
+
+
+def agent_of(role: str) -> Any:
+    return SimpleNamespace(status=SimpleNamespace(role=role))
+
+
+def test_root_reads_the_ranges_of_the_vm_that_was_asked_for(source: Any, tmp_path: Path) -> None:
+    assert _read(_judged(told(tmp_path), source, agent_of("primary")), source) == b"ranges"
+
+
+HOSTILE: dict[str, tuple[str, dict[str, Any]]] = {
+    "another VM": ("vm", {"vm": "0c" * 16}),
+    "another name": ("name", {"name": "db"}),
+    "the other way": ("to", {"to": "replica"}),
+    "ranges of root's": ("ranges_path", {"ranges_path": "/etc/shadow"}),
+    "ranges that are no path": ("ranges_path", {"ranges_path": "handover.ranges"}),
+    "more than can be": ("ranges_bytes", {"ranges_bytes": 1 << 40}),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_agent_leads_root_nowhere(source: Any, tmp_path: Path, what: str) -> None:
+    field, other = HOSTILE[what]
+    with pytest.raises(ForbiddenError, match=f"its {field} is ") as refused:
+        _judged(told(tmp_path, **other), source, agent_of("primary"))
+    assert refused.value.code == "handover_refused" and "Nothing was handed over" in refused.value.remedy
+
+
+def test_only_roots_agent_gives_disks_away(source: Any, tmp_path: Path) -> None:
+    with pytest.raises(ForbiddenError, match="its to is 'replica', but only root's agent gives disks away"):
+        _judged(told(tmp_path, to="replica"), source, agent_of("replica"))
+
+
+@pytest.mark.parametrize("what", ["root's", "link", "folder", "longer"])
+def test_what_is_no_file_of_the_agents_is_not_read(source: Any, tmp_path: Path, what: str) -> None:
+    path = tmp_path / "handover.ranges"
+    if what == "longer":
+        path.write_bytes(bytes(7))
+    elif what == "root's":
+        os.chown(path, 0, 0)
+    else:
+        path.unlink()
+        path.symlink_to("/etc/shadow") if what == "link" else path.mkdir()
+    with pytest.raises(ForbiddenError, match="its ranges_path is "):
+        _read(_judged(told(tmp_path), source, agent_of("primary")), source)
+
+
+class Canned:
+    """Agents of a host that have the VM in a state, and answer nothing."""
+
+    def __init__(self, *vms: VmStatus) -> None:
+        self.vms = vms
+
+    def find(self, name: str) -> list[Any]:
+        return [SimpleNamespace(vm=vm) for vm in self.vms]
+
+    def of_role(self, role: str) -> Any:
+        raise UnreachableError(f"no {role} agent")
+
+
+def here(*vms: VmStatus) -> Any:
+    agents: Any = Canned(*vms)
+    return _Here(agents, "web")
+
+
+def test_whoever_reverses_too_early_is_told_what_comes_first() -> None:
+    assert "`vmreplica failover web --prepare` at the primary" in _before_reverse(here(healthy()))
+    assert "failover web` at the replica" in _before_reverse(here(replica()))
+    prepared = replica(planned=PlannedStatus(step="prepared", token_sent=True))
+    assert _before_reverse(here(prepared)) == "Run `vmreplica failover web` here first: it is prepared."
+
+
+def test_a_reversal_needs_both_agents_and_says_so() -> None:
+    with pytest.raises(UnreachableError, match="goes to the replica agent of this host") as refused:
+        _other_agent(here(healthy()), "replica")
+    assert "systemctl start vmreplica-replica" in refused.value.remedy

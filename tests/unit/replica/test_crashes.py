@@ -222,7 +222,7 @@ async def test_kill_at_each_durable_operation(
     monkeypatch.setattr(replica_agent.retention, "MERGE_AT_ONCE", 2)
     total = await operations_of(World(memory_path / "whole", certificates), Story.begin(7).go_on)
     assert total > 100
-    for die_at in range(1 + residue, total + 1, step(12, all_places=4)):
+    for die_at in range(1 + residue, total + 1, step(28, all_places=4)):
         world, story = World(memory_path / str(die_at), certificates), Story.begin(7)
         await run_until_death(world, story.go_on, die_at)
         await check_after_death(world, story)

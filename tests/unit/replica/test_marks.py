@@ -192,6 +192,17 @@ async def test_a_point_of_a_verified_cut_is_proven_as_long_as_it_is_what_it_was(
         events = await pair.agent.events(None, limit=100, after=0)
         levels = {event["cause"]: event["level"] for event in events if event["event"] == EventId.POINT_READ}
         assert levels == {"proven": "info", "unrecorded": "info", "wrong": "error"}
+        # It is on record, and told, until the point is gone.
+        vm.prover.status = None
+        status = status_of(vm)
+        assert status.wrong_point is not None and point.point in status.wrong_point.text
+        assert status.health == "Critical" and "Do not use this point" in status.remedy
+        await mark_point(vm.parts.history, record.position.position, name="", pinned=False)
+        await cuts(pair, 6, seconds=HOUR)
+        await set_rules(vm, point_settings({"points_newest": 1, "points_hourly": 0}))
+        await thinned(vm)
+        await until(lambda: not vm.ledger.points.wrong)
+        assert status_of(vm).wrong_point is None
 
 
 @pytest.mark.parametrize("how", ["differs", "in part"])
