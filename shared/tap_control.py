@@ -313,7 +313,7 @@ class TryDiskParams(Params, frozen=True):
     disk: TapDisk
 
 
-class EnlargeParams(Params, frozen=True):
+class EnlargeParams(Params, frozen=True, omit_defaults=True):
     """``enlarge``: a disk by its index, and the bytes that its file is to have; 0 only looks at it."""
 
     disk: Count
