@@ -18,7 +18,8 @@ from primary_agent.record import FenceRecord, fence_record
 from primary_agent.replication import Replication
 from protocol.messages import ErrorCode, Fence
 from shared.channel import ChannelClosed
-from shared.planning import Fenced, SplitBrain, decide
+from shared.planning import Decision, Fenced, SplitBrain, decide
+from shared.sides import ReplicaView
 from shared.states import ReplicationState
 from shared.tap_config import TapConfig, save_config
 
@@ -60,17 +61,26 @@ class Told:
     fence: FenceRecord | None = None
 
 
+async def look(parts: Parts) -> tuple[ReplicaView, Decision]:
+    """How the replica stands now, and what a session would be for.
+
+    Raises what dialling raises: ChannelClosed with the code ``fenced`` where the VM is failed over to it.
+    """
+    connection = parts.tap.require()
+    dialled = await dial(parts.surroundings, parts.address, open_body(parts.replication, connection))
+    await dialled.channel.close("only the failover was asked about")
+    view = dialled.view(str(parts.address))
+    return view, decide(view_of(parts.replication, connection), view)
+
+
 async def ask(parts: Parts) -> Told:
     """Ask the replica whether the VM is failed over to it. Raises what dialling raises."""
-    connection = parts.tap.require()
     try:
-        dialled = await dial(parts.surroundings, parts.address, open_body(parts.replication, connection))
+        _, decision = await look(parts)
     except ChannelClosed as error:
         problem = error.problem
         if problem is None or problem.code is not ErrorCode.FENCED:
             raise
         return Told(True, fence_record(problem.fence) if isinstance(problem.fence, Fence) else None)
-    await dialled.channel.close("only the failover was asked about")
     # One whose history goes on from ours was promoted, whatever it knows of that.
-    decision = decide(view_of(parts.replication, connection), dialled.view(str(parts.address)))
     return Told(isinstance(decision, (Fenced, SplitBrain)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from primary_agent.parts import Parts
 from primary_agent.record import StartedBy
@@ -10,6 +11,7 @@ from primary_agent.replication import Replication
 from primary_agent.starting import begin_wanted
 from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError
+from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
 
@@ -63,9 +65,19 @@ async def resume(
             raise not_now("resume", f"Take that back: vmreplica failover {replication.vm.name} --prepare --abort")
 
 
-async def leave_failover(replication: Replication, *, resynchronize: bool) -> None:
-    """Where the failover still stands the next session is told so, and nothing was sent by then (I8)."""
+async def leave_failover(replication: Replication, *, resynchronize: bool, undone: str = "") -> None:
+    """Where the failover still stands the next session is told so, and nothing was sent by then (I8).
+
+    ``undone`` says that the replica told of its undo by itself, and what that means: an event of its own.
+    """
     record, cause = replication.record, "the administrator asked for it"
+    # What was told is about the record as it was then; an order is about whatever there is.
+    seen = record if undone else None
+    told: list[dict[str, Any]] = []
+    if undone:
+        cause = "undone at the replica"
+        data = {"failover": record.fence.epoch.hex(), "host": record.fence.host} if record.fence is not None else {}
+        told.append(replication.event(EventId.FENCE_LIFTED, undone, cause=cause, data=data))
     # What was proposed before the failover may be committed there; in Resynchronizing its answer is taken.
     settling = (PrimaryEvent.RESYNC_STARTED,) if record.proposed is not None else ()
     if record.epoch == NO_EPOCH and not settling:
@@ -76,6 +88,6 @@ async def leave_failover(replication: Replication, *, resynchronize: bool) -> No
         await replication.require_resync(ResyncCause.AFTER_FAILOVER, f"After a failover: {record.fenced}")
     elif record.causes or settling:
         path = (PrimaryEvent.UNFENCED, PrimaryEvent.RESYNC_REQUIRED, *settling)
-        await replication.transition(path, "as before the failover")
+        await replication.transition(path, cause if undone else "as before the failover", *told, seen=seen)
     else:
-        await replication.transition(PrimaryEvent.UNFENCED, cause)
+        await replication.transition(PrimaryEvent.UNFENCED, cause, *told, seen=seen)

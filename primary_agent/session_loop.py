@@ -19,6 +19,7 @@ from primary_agent.problems import set_problem
 from primary_agent.progress import WAITING
 from primary_agent.record import fence_record
 from primary_agent.session import Session
+from primary_agent.unfencing import UndoWatch
 from protocol.errors import ProtocolError
 from protocol.messages import ErrorCode, Fence
 from shared.channel import ChannelClosed
@@ -45,7 +46,7 @@ JITTER = 0.25
 """A wait is shortened by up to this fraction, so that many VMs do not come back at the same instant."""
 
 PARKED = frozenset({ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED, ReplicationState.FAILED_OVER})
-"""States in which there is no session."""
+"""States in which there is no session; in the last one only whether that was undone is asked now and then."""
 
 _JOIN_BROKEN = {ErrorCode.GAP: ResyncCause.GAP, ErrorCode.CHAIN: ResyncCause.CHAIN}
 
@@ -68,12 +69,13 @@ class SessionLoop:
         self._backoff = BACKOFF_FIRST_SECONDS
         self._told = ""
         """The code of the failure that was last told in an event; empty once a session lasted."""
+        self._undone = UndoWatch(parts)
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             while self._replication.state in PARKED:
-                await self._replication.changed.wait()
+                await self._rest()
             try:
                 await self._session()
             except Replan:
@@ -82,6 +84,17 @@ class SessionLoop:
                 if isinstance(error, StoreDamagedError):
                     raise
                 await self._failed(error)
+
+    async def _rest(self) -> None:
+        """There is no session before something changes; whether a failover was undone is asked meanwhile."""
+        if self._replication.state is not ReplicationState.FAILED_OVER:
+            await self._replication.changed.wait()
+            return
+        try:
+            await self._undone.wait()
+        except ChannelClosed as error:
+            # Nothing new, unless it is another failover.
+            await self._fence(error)
 
     async def _session(self) -> None:
         """One session; always raises."""
@@ -194,6 +207,7 @@ class SessionLoop:
 
     async def _fence(self, failure: VmreplicaError) -> None:
         """I8: stop; put on record where the VM went, and whether both sides may have moved on by now."""
+        self._undone.put_off()
         problem = failure.problem if isinstance(failure, ChannelClosed) else None
         with contextlib.suppress(VmreplicaError):
             await self._parts.tap.refresh()

@@ -53,6 +53,7 @@ class VerifyRun:
         vm = parts.replication.vm
         self._sizes = {disk.index: disk.size for disk in vm.disks}
         self._epoch = parts.replication.record.epoch
+        self._state = parts.replication.state
         self._asking: Asking | None = None
 
     async def run(self) -> Verified:
@@ -64,7 +65,7 @@ class VerifyRun:
         parts, replication = self._parts, self._parts.replication
         connection, dialled = parts.tap.require(), parts.link.dialled
         while True:
-            if replication.state is not ReplicationState.REPLICATING:
+            if replication.state is not self._state:
                 raise UndecidedError(f"The VM is in state {replication.state.title} now.")
             if replication.record.epoch != self._epoch:
                 raise UndecidedError("The VM has another baseline now.")
@@ -131,6 +132,10 @@ class VerifyRun:
 
     def _decided(self, cut: Position) -> None:
         assert self._asking is not None
+        planned = self._parts.replication.record.planned
+        if self._state is ReplicationState.PREPARED_FOR_FAILOVER and planned is not None and planned.cut is not None:
+            if planned.cut.position != cut:
+                raise UndecidedError(f"The newest cut is {cut}, not the one that is prepared: {planned.cut.position}.")
         self._asking.name(cut)
 
     def _read(self, count: int) -> None:

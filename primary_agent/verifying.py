@@ -14,6 +14,7 @@ import structlog
 
 from primary_agent.block_map import BlockMap
 from primary_agent.parts import Parts
+from primary_agent.planned_steps import step_of
 from primary_agent.record import VerifyRecord, load, plain
 from primary_agent.undecided import UndecidedError
 from primary_agent.verify_comparing import Finding
@@ -26,7 +27,7 @@ from shared.errors import InvalidStateError, StoreDamagedError, VmreplicaError
 from shared.events import EventId
 from shared.rates import duration_text, size_text
 from shared.schedule import NEVER, Recurrence, moment_text, parse_moment
-from shared.states import ReplicationState
+from shared.states import PlannedStep, ReplicationState
 from shared.status import CutStatus, ImageStatus, VerifyRange, VerifyResult, VerifyStatus
 from shared.tap_control import Sealed
 from shared.tasks import Signal, together
@@ -107,9 +108,10 @@ class Verifier:
             await self._put_off(at, repair=repair)
             return
         if self._order is not None:
+            self._check_ready(repair=repair)
             self._order.repair = self._order.repair or repair
             return
-        self._check_ready()
+        self._check_ready(repair=repair)
         self._order = _Order("administrator", repair)
         self._news.notify()
 
@@ -123,11 +125,18 @@ class Verifier:
             text = f"The verify of {name} starts at {moment_text(moment, clock.zone())}."
         await self._store(EventId.VERIFY_SCHEDULED, text, cause="administrator", at=moment, repair=repair)
 
-    def _check_ready(self) -> None:
+    def _check_ready(self, *, repair: bool) -> None:
         """Raises InvalidStateError."""
         replication, link = self.parts.replication, self.parts.link
         name = replication.vm.name
-        if replication.state is not ReplicationState.REPLICATING:
+        # Both sides stand at the last cut: the best moment to compare them.
+        prepared = step_of(replication.record.planned) is PlannedStep.CONFIRMED
+        if prepared and repair:
+            raise InvalidStateError(
+                f"{name} is prepared for a failover: nothing is sent any more that would repair the replica.",
+                f"Verify it without --repair, or take that back: vmreplica failover {name} --prepare --abort",
+            )
+        if replication.state is not ReplicationState.REPLICATING and not prepared:
             raise InvalidStateError(
                 f"{name} is in state {replication.state.title}: it can't be verified.",
                 f"Verify it while it replicates; `vmreplica status {name}` says what to do.",
@@ -180,7 +189,7 @@ class Verifier:
             return
         ordered = self.record.at is not None
         try:
-            self._check_ready()
+            self._check_ready(repair=ordered and self.record.repair)
         except InvalidStateError as error:
             if now < due + LATE_SECONDS:
                 return
@@ -214,7 +223,7 @@ class Verifier:
         raise UndecidedError(self._cancelled)
 
     async def _work(self, order: _Order, started: float) -> VerifyResult:
-        self._check_ready()
+        self._check_ready(repair=order.repair)
         verified = await self._verify(None)
         wrong = _union(verified.finding.different, verified.finding.unreadable_there)
         result = self._result(order, started, verified)

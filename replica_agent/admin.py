@@ -11,6 +11,7 @@ from replica_agent.import_methods import Imports
 from replica_agent.marks import mark_point
 from replica_agent.orders import ordered
 from replica_agent.points import find_point, point_settings, points_of, set_rules
+from replica_agent.reopening import is_being_undone
 from replica_agent.reversing import Reversing
 from replica_agent.test_failover import begin_test, end_test
 from replica_agent.vm import ReplicaVm
@@ -93,7 +94,7 @@ class AdminMethods:
         return self._agent.status()
 
     async def measure_reset(self, params: VmParams, client: Client) -> Statistics:
-        vm = self._agent.find(params.vm)
+        vm = await self._standing(params.vm)
         await finish(vm.reset_statistics(verbs.ordered_by(client.peer)))
         return measured(status_of(vm))
 
@@ -104,7 +105,7 @@ class AdminMethods:
         return {"events": found}
 
     async def suspend(self, params: VmParams, client: Client) -> VmStatus:
-        vm = self._agent.find(params.vm)
+        vm = await self._standing(params.vm)
         return await _ordered(vm, "suspend", vm.suspend())
 
     async def resume(self, params: ResumeParams, client: Client) -> VmStatus:
@@ -113,7 +114,7 @@ class AdminMethods:
                 f"A resynchronization of {params.vm} is started at its primary.",
                 f"Run `vmreplica resume {params.vm} --resynchronize` there.",
             )
-        vm = self._agent.find(params.vm)
+        vm = await self._standing(params.vm)
         if vm.failure is not None:
             await finish(self._agent.revive(vm))
             return status_of(self._agent.find(params.vm))
@@ -131,51 +132,55 @@ class AdminMethods:
         return status_of(await finish(self._agent.recover(params.vm, verbs.ordered_by(client.peer))))
 
     async def set(self, params: SetParams, client: Client) -> VmStatus:
-        vm = self._agent.find(params.vm)
+        vm = await self._standing(params.vm)
         await finish(set_rules(vm, point_settings(params.settings)))
         return status_of(vm)
 
     async def points(self, params: PointsParams, client: Client) -> PointsStatus:
-        return points_of(self._agent.find(params.vm), params.at_time)
+        return points_of(await self._standing(params.vm), params.at_time)
 
     async def mark_point(self, params: MarkPointParams, client: Client) -> PointsStatus:
-        vm = self._usable(params.vm)
+        vm = await self._usable(params.vm)
         position = find_point(vm, params.point, params.at_time)
         await finish(mark_point(vm.parts.history, position, name=params.name, pinned=params.pinned))
         vm.parts.applier.changed.notify()
         return points_of(vm)
 
     async def prove(self, params: ProveParams, client: Client) -> PointProof | None:
-        vm = self._usable(params.vm)
+        vm = await self._usable(params.vm)
         if params.stop:
             await finish(vm.prover.stop())
             return vm.prover.status
         return await finish(vm.prover.start(vm.describe, find_point(vm, params.point, params.at_time)))
 
     async def export(self, params: ExportParams, client: Client) -> ExportStatus:
-        vm = self._usable(params.vm)
+        vm = await self._usable(params.vm)
         position = find_point(vm, params.point, params.at_time)
         return await finish(vm.exports.start(vm.describe, position, writable=params.writable))
 
     async def test_failover(self, params: TestFailoverParams, client: Client) -> VmStatus:
-        vm = self._usable(params.vm)
+        vm = await self._usable(params.vm)
         if params.stop:
             return await _ordered(vm, "failover --test --stop", end_test(vm))
         position = find_point(vm, params.point, params.at_time)
         return await _ordered(vm, "failover --test", begin_test(vm, position))
 
-    def _usable(self, name: str) -> ReplicaVm:
+    async def _standing(self, name: str) -> ReplicaVm:
+        """Where it is being opened anew, once that is over."""
+        return await self._agent.reopening.standing(name)
+
+    async def _usable(self, name: str) -> ReplicaVm:
         """Raises NotFoundError, InvalidStateError."""
-        vm = self._agent.find(name)
+        vm = await self._standing(name)
         if vm.failure is not None:
             raise InvalidStateError(f"{vm.name} is in error: {vm.failure.text}", vm.failure.remedy)
         return vm
 
     async def unexport(self, params: UnexportParams, client: Client) -> None:
-        await finish(self._agent.find(params.vm).exports.stop(params.id))
+        await finish((await self._standing(params.vm)).exports.stop(params.id))
 
     async def definition(self, params: DefinitionParams, client: Client) -> DefinitionReport:
-        vm = self._agent.find(params.vm)
+        vm = await self._standing(params.vm)
         position = find_point(vm, params.point)
         if position is None:
             applied = vm.ledger.replication.applied
@@ -185,19 +190,22 @@ class AdminMethods:
         return vm.companions.report(position, vm.describe(position))
 
     async def definition_read(self, params: DefinitionReadParams, client: Client) -> dict[str, str]:
-        vm = self._agent.find(params.vm)
+        vm = await self._standing(params.vm)
         return {"data": await vm.companions.read(bytes.fromhex(params.sha256), params.offset)}
 
     async def failover(self, params: FailoverParams, client: Client) -> VmStatus:
-        vm = self._agent.find(params.vm)
+        vm = await self._standing(params.vm)
         return await _ordered(vm, "failover", vm.failover(find_point(vm, params.point, params.at_time)))
 
     async def undo_failover(self, params: VmParams, client: Client) -> VmStatus:
-        vm = self._agent.find(params.vm)
-        return await _ordered(vm, "failover --undo", vm.undo_failover())
+        """Answers when the VM stands open again as what it was before; also where somebody else undoes it already."""
+        vm = await self._agent.reopening.standing(params.vm, undone=False)
+        if not is_being_undone(vm):
+            await ordered(vm, "failover --undo", vm.undo_failover())
+        return status_of(await self._usable(params.vm))
 
     async def commit_failover(self, params: VmParams, client: Client) -> VmStatus:
-        vm = self._agent.find(params.vm)
+        vm = await self._standing(params.vm)
         return await _ordered(vm, "failover --commit", vm.promotion.commit())
 
 

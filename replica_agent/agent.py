@@ -14,8 +14,8 @@ from protocol.messages import ErrorCode, Open
 from protocol.position import Position
 from replica_agent.authorize import Authorization, Grant
 from replica_agent.creating import clear_folder, create_vm, plan_vm, remove_vm
-from replica_agent.damaged import DamagedVm
-from replica_agent.description import keeper_of, read_description
+from replica_agent.damaged import DamagedVm, damaged_vm
+from replica_agent.description import keeper_of
 from replica_agent.finishing import finish
 from replica_agent.layout import read_vm_folder, vm_folder
 from replica_agent.ledger import Ledger
@@ -25,12 +25,13 @@ from replica_agent.rebuilding import RECOVERABLE, rebuild
 from replica_agent.record import VmRecord
 from replica_agent.refusals import Refusal
 from replica_agent.removing import dismantle
+from replica_agent.reopening import Reopening
 from replica_agent.sessions import Sessions
 from replica_agent.storages import Storages
 from replica_agent.vm import ReplicaVm, settle
 from replica_agent.vm_status import damaged_status, status_of
 from shared.config_sections import ReplicaConfig
-from shared.errors import InvalidStateError, NotFoundError, StorageError, StoreDamagedError, VmreplicaError
+from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.event_query import Wants, everything, sought
 from shared.expiry import agent_problems, certificates_of
 from shared.limits import LimitsStatus
@@ -72,6 +73,7 @@ class ReplicaAgent:
         self.exposed: list[Callable[[ReplicaVm, Position], None]] = []
         """Called synchronously whenever the disks of a VM are exactly at a new point, and at its start."""
         self.storages = Storages(self._find)
+        self.reopening = Reopening(ports.clock, self.find)
         self._changing = asyncio.Lock()
         self._revivals: set[asyncio.Task[None]] = set()
 
@@ -177,6 +179,7 @@ class ReplicaAgent:
 
     def _failed(self, vm: ReplicaVm) -> None:
         """Try a VM that failed again after a while: what failed may be over, and its state says how to go on."""
+        self.reopening.look_again()
 
         async def later() -> None:
             await asyncio.sleep(REVIVAL_SECONDS)
@@ -196,26 +199,15 @@ class ReplicaAgent:
                 await finish(self._reload_vm(vm))
 
     async def _reload_vm(self, vm: ReplicaVm) -> None:
-        await vm.stop()
-        await self._load(vm.parts.vm, vm.parts.layout.folder)
-        if self.vms[vm.parts.vm] is vm:
-            del self.vms[vm.parts.vm]
+        with self.reopening.of(vm):
+            await vm.stop()
+            await self._load(vm.parts.vm, vm.parts.layout.folder)
+            if self.vms[vm.parts.vm] is vm:
+                del self.vms[vm.parts.vm]
 
     async def _list_damaged(self, vm: bytes, folder: str, error: VmreplicaError | OSError) -> None:
-        if isinstance(error, OSError):
-            error = StorageError(f"{folder} can't be read: {error.strerror}.", "Look into that folder.")
-        identity = name = folder.rpartition("/")[2]
-        with contextlib.suppress(VmreplicaError, OSError):
-            found = await finish(self.ports.workers.run(read_description, self.ports.files, folder, vm))
-            name = found.vm.name if found is not None else name
-        if error.code in RECOVERABLE:
-            remedy = (
-                f"Its disks were not touched. Run `vmreplica recover {identity} --role replica`: it makes the state "
-                "anew from the copy's own files, and keeps the old one aside; all blocks are compared afterwards."
-            )
-            error = StoreDamagedError(error.text, remedy)
-        log.error("a VM can't be loaded", vm=identity, reason=str(error))
-        self.damaged[vm] = DamagedVm(vm, name, folder, error)
+        damaged = self.damaged[vm] = await damaged_vm(self.ports, vm, folder, error)
+        log.error("a VM can't be loaded", vm=damaged.identity, reason=str(damaged.error))
 
     # --- connections -----------------------------------------------------------------------------------------------
 
@@ -322,7 +314,8 @@ class ReplicaAgent:
     ) -> list[dict[str, Any]]:
         """Events of one VM or of all, the oldest first; those of several VMs in order of time."""
         found: list[dict[str, Any]] = []
-        for vm in [self.find(name)] if name is not None else list(self.vms.values()):
+        for wanted in [name] if name is not None else [vm.parts.uuid for vm in self.vms.values()]:
+            vm = await self.reopening.standing(wanted, undone=False)
             for event in await sought(vm.ledger.store.events, limit=limit, after=after, wants=wants, since=since):
                 found.append({**event, "vm": vm.name, "uuid": vm.parts.uuid})
         return sorted(found, key=lambda event: (event["time"], event["id"]))[-limit:]
@@ -364,16 +357,17 @@ class ReplicaAgent:
         """Start a VM anew of which ``write`` has put all records in the place of what was there."""
         async with self._changing:
             known = self.vms.pop(vm, None)
-            if known is not None:
-                await known.stop()
-            try:
-                store = await self.ports.stores.open(folder, create=known is None)
+            with self.reopening.of(known) if known is not None else contextlib.nullcontext():
+                if known is not None:
+                    await known.stop()
                 try:
-                    await write(store)
+                    store = await self.ports.stores.open(folder, create=known is None)
+                    try:
+                        await write(store)
+                    finally:
+                        await store.close()
                 finally:
-                    await store.close()
-            finally:
-                await self._load(vm, folder)
+                    await self._load(vm, folder)
             if vm in self.damaged:
                 raise self.damaged[vm].error
             return self.vms[vm]
@@ -392,6 +386,7 @@ class ReplicaAgent:
             vm = self.find(name)
             keep = await dismantle(vm, self.ports.clock.wall())
             del self.vms[vm.parts.vm]
+            self.reopening.look_again()
             only = None if vm.ledger.promotion is not None else vm.ledger.vm.apart
             await finish(remove_vm(self.ports, vm.parts.layout.folder, vm.ledger.store, keep_disks=keep, only=only))
             return keep

@@ -8,7 +8,8 @@ any more, and serves the points that have it until the last of them is gone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -18,9 +19,7 @@ from protocol.position import NO_EPOCH, Lineage, Position
 from replica_agent.finishing import finish
 from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts
-from replica_agent.point_disks import point_text
-from replica_agent.record import DiskRecord, FormerDiskRecord, ResyncRecord, VmRecord
-from shared.errors import InvalidStateError
+from replica_agent.record import DiskRecord, FormerDiskRecord, PromotionRecord, ResyncRecord, VmRecord
 from shared.events import EventId
 from shared.geometry import compare_geometry, is_growth, is_other_set
 
@@ -106,23 +105,66 @@ def forget_sets(draft: Draft) -> None:
     draft.vm.former = []
 
 
-def require_present_set(vm: VmRecord, lineage: Lineage, point: Position) -> None:
-    """Raises InvalidStateError for a point that has not exactly the present disks.
+@dataclass(frozen=True, slots=True)
+class OtherDisks:
+    """What a point has else than the newest one, by index: it lacks those that were added since, and has removed ones.
 
-    A tap that served them would have to leave some out, and take others from what is kept of removed ones: an export
-    does that, a failover does not.
+    False where it has the same disks.
     """
-    there, here = set(vm.disks_at(lineage, point.epoch)), {disk.index for disk in vm.disks}
-    if there == here:
-        return
-    lacking = [f"disk {index} was added since" for index in sorted(here - there)]
-    lacking += [f"disk {index} was removed since" for index in sorted(there - here)]
-    raise InvalidStateError(
-        f"Recovery point {point_text(point)} of {vm.name} has other disks than the newest one: {', '.join(lacking)}.",
-        f"Fail over to a newer point, or get this one's content with `vmreplica export {vm.name} --point "
-        f"{point_text(point)} --writable`.",
-        code="other_disks",
-    )
+
+    added: list[int]
+    removed: list[int]
+
+    @classmethod
+    def of(cls, vm: VmRecord, lineage: Lineage, point: Position) -> OtherDisks:
+        return cls.between(vm, set(vm.disks_at(lineage, point.epoch)))
+
+    @classmethod
+    def between(cls, vm: VmRecord, there: Collection[int]) -> OtherDisks:
+        """Of a point that has the disks ``there``."""
+        here = {disk.index for disk in vm.disks}
+        return cls(sorted(here.difference(there)), sorted(set(there) - here))
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed)
+
+    def __str__(self) -> str:
+        texts = [f"disk {index} was added since" for index in self.added]
+        return ", ".join([*texts, *(f"disk {index} was removed since" for index in self.removed)])
+
+
+def others_of(vm: VmRecord, record: PromotionRecord) -> OtherDisks:
+    """What a promoted point has else than the newest one, as long as that one's disks are the VM's."""
+    return OtherDisks.between(vm, record.disks) if record.disks is not None else OtherDisks([], [])
+
+
+def promoted_disks(vm: VmRecord, record: PromotionRecord | None) -> list[DiskRecord]:
+    """The disks that a failover serves: those of the promoted point. Without one the present disks."""
+    if record is None or record.disks is None:
+        return vm.disks
+    known = {
+        disk.index: DiskRecord(index=disk.index, uuid=disk.uuid, size=disk.size, path=disk.path) for disk in vm.former
+    }
+    known |= {disk.index: disk for disk in vm.disks}
+    return [known[index] for index in record.disks]
+
+
+def adopt_promoted(draft: Draft) -> None:
+    """Part of the transaction by which a failover has settled: the disks of the promoted point are the VM's for good.
+
+    There is no other point any more. What was added after it goes (:func:`remove_unnamed`).
+    """
+    record = draft.promotion
+    assert record is not None
+    gone = others_of(draft.vm, record).added
+    kept = promoted_disks(draft.vm, record)
+    draft.vm.next_index = next_index(draft.vm)
+    draft.vm.disks = kept
+    forget_sets(draft)
+    if gone:
+        names = ", ".join(str(index) for index in gone)
+        text = f"Disk {names} of {draft.vm.name} was added after the promoted recovery point, and is deleted."
+        draft.event(EventId.DISK_REMOVED, text, cause="failover", disks=gone)
 
 
 async def exchange_at_once(parts: VmParts, theirs: Sequence[Geometry], number: int) -> None:

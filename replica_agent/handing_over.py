@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from protocol.hrl import chain_seed
 from protocol.position import Position
-from replica_agent.disk_sets import forget_sets, next_index
+from replica_agent.disk_sets import forget_sets, next_index, promoted_disks
 from replica_agent.finishing import finish
+from replica_agent.marks import set_aside, set_aside_text
 from replica_agent.point_disks import export_name
 from replica_agent.promoted_tap import is_written
 from replica_agent.record import (
@@ -169,9 +170,7 @@ async def _to_map(client: TapClient, epoch: bytes) -> Tracked:
 def _describe(vm: ReplicaVm, record: PromotionRecord, tracked: Tracked) -> HandOver:
     """Blocks."""
     parts, replication = vm.parts, vm.ledger.replication
-    reason, ranges = tracked.reason, dict[int, list[Range]]()
-    if record.received is None:
-        reason = reason or "the newest cut that was here at the failover is not known any more"
+    reason, ranges = tracked.reason or _unbounded(record), dict[int, list[Range]]()
     if not reason:
         try:
             ranges = _between(vm)
@@ -213,6 +212,15 @@ def _describe(vm: ReplicaVm, record: PromotionRecord, tracked: Tracked) -> HandO
     )
 
 
+def _unbounded(record: PromotionRecord) -> str:
+    """Why nothing says where the promoted cut differs from the newest that was received; empty where the map does."""
+    if record.received is None:
+        return "the newest cut that was here at the failover is not known any more"
+    if record.disks is not None:
+        return "the promoted recovery point has other disks than the newest one that was here"
+    return ""
+
+
 def _between(vm: ReplicaVm) -> dict[int, list[Range]]:
     """Where the promoted cut differs from the newest that was received. Blocks."""
     parts = vm.parts
@@ -231,17 +239,19 @@ async def differences(vm: ReplicaVm) -> Differences:
         raise InvalidStateError(f"The primary agent of this host has {vm.name}.", "Look at its `vmreplica status`.")
     with contextlib.closing(await _client(vm)) as client:
         tracked = await _to_map(client, record.epoch)
-    report = Differences(name=vm.name, uuid=parts.uuid, role="replica", reason=tracked.reason)
+    reason = tracked.reason or (_unbounded(record) if record.received is not None else "")
+    report = Differences(name=vm.name, uuid=parts.uuid, role="replica", reason=reason)
     if record.received is not None:
         report.common = str(record.received.position)
     ranges = dict[int, list[Range]]()
-    if not tracked.reason:
+    if not reason:
         try:
             run = parts.ports.workers.run
             ranges = union(await run(_between, vm), await run(_tap_map, vm))
         except (MapDamagedError, OSError) as error:
             report.reason = f"the dirty map can't be used: {error}"
-    report.disks = disks_of({disk.index: parts.disks.path(disk.index) for disk in parts.disks.geometry}, ranges)
+    disks = promoted_disks(vm.ledger.vm, record)
+    report.disks = disks_of({disk.index: parts.disks.path(disk.index) for disk in disks}, ranges)
     return report
 
 
@@ -315,9 +325,7 @@ async def _stop_and_take_back(vm: ReplicaVm, client: TapClient) -> None:
 
 async def _take_disks_back(vm: ReplicaVm, record: PromotionRecord, tracked: Tracked) -> None:
     parts, run = vm.parts, vm.parts.ports.workers.run
-    reason, ranges = tracked.reason, dict[int, list[Range]]()
-    if record.received is None:
-        reason = reason or "the newest cut that was here at the failover is not known any more"
+    reason, ranges = tracked.reason or _unbounded(record), dict[int, list[Range]]()
     if not reason:
         try:
             ranges = union(await run(_between, vm), await run(_tap_map, vm))
@@ -339,11 +347,16 @@ async def _take_disks_back(vm: ReplicaVm, record: PromotionRecord, tracked: Trac
             replication.lineage = [step for step in replication.lineage if step.epoch != record.epoch]
         # What is here is in an epoch of its own, and has all the disks.
         forget_sets(draft)
+        if record.disks is not None:
+            # The primary's set is the newer one: its disks are taken over with the compare.
+            draft.vm.disk_set = max(0, draft.vm.disk_set - 1)
         stand_at(replication, here, draft.now, identities, parts.ports.clock.boot_id())
         replication.reversal = ReversalRecord(common=common, bytes=total(ranges)) if common is not None else None
         text = reversed_text(common, total(ranges), reason)
         replication.causes = [Cause(code=ResyncCause.REVERSED.value, text=text, time=draft.now)]
         draft.step(ReplicaEvent.GIVEN_UP, "resolve")
+        if tracked.written or reason:
+            text = f"{text} {set_aside_text(set_aside(draft.points, here, draft.now))}"
         draft.event(EventId.REVERSED, f"The failover of {vm.name} to this host was given up. {text}", cause="resolve")
     parts.applier.spool = parts.spool_from(here)
     await run(parts.ports.files.remove_tree, parts.layout.tap)

@@ -58,7 +58,7 @@ class Imports:
     async def start_seed(self, params: ImportSeedParams) -> ImportStatus:
         """Begin to import seeds. Raises VmreplicaError."""
         try:
-            vm = self._agent.find(params.vm)
+            vm = await self._agent.reopening.standing(params.vm)
         except NotFoundError as error:
             raise NotFoundError(
                 error.text,
@@ -73,7 +73,7 @@ class Imports:
         return self._agent.find(params.vm).importer.status
 
     async def import_stop(self, params: VmParams, client: Client) -> ImportStatus | None:
-        vm = self._agent.find(params.vm)
+        vm = await self._agent.reopening.standing(params.vm)
         await finish(vm.importer.stop())
         return vm.importer.status
 

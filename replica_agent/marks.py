@@ -6,6 +6,7 @@ Changing them is part of a transaction on the record ``points``; a point that is
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,22 @@ def put_proof(draft: Draft, position: Position, images: dict[int, bytes]) -> boo
     proofs = [*others, ProofRecord(position=at, time=draft.now, images=found)]
     draft.points = msgspec.structs.replace(draft.points, proofs=proofs)
     return True
+
+
+def set_aside(points: PointsRecord, position: Position, now: float) -> MarkRecord:
+    """Pin what one side alone has after both had moved on, or had lost each other: it stays until it is unpinned.
+
+    Part of the transaction by which that side becomes the copy of the other; the mark, with the name that it got.
+    """
+    name = time.strftime("set-aside-%Y%m%d-%H%M%S", time.gmtime(now))
+    mark = MarkRecord(position=PositionRecord.of(position), time=now, name=name, pinned=True)
+    points.marks = [*(each for each in points.marks if each.name != name), mark]
+    return mark
+
+
+def set_aside_text(mark: MarkRecord) -> str:
+    """What an event says of it."""
+    return f"What only this host has stays as the pinned recovery point {mark.name} until that is unpinned."
 
 
 async def mark_point(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from protocol.position import Position
+from replica_agent.disk_sets import OtherDisks
 from replica_agent.marks import NEWEST, mark_of, named, proof_of
 from replica_agent.point_disks import point_text
 from replica_agent.record import PositionRecord
@@ -43,6 +44,8 @@ def points_of(vm: ReplicaVm, at_time: float | None = None) -> PointsStatus:
         point.hourly, point.daily, point.weekly = of_hour, of_day, of_week
     for point, (position, _) in zip(found, _all(vm), strict=True):
         _add_marks(vm, point, position)
+        others = OtherDisks.of(vm.ledger.vm, record.ancestors, position)
+        point.added_disks, point.removed_disks = others.added, others.removed
     marked = {(position.epoch.hex(), position.segment) for position in vm.companions.marked()}
     for point in found:
         if (point.cut.epoch, point.cut.segment) in marked:

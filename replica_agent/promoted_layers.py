@@ -5,19 +5,22 @@ Nothing here changes a disk or an undo log. Everything but what only looks at re
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 import msgspec
 
 from protocol.position import Position
+from replica_agent.disk_sets import promoted_disks
 from replica_agent.parts import VmParts
 from replica_agent.point_disks import export_name
-from replica_agent.record import PositionRecord, PromotionRecord, UndoRecord
+from replica_agent.record import DiskRecord, PositionRecord, PromotionRecord, UndoRecord
 from replica_agent.replay import Replay, Source
 from replica_agent.undo_records import open_log
 from shared.errors import InvalidStateError
 from shared.map_file import MapFile, MapKind
 from shared.overlay import Overlay, overlay_files
+from shared.ports import FileIdentity
 from shared.tap_config import DIRTY_BLOCK_BITS, MAX_LAYERS, TapDisk, TapLayer, TapOverlay
 
 Touched = tuple[int, int, int]
@@ -49,7 +52,8 @@ def _logs_to(logs: list[UndoRecord], cut: PositionRecord | None) -> list[UndoRec
 def check_layers(parts: VmParts, cut: Position) -> None:
     """Whether a tap can read ``cut`` through the undo logs: asked before a failover to it is durable.
 
-    Raises InvalidStateError where they are too many, UndoDamagedError where one can't be used, and OSError.
+    Raises InvalidStateError where they are too many, or where what was kept of a removed disk is not there,
+    UndoDamagedError where one can't be used, and OSError.
     """
     name, found = parts.ledger.vm.name, _logs_to(parts.history.logs, PositionRecord.of(cut)) or []
     if len(found) > MAX_LAYERS:
@@ -60,6 +64,17 @@ def check_layers(parts: VmParts, cut: Position) -> None:
         )
     for log in found:
         open_log(parts.ports, parts.layout, parts.ledger, log).close()
+    vm = parts.ledger.vm
+    there = parts.ledger.disks_at(cut) if found else {}
+    for disk in (each for each in vm.former if each.index in there):
+        try:
+            _identity(parts, DiskRecord(index=disk.index, uuid=disk.uuid, size=disk.size))
+        except OSError as error:
+            raise InvalidStateError(
+                f"Recovery point {cut} of {name} has disk {disk.index}, which was removed since. What was kept of it "
+                f"at {parts.disks.path(disk.index)} can't be read: {error.strerror}.",
+                "Bring the file back, or choose a newer point.",
+            ) from error
 
 
 def tap_layers(parts: VmParts, record: PromotionRecord) -> list[TapLayer]:
@@ -73,7 +88,7 @@ def tap_layers(parts: VmParts, record: PromotionRecord) -> list[TapLayer]:
 def tap_disks(parts: VmParts, record: PromotionRecord) -> list[TapDisk]:
     """The disks as the tap's configuration names them, with overlays as long as they are in layers."""
     disks = []
-    for disk in parts.disks.geometry:
+    for disk in promoted_disks(parts.ledger.vm, record):
         overlay = TapOverlay(path=parts.layout.promoted_overlay(disk.index), id=record.epoch.hex())
         disks.append(
             TapDisk(
@@ -88,15 +103,37 @@ def tap_disks(parts: VmParts, record: PromotionRecord) -> list[TapDisk]:
     return disks
 
 
+def other_sizes(parts: VmParts, record: PromotionRecord) -> dict[int, int] | msgspec.UnsetType:
+    """Sizes of disks that the tap does not serve, and that its undo logs may be about; UNSET where there are none."""
+    if not layer_records(parts, record):
+        return msgspec.UNSET
+    served = {disk.index for disk in promoted_disks(parts.ledger.vm, record)}
+    return {index: size for index, size in parts.ledger.vm.all_sizes.items() if index not in served} or msgspec.UNSET
+
+
 def create_overlays(parts: VmParts, record: PromotionRecord) -> None:
     """Make empty overlays, durably, over the disks as they are now. Raises OSError."""
     files = parts.ports.files
     files.make_folder(parts.layout.tap)
-    for disk in parts.disks.geometry:
-        identity = parts.disks.file(disk.index).identity()
-        Overlay.create(files, parts.layout.promoted_overlay(disk.index), parts.vm, disk, record.epoch, identity)
+    for disk in promoted_disks(parts.ledger.vm, record):
+        path, identity = parts.layout.promoted_overlay(disk.index), _identity(parts, disk)
+        Overlay.create(files, path, parts.vm, disk.geometry, record.epoch, identity)
     files.sync_folder(parts.layout.tap)
     files.sync_folder(parts.layout.folder)
+
+
+def _identity(parts: VmParts, disk: DiskRecord) -> FileIdentity:
+    """Of a disk's file. Only the present ones are open."""
+    if disk.index in parts.disks.sizes:
+        return parts.disks.file(disk.index).identity()
+    path = parts.disks.path(disk.index)
+    file = parts.ports.files.open(path)
+    try:
+        if file.size() != disk.size:
+            raise OSError(errno.EIO, f"it has {file.size()} bytes, and must have {disk.size}", path)
+        return file.identity()
+    finally:
+        file.close()
 
 
 def remove_overlays(parts: VmParts) -> None:
@@ -112,7 +149,8 @@ def write_reverse_map(parts: VmParts, record: PromotionRecord) -> None:
     What the undo logs' indexes say is enough for that, and quickly read; some blocks between are named in vain.
     """
     path, files = parts.layout.reverse_map, parts.ports.files
-    if not record.older:
+    if not record.older or record.disks is not None:
+        # With other disks all is compared anyway.
         files.remove(path)
         return
     made = MapFile.create(files, path, MapKind.DIRTY, parts.vm, DIRTY_BLOCK_BITS, parts.disks.geometry)

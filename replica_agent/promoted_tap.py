@@ -12,7 +12,7 @@ import msgspec
 
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
-from replica_agent.promoted_layers import tap_disks, tap_layers
+from replica_agent.promoted_layers import other_sizes, tap_disks, tap_layers
 from replica_agent.record import PromotionRecord
 from shared.errors import ForbiddenError, UnreachableError, VmreplicaError
 from shared.ports import FileSystem
@@ -61,6 +61,7 @@ class PromotedTap:
             name=self._name,
             disks=tap_disks(parts, record),
             layers=tap_layers(parts, record) if record.layered else msgspec.UNSET,
+            other_sizes=other_sizes(parts, record) if record.layered else msgspec.UNSET,
             nbd_socket=f"{self._sockets}/nbd.sock",
             control_socket=f"{self._sockets}/control.sock",
             log_folder=f"{self._folder}/log",

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from protocol.messages import ErrorCode, Fence, Open, WirePosition, read_lineage
 from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
 from replica_agent.baseline import Baseline
-from replica_agent.disk_sets import require_present_set
+from replica_agent.disk_sets import OtherDisks
 from replica_agent.finishing import finish
+from replica_agent.marks import proof_of
 from replica_agent.parts import VmParts
 from replica_agent.planned import claim, told
 from replica_agent.promoted_layers import check_layers, create_overlays, write_reverse_map
@@ -95,13 +96,10 @@ class Promotion:
         return cut
 
     def _chosen(self, point: Position | None) -> Position:
-        """The cut to promote. Raises NotFoundError where ``point`` is none that can be read, or reached, and
-        InvalidStateError where it has other disks than the newest.
-        """
+        """The cut to promote. Raises NotFoundError where ``point`` is none that can be read, or reached."""
         newest, parts = self._newest_cut(), self.parts
         if point is None or point == newest:
             return newest
-        require_present_set(parts.ledger.vm, parts.ledger.replication.ancestors, point)
         known = parts.history.positions()
         if parts.applier.whole and parts.applier.applied is not None:
             known.append(parts.applier.applied)
@@ -122,6 +120,10 @@ class Promotion:
             newest = self._newest_cut()
             record, state = draft.replication, draft.replication.state
             planned = claim(draft, cut)
+            others = OtherDisks([], [])
+            if cut != newest:
+                others = OtherDisks.of(draft.vm, record.ancestors, cut)
+            disks = sorted(draft.vm.disks_at(record.ancestors, cut.epoch)) if others else None
             opened, parts.resync = parts.resync, None
             # Past its commit a resync can't be dropped: its merge is part of what is applied now (R40).
             if draft.resync is not None and draft.resync.end is None:
@@ -139,12 +141,16 @@ class Promotion:
                 layered=True,
                 before=BeforeRecord(epoch=record.epoch, lineage=record.lineage, state=state),
                 planned=planned,
+                disks=disks,
             )
             step = Ancestor(epoch, cut.epoch, cut.segment)
             record.lineage = lineage_records(extend(record.ancestors, step))
             record.epoch = epoch
             draft.step(ReplicaEvent.PROMOTED, "failover")
             left = "" if cut == newest else f" Cut {newest} had been received; what came after {cut} is left out."
+            proof = proof_of(draft.points, PositionRecord.of(cut))
+            left += " At this cut both sides' disks had the same SHA-256 digests." if proof is not None else ""
+            left += f" It has other disks than that: {others}." if others else ""
             draft.event(
                 EventId.PROMOTED,
                 f"{draft.vm.name} was failed over to {parts.surroundings.host} at cut {cut}: "
@@ -153,6 +159,7 @@ class Promotion:
                 parent=cut.epoch.hex(),
                 parent_segment=cut.segment,
                 planned=planned is not None,
+                proven_time=proof.time if proof is not None else None,
             )
         if opened is not None:
             await finish(parts.ports.workers.run(opened.drop))

@@ -383,6 +383,9 @@ class PromotionRecord(Record):
     """With ``handed_over``: whether anything was written since the failover; else the tap tells."""
     planned: PreparedRecord | None = None
     """The token by which it lost nothing; None where it was not a planned one."""
+    disks: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]] | None = None
+    """The disks that the promoted cut has, by index, where these are others than the newest point's; they become the
+    VM's when what was written has settled."""
 
     @property
     def older(self) -> bool:

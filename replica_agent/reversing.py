@@ -46,11 +46,11 @@ class Reversing:
         methods.add(verbs.RESOLVE, ResolveParams, self.resolve)
 
     async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
-        vm = self._agent.find(params.vm)
+        vm = await self._agent.reopening.standing(params.vm)
         return await ordered(vm, "reverse", handing_over.hand_over(vm))
 
     async def handed_over(self, params: HandedOverParams, client: Client) -> None:
-        vm = self._agent.find(params.vm)
+        vm = await self._agent.reopening.standing(params.vm)
         if not params.taken:
             await finish(handing_over.take_back(vm))
 
@@ -65,10 +65,10 @@ class Reversing:
         return status_of(known)
 
     async def differences(self, params: VmParams, client: Client) -> Differences:
-        return await finish(handing_over.differences(self._agent.find(params.vm)))
+        return await finish(handing_over.differences(await self._agent.reopening.standing(params.vm)))
 
     async def resolve(self, params: ResolveParams, client: Client) -> VmStatus:
-        vm = self._agent.find(params.vm)
+        vm = await self._agent.reopening.standing(params.vm)
         promoted = vm.ledger.promotion
         try:
             await ordered(vm, "resolve", handing_over.give_up(vm, yes=params.yes))

@@ -297,7 +297,9 @@ class Sessions:
             vm.connections.note_trouble(told)
             # What the channel found itself it has told already.
             channel.refuse(told.code, told.text, told.remedy, told.fence)
-            log.warning("session ended", vm=vm.name, reason=told.text, code=told.code, peer=channel.peer.address)
+            # A primary that was told of the failover asks now and then whether it was undone.
+            tell = log.info if told.code is ErrorCode.FENCED else log.warning
+            tell("session ended", vm=vm.name, reason=told.text, code=told.code, peer=channel.peer.address)
 
     def _copies_of(self, grant: Grant) -> list[Copy]:
         """The copies that an entry is for."""

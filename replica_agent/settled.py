@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from replica_agent.disk_sets import forget_sets, remove_unnamed
+from replica_agent.disk_sets import adopt_promoted, remove_unnamed
 from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
 from replica_agent.promoted_layers import remove_overlays
@@ -37,7 +37,7 @@ async def settled(parts: VmParts, tap: PromotedTap) -> None:
         cut = draft.promotion.cut
         draft.replication.applied_time = parts.time_of(cut.position) if cut is not None else None
         parts.history.unguard(draft)
-        forget_sets(draft)
+        adopt_promoted(draft)
         draft.replication.applied = cut
         # What was merged when an older point was promoted leads nowhere any more.
         draft.resync = None
@@ -49,6 +49,8 @@ async def settled(parts: VmParts, tap: PromotedTap) -> None:
             cause="settled",
         )
     parts.applier.merge = None
+    # They are closed: the tap has them.
+    parts.disks.settle(parts.ledger.vm.geometry)
     await parts.history.tidy()
     await finish(parts.ports.workers.run(_remove_rest, parts))
     parts.changed.notify()

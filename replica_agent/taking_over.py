@@ -13,9 +13,11 @@ from replica_agent.disks import BaseDisks
 from replica_agent.finishing import finish
 from replica_agent.handing_over import own_point, reversed_text, stand_at
 from replica_agent.layout import Layout, vm_folder
+from replica_agent.marks import set_aside, set_aside_text
 from replica_agent.record import (
     DiskRecord,
     IdentityRecord,
+    PointsRecord,
     PositionRecord,
     ReplicationRecord,
     ReversalRecord,
@@ -190,6 +192,9 @@ async def _write(
         next_index=handed.next_index,
         apart=apart,
     )
+    points = PointsRecord()
+    if handed.written or size:
+        text = f"{text} {set_aside_text(set_aside(points, here, now))}"
     events = [
         make_event(
             EventId.REVERSED,
@@ -207,4 +212,6 @@ async def _write(
         ),
     ]
     changes = dict.fromkeys(store.names()) | {"vm": plain(vm), "replication": plain(replication)}
+    if points.marks:
+        changes["points"] = plain(points)
     await store.commit(changes, events)

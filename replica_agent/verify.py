@@ -204,7 +204,8 @@ class VerifyConnection:
         """Hold a view of the point at ``cut``, once it is reached."""
         applier = self._parts.applier
         before = applier.ceiling.cut
-        if before is None or cut.epoch != before.epoch or cut.segment <= before.segment:
+        passed = before is not None and cut.segment <= before.segment and not self._is_prepared(cut)
+        if before is None or cut.epoch != before.epoch or passed:
             raise _Lost("other_cut", f"The replica stands at {before}, and can't verify cut {cut}.")
         applier.ceiling.cut = cut
         applier.changed.notify()
@@ -226,6 +227,11 @@ class VerifyConnection:
         if self._reading is None:
             raise _Lost("point_lost", "The replica's disks change without an undo log.")
         self._release()
+
+    def _is_prepared(self, cut: Position) -> bool:
+        """Whether that is the last cut for as long as a planned failover is prepared: no other can be waited for."""
+        prepared = self._parts.ledger.prepared
+        return prepared is not None and prepared.cut.position == cut == self._parts.applier.applied
 
     def _release(self) -> None:
         """Applying goes on as far as it can."""

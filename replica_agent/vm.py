@@ -57,15 +57,16 @@ class ReplicaVm:
         parts.history.spare = self.exports.yield_room
         self.prover = Prover(parts, self.exports.view)
         self.promotion = Promotion(parts, self.baseline, self._end_sessions_for_failover, self._end_readers, self._halt)
-        self.statistics = ReplicationStatistics(
-            ledger.statistics, surroundings.ports.clock.wall(), monitoring_seconds=surroundings.monitoring
-        )
+        now, interval = surroundings.ports.clock.wall(), surroundings.monitoring
+        self.statistics = ReplicationStatistics(ledger.statistics, now, monitoring_seconds=interval)
         parts.applier.statistics = self.statistics
         parts.history.changed = parts.changed.notify
         self.failure: Cause | None = None
         self.on_failure: Callable[[ReplicaVm], None] | None = None
         self.on_undone: Callable[[ReplicaVm], None] | None = None
         """Told when a failover is undone: the VM has to be started anew."""
+        self.leaving = False
+        """Another object is about to take this one's place: the VM as it is after its failover was undone."""
         self.companions = Companions(parts)
         self.connections = Connections(parts, self.baseline, self.statistics, self.judge, self.fail, self.companions)
         self.importer = Importer(parts, self.connections.end)
@@ -88,6 +89,7 @@ class ReplicaVm:
         """Bring files and state in line, and go on where the last run stopped. Never raises for this VM's trouble."""
         promotion = self.ledger.promotion
         if promotion is not None and promotion.undoing:
+            self.leaving = True
             self._completing = self._spawn(self._finish_undo())
             return
         try:
@@ -147,9 +149,9 @@ class ReplicaVm:
 
     async def fail(self, error: Exception) -> None:
         """This VM can't go on before it was started anew; the others do."""
-        text = error.text if isinstance(error, VmreplicaError) else f"{type(error).__name__}: {error}"
-        remedy = error.remedy if isinstance(error, VmreplicaError) else ""
-        code = error.code if isinstance(error, VmreplicaError) else "internal"
+        text, remedy, code = f"{type(error).__name__}: {error}", "", "internal"
+        if isinstance(error, VmreplicaError):
+            text, remedy, code = error.text, error.remedy, error.code
         remedy = remedy or f"See the agent's log; then run `vmreplica resume {self.name}`."
         self.failure = Cause(code=code, text=text, time=self.parts.ports.clock.wall(), remedy=remedy)
         for task in self._tasks - {asyncio.current_task()}:
@@ -330,11 +332,9 @@ class ReplicaVm:
             raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
         tap = self.promotion.tap
         await undo(self.parts, await tap.clients() if tap is not None else 0)
-        if self._completing is not None:
-            self._completing.cancel()
-            await settle({self._completing})
+        self.leaving = True
+        await self.leave_tap()
         await self._halt(applying=True)
-        self.promotion.tap = None
         self._completing = self._spawn(self._finish_undo())
 
     async def _finish_undo(self) -> None:

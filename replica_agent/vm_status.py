@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from protocol.position import NO_EPOCH, Position
+from replica_agent.disk_sets import others_of, promoted_disks
 from replica_agent.exports import TEST_SUFFIX
+from replica_agent.marks import proof_of
 from replica_agent.parts import VmParts
 from replica_agent.planned import planned_status
 from replica_agent.point_disks import export_name, point_text
@@ -41,6 +43,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     statistics = vm.statistics.report(now, pending_bytes=pending)
     statistics.last_test_failover_time = parts.ledger.points.last_test_time
     quota = surroundings.quota_of(parts.vm)
+    served = promoted_disks(parts.ledger.vm, parts.ledger.promotion)
     status = VmStatus(
         name=vm.name,
         uuid=parts.uuid,
@@ -73,11 +76,12 @@ def status_of(vm: ReplicaVm) -> VmStatus:
                 path=parts.disks.path(disk.index),
                 export=export_name(disk.index),
             )
-            for disk in parts.disks.geometry
+            for disk in served
         ],
         former_disks=[
             DiskStatus(index=disk.index, uuid=disk.uuid.hex(), size_bytes=disk.size, path=parts.disks.path(disk.index))
-            for disk in parts.ledger.vm.former
+            for disk in (*parts.ledger.vm.disks, *parts.ledger.vm.former)
+            if disk.index not in {each.index for each in served}
         ],
         exports=vm.exports.status(),
         handed_over=parts.ledger.promotion is not None and parts.ledger.promotion.handed_over,
@@ -164,6 +168,8 @@ def failover_of(vm: ReplicaVm) -> FailoverStatus | None:
     if record is None:
         return None
     layers = tap.status.layers if tap is not None and tap.status is not None else None
+    others = others_of(vm.ledger.vm, record)
+    proof = proof_of(vm.ledger.points, record.cut) if record.cut is not None else None
     return FailoverStatus(
         time=record.time,
         epoch=record.epoch.hex(),
@@ -177,6 +183,9 @@ def failover_of(vm: ReplicaVm) -> FailoverStatus | None:
         settled_bytes=layers.done_bytes if layers is not None else 0,
         settling_bytes=layers.total_bytes if layers is not None else 0,
         trouble=layers.failed if layers is not None else "",
+        proven_time=proof.time if proof is not None else None,
+        added_disks=others.added,
+        removed_disks=others.removed,
     )
 
 

@@ -39,6 +39,8 @@ class EventId(IntEnum):
     FAILOVER_COMMITTED = 60022
     PLANNED_FAILOVER = 60023
     PLANNED_FORCED = 60024
+    FENCE_LIFTED = 60025
+    """At the former primary: the failover was undone at the replica."""
     LOG_FILLING = 60031
     DISK_RESIZED = 60032
     DISK_ADDED = 60033
@@ -105,6 +107,7 @@ _WARNINGS = frozenset(
         EventId.PROMOTED,
         EventId.FAILOVER_UNDONE,
         EventId.FAILOVER_COMMITTED,
+        EventId.FENCE_LIFTED,
         EventId.RECOVERED,
         EventId.LOG_FILLING,
         EventId.ALARM_FAILED,

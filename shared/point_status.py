@@ -31,6 +31,10 @@ class PointStatus(msgspec.Struct, kw_only=True):
     bytes: int = 0
     """What the undo logs that lead from the next newer point to it take; 0 for the newest."""
     exports: list[str] = []
+    added_disks: list[int] = []
+    """Disks of the newest point that it does not have: they were added since."""
+    removed_disks: list[int] = []
+    """Disks that it has and the newest point has not: they were removed since, and are kept for it."""
 
 
 class ImageProof(msgspec.Struct, kw_only=True):

@@ -78,7 +78,7 @@ class PrimaryEvent(Enum):
     PREPARATION_ENDED = "the planned failover is off"
     PREPARATION_LOST = "the planned failover is off, and a resynchronization is required"
     RETRIED = "tried again by the administrator after a failover"
-    UNFENCED = "resumed by the administrator after a failover"
+    UNFENCED = "resumed after a failover: it was undone, or the administrator asks for it"
     TAKEN_OVER = "taken over from this host's replica agent: the direction was reversed"
     REMOVED = "replication removed"
 
@@ -194,7 +194,7 @@ PRIMARY_TRANSITIONS: dict[tuple[ReplicationState, PrimaryEvent], ReplicationStat
     (_S.FAILED_OVER, _P.RESYNC_REQUIRED): _S.FAILED_OVER,
     (_S.FAILED_OVER, _P.FENCED): _S.FAILED_OVER,
     (_S.FAILED_OVER, _P.RETRIED): _S.WAITING_FOR_START_RESYNCHRONIZE,
-    # Whether the failover was undone the next session tells: until then nothing is sent.
+    # Whether it was undone the next session tells, also where an administrator believes it: until then nothing is sent.
     (_S.FAILED_OVER, _P.UNFENCED): _S.REPLICATING,
     # Fenced before it had a baseline: its initial replication is begun anew.
     (_S.FAILED_OVER, _P.INITIAL_CANCELLED): _S.READY_FOR_INITIAL_REPLICATION,

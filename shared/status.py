@@ -187,6 +187,12 @@ class FailoverStatus(StatusStruct):
     """After a commit: how much has settled in the disks, of about how much."""
     trouble: str = ""
     """Why settling does not go on at the moment."""
+    proven_time: float | None = None
+    """When a verify found both sides' disks equal at the promoted cut; None where none did, or after a commit."""
+    added_disks: list[int] = []
+    """Disks that were added after the promoted point: it does not have them, and they go once it has settled."""
+    removed_disks: list[int] = []
+    """Disks that were removed after the promoted point: it has them."""
 
 
 class TestFailoverStatus(StatusStruct):

@@ -124,6 +124,10 @@ class TapConfig(ConfigStruct, frozen=True):
     """The undo logs that disks in layers are read through, the oldest first. Like ``overlay`` it is not written where
     it is not set, so that an older program reads the configuration of a plain disk."""
 
+    other_sizes: dict[int, int] | msgspec.UnsetType = msgspec.UNSET
+    """Sizes in bytes, by index, of disks that are not served, and that the undo logs may be about as well: they were
+    added, or removed, after the point that is served."""
+
     @property
     def undo_layers(self) -> list[TapLayer]:
         return [] if self.layers is msgspec.UNSET else self.layers

@@ -60,7 +60,8 @@ def _open_overlay(ports: TapPorts, config: TapConfig, disk: TapDisk) -> Overlay 
 
 def _open_layers(ports: TapPorts, config: TapConfig) -> tuple[UndoLog, ...]:
     """The undo logs that all disks are read through, the oldest first, each the very one that is named."""
-    sizes = {disk.index: disk.size for disk in config.disks}
+    others = config.other_sizes if config.other_sizes is not msgspec.UNSET else {}
+    sizes = others | {disk.index: disk.size for disk in config.disks}
     opened: list[UndoLog] = []
     for order, layer in enumerate(config.undo_layers):
         log = UndoLog(ports.files, layer.path, config.vm_id, sizes, order)

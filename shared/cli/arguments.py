@@ -254,6 +254,11 @@ def _failover(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="with --shutdown: how long the guest may take (default 5m)",
     )
+    parser.add_argument(
+        "--prove",
+        action="store_true",
+        help="with --prepare: once it is prepared, compare both sides' disks at the last cut by their hashes",
+    )
     parser.add_argument("--abort", action="store_true", help="with --prepare: take it back")
     parser.add_argument(
         "--force",

@@ -8,7 +8,7 @@ from datetime import tzinfo
 from shared.cli.text import columns, joined, time_text
 from shared.point_status import PointProof, PointsStatus, PointStatus
 from shared.rates import duration_text, size_text
-from shared.status import VmStatus
+from shared.status import FailoverStatus, VmStatus
 
 CRASH = "crash"
 """As a power cut would have left it: what every point is that nothing else is said of."""
@@ -33,10 +33,19 @@ def point_lines(vm: VmStatus, points: PointsStatus, now: float, zone: tzinfo | N
     if named:
         for row, name in zip(rows, ["NAME", *(point.name for point in points.points)], strict=True):
             row.append(name)
+    if any(other_disks(point) for point in points.points):
+        for row, disks in zip(rows, ["DISKS", *(other_disks(point) for point in points.points)], strict=True):
+            row.append(disks)
     if proven:
         for row, moment in zip(rows, ["PROVEN", *(_proven(point, zone) for point in points.points)], strict=True):
             row.append(moment)
     return [f"{vm.name}  {vm.role}: {_rules(points)}.", *(f"  {joined(row)}" for row in columns(rows, right=[2, 4]))]
+
+
+def other_disks(point: PointStatus | FailoverStatus) -> str:
+    """What disks it has else than the newest point; empty where it has the same."""
+    texts = [f"without {index}" for index in point.added_disks] + [f"with {index}" for index in point.removed_disks]
+    return ", ".join(texts)
 
 
 def _kept_as(point: PointStatus, points: PointsStatus) -> Iterator[str]:

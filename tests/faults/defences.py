@@ -532,6 +532,32 @@ DEFENCES = {
         "A24", "records have no checksum", "shared.ports.store_file:record_digest", says(bytes(16)),
         "tests/unit/ports/test_store.py::test_rows_that_were_meddled_with_are_found",
     ),
+    "orders_meet_what_ends": Defence(
+        "F1", "an order takes the VM that is there, though it ends", "replica_agent.reopening:Reopening._ending", nothing,
+        f"{COPY}test_undo_failover.py::test_an_order_that_comes_during_an_undo_meets_the_vm_as_it_is_afterwards",
+    ),
+    "fence_stays": Defence(
+        "F2", "a fence stays after an undo", "primary_agent.unfencing:is_undone", says(False),
+        "tests/unit/primary/test_unfencing.py::test_lifts",
+    ),
+    "lifts_for_anything": Defence(
+        "F3", "whatever does not refuse lifts a fence", "primary_agent.unfencing:is_undone", says(True),
+        "tests/unit/primary/test_unfencing.py::test_waits_for_an_administrator",
+    ),
+    "present_disks_are_served": Defence(
+        "F4", "a failover serves the newest disks", "replica_agent.promoted_layers:promoted_disks",
+        lambda _original: lambda vm, _record: vm.disks,
+        f"{COPY}test_disk_sets.py::test_a_failover_to_a_point_of_other_disks_serves_these_and_is_undone_or_settles",
+    ),
+    "nothing_set_aside": Defence(
+        "F5", "the loser's content is a point like any other", "replica_agent.handing_over:set_aside",
+        lambda original: lambda points, *rest: original(type(points)(), *rest),
+        "tests/pair/test_reverse.py::test_split_brain_is_named_and_resolved_for_either_side",
+    ),
+    "standing_cut_passed": Defence(
+        "F6", "a verify waits for a later cut", "replica_agent.verify:VerifyConnection._is_prepared", says(False),
+        "tests/pair/test_planned.py::test_planned_failover_loses_nothing_and_its_primary_learns_of_it",
+    ),
 }  # fmt: skip
 
 

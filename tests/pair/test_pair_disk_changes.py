@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from primary_agent import disk_changes
+from primary_agent import disk_changes, unfencing
 from primary_agent.disk_changes import add_disk, remove_disk
 from primary_agent.resync_report import history
 from primary_agent.tap_link import TapLink
@@ -24,7 +24,7 @@ from shared.events import EventId
 from shared.states import ReplicationState
 from tests.pair.rig import MIB, Pair
 from tests.pair.test_pair_identity import stop_primary
-from tests.pair.test_replica_failover import image_of
+from tests.pair.test_replica_failover import image_of, qemu_io
 from tests.places import is_thorough
 
 SIZE = 8 * MIB
@@ -80,7 +80,9 @@ class Guest:
 
 
 @pytest.mark.slow
-async def test_a_disk_is_added_and_one_removed_while_the_guest_writes(pair: Pair, tmp_path: Path) -> None:
+async def test_a_disk_is_added_and_one_removed_while_the_guest_writes(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await pair.replicate(SIZE, MIB)
     disk = pair.disk(2)
     disk.write_bytes(os.urandom(MIB) + bytes(2 * MIB) + os.urandom(MIB))
@@ -124,6 +126,21 @@ async def test_a_disk_is_added_and_one_removed_while_the_guest_writes(pair: Pair
     assert await exported(pair, before, tmp_path / "old again") == old
     assert await exported(pair, both, tmp_path / "both again") == new
     assert await exported(pair, last, tmp_path / "last") == newest
+    # --- a failover to a point of before has its disks; undone it is as if there had been none
+    monkeypatch.setattr(unfencing, "ASK_SECONDS", 0.2)
+    await pair.copy.failover(before)
+    promoted = status_of(pair.copy)
+    assert [each.index for each in promoted.disks] == [0, 1] and [each.index for each in promoted.former_disks] == [2]
+    assert [await image_of(uri, tmp_path) for uri in promoted.uris] == old
+    code, output = await qemu_io(promoted.uris[1], "write -P 0x31 0 256k", "flush", "read -P 0x31 0 256k")
+    assert code == 0 and "failed" not in output, output
+    await pair.copy.undo_failover()
+    await pair.until("a replica", lambda: pair.copy.ledger.promotion is None and pair.copy.point())
+    await pair.state(ReplicationState.REPLICATING)
+    await pair.until("writes", lambda: pair.vm.parts.tap.config.fenced == "" and pair.vm.parts.link.healthy())
+    assert pair.vm.parts.replication.record.causes == []
+    await pair.assert_same()
+    assert await exported(pair, before, tmp_path / "old after all") == old
     assert [each.index for each in status_of(pair.copy).disks] == [0, 2]
     status = status_of(pair.copy)
     assert [each.index for each in status.former_disks] == [1]

@@ -13,6 +13,7 @@ import pytest
 
 from primary_agent import planned_orders, planned_session
 from primary_agent.vm_status import status_of as primary_status
+from replica_agent.points import points_of
 from replica_agent.vm_status import status_of
 from shared.errors import InvalidStateError
 from shared.events import EventId
@@ -36,6 +37,23 @@ async def writes(pair: Pair) -> bool:
     """Whether the primary's disk takes a write."""
     code, _ = await qemu_io(pair.uris[0], "write -P 0x77 0 4k", "flush")
     return code == 0
+
+
+async def proven(pair: Pair) -> None:
+    """Both sides have the same digests at the cut that is prepared, and the replica keeps that."""
+    planned = pair.vm.parts.replication.record.planned
+    assert planned is not None and planned.cut is not None
+    await pair.until("a healthy link", pair.vm.parts.link.healthy)
+    with pytest.raises(InvalidStateError, match="nothing is sent any more"):
+        await pair.vm.verifier.order(repair=True)
+    await pair.vm.verifier.order()
+    await pair.until("the verify's end", lambda: not pair.vm.verifier.status().running)
+    result = pair.vm.verifier.record.last
+    assert result is not None and result.outcome == "equal", result
+    assert result.cut is not None and result.cut.segment == planned.cut.segment
+    newest = points_of(pair.copy).points[0]
+    assert newest.cut.segment == planned.cut.segment and newest.proven_time is not None
+    assert step(pair) is PlannedStep.CONFIRMED
 
 
 @pytest.mark.slow
@@ -74,10 +92,12 @@ async def test_planned_failover_loses_nothing_and_its_primary_learns_of_it(pair:
     code, output = await qemu_io(pair.uris[0], "read 0 4k")
     assert code != 0 and "can't open" in output, "a VM does not even start on its disks"
     assert await image_of(pair.uris[0], tmp_path) == truth[0], "reads go on"
+    await proven(pair)
     await pair.kill_tap()
     await pair.primary.stop()
     await pair.start_primary()
     await pair.until("a session", lambda: pair.vm.parts.link.dialled)
+    await proven(pair)
     assert step(pair) is PlannedStep.CONFIRMED and not await writes(pair)
     assert pair.disk(0).read_bytes() == truth[0]
     told = primary_status(pair.vm.parts, pair.vm.folder, None, pair.vm.verifier.status()).planned
@@ -91,6 +111,7 @@ async def test_planned_failover_loses_nothing_and_its_primary_learns_of_it(pair:
     assert record.parent_segment == record.planned.cut.segment
     status = status_of(pair.copy)
     assert status.planned is not None and "nothing is lost" in status.planned.text
+    assert status.failover is not None and status.failover.proven_time is not None
     for uri, content in zip(status.uris, truth, strict=True):
         assert await image_of(uri, tmp_path) == content
     pair.vm.parts.link.poke.notify()

@@ -14,6 +14,8 @@ import pytest
 from primary_agent import handing_over
 from primary_agent.admin import with_settings
 from replica_agent import handing_over as giving_up
+from replica_agent.marks import mark_point
+from replica_agent.points import set_rules
 from replica_agent.promoted_tap import PromotedTap
 from replica_agent.record import PromotionRecord
 from replica_agent.vm import ReplicaVm
@@ -138,6 +140,12 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
     assert newest_run(two.alpha) == ("bounded", 2 * BLOCK, 2 * BLOCK)
     await two.same(two.alpha)
     assert await two.oldest_point(two.beta) == losing
+    # Whatever the rules say it stays, until it is unpinned.
+    await set_rules(two.beta.copy, {"newest": 1, "hourly": 0})
+    await two.alpha.write("write -P 0x53 5M 64k")
+    await two.same(two.alpha)
+    assert await two.oldest_point(two.beta) == losing
+    await stays_until_unpinned(two.beta)
 
     await two.fail_over(two.beta)
     await two.beta.write("write -P 0x41 1M 64k")
@@ -163,6 +171,18 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
     assert newest_run(two.beta) == ("bounded", 3 * BLOCK, 3 * BLOCK)
     await two.same(two.beta)
     assert await two.oldest_point(two.alpha) == losing
+    (mark,) = two.alpha.copy.ledger.points.marks
+    assert mark.pinned and mark.name.startswith("set-aside-")
+
+
+async def stays_until_unpinned(host: Host) -> None:
+    """The only point beside the newest one is what was set aside."""
+    vm = host.copy
+    (mark,) = vm.ledger.points.marks
+    assert mark.pinned and mark.name.startswith("set-aside-")
+    assert vm.parts.history.positions() == [mark.position.position]
+    await mark_point(vm.parts.history, mark.position.position, pinned=False)
+    assert vm.parts.history.positions() == []
 
 
 async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
@@ -294,6 +314,59 @@ async def test_disks_that_came_go_along_with_a_reversal(two: TwoHosts, tmp_path:
     await two.beta.restart("alpha")
     assert Path(removed).exists() and third.exists()
     assert two.alpha.vm.record.index_to_come == 4, "nor the number of the one that never came here"
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+async def test_a_point_of_other_disks_is_promoted_and_reversed(two: TwoHosts, tmp_path: Path) -> None:
+    """I9, R41: committed by the reversal the set is that of the point, at both sides; given up it is the primary's."""
+    await two.replicate(4 * MIB, 2 * MIB)
+    await two.same(two.alpha)
+    old, content = two.beta.copy.point(), [path.read_bytes() for path in two.alpha.paths()]
+    assert old is not None
+    first = tmp_path / "first.raw"
+    first.write_bytes(os.urandom(2 * MIB))
+    await add(two.alpha, first)
+    await resynchronized(two, two.alpha)
+    await two.alpha.call("primary", verbs.DISK_REMOVE, vm=NAME, disk="1")
+    await resynchronized(two, two.alpha)
+    await two.alpha.write("write -P 0x60 2M 64k", "write -P 0x60 0 4k")
+    await two.same(two.alpha)
+    newest = [path.read_bytes() for path in two.alpha.paths()]
+    # --- given up for alpha: its set is taken over
+    await two.beta.copy.failover(old)
+    await two.tracking(two.beta)
+    await two.fenced(two.alpha)
+    await two.beta.write("write -P 0x61 1M 64k", disk=1)
+    report = await two.beta.call("replica", verbs.DIFFERENCES, vm=NAME)
+    assert "has other disks" in report["reason"]
+    await two.beta.call("replica", verbs.RESOLVE, vm=NAME, yes=True)
+    assert [disk.index for disk in two.beta.copy.ledger.vm.disks] == [0, 1]
+    await two.alpha.call("primary", verbs.RESOLVE, vm=NAME, yes=True)
+    await resynchronized(two, two.alpha)
+    assert [path.read_bytes() for path in two.alpha.paths()] == newest
+    await two.same(two.alpha)
+    (mark,) = two.beta.copy.ledger.points.marks
+    assert sorted(two.beta.copy.ledger.disks_at(mark.position.position)) == [0, 1], "it has the disks that it had"
+    assert await two.oldest_point(two.beta) == content[0]
+    # --- and reversed
+    await two.beta.copy.failover(mark.position.position)
+    await two.tracking(two.beta)
+    await two.fenced(two.alpha)
+    await two.beta.write("write -P 0x62 64k 64k", disk=1)
+    await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
+    await two.alpha.carry("primary", "replica", yes=True)
+    assert [disk.index for disk in two.beta.vm.record.disks] == [0, 1]
+    assert [disk.index for disk in two.alpha.copy.ledger.vm.disks] == [0, 2]
+    expected = content[1][:BLOCK] + bytes([0x62]) * BLOCK + content[1][2 * BLOCK : MIB] + bytes([0x61]) * BLOCK
+    assert two.beta.paths()[1].read_bytes() == expected + content[1][MIB + BLOCK :]
+    parts = two.beta.vm.parts
+    await two.until("a cause", lambda: parts.replication.record.causes and parts.link.healthy())
+    await two.beta.vm.resume(resynchronize=True)
+    await resynchronized(two, two.beta)
+    assert newest_run(two.beta)[0] == "resync", "what bounds a compare is about disks that both sides have"
+    await two.same(two.beta)
+    assert first.exists() and two.beta.vm.record.index_to_come == 3
 
 
 async def add(host: Host, path: Path) -> None:

@@ -236,7 +236,7 @@ async def _turns(world: World, chaos: Chaos, failover: Failover) -> None:
     guest.cancel()
     await world.revive()
     if not committed:
-        await _converge(world, turns.let_go_on)
+        await _converge(world)
         await _until(world, turns.takes_writes, 60, "writing to the old primary after an undo")
         return
     await turns.settle()
@@ -255,15 +255,10 @@ def _state(world: World, host: str) -> ReplicationState | None:
     return _S(record["state"]) if record else None
 
 
-async def _converge(world: World, order: Callable[[], None] = lambda: None) -> None:
-    """Faults have stopped: the pair gets in sync by itself (I12), but for what only ``order`` asks for."""
+async def _converge(world: World) -> None:
+    """Faults have stopped: the pair gets in sync by itself (I12)."""
     await world.revive()
-
-    def in_sync() -> bool:
-        order()
-        return _in_sync_or_ordered(world)
-
-    await _until(world, in_sync, CONVERGENCE_SECONDS, "convergence")
+    await _until(world, lambda: _in_sync_or_ordered(world), CONVERGENCE_SECONDS, "convergence")
     wanted, found = world.disks(), world.view.images()
     for index, (ours, theirs) in enumerate(zip(wanted, found, strict=True)):
         if ours != theirs:

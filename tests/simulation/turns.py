@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shared.states import ReplicationState
 from tests.simulation.loop import Process
 from tests.simulation.oracle import Violation
 
@@ -159,12 +158,6 @@ class Turns:
         if guest is not None:
             await until(world, lambda: not guest.in_flight, SERVED_SECONDS, "an answer to the promoted guest")
         world.promoted.check_exactly("after a commit has settled")
-
-    def let_go_on(self) -> None:
-        """The failover was undone: the old primary is told that it counts, where it was told that it does not."""
-        world = self.world
-        if ReplicationState(world.primary_record()["state"]) is ReplicationState.FAILED_OVER:
-            world.order(world.primary, lambda vm: vm.resume(resynchronize=False))
 
     def takes_writes(self) -> bool:
         """Whether the VM can be started at the old primary again."""

@@ -9,6 +9,7 @@ from shared.admin import verbs as admin
 from shared.cli.agents import Agent, Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
+from shared.cli.point_text import other_disks
 from shared.cli.text import time_text
 from shared.cli.verbs.points import point_of
 from shared.cli.verbs.reading import rejoin_command
@@ -20,7 +21,6 @@ from shared.status import VmStatus
 SERVING_SECONDS = 30.0
 """How long the tap of a promoted VM may take until it serves the disks."""
 SERVING_POLL_SECONDS = 0.2
-UNDO_SECONDS = 60.0
 NEWEST = "newest"
 APPLIED = "applied"
 
@@ -65,6 +65,13 @@ def promote(options: argparse.Namespace, context: Context) -> int:
     cut = "" if shown is None or shown.time is None else f" as of {time_text(shown.time, None)}"
     context.console.print(f"{vm.name} is failed over to this host{cut}; its old primary can no longer write.")
     context.console.print(_kind(vm, options))
+    if vm.failover is not None and vm.failover.proven_time is not None:
+        when = time_text(vm.failover.proven_time, None)
+        context.console.print(
+            f"Both sides' disks were compared at this cut, and had the same SHA-256 digests ({when})."
+        )
+    if vm.failover is not None and (others := other_disks(vm.failover)):
+        context.console.print(f"It has other disks than the newest recovery point: {others}.")
     if not disk_uris(vm):
         raise InvalidStateError(
             f"The disks of {vm.name} are not served yet. {vm.reasons[0] if vm.reasons else ''}".strip(),
@@ -96,29 +103,19 @@ def undo(options: argparse.Namespace, context: Context) -> int:
             found.vm.name,
             options.yes,
         )
+        # Answered when it is over, or with what holds it up.
         found.call(admin.FAILOVER_UNDO)
-        end = time.monotonic() + UNDO_SECONDS
-        while True:
-            agent = found.agent.refresh(found.vm.uuid)
-            vm = agent.status.vms[0]
-            if vm.failover is None or vm.problem is not None or time.monotonic() > end:
-                break
-            time.sleep(SERVING_POLL_SECONDS)
-        raw = agent.raw["vms"][0]
+        agent = found.agent.refresh(found.vm.uuid)
+        vm, raw = agent.status.vms[0], agent.raw["vms"][0]
     if options.json:
         context.console.print_json(raw)
         return SUCCESS
-    if vm.failover is not None:
-        raise InvalidStateError(
-            f"The failover of {vm.name} is still being undone. {vm.problem.text if vm.problem else ''}".strip(),
-            f"It goes on by itself; look again: vmreplica status {vm.name}",
-        )
     primary = vm.peer_host or "its old host"
     context.console.print(
         [
             f"The failover of {vm.name} is undone: it is a replica again, in state {vm.state}.",
-            f"Its primary on {primary} goes on when it connects; where it was told of the failover, run there:",
-            f"  vmreplica resume {vm.name}",
+            f"Its primary on {primary} goes on by itself; where it was told of the failover, within a minute. At once:",
+            f"  vmreplica resume {vm.name}   (there)",
         ]
     )
     return SUCCESS
@@ -129,10 +126,12 @@ def commit(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "replica")
-        name, points = found.vm.name, found.vm.older_points
+        name, points, failed_over = found.vm.name, found.vm.older_points, found.vm.failover
+        added = failed_over.added_disks if failed_over is not None else []
+        lost = f", and so is disk {', '.join(map(str, added))}, which the promoted one does not have" if added else ""
         context.console.confirm(
             f"The failover of {name} can't be undone any more after this, and its {points} older recovery points are "
-            "deleted.",
+            f"deleted{lost}.",
             name,
             options.yes,
         )

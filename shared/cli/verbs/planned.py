@@ -11,20 +11,25 @@ from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.cli.verbs.reading import rejoin_command
 from shared.cli.verbs.replication import await_link
-from shared.errors import InvalidStateError, UsageError
+from shared.cli.verbs.verify import run as run_verify
+from shared.cli.verify_text import result_lines
+from shared.errors import InvalidStateError, UsageError, VmreplicaError
 from shared.states import PlannedStep
 from shared.status import VmStatus
 
 CLIENTS_SECONDS, CLIENTS_POLL_SECONDS = 30.0, 0.2
 """How long the clients of a VM that was shut down may take to leave its tap."""
+EQUAL = "equal"
 ORDER_SECONDS = 330.0
 """How long the tap may take to finish what it has taken, and to seal the cut."""
 
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises UsageError for options that do not go together."""
-    if not options.prepare and (options.abort or options.shutdown or options.no_wait):
-        raise UsageError("--abort, --shutdown and --no-wait belong to a preparation.", "Add --prepare.")
+    if not options.prepare and (options.abort or options.shutdown or options.no_wait or options.prove):
+        raise UsageError("--abort, --shutdown, --prove and --no-wait belong to a preparation.", "Add --prepare.")
+    if options.prove and (options.abort or options.no_wait):
+        raise UsageError("--prove compares both sides once all is prepared.", "Leave out --abort and --no-wait.")
     chosen = options.at is not None or options.point != "newest"
     if chosen and (options.prepare or options.undo or options.commit or options.stop):
         raise UsageError("--point and --at choose what is failed over to, or tested.", "Leave them out here.")
@@ -70,10 +75,23 @@ def _prepare(found: Found, options: argparse.Namespace, context: Context) -> int
         return SUCCESS
     if _step(followed) is not PlannedStep.CONFIRMED:
         raise InvalidStateError(followed.planned.text if followed.planned else followed.summary, followed.remedy)
+    proof: list[str] = []
+    if options.prove:
+        result = run_verify(found, context.console, quiet=options.json, rejoin=rejoin_command(options))
+        if result is None:
+            return SUCCESS
+        proof = result_lines(vm.name, result)
+        if result.outcome != EQUAL:
+            context.console.print(proof[1:])
+            raise VmreplicaError(
+                f"{vm.name} is prepared, but its image is not proven to be the same on both sides. {result.text}",
+                f"Take it back, and make the replica good: vmreplica failover {vm.name} --prepare --abort; then "
+                f"vmreplica verify {vm.name} --repair. A failover now has all writes, on what lay there before.",
+            )
     if options.json:
         _print_json(found, context)
     else:
-        context.console.print(_confirmed_lines(followed))
+        context.console.print([*proof, *_confirmed_lines(followed)])
     return SUCCESS
 
 

@@ -60,6 +60,13 @@ def verify(options: argparse.Namespace, context: Context) -> int:
     raise VmreplicaError(sentence, result.remedy)
 
 
+def run(found: Found, console: Console, *, quiet: bool, rejoin: str) -> VerifyResult | None:
+    """Start a verify, or join the one that runs, and follow it: its result, or None where it was left with Ctrl-C."""
+    before = _last(found.vm)
+    found.call(admin.VERIFY)
+    return _follow(found, console, before, quiet=quiet, rejoin=rejoin)
+
+
 def _follow(
     found: Found, console: Console, before: VerifyResult | None, *, quiet: bool, rejoin: str
 ) -> VerifyResult | None:

@@ -592,7 +592,7 @@ def test_failover_is_undone_or_committed(vmreplica: Command) -> None:
     canned.answers[admin.FAILOVER_UNDO] = lambda params: canned.set_vm(replica())
     ran = vmreplica("failover", "web", "--undo", "--yes")
     assert ran.lines[0] == "The failover of web is undone: it is a replica again, in state Replicating."
-    assert ran.lines[-1] == "  vmreplica resume web"
+    assert ran.lines[-1] == "  vmreplica resume web   (there)"
 
 
 def test_removing_says_what_becomes_of_the_disks(vmreplica: Command) -> None:

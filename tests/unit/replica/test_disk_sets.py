@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,15 +20,25 @@ from protocol.messages import (
     WireDisk,
     WirePosition,
 )
+from protocol.position import Position
 from protocol.session import Identity, PrimarySession
+from replica_agent import handing_over
+from replica_agent.admin import AdminMethods
+from replica_agent.disk_sets import OtherDisks, others_of
+from replica_agent.points import points_of as points_of_vm
 from replica_agent.vm import ReplicaVm
+from replica_agent.vm_status import status_of
+from shared.admin.server import Client
+from shared.admin.verbs import VmParams
 from shared.channel import Channel
 from shared.errors import InvalidStateError
 from shared.ports.clock import RealClock
 from shared.ports.network import RealNetwork
+from shared.tap_config import load_config
 from tests.unit.replica.logs import VM, Tap
 from tests.unit.replica.rig import DISKS, Dialler, Primary, Resync, World, open_body
 from tests.unit.replica.test_sessions import Pair, dialler_of, refusal_of, replicating, until
+from tests.unit.replica.test_undo_failover import serving
 
 CAME = Geometry(7, 128 << 10, b"c" * 16)
 SET = (DISKS[0], CAME)
@@ -139,10 +149,6 @@ async def test_a_set_is_exchanged_by_the_commit_and_not_before(world: World) -> 
             channel = await dialler.greet()
             channel.send(open_body(disks=[WireDisk.of(disk) for disk in disks], disk_set=number))
             assert (await refusal_of(Primary(channel))).code == "geometry"
-        # A failover has the present disks, or none is made: the tap that serves them knows no others.
-        with pytest.raises(InvalidStateError, match="disk 7 was added since, disk 3 was removed since") as told:
-            await vm.promotion.decide(before)
-        assert "--writable" in told.value.remedy and vm.ledger.promotion is None
         export = await vm.exports.start(vm.describe, before, writable=True)
         assert [uri.partition("?")[0] for uri in export.uris] == ["nbd+unix:///disk0", "nbd+unix:///disk3"]
         await vm.exports.stop(export.id)
@@ -151,6 +157,81 @@ async def test_a_set_is_exchanged_by_the_commit_and_not_before(world: World) -> 
         assert [image.disk for image in proof.images] == [0, 3] and proof.total_bytes == sum(d.size for d in DISKS)
         assert await vm.promotion.decide()
         assert vm.parts.disks.geometry == SET and file_of(world, 3).exists(), "an undo has all points again"
+        assert vm.ledger.promotion is not None and vm.ledger.promotion.disks is None
+
+
+async def exchanged(pair: Pair) -> tuple[SetDialler, Position, Position]:
+    """The other set is the VM's, with a segment more; the point before that, and the newest one."""
+    dialler, before = setting(pair), pair.tap.position
+    control, _ = await dialler.open(epoch=pair.tap.epoch)
+    resync = exchanging(pair, control, dialler)
+    await resync.begin()
+    await resync.compare_range(CAME, 0, CAME.size)
+    await resync.send_tracked(pair.rng, 1)
+    await resync.commit()
+    await control.until_applied(resync.tap.position)
+    await control.send_segment(resync.tap, pair.rng)
+    await control.until_applied(resync.tap.position)
+    pair.control, pair.tap = control, resync.tap
+    return dialler, before, resync.tap.position
+
+
+async def test_a_failover_to_a_point_of_other_disks_serves_these_and_is_undone_or_settles(world: World) -> None:
+    """I1, I6: undone the VM has its newest set; settled that of the point for good."""
+    async with replicating(world) as pair:
+        agent, orders = pair.agent, AdminMethods(pair.agent)
+        vm = agent.vms[VM]
+        _, before, newest = await exchanged(pair)
+        listed = {each.cut.segment: each for each in points_of_vm(vm).points if each.cut.epoch == before.epoch.hex()}
+        assert (listed[before.segment].added_disks, listed[before.segment].removed_disks) == ([7], [3])
+        assert not points_of_vm(vm).points[0].added_disks
+
+        kept, aside = file_of(world, 3), file_of(world, 3).with_name("aside")
+        kept.rename(aside)
+        with pytest.raises(InvalidStateError, match="disk 3, which was removed since"):
+            await vm.promotion.decide(before)
+        assert vm.ledger.promotion is None
+        aside.rename(kept)
+
+        await serving(vm, before)
+        record = vm.ledger.promotion
+        assert record is not None and record.disks == [0, 3]
+        config = load_config(world.files, vm.parts.layout.tap)
+        assert [(disk.index, Path(disk.path)) for disk in config.disks] == [(i, file_of(world, i)) for i in (0, 3)]
+        assert config.other_sizes == {7: CAME.size} and config.undo_layers
+        assert len(list(Path(vm.parts.layout.tap).glob("overlay-*"))) == 2 * len(config.disks)
+        status = status_of(vm)
+        assert [disk.index for disk in status.disks] == [0, 3]
+        assert [disk.index for disk in status.former_disks] == [7]
+        assert status.failover is not None
+        assert (status.failover.added_disks, status.failover.removed_disks) == ([7], [3])
+        await orders.undo_failover(VmParams(vm="web"), cast("Client", None))
+        vm = agent.vms[VM]
+        assert vm.point() == newest and vm.ledger.vm.geometry == SET
+        assert [disk.index for disk in status_of(vm).disks] == [0, 7]
+        assert file_of(world, 7).read_bytes() == pair.tap.cuts[newest.segment][CAME.index]
+
+        await serving(vm, before)
+        await vm.promotion.commit()
+        assert vm.promotion.tap is not None
+        vm.promotion.tap.settled.set()
+        await until(lambda: vm.ledger.promotion is not None and not vm.ledger.promotion.layered)
+        await until(lambda: not file_of(world, CAME.index).exists())
+        assert vm.ledger.vm.geometry == DISKS == vm.parts.disks.geometry and not vm.ledger.vm.former
+        assert vm.ledger.vm.next_index == 8 and kept.exists()
+        assert not load_config(world.files, vm.parts.layout.tap).undo_layers
+        record = vm.ledger.promotion
+        assert record is not None and others_of(vm.ledger.vm, record) == OtherDisks([], [])
+
+        # Given up for the primary, which has the newer set: that one is taken over with a compare of everything.
+        await vm.leave_tap()
+        await handing_over._take_disks_back(vm, record, handing_over.Tracked("", written=False))
+        assert (vm.ledger.vm.disk_set, vm.ledger.replication.reversal) == (0, None)
+        assert "has other disks" in vm.ledger.replication.causes[0].text
+        await agent.revive(vm, failed=False)
+        control, opened = await setting(pair).open(epoch=newest.epoch, lineage=[])
+        assert (opened.disk_set, [disk.index for disk in opened.disks], opened.common) == (0, [0, 3], None)
+        control.channel.abort()
 
 
 @pytest.mark.parametrize("where", ["begun", "settled", "committed"])

@@ -7,21 +7,24 @@ import functools
 import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from protocol.position import Position
-from replica_agent import handing_over, promoted_layers, prover
+from replica_agent import handing_over, promoted_layers, prover, reopening
+from replica_agent.admin import AdminMethods
 from replica_agent.points import find_point, points_of
 from replica_agent.promoted_tap import is_written
 from replica_agent.record import ReplicationRecord, ReversalRecord
 from replica_agent.reversal import through_of
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
+from shared.admin.server import Client
+from shared.admin.verbs import EventsParams, VmParams
 from shared.disks.leaves import leaves_of
-from shared.errors import InvalidStateError, NotFoundError
+from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError
 from shared.map_file import MapDamagedError
 from shared.tap_config import load_config
 from shared.tap_control import TapStatus
@@ -86,6 +89,45 @@ async def test_an_older_point_is_promoted_while_an_apply_is_under_way(world: Wor
         assert contents(world) == dict(pair.tap.cuts[pair.tap.segment])
         with pytest.raises(InvalidStateError, match="is not failed over"):
             await vm.promotion.commit()
+
+
+async def test_an_order_that_comes_during_an_undo_meets_the_vm_as_it_is_afterwards(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits, but not for ever; and the undo is answered when the VM stands open, or with what kept it from that."""
+    async with replicating(world) as pair:
+        agent, vm, orders = pair.agent, pair.agent.vms[VM], AdminMethods(pair.agent)
+        web, asker = VmParams(vm="web"), cast("Client", None)
+        await serving(vm)
+        async with agent._changing:
+            # Its opening waits for another VM's order.
+            given = [asyncio.ensure_future(orders.undo_failover(web, asker)) for _ in range(2)]
+            await until(lambda: vm.ledger.promotion is None)
+            with monkeypatch.context() as patch:
+                patch.setattr(reopening, "WAIT_SECONDS", 0.05)
+                with pytest.raises(InvalidStateError, match="still being undone") as info:
+                    await orders.suspend(web, asker)
+                assert info.value.remedy == "It goes on by itself; look again: vmreplica status web"
+            early = asyncio.ensure_future(orders.suspend(web, asker))
+            told = asyncio.ensure_future(orders.events(EventsParams(), asker))
+            await until(told.done)
+            assert not any(order.done() for order in [*given, early])
+        for order in given:
+            status = await order
+            assert (status.failover, status.problem) == (None, None)
+        assert agent.vms[VM] is not vm
+        assert (await early).state == "Suspended"
+        assert agent.status("web").vms[0].state == "Suspended"
+
+        vm = agent.vms[VM]
+        await serving(vm)
+
+        async def unopened(*_: object, **__: object) -> None:
+            raise StoreDamagedError("The state can't be read.", "Look into it.")
+
+        monkeypatch.setattr(vm.parts.ports.stores, "open", unopened)
+        with pytest.raises(StoreDamagedError, match="can't be read"):
+            await orders.undo_failover(web, asker)
 
 
 async def test_a_point_of_an_earlier_baseline_settles_and_is_given_up(
