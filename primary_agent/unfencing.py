@@ -130,12 +130,9 @@ class UndoWatch:
 
 
 def _text(parts: Parts, host: str) -> str:
-    replication = parts.replication
-    record, name = replication.record, replication.vm.name
+    name = parts.replication.vm.name
     text = f"The failover of {name} to {host} was undone there: this host is its primary again, in the same epoch."
-    if record.fence is None or record.fence.written:
-        # What is written there after that was told can't be known here.
-        text += f" What was written on {host} since the failover was dropped there by that order."
+    text += f" Whatever was written on {host} since the failover was dropped there by that order."
     if parts.moved_on():
         text += " What was written here meanwhile is kept, and is replicated."
     return text

@@ -123,6 +123,7 @@ class AdminMethods:
     async def remove(self, params: RemoveParams, client: Client) -> None:
         if not params.yes:
             raise UsageError(f"Removing {params.vm} here deletes its recovery point.", "Repeat it with --yes.")
+        await self._agent.reopening.over(params.vm)
         await finish(self._agent.remove(params.vm))
 
     async def recover(self, params: RecoverParams, client: Client) -> VmStatus:

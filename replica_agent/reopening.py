@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from replica_agent.vm import ReplicaVm
-from shared.errors import InvalidStateError
+from shared.errors import InvalidStateError, VmreplicaError
 from shared.ports import Clock
 from shared.tasks import Signal
 
@@ -43,11 +43,17 @@ class Reopening:
         self._changed.notify()
 
     async def standing(self, name: str, *, undone: bool = True) -> ReplicaVm:
-        """The VM of that name or UUID once it stands open; with ``undone`` from the beginning of an undo on, since what
-        an order did before its end would be lost.
+        """The VM of that name or UUID once it stands open. Raises as :meth:`over`, and what looking up raises:
+        NotFoundError, or what is wrong with its state.
+        """
+        await self.over(name, undone=undone)
+        return self.find(name)
 
-        Raises InvalidStateError where that takes longer than WAIT_SECONDS, and what looking up raises: NotFoundError,
-        or what is wrong with its state.
+    async def over(self, name: str, *, undone: bool = True) -> None:
+        """Wait until no VM of that name or UUID is being opened anew; with ``undone`` from the beginning of an undo on,
+        since what an order did before its end would be lost.
+
+        Raises InvalidStateError where that takes longer than WAIT_SECONDS.
         """
         deadline = self.clock.monotonic() + WAIT_SECONDS
         while (vm := self._ending(name, undone=undone)) is not None:
@@ -55,14 +61,16 @@ class Reopening:
             if left <= 0:
                 raise _still(vm)
             await self._changed.wait_for(left)
-        return self.find(name)
 
     def _ending(self, name: str, *, undone: bool) -> ReplicaVm | None:
         """The VM of that name that is about to be another one."""
         for vm in self._open.values():
             if name in (vm.name, vm.parts.uuid):
                 return vm
-        vm = self.find(name)
+        try:
+            vm = self.find(name)
+        except VmreplicaError:
+            return None
         return vm if undone and is_being_undone(vm) and vm.failure is None else None
 
 

@@ -332,6 +332,8 @@ class ReplicaVm:
             raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
         tap = self.promotion.tap
         await undo(self.parts, await tap.clients() if tap is not None else 0)
+        if self.leaving:
+            return  # Another order does it already.
         self.leaving = True
         await self.leave_tap()
         await self._halt(applying=True)

@@ -533,7 +533,7 @@ DEFENCES = {
         "tests/unit/ports/test_store.py::test_rows_that_were_meddled_with_are_found",
     ),
     "orders_meet_what_ends": Defence(
-        "F1", "an order takes the VM that is there, though it ends", "replica_agent.reopening:Reopening._ending", nothing,
+        "F1", "an order takes what is about to end", "replica_agent.reopening:Reopening._ending", nothing,
         f"{COPY}test_undo_failover.py::test_an_order_that_comes_during_an_undo_meets_the_vm_as_it_is_afterwards",
     ),
     "fence_stays": Defence(

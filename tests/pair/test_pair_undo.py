@@ -98,7 +98,7 @@ async def test_failover_to_an_older_point_is_undone_and_the_next_is_committed(
     await goes_on(pair, "write -P 0x44 3M 64k")
     (lifted,) = await pair.events(EventId.FENCE_LIFTED)
     assert lifted["data"]["failover"] == failover.epoch
-    assert "What was written on beta since the failover was dropped there" in lifted["text"]
+    assert "Whatever was written on beta since the failover was dropped there" in lifted["text"]
     assert "is kept, and is replicated" not in lifted["text"]
 
     # Written on both sides, by a guest that was connected here before: what that wrote stays, and is told of.
