@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from primary_agent.block_map import BlockMap
 from primary_agent.parts import Parts
 from primary_agent.tap_link import CONNECT_SECONDS
@@ -104,7 +106,7 @@ class VerifyRun:
                     decided=self._decided,
                     read=self._read,
                 )
-                cut = await reader.build(self._scope)
+                cut = self._prepared(await reader.build(self._scope))
             finally:
                 client.close()
             self._progress.phase, self._progress.done = WAITING, full
@@ -132,11 +134,25 @@ class VerifyRun:
 
     def _decided(self, cut: Position) -> None:
         assert self._asking is not None
+        self._asking.name(self._last_cut() or cut)
+
+    def _last_cut(self) -> Position | None:
+        """While a failover is prepared: the cut that it is for, which is the last that the replica gets."""
         planned = self._parts.replication.record.planned
-        if self._state is ReplicationState.PREPARED_FOR_FAILOVER and planned is not None and planned.cut is not None:
-            if planned.cut.position != cut:
-                raise UndecidedError(f"The newest cut is {cut}, not the one that is prepared: {planned.cut.position}.")
-        self._asking.name(cut)
+        if self._state is not ReplicationState.PREPARED_FOR_FAILOVER or planned is None or planned.cut is None:
+            return None
+        return planned.cut.position
+
+    def _prepared(self, cut: Sealed) -> Sealed:
+        """The last cut in the place of one that was sealed behind it, with nothing in between: by a tap that was
+        started anew meanwhile. Raises UndecidedError where anything was logged.
+        """
+        last = self._last_cut()
+        if last is None or last == cut.position():
+            return cut
+        if (last.epoch.hex(), last.entry) != (cut.epoch, cut.entry):
+            raise UndecidedError(f"Changes were logged after cut {last.segment}, though none is taken.")
+        return msgspec.structs.replace(cut, segment=last.segment, chain=last.chain.hex())
 
     def _read(self, count: int) -> None:
         # What is read again in a later pass is no progress.

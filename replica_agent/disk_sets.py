@@ -142,11 +142,18 @@ def promoted_disks(vm: VmRecord, record: PromotionRecord | None) -> list[DiskRec
     """The disks that a failover serves: those of the promoted point. Without one the present disks."""
     if record is None or record.disks is None:
         return vm.disks
-    known = {
-        disk.index: DiskRecord(index=disk.index, uuid=disk.uuid, size=disk.size, path=disk.path) for disk in vm.former
-    }
-    known |= {disk.index: disk for disk in vm.disks}
+    known = {disk.index: disk for disk in [*_former(vm), *vm.disks]}
     return [known[index] for index in record.disks]
+
+
+def kept_disks(vm: VmRecord, record: PromotionRecord | None) -> list[DiskRecord]:
+    """The other disks, which only other points have."""
+    served = {disk.index for disk in promoted_disks(vm, record)}
+    return [disk for disk in [*vm.disks, *_former(vm)] if disk.index not in served]
+
+
+def _former(vm: VmRecord) -> list[DiskRecord]:
+    return [DiskRecord(index=disk.index, uuid=disk.uuid, size=disk.size, path=disk.path) for disk in vm.former]
 
 
 def adopt_promoted(draft: Draft) -> None:

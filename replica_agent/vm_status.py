@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protocol.position import NO_EPOCH, Position
-from replica_agent.disk_sets import others_of, promoted_disks
+from replica_agent.disk_sets import kept_disks, others_of, promoted_disks
 from replica_agent.exports import TEST_SUFFIX
 from replica_agent.marks import proof_of
 from replica_agent.parts import VmParts
@@ -44,6 +44,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     statistics.last_test_failover_time = parts.ledger.points.last_test_time
     quota = surroundings.quota_of(parts.vm)
     served = promoted_disks(parts.ledger.vm, parts.ledger.promotion)
+    kept = kept_disks(parts.ledger.vm, parts.ledger.promotion)
     status = VmStatus(
         name=vm.name,
         uuid=parts.uuid,
@@ -80,8 +81,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
         ],
         former_disks=[
             DiskStatus(index=disk.index, uuid=disk.uuid.hex(), size_bytes=disk.size, path=parts.disks.path(disk.index))
-            for disk in (*parts.ledger.vm.disks, *parts.ledger.vm.former)
-            if disk.index not in {each.index for each in served}
+            for disk in kept
         ],
         exports=vm.exports.status(),
         handed_over=parts.ledger.promotion is not None and parts.ledger.promotion.handed_over,

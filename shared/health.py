@@ -117,8 +117,7 @@ def _judge_state(status: VmStatus, state: ReplicationState, result: Assessment) 
         result.critical(
             status.fenced or "The VM was failed over at the replica.",
             f"Do not run the VM here. To make this host its replica, run `vmreplica reverse {name}` on both hosts; "
-            f"where both have moved on, `vmreplica resolve {name}`. When the failover is undone there, this side "
-            "goes on by itself.",
+            f"where both have moved on, `vmreplica resolve {name}`. After an undo there it goes on by itself here.",
         )
     elif status.handed_over and status.role == "replica":
         pass

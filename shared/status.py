@@ -190,9 +190,8 @@ class FailoverStatus(StatusStruct):
     proven_time: float | None = None
     """When a verify found both sides' disks equal at the promoted cut; None where none did, or after a commit."""
     added_disks: list[int] = []
-    """Disks that were added after the promoted point: it does not have them, and they go once it has settled."""
     removed_disks: list[int] = []
-    """Disks that were removed after the promoted point: it has them."""
+    """Disks that came and went after the promoted point: it has not these, which go once it has settled, but those."""
 
 
 class TestFailoverStatus(StatusStruct):

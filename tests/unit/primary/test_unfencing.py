@@ -18,7 +18,7 @@ from shared.states import ReplicationState
 from shared.status import Cause
 
 OLD, EPOCH, PROMOTED, PROPOSED = (letter * 16 for letter in (b"o", b"e", b"p", b"n"))
-DISKS = (Geometry(0, b"d" * 16, 1 << 20),)
+DISKS = (Geometry(0, 1 << 20, b"d" * 16),)
 CUT, LATER = Position(EPOCH, 4, 40, b"c" * 16), Position(EPOCH, 6, 60, b"l" * 16)
 LINEAGE = (Ancestor(EPOCH, OLD, 3),)
 
@@ -82,7 +82,7 @@ def test_lifts(replica: dict[str, Any], primary: dict[str, Any], record: dict[st
         (asking(ResyncCause.STATE_LOST), {}, {}),
         ({"received": Position(EPOCH, 3, 30, b"b" * 16)}, {}, {}),
         ({"received": Position(EPOCH, 9, 90, b"b" * 16)}, {}, {}),
-        ({"disks": (Geometry(0, b"o" * 16, 1 << 20),)}, {}, {}),
+        ({"disks": (Geometry(0, 1 << 20, b"o" * 16),)}, {}, {}),
         ({}, {"rebuilt": True}, {"recovered": Cause(code="state_lost", text="lost", time=1.0)}),
     ],
     ids=[
