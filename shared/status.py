@@ -252,9 +252,7 @@ class PlannedStatus(StatusStruct):
 
 
 class VmStatus(StatusStruct):
-    """Everything about one VM on this agent. ``health`` to ``causes`` are computed by
-    :mod:`shared.health`.
-    """
+    """Everything about one VM on this agent. ``health`` to ``causes`` are computed by :mod:`shared.health`."""
 
     name: str
     uuid: str

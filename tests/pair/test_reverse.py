@@ -124,6 +124,7 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
     losing = two.beta.paths()[0].read_bytes()
     losing = losing[:MIB] + bytes([0x51]) * BLOCK + losing[MIB + BLOCK :]
     await two.write_past_the_fence(two.alpha, "write -P 0x52 3M 64k")
+    await two.alpha.vm.parts.tap.refresh()
     status = await primary_status(two.alpha)
     assert status.health == "Critical" and "split brain" in status.summary
     for host, role, offset in ((two.alpha, "primary", 3 * MIB), (two.beta, "replica", MIB)):
@@ -343,6 +344,9 @@ async def test_a_point_of_other_disks_is_promoted_and_reversed(two: TwoHosts, tm
     await two.beta.call("replica", verbs.RESOLVE, vm=NAME, yes=True)
     assert [disk.index for disk in two.beta.copy.ledger.vm.disks] == [0, 1]
     await two.alpha.call("primary", verbs.RESOLVE, vm=NAME, yes=True)
+    parts = two.alpha.vm.parts
+    await two.until("a session", lambda: parts.replication.record.causes and parts.link.healthy())
+    await two.alpha.vm.resume(resynchronize=True)
     await resynchronized(two, two.alpha)
     assert [path.read_bytes() for path in two.alpha.paths()] == newest
     await two.same(two.alpha)
