@@ -11,7 +11,6 @@ written on the promoted side. What was written on this side meanwhile is kept an
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 import structlog
@@ -37,7 +36,6 @@ from shared.planning import (
 )
 from shared.sides import ReplicaView
 from shared.states import ReplicationState
-from shared.tasks import first_of
 
 ASK_SECONDS = 60.0
 """A replica that the VM is failed over to is asked so often whether that was undone."""
@@ -100,7 +98,7 @@ class UndoWatch:
         replication, ports = self.parts.replication, self.parts.surroundings.ports
         left = self.due - ports.clock.monotonic()
         if left > 0:
-            await first_of(replication.changed.wait(), asyncio.sleep(left))
+            await replication.changed.wait_for(left)
             return
         connection = self.parts.tap.connection
         if connection is None or not connection.alive:
