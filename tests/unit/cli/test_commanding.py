@@ -404,7 +404,7 @@ def test_points_that_are_named_pinned_and_proven_and_nearest_to_a_time(vmreplica
             PointStatus(point="01234567/15", cut=cut(15, 61.0), newest=True),
             PointStatus(
                 point="01234567/3", cut=cut(3, 7200.0), bytes=1 << 30, hourly=True, daily=True, weekly=True,
-                name="base", pinned=True, proven_time=cut(3, 7000.0).time,
+                name="base", pinned=True, proven_time=cut(3, 7000.0).time, added_disks=[2], removed_disks=[1],
             ),
         ],
         keep_newest=4, keep_hourly=24, keep_daily=7, keep_age_seconds=35 * 86400.0,
@@ -414,10 +414,10 @@ def test_points_that_are_named_pinned_and_proven_and_nearest_to_a_time(vmreplica
     canned.answers[admin.POINTS] = canned.answers[admin.MARK_POINT] = to_plain(status)
     rules = "4 newest, 24 hourly and 7 daily points are kept, none more than 35 d 0 h older than the newest"
     room = "they take 1.0 GiB of at most 20.0 GiB, the pinned ones 1.0 GiB of it"
-    proven = "base  2030-03-17 15:50:00"
+    headings, proven = "NAME  DISKS              PROVEN", "base  without 2, with 1  2030-03-17 15:50:00"
     assert vmreplica("points", "web", "--at", "2030-03-17 16:46").lines == [
         f"web  replica: {rules}; {room}.",
-        "  POINT        SEALED                     AGE  KEPT AS                  TAKES  EXPORTS  NAME  PROVEN",
+        f"  POINT        SEALED                     AGE  KEPT AS                  TAKES  EXPORTS  {headings}",
         "  01234567/15  2030-03-17 17:45:39  1 min 1 s  newest",
         f"  01234567/3   2030-03-17 15:46:40  2 h 0 min  hourly, daily, pinned  1.0 GiB           {proven}",
         "At or before 2030-03-17 16:46:40: 01234567/3, sealed 2030-03-17 15:46:40",
@@ -586,6 +586,10 @@ def test_failover_is_undone_or_committed(vmreplica: Command) -> None:
     canned = vmreplica.agent("replica", [replica(**PROMOTED, failover=status, older_points=7)])
     assert "3.0 MiB that were written here since are dropped for good." in vmreplica("failover", "web", "--undo").err
     assert "its 7 older recovery points are deleted" in vmreplica("failover", "web", "--commit").err
+    status.added_disks = [2]
+    canned.set_vm(replica(**PROMOTED, failover=status, older_points=7))
+    told = "points are deleted, and so is disk 2, which the promoted one does not have."
+    assert told in vmreplica("failover", "web", "--commit").err
     assert canned.calls == []
     canned.answers[admin.FAILOVER_COMMIT] = {}
     assert vmreplica("failover", "web", "--commit", "--yes").lines[0].startswith("The failover of web is committed.")

@@ -15,9 +15,10 @@ from shared.cli.virsh import Virsh
 from shared.errors import InvalidStateError, NotFoundError, UsageError
 from shared.health import assessed
 from shared.progress_status import ProgressStatus
-from shared.status import PlannedStatus, VmStatus
+from shared.status import FailoverStatus, ImageStatus, PlannedStatus, VerifyStatus, VmStatus
 from tests.unit.cli.conftest import Command
 from tests.unit.cli.samples import NOW, URI, UUID, cut, healthy, replica
+from tests.unit.cli.test_verify import result
 
 CHAIN = "ab" * 16
 
@@ -41,6 +42,9 @@ def test_options_that_an_order_would_ignore_are_refused() -> None:
             with pytest.raises(UsageError, match="choose what is failed over to|ends a test"):
                 check_options(parser.parse_args(["failover", "web", order, *given]))
         check_options(parser.parse_args(["failover", "web", order]))
+    for given in (["--prove"], ["--prepare", "--prove", "--abort"], ["--prepare", "--prove", "--no-wait"]):
+        with pytest.raises(UsageError, match="--prove"):
+            check_options(parser.parse_args(["failover", "web", *given]))
     for fine in (["--point", "applied"], ["--test", "--at", "2h"], ["--test", "--stop"], ["--stop"]):
         check_options(parser.parse_args(["failover", "web", *fine]))
 
@@ -61,6 +65,16 @@ def test_preparing_is_followed_to_the_cut_that_it_is_for_and_taken_back(vmreplic
     # Asked for again it is only shown: nothing is ordered twice.
     canned.calls.clear()
     assert vmreplica("failover", "web", "--prepare").code == 0 and canned.calls == []
+    # Both sides' disks at the cut: the digests, or that it is not proven.
+    for last, code in ((result(images=[ImageStatus(disk=0, sha256="cd" * 32)]), 0), (result("different"), 1)):
+        done = preparing("confirmed", verify=VerifyStatus(last=last))
+        canned.set_vm(preparing("confirmed"))
+        canned.answers[admin.VERIFY] = lambda params, done=done: canned.set_vm(done)
+        ran = vmreplica("failover", "web", "--prepare", "--prove")
+        assert ran.code == code and [call[0] for call in canned.calls] == [admin.VERIFY], ran.err
+        assert ("cd" * 32 in ran.out and "vmreplica failover web" in ran.out) == (code == 0)
+        assert ("its image is not proven" in ran.err and "--prepare --abort" in ran.err) == (code == 1)
+        canned.calls.clear()
     steps[:] = [preparing("given up")]
     ran = vmreplica("failover", "web", "--prepare", "--abort")
     assert (ran.code, ran.err) == (0, "")
@@ -88,8 +102,11 @@ def test_failover_says_whether_anything_was_lost(vmreplica: Command) -> None:
     assert "alpha, which takes no writes of it any more" in ran.err and "nothing is lost" in ran.err
     promoted = {"state": "FailedOverWaitingCompletion", "state_code": 6, "uris": [URI]}
     done = PlannedStatus(step="failed over", cut=cut(16, 0.0), chain=CHAIN)
-    canned.answers[admin.FAILOVER] = lambda params: canned.set_vm(replica(**promoted, planned=done))
+    kept = FailoverStatus(time=NOW, epoch="e" * 32, proven_time=NOW, removed_disks=[1])
+    canned.answers[admin.FAILOVER] = lambda params: canned.set_vm(replica(**promoted, planned=done, failover=kept))
     lines = vmreplica("failover", "web", "--yes").lines
+    assert "had the same SHA-256 digests (2030-03-17" in lines[2]
+    assert lines[3] == "It has other disks than the newest recovery point: with 1."
     assert lines[1].startswith("A planned failover: nothing is lost, cut 16 of epoch") and lines[1].endswith(
         f"{CHAIN}."
     )
