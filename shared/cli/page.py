@@ -60,7 +60,9 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
         yield label, text
     for label, text in _numbered("not replicated", vm.excluded_disks):
         yield label, text
-    for label, text in _numbered("removed disk", [f"{_disk(disk)}, for older points" for disk in vm.former_disks]):
+    # What was promoted may lack disks that the newest point has.
+    kind, points = ("removed disk", "older") if vm.failover is None else ("other disk", "other")
+    for label, text in _numbered(kind, [f"{_disk(disk)}, for {points} points" for disk in vm.former_disks]):
         yield label, text
     shown = {disk.uri for disk in vm.disks}
     for label, text in _numbered("served at", [uri for uri in vm.uris if uri not in shown]):
