@@ -149,9 +149,9 @@ class Promotion:
             record.epoch = epoch
             draft.step(ReplicaEvent.PROMOTED, "failover")
             left = "" if cut == newest else f" Cut {newest} had been received; what came after {cut} is left out."
+            left += f" It has other disks than that: {others}." if others else ""
             proof = proof_of(draft.points, PositionRecord.of(cut))
             left += " At this cut both sides' disks had the same SHA-256 digests." if proof is not None else ""
-            left += f" It has other disks than that: {others}." if others else ""
             draft.event(
                 EventId.PROMOTED,
                 f"{draft.vm.name} was failed over to {parts.surroundings.host} at cut {cut}: "

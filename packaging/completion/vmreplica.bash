@@ -11,7 +11,7 @@ _vmreplica() {
     local verb="" word
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case "$verb $word" in
-            ' status' | ' enable' | ' adopt' | ' release' | ' libvirt-hook' | ' initial' | ' import' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' disk' | 'disk add' | 'disk remove' | ' stop' | ' verify' | ' cut' | ' remove' | ' recover' | ' measure' | ' churn' | ' metrics' | ' audit' | ' events' | ' points' | ' point' | ' prove' | ' export' | ' unexport' | ' failover' | ' definition' | ' reverse' | ' resolve' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki renew' | 'pki bundle' | 'pki show' | 'pki revoke' | ' test-connection' | ' doctor' | ' config' | 'config check' | 'config show' | ' alarms' | 'alarms show' | 'alarms test' | ' support-bundle' | ' watch-disks' | ' setup' | 'setup primary' | 'setup replica' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
+            ' status' | ' enable' | ' adopt' | ' release' | ' libvirt-hook' | ' initial' | ' import' | ' get' | ' set' | ' suspend' | ' resume' | ' resync' | 'resync plan' | 'resync show' | 'resync history' | 'resync watch' | ' resize' | ' disk' | 'disk add' | 'disk remove' | 'disk resize' | ' stop' | ' verify' | ' cut' | ' remove' | ' recover' | ' measure' | ' churn' | ' metrics' | ' audit' | ' events' | ' points' | ' point' | ' prove' | ' export' | ' unexport' | ' failover' | ' definition' | ' reverse' | ' resolve' | ' hrl' | 'hrl dump' | 'hrl check' | ' pki' | 'pki init' | 'pki issue' | 'pki renew' | 'pki bundle' | 'pki show' | 'pki revoke' | ' test-connection' | ' doctor' | ' config' | 'config check' | 'config show' | ' alarms' | 'alarms show' | 'alarms test' | ' support-bundle' | ' watch-disks' | ' setup' | 'setup primary' | 'setup replica' | ' completion' | ' version') verb="${verb:+$verb }$word" ;;
         esac
     done
     COMPREPLY=()
@@ -62,6 +62,8 @@ _vmreplica() {
         'resize:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'disk add:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'disk remove:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        'disk resize:--size') :; return ;;
+        'disk resize:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'stop:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'verify:--at') :; return ;;
         'verify:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
@@ -209,13 +211,16 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'disk')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "add remove --help" -- "$current"); return; }
-            mapfile -t COMPREPLY < <(compgen -W "add remove" -- "$current") ;;
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "add remove resize --help" -- "$current"); return; }
+            mapfile -t COMPREPLY < <(compgen -W "add remove resize" -- "$current") ;;
         'disk add')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'disk remove')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --exclude --yes --socket" -- "$current"); return; }
+            _vmreplica_vms "$current" ;;
+        'disk resize')
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --size --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'stop')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
@@ -263,7 +268,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'failover')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --prepare --test --undo --commit --stop --point --at --shutdown --timeout --abort --force --no-wait --yes --json --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --prepare --test --undo --commit --stop --point --at --shutdown --timeout --prove --abort --force --no-wait --yes --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'definition')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --point --output --test --define --security-info --as-it-is --json --socket" -- "$current"); return; }

@@ -13,7 +13,7 @@ complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt re
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial import get set suspend resume resync resize disk stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a resume -d 'Go on after a suspend, an error, or with a resync'
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial import get set suspend resume resync resize disk stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a resync -d 'Plan a resync, watch it, look at past ones'
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial import get set suspend resume resync resize disk stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a resize -d 'Replicate disks that were made larger at their new size'
-complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial import get set suspend resume resync resize disk stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a disk -d 'Add a disk to a replicated VM, or remove one'
+complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial import get set suspend resume resync resize disk stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a disk -d 'Add a disk to a replicated VM, remove or enlarge one'
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial import get set suspend resume resync resize disk stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a stop -d 'Cancel a resync or initial replication before its commit'
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial import get set suspend resume resync resize disk stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a verify -d 'Compare both sides at a cut while replication goes on'
 complete -c vmreplica -n 'not __fish_seen_subcommand_from status enable adopt release libvirt-hook initial import get set suspend resume resync resize disk stop verify cut remove recover measure churn metrics audit events points point prove export unexport failover definition reverse resolve hrl pki test-connection doctor config alarms support-bundle watch-disks setup completion version' -a cut -d 'Take a cut now, by --consistent an application-consistent one'
@@ -150,9 +150,10 @@ complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_su
 complete -c vmreplica -n '__fish_seen_subcommand_from resize' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from resize' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from resize' -a '(vmreplica completion vms 2>/dev/null)'
-complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_subcommand_from add remove' -a add -d 'Replicate one more disk of a VM'
-complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_subcommand_from add remove' -a remove -d 'Replicate a disk of a VM no longer'
-complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_subcommand_from add remove' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_subcommand_from add remove resize' -a add -d 'Replicate one more disk of a VM'
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_subcommand_from add remove resize' -a remove -d 'Replicate a disk of a VM no longer'
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_subcommand_from add remove resize' -a resize -d 'Enlarge a disk of a VM and its replica, without comparing it'
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_subcommand_from add remove resize' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from add' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from add' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from add' -a '(vmreplica completion vms 2>/dev/null)'
@@ -161,6 +162,10 @@ complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subc
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from remove' -l yes -d 'do it without asking'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from remove' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from remove' -a '(vmreplica completion vms 2>/dev/null)'
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from resize' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from resize' -l size -d 'its new size, for instance 80GiB' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from resize' -l socket -d 'socket of an agent' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from resize' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from stop' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from stop' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from stop' -a '(vmreplica completion vms 2>/dev/null)'
@@ -268,6 +273,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l point -d 'whi
 complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l at -d 'the newest one at or before a time, 2h' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l shutdown -d 'with --prepare, first have libvirt ask the guest to shut down'
 complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l timeout -d 'with --shutdown, how long the guest may take' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l prove -d 'with --prepare, once it is prepared, compare both sides disks at the last cut by their hashes'
 complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l abort -d 'with --prepare, take it back'
 complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l force -d 'with --abort, also where the replica, which may be failed over, does not answer'
 complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l no-wait -d 'return at once, rather than show the progress'
