@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from protocol.messages import ErrorCode, Fence, Open, WirePosition, read_lineage
-from protocol.position import NO_EPOCH, Ancestor, Position, extend, knows
+from protocol.position import NO_EPOCH, Ancestor, Position, extend
 from replica_agent.baseline import Baseline
 from replica_agent.disk_sets import OtherDisks, smaller_disks
 from replica_agent.finishing import finish
@@ -281,8 +281,11 @@ def require_settled(record: PromotionRecord, name: str) -> None:
 
 def refused_after_failover(record: PromotionRecord, name: str, body: Open, *, written: bool) -> Refusal:
     """What is told to a primary that opens a VM which was failed over to this host."""
-    if record.epoch == body.epoch or knows(read_lineage(body.lineage), record.epoch):
-        # Its history goes on from the failover: the VM ran here, and was failed over to there since.
+    lineage = read_lineage(body.lineage)
+    goes_on = any(record.epoch in (step.epoch, step.parent) for step in lineage)
+    if record.epoch == body.epoch or goes_on:
+        # Its history goes on from the failover: the VM ran here, and was failed over to there since. After a compare of
+        # whole disks the copy there knows this epoch only as what its first baseline came from.
         return Refusal(
             ErrorCode.BUSY,
             f"{name} ran on {record.host} before, which is not its replica yet.",

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,7 +25,7 @@ from shared.errors import InvalidStateError, UnreachableError, UsageError, Vmrep
 from shared.handover import HandOver
 from shared.states import ReplicationState
 from tests.simulation.constants import PORT, VM, VM_ID
-from tests.simulation.loop import Process, ProcessDead
+from tests.simulation.loop import ProcessDead
 from tests.simulation.oracle import Violation
 from tests.simulation.second_agents import PORT as SECOND_PORT
 from tests.simulation.second_agents import Agent, Side
@@ -158,7 +159,7 @@ class Commands:
                 # As it travels: in base64.
                 part = base64.b64decode(base64.b64encode(data[at : at + PART_BYTES]))
                 params = AdoptPartParams(vm=handed.vm, offset=at, data=part)
-                await self.call(side, target, lambda steps, _agent, params=params: steps.adopt_part(params, CLIENT))
+                await self.call(side, target, partial(_adopt_part, params))
             adopt = AdoptParams(vm=VM_ID, handover=raw, replica=address if target == "primary" else "")
             await self.call(side, target, lambda steps, _agent: steps.adopt(adopt, CLIENT))
         except UnreachableError:
@@ -210,6 +211,5 @@ class Commands:
             await asyncio.sleep(self.rng.uniform(0.02, 0.6))
 
 
-def process_of(side: Side, role: str) -> Process | None:
-    """The living process of that agent."""
-    return side.agent(role)[1]
+def _adopt_part(params: AdoptPartParams, steps: Steps, _agent: Agent) -> Awaitable[None]:
+    return steps.adopt_part(params, CLIENT)

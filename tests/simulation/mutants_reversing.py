@@ -156,17 +156,3 @@ def split_brain_unnoticed() -> Sequence[Patch]:
 def loss_untold() -> Sequence[Patch]:
     """I8: a former primary is overwritten, and nobody is asked about what only it has."""
     return [(primary_agent.handing_over, "_lost", lambda _original: lambda *_arguments: "")]
-
-
-def common_cut_believed() -> Sequence[Patch]:
-    """R41: the cut that the other side had is not looked for in the former primary's own history."""
-
-    def make(original: Any) -> Any:
-        del original
-
-        async def has(*_arguments: Any) -> bool:
-            return True
-
-        return has
-
-    return [(primary_agent.handing_over, "_has", make)]

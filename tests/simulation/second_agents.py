@@ -8,6 +8,8 @@ host believes that the VM is its own (I6, I8). What is compared after a reversal
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import primary_agent.agent
@@ -158,10 +160,9 @@ class SecondAgents:
         self.there = Side(world, world.replica, world.view, world.promoted)
         self.here.other, self.there.other = self.there, self.here
         for side in self.sides:
-            side.view.on_taken = lambda side=side: self._taken(side)  # type: ignore[misc]
-            side.view.on_given_up = lambda side=side: self._give_up(side)  # type: ignore[misc]
-        former = world.replica.committed
-        world.replica.committed = lambda folder, content: (former(folder, content), self.check_owners())[1]
+            side.view.on_taken = partial(self._taken, side)
+            side.view.on_given_up = partial(self._give_up, side)
+        world.replica.committed = partial(self._committed_there, world.replica.committed)
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -231,6 +232,10 @@ class SecondAgents:
         return side.other.oracle, tuple(map(bytes, left.images))
 
     # --- what must never be so ---
+
+    def _committed_there(self, former: Callable[[str, StoreContent], None], folder: str, content: StoreContent) -> None:
+        former(folder, content)
+        self.check_owners()
 
     def committed(self, folder: str, content: StoreContent) -> None:
         """A transaction took place on the host that the VM began on."""

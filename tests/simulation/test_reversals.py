@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from tests.simulation.options import draw
+from tests.simulation.options import calm, draw
 from tests.simulation.run import run
 
 FOUND = {
@@ -32,3 +32,13 @@ def test_a_reversal_goes_on_after_whatever_death(seed: int) -> None:
     if result.failure is not None:
         pytest.fail(f"{what}? {result}", pytrace=False)
     assert result.counts["directions settled"] >= 1
+
+
+@pytest.mark.slow
+def test_there_and_back() -> None:
+    """The settings of the host that the VM comes back to suit a tap that began without them, too."""
+    weather = {"promote_at": 2.0, "reversals": 0.001, "kept": 0.0, "again": 1.0, "log_limit": 8 << 20}
+    result = run(calm(4, seconds=4.0, pages=32, write_rate=15.0, slow=0.005, **weather))
+    assert result.failure is None, result
+    assert result.counts["directions settled"] == 2
+    assert result.counts["points of a former primary kept"] == 2

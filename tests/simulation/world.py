@@ -503,8 +503,9 @@ class World:
         self.baseline = end.epoch
 
     def released(self, process: Process, epoch: bytes, segment: int) -> None:
-        if self.second is not None:
-            self._guarded(lambda: self.second.released(process, epoch, segment))
+        second = self.second
+        if second is not None:
+            self._guarded(lambda: second.released(process, epoch, segment))
         elif process.name == "tap@P" and segment > self.acknowledged_cuts.get(epoch, 0):
             # The replica tells where it stands when a session opens, too.
             missing = self.view.holds(epoch, segment)
@@ -514,8 +515,9 @@ class World:
     def asking(self, process: Process, question: ManifestRequest) -> None:
         if process.name == "agent@P":
             self.schedule.asking()
-        if self.second is not None:
-            self._guarded(lambda: self.second.asking(process, question))
+        second = self.second
+        if second is not None:
+            self._guarded(lambda: second.asking(process, question))
 
     def acknowledging(self, process: Process, position: Position) -> None:
         view = self.view if process.name.endswith("@R") or self.second is None else self.second.view
