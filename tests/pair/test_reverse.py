@@ -246,7 +246,7 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     assert not two.beta.copy.promotion.silent
     tap = PromotedTap(two.beta.copy.parts, bytes.fromhex(first["epoch"]))
     await tap.stop_tap()
-    # Its process has answered, and ends.
+    # A tap answers that it has stopped before its process has ended.
     async with asyncio.timeout(WAIT_SECONDS):
         while not two.beta.copy.promotion.silent:
             await two.beta.copy.promotion.look()
@@ -264,6 +264,7 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     with pytest.raises(UsageError, match="unknown field `settings`"):
         await two.beta.call("primary", verbs.ADOPT, vm=first["vm"], handover={**first, "settings": {}}, replica="")
     assert not two.beta.primary.vms and not list((two.beta.folder / "state-primary" / "vms").iterdir())
+    assert status.planned is None, "by which preparation it came here is past"
     # Refused for good by the other agent: the first one goes on with the VM.
     await two.beta.call("replica", verbs.HANDED_OVER, vm=NAME, taken=False)
     await two.until("the tap", lambda: two.beta.copy.promotion.tap is not None and two.beta.copy.promotion.tap.uris)

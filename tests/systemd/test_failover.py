@@ -164,6 +164,22 @@ class Runbook:
         self.lacks("beta", LOST, 0x39)
         self.kept("alpha", self.pair.alpha.run("vmreplica", "points", VM).stdout, LOST, 0x39)
 
+        self.outlasts_restarts("beta")
+
+    def outlasts_restarts(self, name: str) -> None:
+        """The tap was a process of the replica agent's; the VM is the primary agent's now, whatever is restarted."""
+        host, compared = self.pair.hosts[name], self.last_compare(name)
+        tap = self.pair.status(name, VM, role="primary")["tap"]["pid"]
+        for role in ROLES:
+            host.restart(f"vmreplica-{role}")
+        self.told(name, "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        assert self.pair.status(name, VM, role="primary")["tap"]["pid"] == tap
+        host.reboot()
+        self.told(name, "primary", "Replicating", "Normal", lambda vm: vm["protected"])
+        self.write(name, 5, 0x3A)
+        self.same(name, OTHER[name])
+        assert self.last_compare(name) == compared, "nothing was compared"
+
     def before_going_on_with_the_old_primary_after_an_undo(self) -> None:
         """The VM runs on beta by now, and keeps to what it wrote while somebody fails over on alpha."""
         self.exchanged = True
