@@ -10,6 +10,7 @@ VM_ID = str(uuid.UUID("11111111-2222-4333-8444-555555555555"))
 PORT = 8475
 STORAGE = "/srv/replicas"
 REPLICA_FOLDER = f"{STORAGE}/{VM_ID}"
+REPLICA_RUNTIME = "/run/replica"
 RESERVE = 256 << 10
 """Bytes that the replica keeps free on its volume."""
 PRIMARY_STATE = "/var/lib/primary"

@@ -25,6 +25,7 @@ from tests.simulation.options import Options, draw
 from tests.simulation.oracle import Violation, difference
 from tests.simulation.reversals import Reversals, disaster
 from tests.simulation.runs_view import rounds_of
+from tests.simulation.trust import trusted
 from tests.simulation.tuning import small_constants
 from tests.simulation.turns import Failover, Turns, until
 from tests.simulation.world import World
@@ -94,6 +95,7 @@ def run(
             stack.enter_context(small_constants(options.seed))
             stack.enter_context(replaced(replica_agent.exports, "NbdServer", lambda _original: SilentNbdServer))
             stack.enter_context(observed(world))
+            stack.enter_context(trusted(world))
             for patch in patches:
                 stack.enter_context(patch)
             stack.callback(structlog.reset_defaults)

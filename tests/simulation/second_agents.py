@@ -37,6 +37,7 @@ from tests.simulation.constants import (
     HEARTBEAT,
     PRIMARY_STATE,
     PRIMARY_STORE,
+    REPLICA_RUNTIME,
     RESERVE,
     STORAGE,
     VM_ID,
@@ -188,7 +189,7 @@ class SecondAgents:
         config = ReplicaConfig(
             tls=TlsSection(ca="/", certificate="/", key="/"),
             host="P",
-            runtime_dir="/run/replica",
+            runtime_dir=REPLICA_RUNTIME,
             listen=ListenSection(host="primary", port=PORT),
             storage=StorageSection(reserve_bytes=RESERVE),
             authorize=[AuthorizeSection(storage=STORAGE, vms=["*"], fingerprint="R" * 64)],

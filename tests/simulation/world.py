@@ -48,6 +48,7 @@ from tests.simulation.constants import (
     PRIMARY_STATE,
     PRIMARY_STORE,
     REPLICA_FOLDER,
+    REPLICA_RUNTIME,
     RESERVE,
     STORAGE,
     VM,
@@ -266,7 +267,7 @@ class World:
         config = ReplicaConfig(
             tls=TlsSection(ca="/", certificate="/", key="/"),
             host="R",
-            runtime_dir="/run/replica",
+            runtime_dir=REPLICA_RUNTIME,
             listen=ListenSection(host="replica", port=PORT),
             storage=StorageSection(reserve_bytes=RESERVE),
             authorize=[AuthorizeSection(storage=STORAGE, vms=["*"], fingerprint="P" * 64)],
