@@ -37,8 +37,8 @@ class Reversing:
     def __init__(self, agent: ReplicaAgent) -> None:
         self._agent = agent
         self._parts = HandOverParts()
-        self._adopting = asyncio.Lock()
-        """Held while a VM is taken over: the order may come again before it is done."""
+        self._carrying = asyncio.Lock()
+        """Held while a VM is let go or taken over: the order may come again before it is done."""
 
     def add_to(self, methods: Methods) -> None:
         """Offer them."""
@@ -51,7 +51,8 @@ class Reversing:
 
     async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
         vm = await self._agent.reopening.standing(params.vm)
-        return await ordered(vm, "reverse", handing_over.hand_over(vm))
+        async with self._carrying:
+            return await ordered(vm, "reverse", handing_over.hand_over(vm))
 
     async def handed_over(self, params: HandedOverParams, client: Client) -> None:
         vm = await self._agent.reopening.standing(params.vm)
@@ -64,7 +65,7 @@ class Reversing:
     async def adopt(self, params: AdoptParams, client: Client) -> VmStatus:
         handed = HandOver.read(params.handover)
         # Taken twice, it would be put on record as it was handed over, whatever has become of the copy since.
-        async with self._adopting:
+        async with self._carrying:
             known = self._agent.vms.get(handed.vm_id)
             if known is None or not is_taken(known, handed):
                 known = await finish(take_over(self._agent, handed, self._parts.take(handed)))

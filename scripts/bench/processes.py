@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -26,6 +27,21 @@ def peak_bytes(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) << 10
     raise ValueError(f"no VmHWM of process {pid}")
+
+
+def loop_seconds() -> float:
+    """Processor seconds of ten million turns of an empty loop, the best of three: what a core is worth just now.
+
+    A core of a virtual machine is slower after minutes of full load, or when its neighbours are busy, by a factor of
+    up to four on the machine that our figures are from; processor times are worth as much less then.
+    """
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        for _ in range(10_000_000):
+            pass
+        times.append(time.process_time() - began)
+    return min(times)
 
 
 def cpu_of_children() -> float:

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from scripts.agent_pair import ROLES, AgentPair, call
-from scripts.bench.processes import cpu_of
+from scripts.bench.processes import cpu_of, loop_seconds
 
 KIB, MIB = 1 << 10, 1 << 20
 GOAL_CPU, GOAL_STATUS, GOAL_RESTART = 0.05, 0.5, 30.0
 WAIT_SECONDS = 1800.0
-SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 60.0
 STATUS_RUNS = 5
 POLL_SECONDS = 0.5
 
@@ -188,12 +188,18 @@ def memory(pid: int, what: str) -> int:
     raise ValueError(f"no {what} of process {pid}")
 
 
+def speed() -> None:
+    """What a core is worth, lest a slow one is taken for a slow agent."""
+    print(f"ten million turns of an empty loop: {loop_seconds():.2f} s", flush=True)
+
+
 def main() -> int:
     """Measure and print; the exit code says nothing of the goals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vms", type=int, default=500)
     parser.add_argument("--live", type=int, default=20, help="VMs that a client writes to")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long idle agents are watched")
+    parser.add_argument("--settle", type=float, default=SETTLE_SECONDS, help="how long nothing is measured before that")
     parser.add_argument("--folder", type=Path, help="where everything is put; a fresh one below /tmp")
     parser.add_argument("--keep", action="store_true", help="wait for Enter before everything is ended")
     options = parser.parse_args()
@@ -203,12 +209,16 @@ def main() -> int:
     try:
         pair.begin()
         pair.write()
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(options.settle)
         pair.sizes()
+        speed()
         pair.idle(options.seconds)
+        speed()
         pair.status_times()
+        speed()
         for role in ROLES:
             pair.restart(role)
+            speed()
         print(f"load of the machine: {' '.join(f'{load:.1f}' for load in os.getloadavg())}, {os.cpu_count()} cores")
         if options.keep:
             print({role: agent.pid for role, agent in pair.agents.items()}, folder, flush=True)

@@ -118,8 +118,7 @@ class Pair:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         # Also those that were stopped before: a loop that ends first would leave them unreaped.
-        while _children():  # noqa: ASYNC110 - the loop has no event for the end of another tap
-            await asyncio.sleep(0.02)
+        await all_ended()
         for ports in self._ports.values():
             await ports.close()
 
@@ -250,6 +249,18 @@ async def past_the_fence(link: TapLink, write: Callable[[], Awaitable[object]]) 
             # The agent fences the tap anew, now and then.
             if "Permission denied" not in str(error):
                 raise
+
+
+async def all_ended() -> None:
+    """Wait until no process that this one started is left; those that stay are killed, and the test fails."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while left := _children():
+        if time.monotonic() > deadline:
+            # A test that failed half way may leave an agent that starts its tap again and again.
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"these processes did not end: {left}")
+        await asyncio.sleep(0.02)
 
 
 def _children() -> set[int]:

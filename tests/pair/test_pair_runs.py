@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -27,7 +28,7 @@ async def test_the_record_of_a_run_survives_a_lost_link_and_a_restarted_agent(
         nonlocal reached
         if getattr(disk, "index", None) == 1:
             reached = True
-            await comparing._settled.wait_for(3600)
+            await asyncio.Event().wait()
         await compare_disk(comparing, disk, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:

@@ -152,6 +152,7 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
     assert await two.oldest_point(two.beta) == losing
     # Whatever the rules say it stays, until it is unpinned.
     await set_rules(two.beta.copy, {"newest": 1, "hourly": 0})
+    await two.unfenced(two.alpha)
     await two.alpha.write("write -P 0x53 5M 64k")
     await two.same(two.alpha)
     assert await two.oldest_point(two.beta) == losing

@@ -42,7 +42,7 @@ from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity
 from shared.schedule import ResyncMode
 from shared.states import ReplicationState
-from tests.pair.rig import WAIT_SECONDS, _children, past_the_fence
+from tests.pair.rig import WAIT_SECONDS, all_ended, past_the_fence
 
 NAME = "web"
 CLIENT: Any = SimpleNamespace(peer=SimpleNamespace(uid=0, pid=1))
@@ -221,8 +221,7 @@ class TwoHosts:
         for pid in taps:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        while _children():  # noqa: ASYNC110 - the loop has no event for the end of another tap
-            await asyncio.sleep(0.02)
+        await all_ended()
         for host in self.hosts:
             await host.ports.close()
 
@@ -258,6 +257,11 @@ class TwoHosts:
         await self.until(f"cut {cut}", applied)
         for ours, theirs in zip(source.paths(), target.paths(), strict=True):
             assert ours.read_bytes() == theirs.read_bytes(), f"{ours} and {theirs} differ"
+
+    async def unfenced(self, host: Host) -> None:
+        """Wait until the tap at ``host`` takes writes again: it is told a moment after the session has begun."""
+        while (await host.vm.parts.tap.refresh()).fenced:  # noqa: ASYNC110 - the loop has no event for it
+            await asyncio.sleep(0.02)
 
     def other(self, host: Host) -> Host:
         return self.beta if host is self.alpha else self.alpha

@@ -140,7 +140,7 @@ MUTANTS = {
             {"resyncs": 2.0, "stops": 4.0, "slow": 0.1, "kill_primary": 0.3, "resets": 0.5, "seconds": 14.0},
             first=155,
         ),
-        Mutant(maps.hot_nosync, ("I1", "I12"), PRIMARY_POWER, first=36),
+        Mutant(maps.hot_nosync, ("I1", "I12"), PRIMARY_POWER, first=94),
         Mutant(maps.no_hot_regions, ("I1", "I12"), PRIMARY_POWER, first=2),
         Mutant(maps.cooled_unsynced, ("I1", "I12"), PRIMARY_POWER, first=17),
         Mutant(maps.begun_over_unsynced, ("I1", "I12"), {**PRIMARY_POWER, "calm_start": False}, first=14),
@@ -148,7 +148,7 @@ MUTANTS = {
         Mutant(maps.map_unmarked, ("I1", "I12"), LOG_FAILURES),
         Mutant(maps.map_dropped_early, ("I1", "I12"), {**LOG_FAILURES, "log_errors": 2.0, "slow": 0.1}),
         Mutant(
-            maps.stale_map, ("I1", "I12"), {**LOG_FAILURES, "resyncs": 1.5, "stops": 2.0, "log_errors": 2.0}, first=3
+            maps.stale_map, ("I1", "I12"), {**LOG_FAILURES, "resyncs": 1.5, "stops": 2.0, "log_errors": 2.0}, first=13
         ),
         Mutant(maps.small_scope, ("I1", "I12"), LOG_FAILURES),
         Mutant(maps.lease_ignored, ("I1", "I12"), PRIMARY_POWER, first=18),
@@ -196,7 +196,7 @@ MUTANTS = {
             first=9,
         ),
         Mutant(rounds.round_reads_the_base, ("I1", "I12"), ROUNDS),
-        Mutant(rounds.map_forgotten_early, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05}, first=11),
+        Mutant(rounds.map_forgotten_early, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05}, first=31),
         Mutant(
             rounds.kept_empty, ("I1", "I12"), {**ROUNDS, "resyncs": 0.0, "zeroes": 0.05, "kill_primary": 1.0}, first=0
         ),

@@ -17,6 +17,7 @@ from protocol.hrl import SealReason
 from protocol.position import Position
 from shared.nbd.backend import Mutation
 from shared.tap_control import LostReason, Tracking
+from tests.places import is_thorough, step
 from tests.unit.tap.rig import EPOCH, KIB, OTHER_EPOCH, Images, apply, copy, make_config, replay, trim, write, zeroes
 from tests.unit.tap.world import World
 
@@ -177,11 +178,11 @@ def test_undisturbed_story(story: Story) -> None:
     assert story.statuses == [(Tracking.OFF, None), (Tracking.ON, None)]
 
 
-@pytest.mark.parametrize("seed, step", [(0, 2), (1, 5), (2, 5)])
+@pytest.mark.parametrize("seed, places", [(0, 2), (1, 5), (2, 5)])
 @pytest.mark.slow
-def test_killed_anywhere(seed: int, step: int) -> None:
+def test_killed_anywhere(seed: int, places: int) -> None:
     """I3, R26: after a kill in any call, tracking goes on and the log names all that changed since it began."""
-    for die_at in range(1, operations(seed), step):
+    for die_at in range(1, operations(seed), step(3 * places, all_places=places)):
         killed_at(seed, die_at)
 
 
@@ -227,7 +228,7 @@ def test_killed_again_while_recovering(seed: int) -> None:
     """I3: a second and a third kill during recovery leave the same groups in doubt as the first."""
     total = operations(seed)
     rng = random.Random(seed)
-    for _ in range(120):
+    for _ in range(120 if is_thorough() else 40):
         killed_at(seed, rng.randrange(3, total), rng.randrange(3, 90), rng.randrange(3, 60))
 
 

@@ -14,7 +14,7 @@ from protocol.hrl import Geometry
 from protocol.position import Position
 from shared.map_file import MapFile, MapKind
 from shared.tap_control import LostReason, Tracking
-from tests.places import step
+from tests.places import is_thorough, step
 from tests.unit.tap.life import Life, epoch_of
 from tests.unit.tap.rig import KIB, write
 
@@ -71,7 +71,7 @@ def test_stopped_at_some_places(power: str) -> None:
 @pytest.mark.slow
 def test_stopped_anywhere(seed: int, places: int, power: str) -> None:
     """R28, I3: after a stop in any call all that changed since the map's base is in it, or tracking is lost."""
-    for die_at in range(1 + seed, operations(seed), step(3 * places, all_places=places)):
+    for die_at in range(1 + seed, operations(seed), step(6 * places, all_places=places)):
         killed_at(seed, die_at, power=power)
 
 
@@ -81,7 +81,7 @@ def test_stopped_again_while_starting(seed: int) -> None:
     """R28: the same, where the starts after it are stopped as well."""
     total = operations(seed)
     rng = random.Random(seed)
-    for _ in range(80):
+    for _ in range(80 if is_thorough() else 30):
         power = "".join(rng.choice("01") for _ in range(3))
         killed_at(seed, rng.randrange(3, total), rng.randrange(3, 120), rng.randrange(3, 120), power=power)
 

@@ -13,7 +13,7 @@ from primary_agent.tap.hot_regions import NO_LOG, HotNote, HotRegions
 from primary_agent.tap.ports import OwnPorts
 from shared.map_file import MapDamagedError, MapFile, MapKind
 from shared.tap_control import LostReason, Tracking
-from tests.places import step
+from tests.places import is_thorough, step
 from tests.simulation.disk import PAGE
 from tests.unit.tap.life import HOT_LIMIT, REGION_BITS, Life
 from tests.unit.tap.rig import KIB, write, zeroes
@@ -96,7 +96,7 @@ def test_what_power_loss_takes_was_hot_at_some_places() -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.slow
 def test_what_power_loss_takes_was_hot(seed: int) -> None:
-    for die_at in range(1 + seed, calls(seed), step(6, all_places=2)):
+    for die_at in range(1 + seed, calls(seed), step(14, all_places=2)):
         power_lost_at(seed, die_at)
 
 
@@ -385,13 +385,12 @@ def survived(seed: int, fail_at: int, die_at: int, again: int) -> Life:
 
 
 @pytest.mark.slow
-def test_map_that_failed_and_works_again(request: pytest.FixtureRequest) -> None:
+def test_map_that_failed_and_works_again() -> None:
     """R30: what was written while the map failed is made durable before the next tap vouches for anything again."""
-    quick = request.config.getoption("--quick")
     total = calls(3)
     lives = [
         survived(3, fail_at, fail_at + die, again)
-        for fail_at in range(150, total - 60, max(1, total // (5 if quick else 25)))
+        for fail_at in range(150, total - 60, max(1, total // (25 if is_thorough() else 9)))
         for die in (40, 90, 200)
         for again in (50, 90, 130)
     ]
