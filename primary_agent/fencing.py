@@ -21,7 +21,7 @@ from shared.channel import ChannelClosed
 from shared.planning import Decision, Fenced, SplitBrain, decide
 from shared.sides import ReplicaView
 from shared.states import ReplicationState
-from shared.tap_config import TapConfig, save_config
+from shared.tap_config import TapConfig
 
 TEXT_MAX = 256
 
@@ -44,9 +44,8 @@ async def follow(parts: Parts) -> None:
     """Bring the tap in line with the state; called now and then. Raises VmreplicaError or OSError."""
     tap, wanted = parts.tap, fence_text(parts.replication)
     if tap.config.fenced != wanted:
-        tap.config = msgspec.structs.replace(tap.config, fenced=wanted)
-        ports = parts.surroundings.ports
-        await ports.workers.run(save_config, ports.files, tap.folder, tap.config)
+        # Not the disks that an order has just changed: the tap was not stopped for them yet.
+        await tap.save(msgspec.structs.replace(tap.config, fenced=wanted))
     connection = tap.connection
     if connection is not None and connection.alive and connection.status.fenced not in (None, wanted):
         status = await connection.client.set(fenced=wanted)

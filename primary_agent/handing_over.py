@@ -334,9 +334,7 @@ def _told(handed: HandOver, size: int) -> str:
 def _read(vm: PrimaryVm, tap: TapLink, handed: HandOver, mapped: bool) -> tuple[HandOver, int]:
     """Blocks."""
     ports, folder = vm.parts.surroundings.ports, vm.folder
-    for disk in handed.disks:
-        found = _identity(ports.files, disk.path)
-        disk.inode, disk.mtime_ns = found.inode, found.mtime_ns
+    look_at_disks(ports.files, handed, vm.record)
     ranges: dict[int, list[Range]] = {}
     if handed.common is not None and mapped:
         try:
@@ -347,6 +345,20 @@ def _read(vm: PrimaryVm, tap: TapLink, handed: HandOver, mapped: bool) -> tuple[
     handed.ranges_path, handed.ranges_bytes, handed.ranges_digest = f"{folder}/{RANGES_NAME}", len(data), digest(data)
     replace_file(ports.files, handed.ranges_path, data)
     return handed, total(ranges)
+
+
+def look_at_disks(files: FileSystem, handed: HandOver, record: VmRecord) -> None:
+    """Add what the disks' files are now that the tap has stopped. Blocks. Raises OSError.
+
+    A file that was being enlarged by order when the VM was failed over may have its new size: then that is what the
+    copy has, behind whose former end nobody has written.
+    """
+    larger = {disk.index: disk.larger for disk in record.disks if disk.larger}
+    for disk in handed.disks:
+        found = _identity(files, disk.path)
+        disk.inode, disk.mtime_ns = found.inode, found.mtime_ns
+        if found.size == larger.get(disk.index):
+            disk.size = found.size
 
 
 async def take_back(vm: PrimaryVm) -> None:

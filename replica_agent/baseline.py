@@ -14,14 +14,14 @@ import msgspec
 from protocol.errors import ProtocolError
 from protocol.hrl import Geometry
 from protocol.messages import ResyncBegin, ResyncKind, ResyncReady, Unsettle
-from protocol.position import NO_EPOCH, Ancestor, Lineage, Position, extend, knows
-from replica_agent.disk_sets import changed_set, exchange, exchange_at_once, joining
+from protocol.position import NO_EPOCH, Ancestor, Lineage, Position, knows
+from replica_agent.disk_sets import begin_epoch, changed_set, exchange, exchange_at_once, joining
 from replica_agent.finishing import finish
 from replica_agent.groups import Merge
 from replica_agent.growing import grow
 from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts
-from replica_agent.record import AncestorRecord, DiskRecord, PositionRecord, ResyncRecord, lineage_records
+from replica_agent.record import AncestorRecord, DiskRecord, PositionRecord, ResyncRecord
 from replica_agent.replay import Replay, Source
 from replica_agent.resync import OpenResync
 from replica_agent.resync_judgement import judge_begin
@@ -324,8 +324,8 @@ class Baseline:
             step = Ancestor(record.epoch, record.parent, record.parent_segment)
             if record.through is not None:
                 through = Ancestor(record.through.epoch, record.through.parent, record.through.parent_segment)
-                replication.lineage = lineage_records(extend(replication.ancestors, through))
-            replication.lineage = lineage_records(extend(replication.ancestors, step))
+                begin_epoch(draft, through)
+            begin_epoch(draft, step)
             replication.epoch = record.epoch
             replication.applying = PositionRecord.of(merge.end)
             trusted = replication.suspect is None and not replication.reread

@@ -15,7 +15,7 @@ import msgspec
 
 from protocol.hrl import Geometry
 from protocol.messages import Open
-from protocol.position import NO_EPOCH, Lineage, Position, knows
+from protocol.position import NO_EPOCH, Ancestor, Lineage, Position, extend
 from replica_agent.finishing import finish
 from replica_agent.ledger import Draft
 from replica_agent.parts import VmParts
@@ -23,9 +23,11 @@ from replica_agent.record import (
     DiskRecord,
     ExportedDiskRecord,
     FormerDiskRecord,
+    FormerSizeRecord,
     PromotionRecord,
     ResyncRecord,
     VmRecord,
+    lineage_records,
 )
 from shared.events import EventId
 from shared.geometry import compare_geometry, is_growth, is_other_set
@@ -75,7 +77,7 @@ def joining(record: ResyncRecord, vm: VmRecord) -> list[Geometry]:
 
 def exchange(draft: Draft, record: ResyncRecord) -> None:
     """Part of the transaction that commits a resync: the set of disks that it brings is the VM's from its epoch on."""
-    draft.vm.disks = [_with_sizes(disk, record.epoch, draft.replication.ancestors) for disk in draft.vm.disks]
+    draft.vm.disks = [_with_sizes(disk, record.epoch) for disk in _without_old_sizes(draft)]
     if record.disks is None:
         return
     vm, staying, known = draft.vm, {disk.index for disk in record.disks}, {disk.index for disk in draft.vm.disks}
@@ -108,14 +110,50 @@ def exchange(draft: Draft, record: ResyncRecord) -> None:
         draft.event(EventId.DISK_REMOVED, text, disk=disk.index, disk_set=record.disk_set)
 
 
-def _with_sizes(disk: DiskRecord, epoch: bytes, lineage: Lineage) -> DiskRecord:
-    """The disk has the size that it grew to from ``epoch`` on; what is older than all points is forgotten."""
-    if not disk.sizes:
+def _with_sizes(disk: DiskRecord, epoch: bytes) -> DiskRecord:
+    """The disk has the size that it grew to from ``epoch`` on."""
+    if not any(former.until == NO_EPOCH for former in disk.sizes):
         return disk
     sizes = [
         msgspec.structs.replace(former, until=epoch) if former.until == NO_EPOCH else former for former in disk.sizes
     ]
-    return msgspec.structs.replace(disk, sizes=[former for former in sizes if knows(lineage, former.until)])
+    return msgspec.structs.replace(disk, sizes=sizes)
+
+
+def _without_old_sizes(draft: Draft) -> list[DiskRecord]:
+    """The disks without those former sizes that no point has any more."""
+    order = draft.vm.order(draft.replication.ancestors)
+    oldest = min((order.get(epoch, -1) for epoch in _epochs_of_points(draft)), default=-1)
+
+    def is_needed(former: FormerSizeRecord) -> bool:
+        return former.until == NO_EPOCH or order.get(former.until, -1) > oldest
+
+    return [msgspec.structs.replace(disk, sizes=list(filter(is_needed, disk.sizes))) for disk in draft.vm.disks]
+
+
+def _epochs_of_points(draft: Draft) -> set[bytes]:
+    record = draft.replication
+    epochs = {log.older.epoch for log in draft.points.logs}
+    epochs |= {record.undo.older.epoch} if record.undo is not None else set()
+    return epochs | ({record.applied.epoch} if record.applied is not None else set())
+
+
+def begin_epoch(draft: Draft, step: Ancestor) -> None:
+    """Part of a transaction: the baseline's history goes on with ``step``.
+
+    The lineage is bounded. Of what falls out of it those epochs stay on record that tell which disks a point has: an
+    older point outlives any number of baselines, and so does what it needs.
+    """
+    before = draft.replication.ancestors
+    after = extend(before, step)
+    draft.replication.lineage = lineage_records(after)
+    vm, told = draft.vm, {each.epoch for each in after}
+    every: list[DiskRecord | FormerDiskRecord] = [*vm.disks, *vm.former]
+    changes = {disk.since for disk in every} | {former.until for disk in every for former in disk.sizes}
+    changes |= {disk.until for disk in vm.former}
+    needed = (changes | _epochs_of_points(draft) if changes - {NO_EPOCH} else set()) - told
+    epochs = dict.fromkeys([*vm.epochs, *(each.epoch for each in before)])
+    draft.vm.epochs = [epoch for epoch in epochs if epoch in needed]
 
 
 def next_index(vm: VmRecord) -> int:
@@ -131,7 +169,7 @@ def forget_sets(draft: Draft) -> None:
     """
     draft.vm.next_index = next_index(draft.vm)
     draft.vm.disks = [msgspec.structs.replace(disk, since=NO_EPOCH, sizes=[]) for disk in draft.vm.disks]
-    draft.vm.former = []
+    draft.vm.former, draft.vm.epochs = [], []
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +275,9 @@ async def forget_former(parts: VmParts) -> None:
         # All points are kept until it is undone or committed, and then it is :func:`forget_sets` that does it.
         return
     async with ledger.transaction() as draft:
-        record, lineage = draft.replication, draft.replication.ancestors
-        epochs = {log.older.epoch for log in draft.points.logs}
-        epochs |= {record.undo.older.epoch} if record.undo is not None else set()
-        epochs |= {record.applied.epoch} if record.applied is not None else set()
-        needed: set[int] = set().union(*(draft.vm.disks_at(lineage, epoch) for epoch in epochs))
+        lineage = draft.replication.ancestors
+        points = _epochs_of_points(draft)
+        needed: set[int] = set().union(*(draft.vm.disks_at(lineage, epoch) for epoch in points))
         gone = [disk for disk in draft.vm.former if disk.index not in needed]
         if gone:
             draft.vm.former = [disk for disk in draft.vm.former if disk.index in needed]

@@ -68,7 +68,10 @@ def _grown(disk: DiskRecord, size: int, *, keep: bool) -> DiskRecord:
 
 
 async def grow(parts: VmParts, wanted: Sequence[Geometry]) -> None:
-    """Grow those disks that are smaller than ``wanted``; ``order`` is held. Raises OSError, to be tried again."""
+    """Grow those disks that are smaller than ``wanted``; ``order`` is held.
+
+    Raises Refusal, NoSpaceError or OSError, to be tried again; a disk whose file can't grow has its size from before.
+    """
     sizes = {disk.index: disk.size for disk in wanted}
     known = parts.ledger.vm.disks
     grown = [
@@ -78,6 +81,7 @@ async def grow(parts: VmParts, wanted: Sequence[Geometry]) -> None:
         for disk in known
     ]
     if grown != known:
+        await require_growth(parts, wanted, 0)
         async with parts.ledger.transaction() as draft:
             draft.vm.disks = grown
             for old, disk in zip(known, grown, strict=True):
@@ -92,10 +96,73 @@ async def grow(parts: VmParts, wanted: Sequence[Geometry]) -> None:
     if not any(disk.before for disk in parts.ledger.vm.disks):
         return
     parts.disks.resize(parts.ledger.vm.geometry)
-    await finish(parts.ports.workers.run(parts.disks.open))
-    await finish(parts.ports.workers.run(parts.disks.grow))
-    identities = await finish(parts.ports.workers.run(parts.disks.identities))
+    try:
+        await finish(parts.ports.workers.run(parts.disks.open))
+        await finish(parts.ports.workers.run(parts.disks.grow))
+    except OSError as error:
+        await finish(_take_back(parts, error))
+        raise
+    await have_grown(parts)
+
+
+async def have_grown(parts: VmParts) -> None:
+    """Put on record that the files have the sizes of their disks, which are open; their times were set by us."""
+    growing = {disk.index for disk in parts.ledger.vm.disks if disk.before}
+    if not growing:
+        return
+    found = {each.index: each for each in await finish(parts.ports.workers.run(parts.disks.identities))}
     async with parts.ledger.transaction() as draft:
         draft.vm.disks = [msgspec.structs.replace(disk, before=0) for disk in draft.vm.disks]
-        if draft.replication.identities is not None:
-            draft.replication.identities = identities
+        if (known := draft.replication.identities) is not None:
+            draft.replication.identities = [found[e.index] if e.index in growing else e for e in known]
+
+
+async def go_on_growing(parts: VmParts) -> None:
+    """At a start: files that a death kept from growing grow now, or their disks have the sizes from before.
+
+    Else a file that can't grow would keep the whole VM from being opened, although no point needs it larger. Raises
+    VmreplicaError.
+    """
+    if any(disk.before for disk in parts.ledger.vm.disks):
+        try:
+            await finish(parts.ports.workers.run(parts.disks.open))
+        except OSError as error:
+            await finish(_take_back(parts, error))
+
+
+async def _take_back(parts: VmParts, error: OSError) -> None:
+    """Disks whose files could not grow have the sizes from before on record: what is served must fit its file."""
+    small = await parts.ports.workers.run(_ungrown, parts)
+    async with parts.ledger.transaction() as draft:
+        draft.vm.disks = [_kept(disk) if disk.index in small else disk for disk in draft.vm.disks]
+        for disk in draft.vm.disks:
+            if disk.index in small:
+                text = f"Disk {disk.index} keeps its {disk.size} bytes: {error.strerror or error}."
+                draft.event(EventId.DISK_RESIZED, text, cause="taken_back", disk=disk.index, size_bytes=disk.size)
+    parts.disks.resize(parts.ledger.vm.geometry)
+
+
+def _ungrown(parts: VmParts) -> set[int]:
+    """The disks whose files have the size from before. Blocks."""
+    small = set()
+    for disk in parts.ledger.vm.disks:
+        if disk.before:
+            try:
+                file = parts.ports.files.open(parts.disks.path(disk.index))
+            except OSError:
+                # Whoever opens the disks will say so.
+                continue
+            try:
+                if file.size() == disk.before:
+                    small.add(disk.index)
+            finally:
+                file.close()
+    return small
+
+
+def _kept(disk: DiskRecord) -> DiskRecord:
+    """With the size from before; one that points still have of an earlier growth, which was not committed, stays."""
+    sizes = disk.sizes
+    if sizes and sizes[-1] == FormerSizeRecord(size=disk.before):
+        sizes = sizes[:-1]
+    return msgspec.structs.replace(disk, size=disk.before, before=0, sizes=sizes)

@@ -93,7 +93,7 @@ class History:
         return self._rules(self.ledger.points)
 
     def _rules(self, own: PointsRecord) -> Retention:
-        return self.rules.with_own(own, sum(self.disks.sizes.values()))
+        return self.rules.with_own(own, sum(self.ledger.vm.all_sizes.values()))  # Points have removed disks as well.
 
     @property
     def logs(self) -> list[UndoRecord]:

@@ -165,7 +165,9 @@ def _touched(parts: VmParts, record: PromotionRecord) -> Iterator[Touched]:
     """What applies changed since the promoted cut, and what others would that were received."""
     for log in layer_records(parts, record):
         for disk, start, end in parts.history.log(log).spans():
-            yield disk, start, end - start
+            # A disk that came and went between the two is part of neither.
+            if disk in parts.disks.sizes:
+                yield disk, start, end - start
     spool, merge = parts.applier.spool, parts.applier.merge
     replay = Replay(parts.ports.files, parts.vm, parts.disks)
     sources = [*(merge.sources if merge is not None else ())]

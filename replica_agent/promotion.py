@@ -15,16 +15,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from protocol.messages import ErrorCode, Fence, Open, WirePosition, read_lineage
-from protocol.position import NO_EPOCH, Ancestor, Position, extend
+from protocol.position import NO_EPOCH, Ancestor, Position
 from replica_agent.baseline import Baseline
-from replica_agent.disk_sets import OtherDisks, smaller_disks
+from replica_agent.disk_sets import OtherDisks, begin_epoch, smaller_disks
 from replica_agent.finishing import finish
 from replica_agent.marks import proof_of
 from replica_agent.parts import VmParts
 from replica_agent.planned import claim, told
 from replica_agent.promoted_layers import check_layers, create_overlays, write_reverse_map
 from replica_agent.promoted_tap import PromotedTap, is_written
-from replica_agent.record import BeforeRecord, PositionRecord, PromotionRecord, lineage_records
+from replica_agent.record import BeforeRecord, PositionRecord, PromotionRecord
 from replica_agent.refusals import Refusal
 from replica_agent.settled import settled
 from shared.errors import InvalidStateError, NotFoundError
@@ -145,7 +145,7 @@ class Promotion:
                 disks=disks,
             )
             step = Ancestor(epoch, cut.epoch, cut.segment)
-            record.lineage = lineage_records(extend(record.ancestors, step))
+            begin_epoch(draft, step)
             record.epoch = epoch
             draft.step(ReplicaEvent.PROMOTED, "failover")
             left = "" if cut == newest else f" Cut {newest} had been received; what came after {cut} is left out."

@@ -136,7 +136,7 @@ def _vm_record(remains: Remains, vm: bytes, layout: Layout, now: float) -> VmRec
 def _check_disks(remains: Remains, record: VmRecord, layout: Layout) -> None:
     for disk in record.disks:
         path, size = disk.path or layout.disk(disk.index), remains.disks.get(disk.index)
-        if size != disk.size or disk.size % SECTOR:
+        if size not in (disk.size, disk.before or disk.size) or disk.size % SECTOR:
             found = "is missing" if size is None else f"has {size} bytes"
             raise StorageError(
                 f"Disk {disk.index} of {disk.size} bytes {found} at {path}: the state is not rebuilt around it.",

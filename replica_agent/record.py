@@ -90,6 +90,9 @@ class VmRecord(Record):
     this host. They are left as they are."""
     handover: str = ""
     """The id of the hand-over by which it came (shared.handover)."""
+    epochs: list[Id16] = []
+    """Epochs of points, and of changes of the disks, that the lineage does not tell any more, the oldest first: which
+    disks a point has follows from their order."""
 
     @property
     def geometry(self) -> tuple[Geometry, ...]:
@@ -100,10 +103,14 @@ class VmRecord(Record):
         """Of the present disks and the former ones: undo logs may be about both."""
         return {disk.index: disk.size for disk in self.former} | {disk.index: disk.size for disk in self.disks}
 
+    def order(self, lineage: Lineage) -> dict[bytes, int]:
+        """The place of each known epoch: a later one has a higher number."""
+        return {epoch: number for number, epoch in enumerate([*self.epochs, *(step.epoch for step in lineage)])}
+
     def disks_at(self, lineage: Lineage, epoch: bytes) -> dict[int, int]:
         """Index and size of the disks that a point of ``epoch`` has."""
-        order = {step.epoch: number for number, step in enumerate(lineage)}
-        # What the lineage does not tell any more is older than all that it tells.
+        order = self.order(lineage)
+        # What is not told any more is older than all that is.
         at = order.get(epoch, -1)
         found = {disk.index: _size_at(disk, order, at) for disk in self.disks if order.get(disk.since, -1) <= at}
         for disk in self.former:

@@ -18,6 +18,7 @@ from replica_agent.disk_sets import joining, remove_unnamed
 from replica_agent.disks import foreign_changes
 from replica_agent.finishing import finish
 from replica_agent.groups import Merge
+from replica_agent.growing import go_on_growing, have_grown
 from replica_agent.parts import VmParts
 from replica_agent.record import ResyncRecord, UndoRecord
 from replica_agent.replay import Source
@@ -56,6 +57,7 @@ async def recover(parts: VmParts) -> None:
 
     Not for a VM whose disks were handed to a tap.
     """
+    await go_on_growing(parts)
     found = await finish(parts.ports.workers.run(_read, parts))
     parts.applier.spool = found.spool
     parts.applier.merge = found.merge
@@ -70,6 +72,7 @@ async def recover(parts: VmParts) -> None:
         await parts.ledger.note(EventId.RESYNC_STARTED, text, cause="written_since")
     await _keep_points(parts, found)
     await _judge(parts, found)
+    await have_grown(parts)
 
 
 def _read(parts: VmParts) -> _Found:

@@ -9,7 +9,7 @@ from replica_agent.finishing import finish
 from replica_agent.parts import VmParts
 from replica_agent.promoted_layers import remove_overlays
 from replica_agent.promoted_tap import PromotedTap
-from shared.errors import InvalidStateError, VmreplicaError
+from shared.errors import DiskInUseError, InvalidStateError, VmreplicaError
 from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import ReplicaEvent, ReplicationState
@@ -100,10 +100,9 @@ async def finish_undo(parts: VmParts) -> None:
     while parts.ledger.promotion is not None and parts.ledger.promotion.serving:
         try:
             await tap.stop_tap()
-            # Whoever holds their locks could still write, if only overlays.
-            await finish(parts.ports.workers.run(parts.disks.open))
+            await finish(parts.ports.workers.run(_wait_for_locks, parts))
             break
-        except (VmreplicaError, OSError) as error:
+        except VmreplicaError as error:
             attempts += 1
             if attempts >= TELL_AFTER:
                 cause = Cause(code="tap_stays", text=str(error), time=parts.ports.clock.wall())
@@ -133,6 +132,17 @@ async def finish_undo(parts: VmParts) -> None:
             draft.require_resync(cause, suspect=True)
         draft.event(EventId.FAILOVER_UNDONE, f"{text}: disks and recovery points are what they were before it.")
     parts.applier.problem = None
+
+
+def _wait_for_locks(parts: VmParts) -> None:
+    """Whoever holds the disks' locks could still write, if only overlays. Blocks. Raises DiskInUseError."""
+    try:
+        parts.disks.open()
+    except DiskInUseError:
+        raise
+    except (VmreplicaError, OSError):
+        # A disk that is gone keeps no undo from its end: the VM's start, which comes then, tells it with the remedy.
+        return
 
 
 def _drop(parts: VmParts) -> None:

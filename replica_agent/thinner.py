@@ -58,8 +58,11 @@ class Thinner:
         oldest, newest = chosen[0], chosen[-1]
         link = Link(oldest.older.position, newest.newer.position, oldest.older_time, newest.newer_time)
         logs = [await finish(run(self.history.log, record)) for record in chosen]
+        there = self.history.ledger.disks_at(link.older)
         try:
-            sealed = await self.history.write(oldest.first, newest.last, link, lambda writer: merge(logs, writer))
+            sealed = await self.history.write(
+                oldest.first, newest.last, link, lambda writer: merge(logs, writer, there)
+            )
         except NoSpaceError:
             return False
         merged = record_of(oldest.first, newest.last, link, sealed)

@@ -6,7 +6,7 @@ oldest cut. Everything here blocks and belongs into a worker.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 
 from replica_agent.undo_writer import UndoWriter
 from shared.undo_log import Batch, Piece, UndoLog
@@ -14,12 +14,14 @@ from shared.undo_log import Batch, Piece, UndoLog
 STEP_BYTES = 1 << 20
 
 
-def merge(logs: Sequence[UndoLog], writer: UndoWriter) -> Generator[int]:
+def merge(logs: Sequence[UndoLog], writer: UndoWriter, disks: Collection[int] | None = None) -> Generator[int]:
     """Write ``logs``, the oldest first, as one to ``writer``; yields the bytes done now and then.
 
+    ``disks``: those that the oldest cut has; of others nothing is taken over. A disk that came later is part of no
+    point that is read through the merged log, and is perhaps forgotten before it. None for all.
     Raises OSError where a log is damaged or the merged one can't be written.
     """
-    for disk in sorted({disk for log in logs for disk in log.disks}):
+    for disk in sorted({disk for log in logs for disk in log.disks if disks is None or disk in disks}):
         yield from _merge_disk(disk, [_Reader(log, disk) for log in logs], writer)
 
 

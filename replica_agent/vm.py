@@ -173,7 +173,8 @@ class ReplicaVm:
             except Exception as error:
                 log.exception("a task of a VM failed", vm=self.name)
                 await self.fail(error)
-                await self.connections.end(self._refusal_of_failure())
+                if self.failure is not None:
+                    await self.connections.end(self._refusal_of_failure())
 
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)
@@ -330,11 +331,10 @@ class ReplicaVm:
         """
         if self.failure is not None and self.failure.code == LedgerError.code:
             raise InvalidStateError(f"{self.name} is in error: {self.failure.text}", self.failure.remedy)
-        tap = self.promotion.tap
-        await undo(self.parts, await tap.clients() if tap is not None else 0)
+        await undo(self.parts, await tap.clients() if (tap := self.promotion.tap) is not None else 0)
         if self.leaving:
             return  # Another order does it already.
-        self.leaving = True
+        self.leaving, self.failure = True, None  # Of what it failed is over with this: orders wait for its end.
         await self.leave_tap()
         await self._halt(applying=True)
         self._completing = self._spawn(self._finish_undo())

@@ -1,14 +1,18 @@
-"""What a primary takes from a hand-over: the VM's own folders, under a name that can be given to it."""
+"""What a primary takes from a hand-over, and gives: the VM's own folders, its name, and its disks as they are."""
 
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 
+import msgspec
 import pytest
 
+from primary_agent.handing_over import look_at_disks
 from primary_agent.taking_over import plan
 from shared.errors import UsageError
 from shared.handover import HandedDisk, HandOver
+from shared.ports.file_system import RealFileSystem
 
 VM = bytes(range(16))
 UUID = str(uuid.UUID(bytes=VM))
@@ -42,3 +46,20 @@ def test_only_the_folders_of_the_vm_itself_are_taken() -> None:
             plan(handed(sockets=sockets), ("beta", 8443), [], 1.0)
     with pytest.raises(UsageError, match="not usable as a VM's name"):
         plan(handed(name="a/b"), ("beta", 8443), [], 1.0)
+
+
+def test_a_disk_that_an_order_had_just_enlarged_is_handed_over_as_it_is(tmp_path: Path) -> None:
+    """The VM was failed over before the order came to its end: the file has either size, and both are no surprise."""
+    path, larger = tmp_path / "disk.raw", 3 << 20
+    record = plan(handed(), ("beta", 8443), [], 1.0)
+    record = msgspec.structs.replace(record, disks=[msgspec.structs.replace(record.disks[0], larger=larger)])
+    for size, told in ((1 << 20, 1 << 20), (larger, larger), (2 << 20, 1 << 20)):
+        path.write_bytes(b"")
+        with path.open("r+b") as file:
+            file.truncate(size)
+        given = handed()
+        given.disks[0].path = str(path)
+        look_at_disks(RealFileSystem(), given, record)
+        found = path.stat()
+        assert (given.disks[0].size, given.disks[0].inode) == (told, found.st_ino)
+        assert given.disks[0].mtime_ns == found.st_mtime_ns

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from protocol.hrl import Geometry
@@ -20,12 +21,15 @@ from protocol.messages import (
     WireDisk,
     WirePosition,
 )
-from protocol.position import Position
+from protocol.position import MAX_LINEAGE, Ancestor, Position
 from protocol.session import Identity, PrimarySession
-from replica_agent import handing_over
+from replica_agent import handing_over, retention
 from replica_agent.admin import AdminMethods
-from replica_agent.disk_sets import OtherDisks, others_of
+from replica_agent.disk_sets import OtherDisks, _without_old_sizes, begin_epoch, forget_former, others_of
+from replica_agent.marks import mark_point
 from replica_agent.points import points_of as points_of_vm
+from replica_agent.points import set_rules
+from replica_agent.record import FormerSizeRecord
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
 from shared.admin.server import Client
@@ -232,6 +236,108 @@ async def test_a_failover_to_a_point_of_other_disks_serves_these_and_is_undone_o
         control, opened = await setting(pair).open(epoch=newest.epoch, lineage=[])
         assert (opened.disk_set, [disk.index for disk in opened.disks]) == (0, [0, 3])
         control.channel.abort()
+
+
+async def test_a_point_keeps_its_disks_through_any_number_of_baselines(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I1: the lineage is bounded, and no pinned point is older than what is known of its disks."""
+    async with replicating(world) as pair:
+        vm = pair.agent.vms[VM]
+        _, before, newest = await exchanged(pair)
+        with monkeypatch.context() as patch:
+            patch.setattr(retention, "LIMIT_LEAST", 1)
+            assert vm.parts.history.retention.limit == sum(disk.size for disk in (*DISKS, CAME))
+        async with vm.ledger.transaction() as draft:
+            former = FormerSizeRecord(size=DISKS[0].size // 2, until=newest.epoch)
+            draft.vm.disks = [msgspec.structs.replace(draft.vm.disks[0], sizes=[former]), *draft.vm.disks[1:]]
+        old = {0: DISKS[0].size // 2, 3: DISKS[1].size}
+        assert (vm.ledger.disks_at(before), vm.ledger.disks_at(newest)) == (
+            old,
+            {disk.index: disk.size for disk in SET},
+        )
+        async with vm.ledger.transaction() as draft:
+            parent = newest.epoch
+            for number in range(MAX_LINEAGE + 8):
+                epoch = number.to_bytes(16, "big") if number else b"e" * 16
+                begin_epoch(draft, Ancestor(epoch, parent, 1))
+                parent = epoch
+            draft.vm.disks = _without_old_sizes(draft)
+        assert not {step.epoch for step in vm.ledger.replication.ancestors} & {before.epoch, newest.epoch}
+        assert vm.ledger.vm.epochs == [before.epoch, newest.epoch], "no more is kept than tells it"
+        assert (vm.ledger.disks_at(before), vm.ledger.disks_at(newest)) == (
+            old,
+            {disk.index: disk.size for disk in SET},
+        )
+        await forget_former(vm.parts)
+        assert file_of(world, 3).exists() and [disk.index for disk in vm.ledger.vm.former] == [3]
+        async with vm.ledger.transaction() as draft:
+            vm.parts.history.unguard(draft)
+            draft.vm.disks = _without_old_sizes(draft)
+        await forget_former(vm.parts)
+        assert not file_of(world, 3).exists() and not any(disk.sizes for disk in vm.ledger.vm.disks)
+
+
+async def brought(pair: Pair, disks: tuple[Geometry, ...], number: int, epoch: bytes) -> SetDialler:
+    """A bounded resync has brought this set of disks, and a segment came after it."""
+    dialler = setting(pair)
+
+    async def open_with(**changes: Any) -> tuple[Primary, Opened]:
+        own = {"disks": [WireDisk.of(disk) for disk in disks], "disk_set": number}
+        return await SetDialler.open(dialler, **{**own, **changes})
+
+    dialler.open = open_with  # type: ignore[method-assign]
+    control, _ = await dialler.open(epoch=pair.tap.epoch)
+    content = {disk.index: bytearray(pair.tap.content.get(disk.index, pair.rng.randbytes(disk.size))) for disk in disks}
+    tap = Tap(disks, epoch=epoch, content=content, time_ns=pair.tap.time_ns)
+    resync = Resync(dialler, control, tap, pair.rng.randbytes(16), ResyncKind.BOUNDED, pair.tap.epoch)
+    await resync.begin()
+    for disk in disks:
+        if disk.index not in pair.tap.content:
+            await resync.compare_range(disk, 0, disk.size)
+    await resync.send_tracked(pair.rng, 1)
+    await resync.commit()
+    await control.send_segment(tap, pair.rng)
+    await control.until_applied(tap.position)
+    pair.control, pair.tap = control, tap
+    return dialler
+
+
+async def test_a_disk_that_came_and_went_is_in_the_way_of_no_older_point(world: World) -> None:
+    """I1: the point before both is failed over to, and outlives what was kept of that disk."""
+    sizes = {disk.index: disk.size for disk in DISKS}
+    async with replicating(world) as pair:
+        agent, vm = pair.agent, pair.agent.vms[VM]
+        before, old = pair.tap.position, dict(pair.tap.cuts[pair.tap.segment])
+        await mark_point(vm.parts.history, before, pinned=True)
+        await brought(pair, (*DISKS, CAME), 1, b"n" * 16)
+        dialler = await brought(pair, DISKS, 2, b"o" * 16)
+        later = pair.tap.position
+        assert [disk.index for disk in vm.ledger.vm.former] == [CAME.index]
+
+        await serving(vm, before)
+        record = vm.ledger.promotion
+        assert record is not None and (record.disks, record.smaller) == (None, [])
+        assert handing_over._between(vm).keys() == sizes.keys()
+        await AdminMethods(agent).undo_failover(VmParams(vm="web"), cast("Client", None))
+
+        vm = agent.vms[VM]
+        pair.control, _ = await dialler.open(epoch=pair.tap.epoch)
+        await mark_point(vm.parts.history, later, pinned=True)
+        await set_rules(vm, {"newest": 1, "hourly": 0, "daily": 0, "weekly": 0})
+        await pair.control.send_segment(pair.tap, pair.rng)
+        await pair.control.until_applied(pair.tap.position)
+        await until(lambda: len(vm.ledger.points.logs) == 2)
+        await forget_former(vm.parts)
+        assert not vm.ledger.vm.former and not file_of(world, CAME.index).exists()
+        assert vm.parts.history.positions() == [before, later]
+    async with world.agent() as agent:
+        vm = agent.vms[VM]
+        assert vm.parts.history.positions() == [before, later]
+        reading = await vm.parts.history.read(before)
+        assert reading is not None
+        assert {index: reading.reader.read(index, 0, size) for index, size in sizes.items()} == old
+        await vm.parts.history.end(reading)
 
 
 @pytest.mark.parametrize("where", ["begun", "settled", "committed"])

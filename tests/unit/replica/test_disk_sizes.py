@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +10,17 @@ import pytest
 
 from protocol.messages import Opened, ResyncCancel, ResyncCancelled, ResyncKind, Role, WireDisk
 from protocol.position import Position
+from replica_agent.growing import _grown
 from replica_agent.promoted_layers import tap_disks
 from replica_agent.vm import ReplicaVm
 from shared.channel import ChannelClosed
 from tests.places import is_thorough
+from tests.unit.replica.failing import FailingFiles
 from tests.unit.replica.logs import VM, Tap
 from tests.unit.replica.rig import DISKS, Primary, Resync, World, open_body
 from tests.unit.replica.test_disk_sets import SetDialler, file_of, setting
 from tests.unit.replica.test_quota import NOMINAL, limited
-from tests.unit.replica.test_sessions import Pair, dialler_of, replicating, until
+from tests.unit.replica.test_sessions import Pair, dialler_of, refusal_of, replicating, until
 
 FIRST = DISKS[0]
 GROWN = (replace(FIRST, size=FIRST.size + (192 << 10)), DISKS[1])
@@ -161,3 +164,33 @@ async def test_whether_a_larger_disk_fits_is_told_before_and_changes_nothing(wor
         assert full is not None and full.code == "no_space" and "do not fit into the quota" in full.text
         assert vm.ledger.vm.geometry == DISKS and file_of(world, FIRST.index).stat().st_size == FIRST.size
         assert sorted(path.name for path in world.folder_of().iterdir()) == files
+
+
+async def test_a_file_that_can_not_grow_keeps_its_disk_as_it_is(world: World) -> None:
+    """I6: a failover, and a start, have the disks that are there, whatever size the primary's have."""
+    files = world.files = FailingFiles()
+
+    async def as_a_death_leaves_it(vm: ReplicaVm) -> None:
+        async with vm.ledger.transaction() as draft:
+            draft.vm.disks = [_grown(draft.vm.disks[0], GROWN[0].size, keep=True), *draft.vm.disks[1:]]
+
+    async with replicating(world) as pair:
+        vm, dialler = pair.agent.vms[VM], setting(pair)
+        control, _ = await opened_with(dialler, pair)
+        resync = enlarging(pair, control, dialler)
+        files.fail_only(f"disk-{FIRST.index}.raw", "truncate", number=errno.EFBIG)
+        control.channel.send(resync.begin_body())
+        assert (await refusal_of(control)).code == "storage"
+        assert vm.ledger.vm.geometry == DISKS == vm.parts.disks.geometry
+        assert not vm.ledger.vm.disks[0].before and not vm.ledger.vm.disks[0].sizes
+        await as_a_death_leaves_it(vm)
+    async with world.agent() as agent:
+        vm = agent.vms[VM]
+        assert vm.failure is None and vm.ledger.vm.geometry == DISKS and not vm.ledger.vm.disks[0].before
+        await as_a_death_leaves_it(vm)
+    files.fail_nothing()
+    async with world.agent() as agent:
+        vm = agent.vms[VM]
+        assert vm.ledger.vm.geometry == GROWN and not vm.ledger.vm.disks[0].before
+        assert file_of(world, FIRST.index).stat().st_size == GROWN[0].size
+        assert vm.ledger.disks_at(pair.tap.position) == OLD_SIZES

@@ -22,7 +22,7 @@ from replica_agent.reversal import through_of
 from replica_agent.vm import ReplicaVm
 from replica_agent.vm_status import status_of
 from shared.admin.server import Client
-from shared.admin.verbs import EventsParams, VmParams
+from shared.admin.verbs import EventsParams, ResumeParams, VmParams
 from shared.disks.leaves import leaves_of
 from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError
 from shared.map_file import MapDamagedError
@@ -227,10 +227,24 @@ async def test_what_a_tap_could_not_read_is_refused_or_undone(world: World, monk
         path.write_bytes(whole[:-1])
         vm._completing = vm._spawn(vm.promotion.complete())
         await until(lambda: vm.failure is not None)
-        await vm.undo_failover()
-        await until(lambda: pair.agent.vms[VM] is not vm and pair.agent.vms[VM].ledger.promotion is None)
-        await until(lambda: pair.agent.vms[VM].parts.applier.spool is not None)
-        assert status_of(pair.agent.vms[VM]).state == "Replicating"
+        status = await AdminMethods(pair.agent).undo_failover(VmParams(vm="web"), cast("Client", None))
+        assert status.state == "Replicating" and pair.agent.vms[VM] is not vm
+        assert contents(world) == dict(pair.tap.cuts[pair.tap.segment])
+
+
+async def test_an_undo_comes_to_its_end_although_a_disk_is_gone(world: World) -> None:
+    """What is wrong with it is told by the VM's start, and no order waits for an undo for ever."""
+    async with replicating(world) as pair:
+        agent, orders, asker = pair.agent, AdminMethods(pair.agent), cast("Client", None)
+        await serving(agent.vms[VM])
+        disk = world.folder_of() / f"disk-{DISKS[1].index}.raw"
+        aside = disk.rename(disk.with_name("aside"))
+        with pytest.raises(InvalidStateError, match="can't be opened"):
+            await orders.undo_failover(VmParams(vm="web"), asker)
+        assert agent.vms[VM].ledger.promotion is None
+        aside.rename(disk)
+        # That somebody had it elsewhere is seen by its times, and compared.
+        assert (await orders.resume(ResumeParams(vm="web"), asker)).state == "WaitingForStartResynchronize"
         assert contents(world) == dict(pair.tap.cuts[pair.tap.segment])
 
 
