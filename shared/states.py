@@ -341,7 +341,7 @@ def tables_page() -> str:
         "",
         "## Of a planned failover",
         "",
-        "How far its preparation has got at the primary, beside the state; [failover.md](planned-failover.md) tells",
+        "How far its preparation has got at the primary, beside the state; [planned-failover.md](planned-failover.md) tells",
         "what each step promises. Tap takes writes: in `forced` and `given up` only.",
         "",
         "| step | event | step after |",
