@@ -147,9 +147,10 @@ def _set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "settings",
         nargs="*",
+        default=[],
         type=parsed(parse_setting),
         metavar="KEY=VALUE",
-        help="; ".join(f"{key}: {text}" for key, (_, _, text) in SETTINGS.items()),
+        help="\n".join(["any of:", *(f"{key}: {text}" for key, (_, _, text) in SETTINGS.items())]),
     )
     json_option(parser)
 
@@ -259,13 +260,13 @@ def _failover(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --prepare: once it is prepared, compare both sides' disks at the last cut by their hashes",
     )
-    parser.add_argument("--abort", action="store_true", help="with --prepare: take it back")
+    parser.add_argument("--abort", action="store_true", help="with --prepare: take the preparation back")
     parser.add_argument(
         "--force",
         action="store_true",
         help="with --abort: also where the replica, which may be failed over, does not answer (risks a split brain)",
     )
-    no_wait_option(parser)
+    no_wait_option(parser, "with --prepare: ")
     yes_option(parser)
     json_option(parser)
 
@@ -287,7 +288,8 @@ def _resync_plan(parser: argparse.ArgumentParser) -> None:
         type=parsed(parse_blocks),
         default=PLAN_BLOCKS,
         metavar="N",
-        help=f"random blocks that are compared with the replica, up to {PLAN_BLOCKS_MAX}; 0: it is not asked",
+        help=f"random blocks that are compared with the replica, up to {PLAN_BLOCKS_MAX} (default {PLAN_BLOCKS}); "
+        "0: it is not asked",
     )
 
 
@@ -359,7 +361,12 @@ VERBS = (
     ),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
     Verb("resync", "plan a resync, watch it, look at past ones", "", _resync, agents=False),
-    Verb("resize", "replicate disks that were made larger at their new size", f"{_REPLICATION}:resize", _stop),
+    Verb(
+        "resize",
+        "replicate disks that somebody made larger already at their new size; `disk resize` compares less",
+        f"{_REPLICATION}:resize",
+        _stop,
+    ),
     *DISK_VERBS,
     Verb("stop", "cancel a resync or initial replication before its commit", f"{_REPLICATION}:stop", _stop),
     Verb("verify", "compare both sides at a cut while replication goes on", f"{_VERIFY}:verify", _verify),

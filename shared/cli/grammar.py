@@ -29,6 +29,13 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"There is no verb {value!r}.", f"{hint}See: {self.prog} --help")
 
 
+class LinesFormatter(argparse.HelpFormatter):
+    """Each line of a help text begins a line of its own."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [line for part in text.split("\n") for line in super(LinesFormatter, self)._split_lines(part, width)]
+
+
 @dataclass(frozen=True, slots=True)
 class Verb:
     """One verb: ``handler`` is what runs it, ``define`` adds its own options."""
@@ -63,7 +70,13 @@ def verb_parsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argpars
 def add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], place: str) -> None:
     below = parser.add_subparsers(dest=place, metavar=place.upper(), parser_class=Parser)
     for verb in verbs:
-        own = below.add_parser(verb.name, help=verb.help, description=sentence(verb.help), allow_abbrev=False)
+        own = below.add_parser(
+            verb.name,
+            help=verb.help,
+            description=sentence(verb.help),
+            allow_abbrev=False,
+            formatter_class=LinesFormatter,
+        )
         verb.define(own)
         if verb.agents:
             socket_option(own)
@@ -104,8 +117,9 @@ def yes_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do it without asking")
 
 
-def no_wait_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-wait", action="store_true", help="return at once, rather than show the progress")
+def no_wait_option(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """``when`` says with what it may be given, where that is not always."""
+    parser.add_argument("--no-wait", action="store_true", help=f"{when}return at once, rather than show the progress")
 
 
 def limit_option(parser: argparse.ArgumentParser) -> None:
