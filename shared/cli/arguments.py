@@ -361,12 +361,7 @@ VERBS = (
     ),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
     Verb("resync", "plan a resync, watch it, look at past ones", "", _resync, agents=False),
-    Verb(
-        "resize",
-        "replicate disks that somebody made larger already at their new size; `disk resize` compares less",
-        f"{_REPLICATION}:resize",
-        _stop,
-    ),
+    Verb("resize", "take over files that somebody made larger, comparing all", f"{_REPLICATION}:resize", _stop),
     *DISK_VERBS,
     Verb("stop", "cancel a resync or initial replication before its commit", f"{_REPLICATION}:stop", _stop),
     Verb("verify", "compare both sides at a cut while replication goes on", f"{_VERIFY}:verify", _verify),
