@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shared.cli.grammar import Verb, json_option, parsed, yes_option
+from shared.cli.grammar import REPLICA_TEXT, Verb, json_option, parsed, yes_option
 from shared.cli.units import parse_interval, parse_path, parse_size
 
 INTERVAL_SECONDS = 300.0
@@ -29,9 +29,7 @@ def _live(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _adopt(parser: argparse.ArgumentParser) -> None:
     _domain(parser)
-    parser.add_argument(
-        "--replica", default="", metavar="HOST[:PORT]", help="where the replica agent listens (of a VM that is new)"
-    )
+    parser.add_argument("--replica", default="", metavar="HOST[:PORT]", help=f"{REPLICA_TEXT}; of a VM that is new")
     parser.add_argument(
         "--disk",
         action="append",

@@ -14,6 +14,7 @@ from shared.cli.audit_verbs import AUDIT_VERBS
 from shared.cli.disk_verbs import DISK_VERBS
 from shared.cli.event_options import events_options
 from shared.cli.grammar import (
+    REPLICA_TEXT,
     Parser,
     Verb,
     add_verbs,
@@ -77,7 +78,7 @@ def _enable(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="disk of the VM that is not replicated: no tap serves it, and the replica does not have it (repeatable)",
     )
-    parser.add_argument("--replica", required=True, metavar="HOST[:PORT]", help="where the replica agent listens")
+    parser.add_argument("--replica", required=True, metavar="HOST[:PORT]", help=REPLICA_TEXT)
     parser.add_argument(
         "--interval",
         type=parsed(parse_interval),
@@ -213,7 +214,7 @@ def _recover(parser: argparse.ArgumentParser) -> None:
         "--replica",
         default="",
         metavar="HOST[:PORT]",
-        help="where the replica agent listens (at a primary whose folder does not tell it any more)",
+        help=f"{REPLICA_TEXT}, at a primary whose folder does not tell it any more",
     )
     yes_option(parser)
 
@@ -312,7 +313,7 @@ def _pki(parser: argparse.ArgumentParser) -> None:
 
 
 def _test_connection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("replica", metavar="HOST[:PORT]", help="where the replica agent listens")
+    parser.add_argument("replica", metavar="HOST[:PORT]", help=REPLICA_TEXT)
     parser.add_argument(
         "--timeout", type=parsed(parse_duration), default=60.0, metavar="TIME", help="give up after (default 60s)"
     )

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from shared.cli.units import parse_count
+from shared.config_sections import DEFAULT_PORT
 from shared.errors import UsageError, VmreplicaError
 
 EVENTS_LIMIT = 50
+REPLICA_TEXT = f"where the replica agent listens (default port {DEFAULT_PORT})"
 
 
 class Parser(argparse.ArgumentParser):
