@@ -77,7 +77,8 @@ async def _give_up_former(parts: Parts) -> None:
     if parts.replication.record.reversal is None or parts.link.healthy():
         return
     try:
-        _, decision = await look(parts)
+        async with parts.surroundings.dialing.turn(parts.address):
+            _, decision = await look(parts)
     except (VmreplicaError, ProtocolError, OSError):
         # What is wrong with the way there, the gate tells.
         return

@@ -95,6 +95,7 @@ def assessed(status: VmStatus, now: float) -> VmStatus:
     status.protected = result.protected
     status.summary = result.summary
     status.reasons = [text for _, text, _ in result.reasons]
+    status.remedies = [remedy for _, _, remedy in result.reasons]
     status.remedy = next((remedy for _, _, remedy in result.reasons if remedy), "")
     return status
 

@@ -55,7 +55,7 @@ def _adopt(parser: argparse.ArgumentParser) -> None:
         "--log-limit",
         type=parsed(parse_size),
         metavar="SIZE",
-        help="size of the log above which a resync is required, e.g. 10GiB (default: half of the disks, at least 64MiB)",
+        help="size of the log above which a resync is required: 10GiB (default: half of the disks, 64MiB at least)",
     )
     _live(parser, "the domain runs: copy its disks onto new raw images behind the tap, and switch it over")
     parser.add_argument("--start", action="store_true", help="start the domain, and check how QEMU has its disks")

@@ -90,7 +90,7 @@ def _enable(parser: argparse.ArgumentParser) -> None:
         "--log-limit",
         type=parsed(parse_size),
         metavar="SIZE",
-        help="size of the log above which a resync is required, e.g. 10GiB (default: half of the disks, at least 64MiB)",
+        help="size of the log above which a resync is required: 10GiB (default: half of the disks, 64MiB at least)",
     )
     parser.add_argument(
         "--block-device-policy",
