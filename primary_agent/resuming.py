@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from primary_agent.fencing import look
 from primary_agent.parts import Parts
 from primary_agent.record import StartedBy
 from primary_agent.replication import Replication
 from primary_agent.starting import begin_wanted
+from protocol.errors import ProtocolError
 from protocol.position import NO_EPOCH
-from shared.errors import InvalidStateError
+from shared.errors import InvalidStateError, VmreplicaError
 from shared.events import EventId
-from shared.planning import ResyncCause
+from shared.planning import AwaitReverse, ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
 
 _S = ReplicationState
@@ -28,6 +30,8 @@ async def resume(
     """Carry the order out. Raises InvalidStateError where the state, or the gate (I20), does not allow it."""
     replication = parts.replication
     parts.link.poke.notify()
+    if resynchronize:
+        await _give_up_former(parts)
     if replication.state is _S.WAITING_FOR_START_RESYNCHRONIZE or (
         replication.state is _S.REPLICATING and resynchronize
     ):
@@ -63,6 +67,25 @@ async def resume(
             raise not_now("resume", f"Run `vmreplica initial {replication.vm.name}`.")
         case _S.PREPARED_FOR_FAILOVER:
             raise not_now("resume", f"Take that back: vmreplica failover {replication.vm.name} --prepare --abort")
+
+
+async def _give_up_former(parts: Parts) -> None:
+    """Where no copy of the VM is kept at the replica that is set, its former primary is not waited for any more.
+
+    Else a direction that was reversed could never be replicated again once that host is gone for good.
+    """
+    if parts.replication.record.reversal is None or parts.link.healthy():
+        return
+    try:
+        async with parts.surroundings.dialing.turn(parts.address):
+            _, decision = await look(parts)
+    except (VmreplicaError, ProtocolError, OSError):
+        # What is wrong with the way there, the gate tells.
+        return
+    if isinstance(decision, AwaitReverse):
+        # Nothing bounds the compare from here on, whoever answers next.
+        await parts.replication.update(reversal=None)
+        parts.link.poke.notify()
 
 
 async def leave_failover(replication: Replication, *, resynchronize: bool, undone: str = "") -> None:

@@ -182,7 +182,7 @@ class AdminMethods:
 
     async def definition(self, params: DefinitionParams, client: Client) -> DefinitionReport:
         vm = await self._standing(params.vm)
-        position = find_point(vm, params.point)
+        position = find_point(vm, params.point, params.at_time)
         if position is None:
             applied = vm.ledger.replication.applied
             if applied is None:

@@ -74,7 +74,9 @@ async def hand_over(vm: ReplicaVm) -> HandOver:
     if not record.handed_over:
         with contextlib.closing(await _client(vm)) as client:
             tracked = await _to_map(client, record.epoch)
-    handed = await finish(parts.ports.workers.run(_describe, vm, record, tracked))
+    async with parts.order:
+        # Two orders at the same time would replace the file of the ranges under each other.
+        handed = await finish(parts.ports.workers.run(_describe, vm, record, tracked))
     if not record.handed_over:
         async with parts.order:
             async with parts.ledger.transaction() as draft:

@@ -95,6 +95,7 @@ def assessed(status: VmStatus, now: float) -> VmStatus:
     status.protected = result.protected
     status.summary = result.summary
     status.reasons = [text for _, text, _ in result.reasons]
+    status.remedies = [remedy for _, _, remedy in result.reasons]
     status.remedy = next((remedy for _, _, remedy in result.reasons if remedy), "")
     return status
 
@@ -205,7 +206,10 @@ def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result
         _judge_size(status, disk, result)
     if tap is not None:
         if tap.error:
-            result.critical(f"The tap of virtual machine '{name}' does not run: {tap.error}")
+            result.critical(
+                f"The tap of virtual machine '{name}' does not run: {tap.error}",
+                f"`vmreplica doctor {name}` looks who has its disks, and at all else that it needs.",
+            )
         if log_level(tap.log_used_bytes, tap.log_limit_bytes):
             text = log_text(tap.log_used_bytes, tap.log_limit_bytes, tap.log_full_seconds)
             result.warn(text, _log_remedy(status))
@@ -295,14 +299,24 @@ def _judge_cycles(status: VmStatus, state: ReplicationState, result: Assessment)
     if statistics.missed_replication_count > MISSED_FRACTION * cycles:
         result.warn(
             f"More than 20 percent of replication cycles have been missed for virtual machine '{status.name}'. "
-            "Replication might be encountering problems."
+            "Replication might be encountering problems.",
+            _slow_remedy(status),
         )
     latency = statistics.average_replication_latency_seconds
     if latency is not None and status.interval_seconds and latency > status.interval_seconds:
         result.warn(
             f"The average latency of {duration_text(latency)} is longer than the replication interval of "
-            f"{duration_text(status.interval_seconds)}."
+            f"{duration_text(status.interval_seconds)}.",
+            _slow_remedy(status),
         )
+
+
+def _slow_remedy(status: VmStatus) -> str:
+    there = " at the primary" if status.role == "replica" else ""
+    return (
+        f"`vmreplica events {status.name} --level warning` tells of outages. Where link or replica can't do more: a "
+        f"longer interval, `vmreplica set {status.name} interval=TIME`{there}."
+    )
 
 
 def _cycles_needed(status: VmStatus) -> float:

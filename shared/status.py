@@ -206,6 +206,8 @@ class VmStatus(StatusStruct):
     """What to do, empty when nothing needs to be done."""
     reasons: list[str] = []
     """Every reason that makes the health worse than Normal, the worst first."""
+    remedies: list[str] = []
+    """What to do about each of them, in their order; empty where nothing has to be done."""
     causes: list[Cause] = []
     """Why a resync is required, with evidence; all of them, the oldest first."""
     resync_stopped_time: float | None = None

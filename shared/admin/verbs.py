@@ -492,10 +492,8 @@ class CutReport(msgspec.Struct, kw_only=True):
     remedy: str = ""
 
 
-class DefinitionParams(VmParams, frozen=True):
-    """``vm.definition``: the definition that belongs to a point, as ``vm.points`` names it."""
-
-    point: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "newest"
+class DefinitionParams(PointParams, frozen=True):
+    """``vm.definition``: the definition that belongs to a point."""
 
 
 class DefinitionReadParams(VmParams, frozen=True):

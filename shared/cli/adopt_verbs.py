@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shared.cli.grammar import Verb, json_option, parsed, yes_option
+from shared.cli.grammar import REPLICA_TEXT, Verb, json_option, parsed, yes_option
 from shared.cli.units import parse_interval, parse_path, parse_size
 
 INTERVAL_SECONDS = 300.0
@@ -29,9 +29,7 @@ def _live(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _adopt(parser: argparse.ArgumentParser) -> None:
     _domain(parser)
-    parser.add_argument(
-        "--replica", default="", metavar="HOST[:PORT]", help="where the replica agent listens (of a VM that is new)"
-    )
+    parser.add_argument("--replica", default="", metavar="HOST[:PORT]", help=f"{REPLICA_TEXT}; of a VM that is new")
     parser.add_argument(
         "--disk",
         action="append",
@@ -57,7 +55,7 @@ def _adopt(parser: argparse.ArgumentParser) -> None:
         "--log-limit",
         type=parsed(parse_size),
         metavar="SIZE",
-        help="size of the log above which a resync is required (default: half of the disks)",
+        help="size of the log above which a resync is required: 10GiB (default: half of the disks, 64MiB at least)",
     )
     _live(parser, "the domain runs: copy its disks onto new raw images behind the tap, and switch it over")
     parser.add_argument("--start", action="store_true", help="start the domain, and check how QEMU has its disks")

@@ -182,6 +182,7 @@ def judge_together(statuses: Sequence[AgentStatus]) -> None:
         vm.health, vm.summary = Health.CRITICAL.title, f"Not protected: {text}"
         vm.reasons = [text, *vm.reasons]
         vm.remedy = f"Run `vmreplica reverse {vm.name}` here again, which completes it."
+        vm.remedies = [vm.remedy, *vm.remedies]
 
 
 def read_status(connection: Connection, vm: str | None = None) -> Agent:

@@ -14,6 +14,7 @@ from shared.cli.audit_verbs import AUDIT_VERBS
 from shared.cli.disk_verbs import DISK_VERBS
 from shared.cli.event_options import events_options
 from shared.cli.grammar import (
+    REPLICA_TEXT,
     Parser,
     Verb,
     add_verbs,
@@ -77,7 +78,7 @@ def _enable(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="disk of the VM that is not replicated: no tap serves it, and the replica does not have it (repeatable)",
     )
-    parser.add_argument("--replica", required=True, metavar="HOST[:PORT]", help="where the replica agent listens")
+    parser.add_argument("--replica", required=True, metavar="HOST[:PORT]", help=REPLICA_TEXT)
     parser.add_argument(
         "--interval",
         type=parsed(parse_interval),
@@ -89,7 +90,7 @@ def _enable(parser: argparse.ArgumentParser) -> None:
         "--log-limit",
         type=parsed(parse_size),
         metavar="SIZE",
-        help="size of the log above which a resync is required (default: half of the disks)",
+        help="size of the log above which a resync is required: 10GiB (default: half of the disks, 64MiB at least)",
     )
     parser.add_argument(
         "--block-device-policy",
@@ -147,9 +148,10 @@ def _set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "settings",
         nargs="*",
+        default=[],
         type=parsed(parse_setting),
         metavar="KEY=VALUE",
-        help="; ".join(f"{key}: {text}" for key, (_, _, text) in SETTINGS.items()),
+        help="\n".join(["any of:", *(f"{key}: {text}" for key, (_, _, text) in SETTINGS.items())]),
     )
     json_option(parser)
 
@@ -212,7 +214,7 @@ def _recover(parser: argparse.ArgumentParser) -> None:
         "--replica",
         default="",
         metavar="HOST[:PORT]",
-        help="where the replica agent listens (at a primary whose folder does not tell it any more)",
+        help=f"{REPLICA_TEXT}, at a primary whose folder does not tell it any more",
     )
     yes_option(parser)
 
@@ -259,13 +261,13 @@ def _failover(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --prepare: once it is prepared, compare both sides' disks at the last cut by their hashes",
     )
-    parser.add_argument("--abort", action="store_true", help="with --prepare: take it back")
+    parser.add_argument("--abort", action="store_true", help="with --prepare: take the preparation back")
     parser.add_argument(
         "--force",
         action="store_true",
         help="with --abort: also where the replica, which may be failed over, does not answer (risks a split brain)",
     )
-    no_wait_option(parser)
+    no_wait_option(parser, "with --prepare: ")
     yes_option(parser)
     json_option(parser)
 
@@ -287,7 +289,8 @@ def _resync_plan(parser: argparse.ArgumentParser) -> None:
         type=parsed(parse_blocks),
         default=PLAN_BLOCKS,
         metavar="N",
-        help=f"random blocks that are compared with the replica, up to {PLAN_BLOCKS_MAX}; 0: it is not asked",
+        help=f"random blocks that are compared with the replica, up to {PLAN_BLOCKS_MAX} (default {PLAN_BLOCKS}); "
+        "0: it is not asked",
     )
 
 
@@ -310,7 +313,7 @@ def _pki(parser: argparse.ArgumentParser) -> None:
 
 
 def _test_connection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("replica", metavar="HOST[:PORT]", help="where the replica agent listens")
+    parser.add_argument("replica", metavar="HOST[:PORT]", help=REPLICA_TEXT)
     parser.add_argument(
         "--timeout", type=parsed(parse_duration), default=60.0, metavar="TIME", help="give up after (default 60s)"
     )
@@ -359,7 +362,7 @@ VERBS = (
     ),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
     Verb("resync", "plan a resync, watch it, look at past ones", "", _resync, agents=False),
-    Verb("resize", "replicate disks that were made larger at their new size", f"{_REPLICATION}:resize", _stop),
+    Verb("resize", "take over files that somebody made larger, comparing all", f"{_REPLICATION}:resize", _stop),
     *DISK_VERBS,
     Verb("stop", "cancel a resync or initial replication before its commit", f"{_REPLICATION}:stop", _stop),
     Verb("verify", "compare both sides at a cut while replication goes on", f"{_VERIFY}:verify", _verify),

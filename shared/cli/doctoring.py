@@ -8,6 +8,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 from shared.admin import verbs as admin
 from shared.attachment import NO_CLIENT, Attachment, bypasses, socket_of
@@ -118,10 +119,10 @@ def vm_findings(agent: Agent, vm: VmStatus, tested: dict[str, list[Finding]]) ->
 def _health(vm: VmStatus) -> Iterator[Finding]:
     level = {"Critical": Level.PROBLEM, "Warning": Level.WARNING}.get(vm.health, Level.OK)
     yield Finding(vm.name, level, f"{vm.role}, {vm.state}, {vm.health}. {vm.summary}", vm.remedy)
-    # The summary tells the first one.
-    for reason in vm.reasons:
+    # The summary tells the first one. An agent of an older version has no remedies of each.
+    for reason, remedy in zip_longest(vm.reasons, vm.remedies, fillvalue=""):
         if reason not in vm.summary:
-            yield Finding(vm.name, Level.WARNING, reason)
+            yield Finding(vm.name, Level.WARNING, reason, remedy if remedy != vm.remedy else "")
     if vm.waiting:
         yield note(vm.name, f"It waits: {vm.waiting}")
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from shared.cli.units import parse_count
+from shared.config_sections import DEFAULT_PORT
 from shared.errors import UsageError, VmreplicaError
 
 EVENTS_LIMIT = 50
+REPLICA_TEXT = f"where the replica agent listens (default port {DEFAULT_PORT})"
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +29,13 @@ class Parser(argparse.ArgumentParser):
         near = difflib.get_close_matches(value, list(action.choices), n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UsageError(f"There is no verb {value!r}.", f"{hint}See: {self.prog} --help")
+
+
+class LinesFormatter(argparse.HelpFormatter):
+    """Each line of a help text begins a line of its own."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [line for part in text.split("\n") for line in super(LinesFormatter, self)._split_lines(part, width)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,13 @@ def verb_parsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argpars
 def add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], place: str) -> None:
     below = parser.add_subparsers(dest=place, metavar=place.upper(), parser_class=Parser)
     for verb in verbs:
-        own = below.add_parser(verb.name, help=verb.help, description=sentence(verb.help), allow_abbrev=False)
+        own = below.add_parser(
+            verb.name,
+            help=verb.help,
+            description=sentence(verb.help),
+            allow_abbrev=False,
+            formatter_class=LinesFormatter,
+        )
         verb.define(own)
         if verb.agents:
             socket_option(own)
@@ -104,8 +119,9 @@ def yes_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do it without asking")
 
 
-def no_wait_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-wait", action="store_true", help="return at once, rather than show the progress")
+def no_wait_option(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """``when`` says with what it may be given, where that is not always."""
+    parser.add_argument("--no-wait", action="store_true", help=f"{when}return at once, rather than show the progress")
 
 
 def limit_option(parser: argparse.ArgumentParser) -> None:

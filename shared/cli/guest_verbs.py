@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shared.cli.grammar import Verb, json_option, parsed, vm_argument
+from shared.cli.point_verbs import point_options
 from shared.cli.units import parse_path
 
 
@@ -20,9 +21,7 @@ def _cut(parser: argparse.ArgumentParser) -> None:
 
 def _definition(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
-    parser.add_argument(
-        "--point", metavar="POINT", default="newest", help="which recovery point, as `points` names it (default newest)"
-    )
+    point_options(parser)
     parser.add_argument(
         "--output", type=parsed(parse_path), metavar="DIR", help="write it there, with the small files that go with it"
     )

@@ -196,7 +196,10 @@ def _paragraph(text: str) -> Lines:
 def _item(term: str, text: str) -> Lines:
     yield ".TP"
     yield f"\\fB{_escaped(term)}\\fR"
-    yield _escaped(text)
+    for number, line in enumerate(text.split("\n")):
+        if number:
+            yield ".br"
+        yield _escaped(line)
 
 
 def _see_also(*names: str) -> Lines:

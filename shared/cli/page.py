@@ -34,8 +34,8 @@ def _facts(vm: VmStatus, now: float, palette: Palette, zone: tzinfo | None) -> I
     yield "health", health_paint(vm, vm.health, palette)
     for label, text in _numbered("reason", vm.reasons):
         yield label, text
-    if vm.remedy:
-        yield "to do", palette.strong(vm.remedy)
+    for label, text in _numbered("to do", [*dict.fromkeys(each for each in (vm.remedy, *vm.remedies) if each)]):
+        yield label, palette.strong(text)
     if vm.waiting and vm.waiting not in vm.reasons:
         yield "to come", vm.waiting
     if vm.verify is not None and (vm.verify.running or vm.verify.last is not None or vm.verify.next_time is not None):

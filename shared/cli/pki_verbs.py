@@ -9,7 +9,9 @@ from shared.cli.grammar import Verb, json_option
 
 def _pki_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="where the authority and its key will lie")
-    parser.add_argument("--name", default="vmreplica CA", metavar="NAME", help="common name of the authority")
+    parser.add_argument(
+        "--name", default="vmreplica CA", metavar="NAME", help="common name of the authority (default: vmreplica CA)"
+    )
     json_option(parser)
 
 

@@ -86,5 +86,5 @@ POINT_VERBS = (
     Verb(
         "export", "serve a recovery point of the replica over NBD, read-only or writable", f"{_REPLICA}:export", _export
     ),
-    Verb("unexport", "end such an export", f"{_REPLICA}:unexport", _unexport),
+    Verb("unexport", "end the export of a recovery point", f"{_REPLICA}:unexport", _unexport),
 )

@@ -13,7 +13,7 @@ def _reverse(parser: argparse.ArgumentParser) -> None:
         "--replica",
         default="",
         metavar="HOST[:PORT]",
-        help="where the new primary's replica is (default: the host that the VM came from, at the usual port)",
+        help="where the new primary's replica is (default: the host that the VM came from, at port 8443)",
     )
     yes_option(parser)
     json_option(parser)

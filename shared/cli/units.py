@@ -238,9 +238,13 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "hot-region-size": (
         "hot_region_bytes",
         parse_size,
-        "size of a hot region, 1MiB to 64MiB; from the tap's next start",
+        "size of a hot region, 1MiB to 64MiB (default 4MiB); from the tap's next start",
     ),
-    "hot-regions": ("hot_regions", parse_number, "the most regions that are hot: what power loss leaves to compare"),
+    "hot-regions": (
+        "hot_regions",
+        parse_number,
+        "the most regions that are hot, which is what power loss leaves to compare (default 4096)",
+    ),
     "block-device-policy": (
         "block_device_policy",
         parse_policy,
@@ -296,8 +300,8 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         "cap of reading disks for a resync, in bytes a second: none, 50MiB, or 50MiB/200MiB by day/night",
     ),
     "resync-send-rate": ("resync_send_rate", parse_rate, "cap of sending what differs"),
-    "initial-read-rate": ("initial_read_rate", parse_rate, "the same for initial replication: reading"),
-    "initial-send-rate": ("initial_send_rate", parse_rate, "and sending"),
+    "initial-read-rate": ("initial_read_rate", parse_rate, "cap of reading disks for an initial replication"),
+    "initial-send-rate": ("initial_send_rate", parse_rate, "cap of sending for it"),
     "replication-send-rate": ("replication_send_rate", parse_rate, "cap of sending the log"),
     "points-newest": (
         "points_newest",
@@ -305,8 +309,8 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         "at the replica: how many newest cuts are kept, or default",
     ),
     "points-hourly": ("points_hourly", parse_points, "at the replica: how many hourly points are kept, or default"),
-    "points-daily": ("points_daily", parse_points, "the same of daily ones"),
-    "points-weekly": ("points_weekly", parse_points, "and of weekly ones"),
+    "points-daily": ("points_daily", parse_points, "at the replica: how many daily points are kept, or default"),
+    "points-weekly": ("points_weekly", parse_points, "at the replica: how many weekly points are kept, or default"),
     "points-limit": (
         "points_limit_bytes",
         parse_points_limit,

@@ -120,6 +120,24 @@ async def test_many_turns(two: TwoHosts) -> None:
     await go_to_and_fro(two, [turn % 3 for turn in range(TURNS)])
 
 
+async def test_a_former_primary_that_is_gone_for_good_is_not_waited_for(two: TwoHosts) -> None:
+    """R41: a host that keeps no copy gets a first one, of everything and by order only; alpha's stands for it here."""
+    await two.replicate(4 * MIB)
+    await two.fail_over(two.beta)
+    await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
+    link = two.beta.vm.parts.link
+    await two.until("that it waits", lambda: link.last_error_code == "not_reversed")
+    assert two.beta.vm.parts.replication.state is ReplicationState.WAITING_FOR_START_RESYNCHRONIZE
+    await two.beta.write("write -P 0x41 1M 64k")
+    await two.beta.vm.resume(resynchronize=True)
+    await two.replicating(two.beta)
+    assert newest_run(two.beta)[:2] == ("initial", 4 * MIB)
+    copy = two.alpha.copy
+    await two.until("the copy", lambda: copy.point() is not None and not copy.ledger.resync)
+    copied = Path(copy.parts.disks.path(0)).read_bytes()
+    assert copied == two.beta.paths()[0].read_bytes() and copied[MIB : MIB + BLOCK] == b"\x41" * BLOCK
+
+
 async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) -> None:
     """I8, R15: neither side is overwritten without an order, and the loser's content stays reachable."""
     await two.replicate(8 * MIB)

@@ -96,10 +96,11 @@ def undo(options: argparse.Namespace, context: Context) -> int:
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "replica")
         failed_over = found.vm.failover
-        written = size_text(failed_over.written_bytes) if failed_over is not None else "What"
+        dropped = "What was written here since is dropped for good."
+        if failed_over is not None:
+            dropped = f"{size_text(failed_over.written_bytes)} that were written here since are dropped for good."
         context.console.confirm(
-            f"{found.vm.name} becomes a replica again, as it was before the failover. {written} that were written "
-            "here since are dropped for good.",
+            f"{found.vm.name} becomes a replica again, as it was before the failover. {dropped}",
             found.vm.name,
             options.yes,
         )

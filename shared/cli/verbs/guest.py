@@ -18,6 +18,7 @@ from shared.cli.context import Context
 from shared.cli.definition_mapping import HostMapping, Mapped, mapped, read_networks
 from shared.cli.exit_codes import SUCCESS
 from shared.cli.text import printable_values, time_text
+from shared.cli.verbs.points import point_of
 from shared.cli.verbs.replication import disk_uris
 from shared.cli.virsh import Virsh
 from shared.errors import InvalidStateError, StorageError, UsageError
@@ -55,7 +56,7 @@ def definition(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "replica")
-        raw = found.call(admin.DEFINITION, point=options.point)
+        raw = found.call(admin.DEFINITION, **point_of(options))
         # The paths and names are compared as they are; what is printed of them is cleaned.
         report = msgspec.convert(raw, DefinitionReport)
         contents = [_content(found, each) for each in report.files[: len(report.files) if options.output else 1]]
