@@ -37,6 +37,7 @@ class Reversing:
     def __init__(self, agent: ReplicaAgent) -> None:
         self._agent = agent
         self._parts = HandOverParts()
+        self._handing = asyncio.Lock()
         self._adopting = asyncio.Lock()
         """Held while a VM is taken over: the order may come again before it is done."""
 
@@ -50,8 +51,10 @@ class Reversing:
         methods.add(verbs.RESOLVE, ResolveParams, self.resolve)
 
     async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
-        vm = await self._agent.reopening.standing(params.vm)
-        return await ordered(vm, "reverse", handing_over.hand_over(vm))
+        # One after the other: each writes the same files, and the second is answered by what the first has done.
+        async with self._handing:
+            vm = await self._agent.reopening.standing(params.vm)
+            return await ordered(vm, "reverse", handing_over.hand_over(vm))
 
     async def handed_over(self, params: HandedOverParams, client: Client) -> None:
         vm = await self._agent.reopening.standing(params.vm)
