@@ -202,7 +202,8 @@ class Reversals:
         lost, later = cut is not None and cut != has, has != view.at_failover
         idle = len(side.oracle.history) == view.changes_at_failover
         # Also what its guest wrote once it was handed over there, whatever was on record then.
-        wrote = bool(promotion) and (bool(promotion["written"]) or self._has_written(target, promotion))
+        known = bool(promotion) and promotion["handed_over"] and promotion["written"]
+        wrote = known or (bool(promotion) and self._has_written(target, promotion))
         before, lived = self._moment(), self._unharmed(side)
 
         def judge(told: str, *, despite: bool = False) -> None:
