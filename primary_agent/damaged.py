@@ -31,13 +31,15 @@ class DamagedVm:
     tap_place: TapPlace | None = None
     """Where the tap is, if not in the VM's own folder."""
     _task: asyncio.Task[None] | None = None
+    _config: TapConfig | None = None
+    """The tap's, as far as it is believed."""
 
     def is_named(self, name: str) -> bool:
         return name in (self.name, self.identity)
 
     async def serve(self, remains: Remains, ports: Ports) -> None:
         """Keep its tap running, where its configuration can be read: the guest needs nothing else."""
-        self.tap_place = remains.tap_place
+        self.tap_place, self._config = remains.tap_place, remains.config
         if remains.config is None:
             return
         with contextlib.suppress(OSError, VmreplicaError):
@@ -60,11 +62,14 @@ class DamagedVm:
 
     async def stop_tap(self, ports: Ports) -> None:
         """Stop the tap, where its configuration can still be read."""
+        config = self._config
         try:
-            config = await ports.workers.run(load_config, ports.files, self._tap_folder)
+            if self.tap_place is None:
+                config = await ports.workers.run(load_config, ports.files, self._tap_folder)
         except VmreplicaError:
             return
-        await TapLink(self._tap_folder, config, ports, self.folder).stop_tap()
+        if config is not None:
+            await TapLink(self._tap_folder, config, ports, self.folder).stop_tap()
 
     @property
     def _tap_folder(self) -> str:

@@ -119,7 +119,8 @@ async def _fence(parts: Parts) -> FenceRecord:
     except VmreplicaError:
         if known is None:
             raise
-        return known
+        # What was written there since it told that is not known.
+        return msgspec.structs.replace(known, written=True)
     if not told.promoted and replication.state is ReplicationState.PREPARED_FOR_FAILOVER:
         raise InvalidStateError(
             f"{name} is only prepared for a failover: it was not failed over to {host}.",
@@ -315,6 +316,12 @@ async def _let_go(vm: PrimaryVm, handed: HandOver, mapped: bool) -> HandOver:
     tap = vm.parts.tap
     await vm.rest()
     try:
+        if vm.parts.replication.state not in GIVEN_AWAY:
+            # The fence lifts by itself (primary_agent.unfencing), and guests may have written since.
+            raise InvalidStateError(
+                f"The failover of {vm.name} was undone meanwhile: this host is its primary again.",
+                f"`vmreplica status {vm.name}` shows that. It is not handed over, and nothing was given up.",
+            )
         await tap.stop_tap()
         handed, size = await vm.parts.surroundings.ports.workers.run(_read, vm, tap, handed, mapped)
         text = f"{vm.name} is handed over to the replica agent of this host: {_told(handed, size)}"

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from primary_agent.description import Description, read_description
-from primary_agent.enabling import split_address
+from primary_agent.enabling import split_address, tap_config
+from primary_agent.fencing import TEXT_MAX
 from primary_agent.planned_steps import after_loss, step_of
 from primary_agent.record import DiskRecord, ReplicationRecord, TapPlace, VmRecord, plain
 from protocol.position import NO_EPOCH
@@ -72,13 +73,25 @@ def read_remains(files: FileSystem, folder: str, vm: bytes) -> Remains:
         found.tap_place = found.description.vm.tap
     try:
         config = load_config(files, found.tap_place.folder if found.tap_place is not None else f"{folder}/tap")
-        if config.vm_id == vm:
-            found.config = config
-        else:
+        if config.vm_id != vm:
             found.config_doubt = f"it is that of VM {config.vm}"
+        elif found.description is not None and found.tap_place is not None:
+            found.config = _lodged(config, found.description, folder)
+        else:
+            found.config = config
     except VmreplicaError as error:
         found.config_doubt = error.text
     return found
+
+
+def _lodged(config: TapConfig, known: Description, folder: str) -> TapConfig:
+    """The configuration of a tap whose folder is the replica agent's user's, by our own record.
+
+    He may have been taken over, and this agent is root: what it connects to, makes, stops and fences follows from
+    nothing of his (docs/security.md). The disks stay those of the file, to be held against the record.
+    """
+    ours = tap_config(known.vm, folder, "", config.nbd_group)
+    return msgspec.structs.replace(ours, disks=config.disks, fenced=known.replication.fenced[:TEXT_MAX])
 
 
 async def rebuild(

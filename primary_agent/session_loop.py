@@ -214,7 +214,16 @@ class SessionLoop:
         split = failure.split if isinstance(failure, FencedOff) else self._parts.moved_on()
         text = problem.text if problem is not None else failure.text
         fence = problem.fence if problem is not None and isinstance(problem.fence, Fence) else None
-        await self._replication.fence(text, split=split, fence=fence_record(fence) if fence is not None else None)
+        told, record = fence_record(fence) if fence is not None else None, self._replication.record
+        if told in (None, record.fence) or (record.state, record.fenced) != (ReplicationState.FAILED_OVER, text):
+            await self._replication.fence(text, split=split, fence=told)
+            return
+        # Of the same failover it tells what has become of it: that something was written there since, say.
+        events = []
+        if told is not None and told.written and split:
+            both = f"{self._replication.vm.name} was, or may have been, written on both hosts since the failover."
+            events = [self._replication.event(EventId.SPLIT_BRAIN, both, cause="fenced")]
+        await self._replication.transition(None, text, *events, seen=record, fence=told)
 
     async def _join_is_broken(self, cause: ResyncCause, failure: VmreplicaError) -> None:
         """The replica found that our log does not continue what it has: only a compare helps."""

@@ -261,6 +261,8 @@ class TapLink:
         except UnreachableError:
             return
         try:
+            if (vm := (await client.status()).vm) != self.config.vm:
+                raise self._foreign(vm)
             await client.stop()
         finally:
             client.close()
@@ -308,10 +310,7 @@ class TapLink:
         try:
             status = await client.subscribe()
             if status.vm != self.config.vm:
-                raise VmreplicaError(
-                    f"The tap at {self.config.control_socket} serves VM {status.vm}, not {self.config.vm}.",
-                    "Stop that tap.",
-                )
+                raise self._foreign(status.vm)
         except BaseException:
             client.close()
             raise
@@ -320,6 +319,10 @@ class TapLink:
         for method, params in held:
             self._notified(connection, method, params)
         return connection
+
+    def _foreign(self, vm: str) -> VmreplicaError:
+        text = f"The tap at {self.config.control_socket} serves VM {vm}, not {self.config.vm}."
+        return VmreplicaError(text, "Stop that tap.")
 
     async def _reach(self, notified: OnNotification) -> TapClient:
         """A client of the running tap; starts the tap if nobody answers."""

@@ -1,9 +1,10 @@
 """Lifts the fence of a VM by itself once its failover was undone at the replica (I6, I8).
 
 The replica is asked now and then, and when the agent starts. What it tells has to be what an undo leaves and nothing
-else does: it is not failed over, and stands in this side's own epoch, with nothing of its own in it. A failover that
-was committed or reversed is told as such for good; one that was given up for this side, a copy that was removed,
-brought back to an earlier state or rebuilt, and records of this side that were rebuilt wait for an administrator.
+else does: it is the host that told of the failover, is not failed over, and stands in this side's own epoch, with
+nothing of its own in it and all that it had received by then. A failover that was committed or reversed is told as such
+for good; one that was given up for this side, a copy that was removed, brought back to an earlier state or rebuilt,
+another host's, and records of this side that were rebuilt wait for an administrator.
 
 Nothing is lost here that was not given up there: an undo is an order at the replica, which says that it drops what was
 written on the promoted side. What was written on this side meanwhile is kept and replicated. Both are in the event.
@@ -41,6 +42,8 @@ ASK_SECONDS = 60.0
 """A replica that the VM is failed over to is asked so often whether that was undone."""
 TAP_SECONDS = 1.0
 """Without a tap, which is needed to judge the answer, it is looked again so soon."""
+HOST_MAX = 128
+"""Characters of a host's name that a fence has at most."""
 SPREAD = 0.25
 """By up to this fraction VMs differ in it."""
 
@@ -52,9 +55,19 @@ _HARMLESS = frozenset(
         ResyncCause.TRACKING_OFF,
         ResyncCause.DISK_GROWN,
         ResyncCause.DISKS_CHANGED,
+        # As before the failover.
+        ResyncCause.REPLICA_REQUEST,
     }
 )
-_LOST = frozenset({ResyncCause.STATE_LOST.value, ResyncCause.HISTORY_LOST.value})
+_SUSPECT = frozenset(
+    {
+        # It gave the failover up, and its disks hold what was written there.
+        ResyncCause.REVERSED.value,
+        # It lost the records by which it would know of the failover.
+        ResyncCause.STATE_LOST.value,
+        ResyncCause.HISTORY_LOST.value,
+    }
+)
 
 log = structlog.get_logger(__name__)
 
@@ -65,18 +78,29 @@ def is_undone(record: ReplicationRecord, replica: ReplicaView, decision: Decisio
         return False
     if replica.epoch not in (record.epoch, record.proposed) or replica.common is not None:
         return False
-    if any(code == ResyncCause.REVERSED.value for code, _ in replica.causes):
-        # It gave the failover up, and its disks hold what was written there.
+    if any(code in _SUSPECT for code, _ in replica.causes) or not _is_that_copy(record, replica):
         return False
     match decision:
         case Resume() | CommitConfirmed() | GoOnWithResync() | NextRound() | RestartResync():
             return True
-        case ResyncRequired(cause=ResyncCause.REPLICA_REQUEST):
-            # As before the failover, unless it lost the records by which it would know of that.
-            return not any(code in _LOST for code, _ in replica.causes)
         case ResyncRequired(cause=cause):
             return cause in _HARMLESS
     return False
+
+
+def _is_that_copy(record: ReplicationRecord, replica: ReplicaView) -> bool:
+    """Whether it is the copy that was failed over, as it was by then: no other host's, and not an earlier state of it.
+
+    What else is on record here, that tracking was lost, say, may keep a session from ever looking at that.
+    """
+    if (fence := record.fence) is None:
+        return True
+    if fence.host and fence.host != replica.host[:HOST_MAX]:
+        return False
+    if fence.received is None:
+        return True
+    before, now = fence.received.position, replica.received
+    return now is not None and now.epoch == before.epoch and (now.segment, now.entry) >= (before.segment, before.entry)
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from primary_agent.disk_sizes import go_on
 from primary_agent.enabling import tap_folder, with_settings_of
 from primary_agent.export_waiting import refuse_export, require_seed
 from primary_agent.exporting import Exporter
+from primary_agent.handing_over import GIVEN_AWAY
 from primary_agent.parts import Parts
 from primary_agent.planned import keep
 from primary_agent.planned_steps import step_of
@@ -251,10 +252,8 @@ class PrimaryVm:
                 self.parts.link.poke.notify()
                 return
             if self._replication.state not in (_S.READY_FOR_INITIAL_REPLICATION, _S.WAITING_FOR_INITIAL_REPLICATION):
-                left = self._replication.state in (_S.FAILED_OVER, _S.PREPARED_FOR_FAILOVER)
-                see = f"`vmreplica status {self.name}` says what to do."
-                remedy = see if left else "It was begun before; `vmreplica resume` goes on."
-                raise self._not_now("initial replication", remedy)
+                begun = "It was begun before; `vmreplica resume` goes on."
+                raise self._not_now("initial replication", "" if self._replication.state in GIVEN_AWAY else begun)
             if at:
                 await put_off_initial(self.parts, at)
                 return
@@ -273,6 +272,8 @@ class PrimaryVm:
             state = self._replication.state
             if state in (_S.SUSPENDED, _S.RESYNCHRONIZE_SUSPENDED):
                 return
+            if state in GIVEN_AWAY:
+                raise self._not_now("suspend", "")
             await self._replication.transition(PrimaryEvent.SUSPENDED, "the administrator asked for it")
             await cancel(self.parts, "the administrator suspended replication")
             self._replication.replan()
@@ -358,9 +359,8 @@ class PrimaryVm:
             )
 
     def _not_now(self, what: str, remedy: str) -> InvalidStateError:
-        return InvalidStateError(
-            f"{self.name} is in state {self._replication.state.title}: {what} is not possible.", remedy
-        )
+        text = f"{self.name} is in state {self._replication.state.title}: {what} is not possible."
+        return InvalidStateError(text, remedy or f"`vmreplica status {self.name}` says what to do.")
 
     async def note_refusal(self, verb: str, error: InvalidStateError) -> None:
         """Put a refused order on record (event 32546)."""

@@ -55,7 +55,8 @@ def forget(files: FileSystem, folder: str, runtime_folder: str, place: TapPlace 
     files.remove_tree(runtime_folder)
     if place is not None:
         # After a boot that folder was made by this agent, and the replica agent, which needs it, may be another user.
-        for name in SOCKETS:
+        # A link there, to the sockets of another VM, say, is refused by the first look.
+        for name in {*SOCKETS} & {*files.list(place.runtime_folder)}:
             files.remove(f"{place.runtime_folder}/{name}")
         if is_empty(files, place.runtime_folder):
             files.remove_tree(place.runtime_folder)

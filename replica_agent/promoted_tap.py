@@ -238,7 +238,7 @@ class PromotedTap:
 
 def is_written(status: TapStatus, epoch: bytes) -> bool:
     """Whether anything was written since the failover that began ``epoch``; what is not known counts as that."""
-    if status.tracking is Tracking.ON and status.position is not None:
+    if status.tracking is Tracking.ON and status.position is not None and status.epoch == epoch.hex():
         return status.position.entry > 0
     doubt = status.doubt
     if status.tracking is not Tracking.MAP or doubt is None or not doubt.complete:

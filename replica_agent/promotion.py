@@ -47,6 +47,8 @@ class Promotion:
     tap: PromotedTap | None = None
     silent: bool = False
     """Nothing answers where the tap of a VM should be that this agent handed over."""
+    moved_on: bool = True
+    """Whether anything may have been written to a VM since its failover that this agent handed over."""
     deciding: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the promotion is being made durable: no session may begin, or it would go on behind the promotion."""
 
@@ -224,7 +226,13 @@ class Promotion:
 
     async def ask(self) -> None:
         """Before a primary is told of the failover: something may have been written here just now (I8)."""
-        if self.parts.ledger.promotion is not None and self.tap is not None:
+        record = self.parts.ledger.promotion
+        if record is not None and record.handed_over:
+            # Its guest goes on under the primary agent; the tap tells, while it tracks since the failover.
+            tap = PromotedTap(self.parts, record.epoch)
+            await tap.refresh()
+            self.moved_on = record.written or tap.status is None or is_written(tap.status, record.epoch)
+        elif record is not None and self.tap is not None:
             await self.tap.refresh()
 
     # --- committing ------------------------------------------------------------------------------------------------
@@ -263,7 +271,7 @@ class Promotion:
         """Whether anything was written here since the failover; what is not known counts as that."""
         record = self.parts.ledger.promotion
         if record is not None and record.handed_over:
-            return record.written
+            return record.written or self.moved_on
         status = self.tap.status if self.tap is not None else None
         if status is None or record is None:
             return record is None or record.serving

@@ -37,8 +37,9 @@ class Reversing:
     def __init__(self, agent: ReplicaAgent) -> None:
         self._agent = agent
         self._parts = HandOverParts()
-        self._carrying = asyncio.Lock()
-        """Held while a VM is let go or taken over: the order may come again before it is done."""
+        self._handing = asyncio.Lock()
+        self._adopting = asyncio.Lock()
+        """Held while a VM is taken over: the order may come again before it is done."""
 
     def add_to(self, methods: Methods) -> None:
         """Offer them."""
@@ -50,8 +51,9 @@ class Reversing:
         methods.add(verbs.RESOLVE, ResolveParams, self.resolve)
 
     async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
-        vm = await self._agent.reopening.standing(params.vm)
-        async with self._carrying:
+        # One after the other: each writes the same files, and the second is answered by what the first has done.
+        async with self._handing:
+            vm = await self._agent.reopening.standing(params.vm)
             return await ordered(vm, "reverse", handing_over.hand_over(vm))
 
     async def handed_over(self, params: HandedOverParams, client: Client) -> None:
@@ -65,7 +67,7 @@ class Reversing:
     async def adopt(self, params: AdoptParams, client: Client) -> VmStatus:
         handed = HandOver.read(params.handover)
         # Taken twice, it would be put on record as it was handed over, whatever has become of the copy since.
-        async with self._carrying:
+        async with self._adopting:
             known = self._agent.vms.get(handed.vm_id)
             if known is None or not is_taken(known, handed):
                 known = await finish(take_over(self._agent, handed, self._parts.take(handed)))

@@ -22,6 +22,7 @@ from shared.ports.clock import RealClock
 from shared.ports.file_system import RealFileSystem
 from shared.ports.kernel import starved_seconds
 from shared.ports.network import RealNetwork
+from shared.ports.ownership import host_of
 from shared.ports.rng import SystemRandom
 from shared.ports.systemd import ServiceManager
 from shared.ports.workers import ThreadWorkers
@@ -64,8 +65,7 @@ async def _run(folder: str, manager: ServiceManager) -> None:
     tasks = [asyncio.create_task(manager.keep_alive())]
     workers = ThreadWorkers(WORKERS)
     # Root's tap of a VM that the replica agent promoted, in the folder of that agent's user.
-    owner = _owner_of(folder)
-    host = owner if os.geteuid() == 0 and owner != 0 else None
+    host = host_of(folder) if os.geteuid() == 0 else None
     ports = OwnPorts(RealClock(), SystemRandom(), workers, RealFileSystem(disks_of=host), RealNetwork())
     identity = Identity(os.getpid(), metadata.version("vmreplica"), starved_seconds)
 
@@ -96,11 +96,3 @@ async def _run(folder: str, manager: ServiceManager) -> None:
         await workers.close()
         for task in tasks:
             task.cancel()
-
-
-def _owner_of(folder: str) -> int | None:
-    """Whose the folder is, by number; None where there is none."""
-    try:
-        return os.stat(folder).st_uid
-    except OSError:
-        return None

@@ -163,7 +163,17 @@ def connect(paths: Sequence[str], *, named: bool) -> Iterator[Agents]:
         if not agents.answered:
             raise _nobody(paths, [*agents.failed, *missing])
         judge_together([agent.status for agent in agents.answered])
+        for agent in agents.answered:
+            put_into(agent)
         yield agents
+
+
+def put_into(agent: Agent) -> None:
+    """What was judged here is in what came as well: scripts read that."""
+    vms = {vm.uuid: vm for vm in agent.status.vms if vm.handed_over and vm.role == "replica"}
+    for raw in agent.raw.get("vms", ()):
+        if (vm := vms.get(raw.get("uuid"))) is not None and raw.get("health") != vm.health:
+            raw |= {"health": vm.health, "summary": vm.summary, "reasons": vm.reasons, "remedy": vm.remedy}
 
 
 def judge_together(statuses: Sequence[AgentStatus]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -30,6 +31,9 @@ CALL_SECONDS = 60.0
 RECEIVE_BYTES = 256 << 10
 NOTIFIED_MAX = 10_000
 
+_CREDENTIALS = struct.Struct("iII")
+"""struct ucred: process, user and group."""
+
 HOW_TO_START = "Start the agent: systemctl start vmreplica-primary, or vmreplica-replica on the replica's host."
 HOW_TO_ALLOW = "Run the command as root, or become a member of the group vmreplica-admin and log in again."
 
@@ -52,6 +56,16 @@ class Connection:
         except OSError as error:
             self._socket.close()
             raise connect_error(path, error) from None
+
+    @property
+    def user(self) -> int:
+        """The user, by number, that the agent runs as, by the kernel's word.
+
+        Whose the socket's file is tells nothing: whoever owns its folder can put another in its place at any moment.
+        """
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, user, _ = _CREDENTIALS.unpack(credentials)
+        return int(user)
 
     def __enter__(self) -> Self:
         return self

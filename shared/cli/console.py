@@ -98,7 +98,7 @@ class Console:
             return
         if self.answers is None:
             raise UsageError(warning, "Nothing was changed. Nobody can be asked here: add --yes to do it.")
-        self.out.write(f"{warning}\nType {word} to go on: ")
+        self.out.write(f"{printable(warning)}\nType {word} to go on: ")
         self.out.flush()
         if self.answers.readline().strip() != word:
             raise UsageError("Not confirmed; nothing was changed.")

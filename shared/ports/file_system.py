@@ -74,6 +74,8 @@ class RealFileSystem:
 
     def make_folder(self, path: str, *, inherited: bool = False) -> None:
         parent = os.path.dirname(os.path.abspath(path))
+        if inherited:
+            _require_no_foreign_link(parent)
         try:
             os.mkdir(path, FOLDER_MODE)
         except FileExistsError:
@@ -123,3 +125,11 @@ def _folder(path: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _require_no_foreign_link(path: str) -> None:
+    """Whose folder it is may be another user's, and lead to his folders only. Raises StorageError."""
+    with contextlib.suppress(FileNotFoundError):
+        state = os.lstat(path)
+        if stat.S_ISLNK(state.st_mode) and state.st_uid not in (0, os.geteuid()):
+            require_own_folder(path, state)

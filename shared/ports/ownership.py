@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -10,6 +11,8 @@ from shared.ports.regular import kind_of, require_regular
 from shared.ports.users import user_name
 
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+HOST_LEVELS = 3
+"""A tap's folder, the VM's, and the one of all VMs."""
 
 
 def require_own_folder(path: str, state: os.stat_result, *, owner: int | None = None) -> None:
@@ -97,6 +100,24 @@ def require_owner(path: str, state: os.stat_result, owner: int) -> None:
             f"If it is a disk of that VM: chown {theirs} {path}. Else look who changed the tap's configuration.",
             code="foreign_owner",
         )
+
+
+def host_of(folder: str) -> int | None:
+    """The user other than root, by number, who decides what is in a tap's folder; None where there is none.
+
+    Who owns one of the folders above can put another one in the place of those below at any moment, also one of root's:
+    so the outermost counts.
+    """
+    places = [os.path.abspath(folder)]
+    while len(places) < HOST_LEVELS:
+        places.insert(0, os.path.dirname(places[0]))
+    for place in places:
+        with contextlib.suppress(OSError):
+            # Of a link as well, whatever it leads to.
+            for state in (os.lstat(place), os.stat(place)):
+                if state.st_uid != 0:
+                    return state.st_uid
+    return None
 
 
 def _is_trusted(path: str, state: os.stat_result) -> bool:

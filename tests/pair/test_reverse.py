@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from primary_agent import handing_over
+from primary_agent import believing, handing_over
 from primary_agent.admin import with_settings
 from primary_agent.scope import REVERSE_MAP
 from replica_agent import handing_over as giving_up
@@ -177,12 +177,12 @@ async def test_split_brain_is_named_and_resolved_for_either_side(two: TwoHosts) 
     await stays_until_unpinned(two.beta)
 
     await two.fail_over(two.beta)
+    # The same by the command. Nothing was written on beta when it was handed over there, and then by its guest.
+    code, told = await two.beta.command("reverse", NAME, "--yes", "--replica", f"localhost:{two.alpha.port}")
+    assert code == 0 and "This host is the primary of web." in told, told
     await two.beta.write("write -P 0x41 1M 64k")
     await two.write_past_the_fence(two.alpha, "write -P 0x42 1M 64k", "write -P 0x43 6M 128k")
     losing = two.alpha.paths()[0].read_bytes()
-    # The same by the command.
-    code, told = await two.beta.command("reverse", NAME, "--yes", "--replica", f"localhost:{two.alpha.port}")
-    assert code == 0 and "This host is the primary of web." in told, told
     code, told = await two.alpha.command("resolve", NAME)
     assert code == 0 and f"    {6 * MIB} + {2 * BLOCK}\n" in told and "192.0 KiB in 2 range(s)" in told, told
     code, told = await two.alpha.command("reverse", NAME, "--yes")
@@ -218,6 +218,11 @@ async def stays_until_unpinned(host: Host) -> None:
 async def killed(*_arguments: object) -> None:
     """In the place of a step at which the agent is killed."""
     raise RuntimeError("killed")
+
+
+def failed(*_arguments: object) -> None:
+    """In the place of a step at which the volume fails."""
+    raise OSError("the volume fails")
 
 
 async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
@@ -294,9 +299,12 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     (begun / REVERSE_MAP).write_bytes(b"half")
     await two.beta.restart("alpha")
     assert not two.beta.primary.damaged and not begun.exists()
-    # Whoever gives the order again while it is carried out does no harm: it is one hand-over, taken once.
+    # Whoever gives the order again while it is carried out does no harm: it is one hand-over, taken once. What fails
+    # once it is taken is no error: the replica agent would take it back, and both would have it.
     again = [two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}") for _ in range(2)]
-    await asyncio.gather(*again)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(believing, "drop", failed)
+        await asyncio.gather(*again)
     await two.beta.restart("alpha")
     await two.beta.carry("replica", "primary", replica=f"localhost:{two.alpha.port}")
     await two.beta.write("write -P 0x62 1M 64k")

@@ -201,9 +201,9 @@ class Reversals:
         has = tuple(map(bytes, side.oracle.images))
         lost, later = cut is not None and cut != has, has != view.at_failover
         idle = len(side.oracle.history) == view.changes_at_failover
-        wrote = bool(promotion) and (
-            promotion["written"] if promotion["handed_over"] else self._has_written(target, promotion)
-        )
+        # Also what its guest wrote once it was handed over there, whatever was on record then.
+        known = bool(promotion) and promotion["handed_over"] and promotion["written"]
+        wrote = known or (bool(promotion) and self._has_written(target, promotion))
         before, lived = self._moment(), self._unharmed(side)
 
         def judge(told: str, *, despite: bool = False) -> None:

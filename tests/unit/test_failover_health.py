@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.admin.audit import describe
-from shared.cli.agents import judge_together
+from shared.cli.agents import Agent, judge_together, put_into
 from shared.cli.arguments import build_parser
 from shared.cli.console import Palette
 from shared.cli.page import page_lines
@@ -18,7 +18,7 @@ from shared.guest_status import ConsistencyStatus, DefinitionStatus
 from shared.health import assessed
 from shared.point_status import PointProof
 from shared.states import PlannedStep, ReplicationState
-from shared.status import Cause, ExportStatus, TapStatus, VmStatus
+from shared.status import Cause, ExportStatus, TapStatus, VmStatus, to_plain
 from tests.unit.cli.samples import NOW, URI, agent, cut, healthy, replica
 
 S = ReplicationState
@@ -186,6 +186,11 @@ def test_both_agents_together_tell_of_a_reversal_that_stopped_half_way() -> None
     judge_together([agent(vms=[]), agent("replica", [given])])
     assert given.health == "Critical" and "nothing protects it" in given.summary
     assert commands(given.remedy) == ["reverse web"]
+    raw = to_plain(agent("replica", [at("replica", S.FAILED_OVER, handed_over=True)]))
+    connection: Any = None
+    put_into(Agent(connection, agent("replica", [given]), raw))
+    told = raw["vms"][0]
+    assert (told["health"], told["summary"], told["reasons"]) == ("Critical", given.summary, given.reasons)
 
 
 def test_the_record_of_orders_has_them() -> None:

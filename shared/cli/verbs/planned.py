@@ -14,7 +14,7 @@ from shared.cli.verbs.replication import await_link
 from shared.cli.verbs.verify import run as run_verify
 from shared.cli.verify_text import result_lines
 from shared.errors import InvalidStateError, UsageError, VmreplicaError
-from shared.states import PlannedStep
+from shared.states import PlannedStep, ReplicationState
 from shared.status import VmStatus
 
 CLIENTS_SECONDS, CLIENTS_POLL_SECONDS = 30.0, 0.2
@@ -55,6 +55,7 @@ def _prepare(found: Found, options: argparse.Namespace, context: Context) -> int
 
     vm, virsh = found.vm, Virsh(context.environment)
     if _step(vm) not in (PlannedStep.STOPPING, PlannedStep.SENDING, PlannedStep.PROMISED, PlannedStep.CONFIRMED):
+        _require_replicating(vm)
         peer = vm.peer_host or "its replica"
         shut = "The VM is shut down, and then its" if options.shutdown else "The"
         context.console.confirm(
@@ -93,6 +94,16 @@ def _prepare(found: Found, options: argparse.Namespace, context: Context) -> int
     else:
         context.console.print([*proof, *_confirmed_lines(followed)])
     return SUCCESS
+
+
+def _require_replicating(vm: VmStatus) -> None:
+    """Before anybody is asked, and before the VM is shut down: the agent refuses any other state."""
+    if vm.state_code != ReplicationState.REPLICATING.value:
+        raise InvalidStateError(
+            f"{vm.name} is in state {vm.state}: a failover can't be prepared.",
+            f"It has to be Replicating; `vmreplica status {vm.name}` says what to do. If this host can't go on, fail "
+            "over at the replica without a preparation.",
+        )
 
 
 def _confirmed_lines(vm: VmStatus) -> list[str]:

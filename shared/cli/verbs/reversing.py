@@ -23,6 +23,7 @@ from shared.admin.verbs import PART_BYTES
 from shared.cli.agents import Agent, Agents, Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
+from shared.cli.text import printable_values
 from shared.differences import Differences
 from shared.errors import ForbiddenError, InvalidStateError, StorageError, UnreachableError, UsageError, VmreplicaError
 from shared.handover import RANGES_NAME, HandOver
@@ -98,7 +99,7 @@ def _report(here: _Here, options: argparse.Namespace, context: Context) -> int:
     if options.json:
         context.console.print_json(raw)
         return SUCCESS
-    report = msgspec.convert(raw, Differences)
+    report = msgspec.convert(printable_values(raw), Differences)
     lines = [f"Written on this host of {report.name} and not on the other one, since cut {report.common or 'unknown'}:"]
     for disk in report.disks:
         lines.append(f"  disk {disk.index}, {disk.path}: {size_text(disk.bytes)} in {disk.range_count} range(s)")
@@ -241,11 +242,14 @@ def _owned(handed: HandOver, target: Agent) -> Iterator[None]:
 def _give(handed: HandOver, target: Agent, given: list[tuple[str, int, int]]) -> None:
     """Give the disks to the agent's user; ``given`` gets path, user and group of each as they were."""
     try:
-        user = os.stat(target.connection.path).st_uid
+        user = target.connection.user
         for disk in handed.disks:
-            found = os.stat(disk.path, follow_symlinks=False)
-            if found.st_uid != user:
-                os.chown(disk.path, user, -1, follow_symlinks=False)
+            with _opened(disk.path) as descriptor:
+                found = os.fstat(descriptor)
+                if found.st_uid == user:
+                    continue
+                _judge_gift(disk.path, found, user)
+                os.fchown(descriptor, user, -1)
                 given.append((disk.path, found.st_uid, found.st_gid))
     except OSError as error:
         raise StorageError(
@@ -254,11 +258,45 @@ def _give(handed: HandOver, target: Agent, given: list[tuple[str, int, int]]) ->
         ) from error
 
 
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """The file itself, so that it is judged and given as one, whatever is put in its place meanwhile."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _judge_gift(path: str, found: os.stat_result, user: int) -> None:
+    """Raises ForbiddenError for what may be another file than the one that the agent had as the VM's disk.
+
+    In a folder of that user's a disk is his already; what is not he has put there, or led there.
+    """
+    reason = ""
+    if not stat.S_ISREG(found.st_mode):
+        reason = "it is no regular file"
+    elif host := next((place for place in _above(path) if os.lstat(place).st_uid == user), ""):
+        reason = f"it lies below {host}, which is that user's, and is not his"
+    if reason:
+        raise ForbiddenError(
+            f"{path} is not given to the user {user} of the replica agent: {reason}.",
+            f"The VM was not handed over. Look how the file came there; if it is the VM's disk: chown {user} {path}",
+            code="handover_refused",
+        )
+
+
+def _above(path: str) -> Iterator[str]:
+    """The folders that a path leads through, the innermost first."""
+    while (path := os.path.dirname(path)) != "/":
+        yield path
+
+
 def _give_back(given: list[tuple[str, int, int]]) -> None:
     for path, user, group in given:
         # What can't be given back either is told by what it could not be used for.
-        with contextlib.suppress(OSError):
-            os.chown(path, user, group, follow_symlinks=False)
+        with contextlib.suppress(OSError), _opened(path) as descriptor:
+            os.fchown(descriptor, user, group)
 
 
 def _judged(raw: dict[str, Any], source: Found, target: Agent) -> HandOver:
@@ -271,7 +309,7 @@ def _judged(raw: dict[str, Any], source: Found, target: Agent) -> HandOver:
     for field, value in wanted.items():
         if (found := getattr(handed, field)) != value:
             raise _refused(source, field, found, f"this is about {value}")
-    teller = os.stat(source.agent.connection.path).st_uid
+    teller = source.agent.connection.user
     if handed.to == "replica" and teller not in (0, os.geteuid()):
         # The disks that it names are given away.
         raise _refused(source, "to", handed.to, f"only root's agent gives disks away, and this one is user {teller}'s")
@@ -293,7 +331,7 @@ def _refused(source: Found, field: str, value: object, reason: str) -> Forbidden
 
 def _read(handed: HandOver, source: Found) -> bytes:
     """The ranges, from a file of the agent's own: what else its path may lead to is not read."""
-    path, owner = handed.ranges_path, os.stat(source.agent.connection.path).st_uid
+    path, owner = handed.ranges_path, source.agent.connection.user
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:

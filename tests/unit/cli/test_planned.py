@@ -92,6 +92,12 @@ def test_preparing_that_is_given_up_says_why_and_options_have_to_fit(vmreplica: 
     assert ran.code == 4 and ran.err.splitlines()[0] == "vmreplica: it is given up"
     ran = vmreplica("failover", "web", "--abort")
     assert ran.code == 2 and "Add --prepare." in ran.err
+    # A state in which it can't be is told before anybody has to decide, and before a guest is shut down.
+    canned.on_status = lambda asked: None
+    canned.calls.clear()
+    canned.set_vm(assessed(healthy(state="FailedOver", state_code=7), NOW))
+    ran = vmreplica("failover", "web", "--prepare", "--shutdown")
+    assert ran.code == 4 and "is in state FailedOver: a failover can't be prepared" in ran.err and canned.calls == []
 
 
 @pytest.mark.slow

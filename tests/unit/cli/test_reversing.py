@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from shared.cli.connection import Connection
 from shared.cli.verbs.reversing import _before_reverse, _Here, _judged, _other_agent, _owned, _read
 from shared.errors import ForbiddenError, InvalidStateError, StorageError, UnreachableError
 from shared.failover_status import PlannedStatus
@@ -44,12 +46,9 @@ def handed(disks: list[Path]) -> HandOver:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Any:
-    """All that is asked of the agent: whose its socket is."""
-    path = tmp_path / "admin.sock"
-    path.touch()
-    os.chown(path, NOBODY, NOBODY)
-    return SimpleNamespace(connection=SimpleNamespace(path=str(path)))
+def target() -> Any:
+    """All that is asked of the agent: which user it runs as."""
+    return SimpleNamespace(connection=SimpleNamespace(user=NOBODY))
 
 
 def owners(disks: list[Path]) -> set[tuple[int, int]]:
@@ -72,14 +71,46 @@ def test_disks_are_given_and_given_back(disks: list[Path], target: Any) -> None:
     assert owners(disks) == {(NOBODY, 2)}
 
 
-@pytest.mark.parametrize("gone", ["disk", "socket"])
-def test_what_cannot_be_given_is_an_error_like_any_other(disks: list[Path], target: Any, gone: str) -> None:
+def test_what_cannot_be_given_is_an_error_like_any_other(disks: list[Path], target: Any) -> None:
     """So that the hand-over is taken back, and all owners are what they were."""
-    missing = disks[1] if gone == "disk" else Path(target.connection.path)
+    missing = disks[1]
     missing.unlink()
     with pytest.raises(StorageError, match=f"{missing} can't be given") as told, _owned(handed(disks), target):
         pytest.fail("nothing is carried")
     assert owners(disks) == {(1, 2)} and "not handed over" in told.value.remedy
+
+
+@pytest.mark.parametrize("what", ["link", "link above", "roots"])
+def test_no_file_but_the_disk_is_given_away(disks: list[Path], target: Any, tmp_path: Path, what: str) -> None:
+    """Where the disk lies in the replica agent's own folder, whoever has its account can put another file there."""
+    folder, roots = tmp_path / "copy", tmp_path / "roots.raw"
+    roots.write_bytes(b"secret")
+    if what == "link above":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+        os.chown(folder, NOBODY, NOBODY, follow_symlinks=False)
+    else:
+        folder.mkdir()
+        os.chown(folder, NOBODY, NOBODY)
+    disk = folder / "disk-0.raw"
+    disk.symlink_to(roots) if what == "link" else os.link(roots, disk)
+    with pytest.raises((ForbiddenError, StorageError)) as refused, _owned(handed([disks[0], disk]), target):
+        pytest.fail("nothing is carried")
+    assert "not handed over" in refused.value.remedy and str(disk) in refused.value.text
+    assert (roots.stat().st_uid, owners(disks)) == (0, {(1, 2)})
+
+
+def test_who_the_agent_is_comes_from_the_kernel(tmp_path: Path) -> None:
+    """Not from the socket's file, which whoever owns its folder can replace by one of root's once it is connected."""
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        with Connection(str(path)) as connection:
+            path.unlink()
+            path.touch()
+            os.chown(path, NOBODY, NOBODY)
+            assert connection.user == os.geteuid()
 
 
 VM = "0b" * 16
@@ -96,11 +127,11 @@ def told(folder: Path, **other: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Any:
-    """The VM at a replica agent that is another user's, whose socket and file of ranges are there."""
-    for path in (tmp_path / "replica.sock", tmp_path / "handover.ranges"):
-        path.write_bytes(b"ranges")
-        os.chown(path, NOBODY, NOBODY)
-    agent = SimpleNamespace(connection=SimpleNamespace(path=str(tmp_path / "replica.sock")))
+    """The VM at a replica agent that is another user's, whose file of ranges is there."""
+    path = tmp_path / "handover.ranges"
+    path.write_bytes(b"ranges")
+    os.chown(path, NOBODY, NOBODY)
+    agent = SimpleNamespace(connection=SimpleNamespace(user=NOBODY))
     return SimpleNamespace(agent=agent, vm=SimpleNamespace(uuid=VM, name="web", role="replica"))
 
 

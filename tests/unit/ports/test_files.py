@@ -561,6 +561,21 @@ def test_folder_of_another_user_is_taken_where_its_parent_is_his_too(files: Real
 
 
 @root
+def test_that_user_leads_nowhere_else_by_a_link_above(files: RealFileSystem, folder: Path) -> None:
+    """T8: to the folder of another VM's tap, which root would write into."""
+    roots, link = folder / "roots" / "tap", folder / "theirs"
+    roots.mkdir(parents=True)
+    link.symlink_to(roots.parent)
+    # One of root's own is where an administrator has put the folders.
+    files.make_folder(str(link / "tap"), inherited=True)
+    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    for name in ("tap", "other"):
+        with pytest.raises(StorageError, match="a symbolic link, not a folder"):
+            files.make_folder(str(link / name), inherited=True)
+    assert os.listdir(roots.parent) == ["tap"]
+
+
+@root
 def test_folder_in_the_place_of_a_service_is_its_own(files: RealFileSystem, folder: Path) -> None:
     """Root's agent looks after a tap whose folders belong to the service that promoted the VM (R41)."""
     tap = folder / "vm" / "tap"

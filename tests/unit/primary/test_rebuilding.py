@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -47,7 +48,7 @@ from shared.ports.store import SqliteStores
 from shared.ports.workers import ThreadWorkers
 from shared.states import PLANNED_TOKEN, PlannedStep, ReplicationState
 from shared.status import Cause
-from shared.tap_config import save_config
+from shared.tap_config import load_config, save_config
 from tests.unit.primary.test_replication import VM
 from tests.unit.replica.failing import FailingFiles, Killed
 
@@ -364,6 +365,31 @@ async def test_tap_of_a_reversed_vm_is_where_it_was(reversed_host: Host) -> None
         assert sockets.is_dir() and not (host.vm / "tap").exists()
         await agent.remove("web")
         assert not host.vm.exists() and not sockets.exists()
+
+
+@pytest.mark.parametrize("field", ["control_socket", "nbd_socket", "log_folder", "fenced"])
+async def test_what_the_replica_agents_user_wrote_leads_a_damaged_vm_nowhere(reversed_host: Host, field: str) -> None:
+    """T8: root would make folders there, connect to another VM's tap, and stop it when the damaged VM is removed."""
+    host, place = reversed_host, reversed_host.folder / "store" / IDENTITY / "tap"
+    elsewhere, config = host.sockets / "other", load_config(FILES, str(place))
+    value = "not told by this agent" if field == "fenced" else str(elsewhere / "control.sock")
+    save_config(FILES, str(place), msgspec.structs.replace(config, **{field: value}))
+    flip(host)
+    asked: list[str] = []
+
+    async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readline()).decode())
+        writer.close()
+
+    elsewhere.mkdir()
+    served = await asyncio.start_unix_server(other, str(elsewhere / "control.sock"))
+    async with served, host.agent() as agent:
+        (damaged,) = agent.damaged.values()
+        assert damaged.tap is not None
+        await damaged.tap.settled()
+        assert damaged.tap.config == config
+        await agent.remove("web")
+    assert asked == []
 
 
 async def test_runtime_folder_of_a_reversed_vm_is_the_replica_agents_again(reversed_host: Host) -> None:

@@ -7,16 +7,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from primary_agent.replication import Replication
 from primary_agent.resuming import resume
+from primary_agent.session_loop import SessionLoop
+from protocol.messages import ErrorCode, Fence, Problem
 from protocol.position import NO_EPOCH, Position
+from shared.channel import ChannelClosed
 from shared.errors import InvalidStateError
+from shared.events import EventId
 from shared.planning import ResyncCause
 from shared.states import PrimaryEvent, ReplicationState
 from shared.tasks import Signal
-from tests.unit.primary.test_replication import World, replicating, resync
+from tests.unit.primary.test_replication import CLOCK, World, replicating, resync
 
 S = ReplicationState
 FIRST, SECOND = b"1" * 16, b"2" * 16
@@ -104,3 +109,27 @@ async def test_first_copy_whose_commit_may_be_at_the_replica_is_adopted_after_al
 async def test_vm_that_replicated_goes_on(world: World) -> None:
     await ordered(await replicating(world, FIRST))
     assert world.replication.state is S.REPLICATING and world.replication.record.fenced
+
+
+async def test_what_has_become_of_the_failover_is_kept_each_time_that_it_is_told(world: World) -> None:
+    """I8: when it was told first nobody had started the VM there; both have moved on since, and status says so."""
+    replication = await replicating(world, FIRST)
+    idle = Fence(epoch=SECOND, parent=FIRST, parent_segment=1, received=None, written=False, wall_ns=int(5e9), host="b")
+
+    async def refresh() -> None:
+        """The tap has told what it has."""
+
+    tap = SimpleNamespace(refresh=refresh)
+    ports = SimpleNamespace(clock=CLOCK)
+    parts: Any = SimpleNamespace(
+        replication=replication, link=None, tap=tap, surroundings=SimpleNamespace(ports=ports), moved_on=lambda: True
+    )
+    companions: Any = None
+    loop = SessionLoop(parts, companions)
+    for written in (False, False, True, True):
+        told = msgspec.structs.replace(idle, written=written)
+        problem = Problem(code=ErrorCode.FENCED, text="failed over at b", remedy="", retryable=False, fence=told)
+        await loop._fence(ChannelClosed("refused", problem=problem))
+        assert replication.record.fence is not None and replication.record.fence.written is written
+    assert (await world.reopen()).record.fence == replication.record.fence
+    assert len(await world.events(EventId.FENCED)) == len(await world.events(EventId.SPLIT_BRAIN)) == 1

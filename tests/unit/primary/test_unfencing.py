@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from primary_agent.record import PositionRecord, ReplicationRecord, ResyncRecord
+from primary_agent.record import FenceRecord, PositionRecord, ReplicationRecord, ResyncRecord
 from primary_agent.unfencing import is_undone
 from protocol.hrl import Geometry
 from protocol.messages import ResyncKind
@@ -25,8 +25,11 @@ LINEAGE = (Ancestor(EPOCH, OLD, 3),)
 PRIMARY = PrimaryView(
     disks=DISKS, epoch=EPOCH, lineage=LINEAGE, tracking="on", log_epoch=EPOCH, first_segment=1, log_end=LATER, acked=CUT
 )
-REPLICA = ReplicaView(disks=DISKS, epoch=EPOCH, lineage=LINEAGE, received=CUT, cut=CUT, applied=CUT)
-RECORD = ReplicationRecord(state=ReplicationState.FAILED_OVER, epoch=EPOCH, fenced="failed over at beta")
+REPLICA = ReplicaView(disks=DISKS, epoch=EPOCH, lineage=LINEAGE, received=CUT, cut=CUT, applied=CUT, host="beta")
+FENCE = FenceRecord(
+    epoch=PROMOTED, parent=EPOCH, parent_segment=4, received=PositionRecord.of(CUT), written=True, time=1.0, host="beta"
+)
+RECORD = ReplicationRecord(state=ReplicationState.FAILED_OVER, epoch=EPOCH, fenced="failed over at beta", fence=FENCE)
 
 
 def judged(replica: dict[str, Any], primary: dict[str, Any], record: dict[str, Any]) -> tuple[bool, Decision]:
@@ -47,6 +50,12 @@ def proposed() -> ResyncRecord:
     )
 
 
+END = Position(PROPOSED, 2, 9, b"x" * 16)
+HEARD = {"epoch": PROPOSED, "lineage": (*LINEAGE, Ancestor(PROPOSED, EPOCH, 4)), "received": END}
+UNHEARD = {"resync": proposed(), "fence": msgspec.structs.replace(FENCE, received=PositionRecord.of(END))}
+BEHIND = {"received": Position(EPOCH, 3, 30, b"b" * 16)}
+
+
 @pytest.mark.parametrize(
     ("replica", "primary", "record"),
     [
@@ -55,16 +64,22 @@ def proposed() -> ResyncRecord:
         ({}, {"tracking": "map", "lost_reason": "The log was full."}, {}),
         ({}, {"required": True}, {"causes": [Cause(code="chain", text="as before", time=1.0)]}),
         (asking(ResyncCause.REPLICA_DAMAGED), {}, {}),
-        (
-            {"epoch": PROPOSED, "lineage": (*LINEAGE, Ancestor(PROPOSED, EPOCH, 4))},
-            {"proposed": PROPOSED},
-            {"resync": 1},
-        ),
+        ({}, {}, {"fence": None}),
+        ({}, {}, {"fence": msgspec.structs.replace(FENCE, received=None)}),
+        (HEARD, {"proposed": PROPOSED}, UNHEARD),
     ],
-    ids=["log", "nothing written", "log overrun", "resync required", "asked for a resync", "commit unheard"],
+    ids=[
+        "log",
+        "nothing written",
+        "log overrun",
+        "resync required",
+        "asked for a resync",
+        "told by an older version",
+        "not known what was received",
+        "commit unheard",
+    ],
 )
 def test_lifts(replica: dict[str, Any], primary: dict[str, Any], record: dict[str, Any]) -> None:
-    record = record | ({"resync": proposed()} if "resync" in record else {})
     lifts, decision = judged(replica, primary, record)
     assert lifts, decision
 
@@ -80,14 +95,22 @@ def test_lifts(replica: dict[str, Any], primary: dict[str, Any], record: dict[st
         (asking(ResyncCause.REVERSED) | {"common": CUT}, {}, {}),
         (asking(ResyncCause.REVERSED), {}, {}),
         (asking(ResyncCause.STATE_LOST), {}, {}),
-        ({"received": Position(EPOCH, 3, 30, b"b" * 16)}, {}, {}),
+        (BEHIND, {}, {}),
+        (BEHIND, {"tracking": "map", "lost_reason": "The log was full."}, {}),
+        (BEHIND, {"required": True}, {"causes": [Cause(code="chain", text="as before", time=1.0)]}),
+        (BEHIND | asking(ResyncCause.REPLICA_DAMAGED), {}, {}),
+        ({"received": None}, {"tracking": "map"}, {}),
+        ({"host": "gamma"}, {}, {}),
+        (HEARD | asking(ResyncCause.STATE_LOST), {"proposed": PROPOSED}, UNHEARD),
         ({"received": Position(EPOCH, 9, 90, b"b" * 16)}, {}, {}),
         ({"disks": (Geometry(0, 1 << 20, b"o" * 16),)}, {}, {}),
         ({}, {"rebuilt": True}, {"recovered": Cause(code="state_lost", text="lost", time=1.0)}),
     ],
     ids=[
         "still promoted", "history goes on", "another history", "older baseline", "removed", "given up for this side",
-        "given up, no common cut", "replica lost its state", "replica brought back", "this side brought back",
+        "given up, no common cut", "replica lost its state", "replica brought back", "brought back, log overrun here",
+        "brought back, resync required here", "brought back and damaged", "tells no position", "another host",
+        "replica lost its state, commit unheard", "this side brought back",
         "other disks", "this side rebuilt",
     ],
 )  # fmt: skip

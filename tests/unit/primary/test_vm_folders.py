@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from primary_agent.record import TapPlace
 from primary_agent.vm_folders import forget, is_barely_begun, is_remains, is_vm_folder
+from shared.errors import StorageError
 from shared.ports.file_system import RealFileSystem
 
 
@@ -48,3 +50,22 @@ def test_only_what_was_barely_begun_counts_for_nothing(tmp_path: Path) -> None:
     assert is_barely_begun(files, str(tmp_path))
     (tmp_path / "tap").mkdir()
     assert not is_barely_begun(files, str(tmp_path))
+
+
+def test_sockets_of_another_vm_are_not_deleted(tmp_path: Path) -> None:
+    """The folder is the replica agent's user's, who may put a link to another VM's in its place (T8)."""
+    name, other, place = str(uuid.UUID(int=7)), tmp_path / "primary" / "other", tmp_path / "replica" / "this"
+    other.mkdir(parents=True)
+    (other / "nbd.sock").touch()
+    place.parent.mkdir()
+    place.symlink_to(other)
+    files, folders = RealFileSystem(), (str(tmp_path / name), str(tmp_path / "run"))
+    found = TapPlace(folder="/x", runtime_folder=str(place))
+    with pytest.raises(StorageError, match="a symbolic link, not a folder"):
+        forget(files, *folders, found)
+    assert (other / "nbd.sock").exists()
+    place.unlink()
+    place.mkdir()
+    (place / "nbd.sock").touch()
+    forget(files, *folders, found)
+    assert not place.exists()

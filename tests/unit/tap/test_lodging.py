@@ -13,6 +13,7 @@ import pytest
 from primary_agent.tap.lodging import judge
 from shared.errors import ForbiddenError, StorageError
 from shared.ports.file_system import RealFileSystem
+from shared.ports.ownership import host_of
 from shared.tap_config import TapConfig, TapDisk, TapLayer, encode_config
 
 UUID = "00010203-0405-0607-0809-0a0b0c0d0e0f"
@@ -99,3 +100,22 @@ def test_roots_tap_in_that_users_folder_refuses_a_disk_of_roots(tmp_path: Path) 
     )  # fmt: skip
     assert ran.returncode == StorageError.exit_code and "only a file of that user is its disk" in ran.stderr
     assert not list(sockets.iterdir()) and disk.read_bytes() == bytes(4096)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing the owner needs root")
+@pytest.mark.parametrize("what", ["tap", "vm"])
+def test_that_user_cannot_have_his_folder_taken_for_roots(tmp_path: Path, what: str) -> None:
+    """He puts a link to a folder of root's in its place while the tap starts, and his own back before it reads."""
+    store, roots = tmp_path / "store", tmp_path / "roots" / UUID / "tap"
+    folder = store / UUID / "tap"
+    for path in (folder, roots):
+        path.mkdir(parents=True)
+    for path in (store, folder.parent, folder):
+        os.chown(path, NOBODY, NOBODY)
+    assert host_of(str(folder)) == NOBODY
+    place, other = (folder, roots) if what == "tap" else (folder.parent, roots.parent)
+    place.rename(tmp_path / "aside")
+    place.symlink_to(other)
+    assert folder.stat().st_uid == 0
+    assert host_of(str(folder)) == NOBODY
+    assert host_of(str(roots)) is None and host_of(str(tmp_path / "missing" / "x" / "tap")) is None
