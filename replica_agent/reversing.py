@@ -7,6 +7,7 @@ so that a crash anywhere is answered by the same command.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 
 from replica_agent import handing_over
 from replica_agent.agent import ReplicaAgent
@@ -37,7 +38,7 @@ class Reversing:
     def __init__(self, agent: ReplicaAgent) -> None:
         self._agent = agent
         self._parts = HandOverParts()
-        self._handing = asyncio.Lock()
+        self._handing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._adopting = asyncio.Lock()
         """Held while a VM is taken over: the order may come again before it is done."""
 
@@ -51,9 +52,10 @@ class Reversing:
         methods.add(verbs.RESOLVE, ResolveParams, self.resolve)
 
     async def hand_over(self, params: HandOverParams, client: Client) -> HandOver:
+        vm = await self._agent.reopening.standing(params.vm)
         # One after the other: each writes the same files, and the second is answered by what the first has done.
-        async with self._handing:
-            vm = await self._agent.reopening.standing(params.vm)
+        async with self._handing[vm.parts.uuid]:
+            vm = await self._agent.reopening.standing(vm.parts.uuid)
             return await ordered(vm, "reverse", handing_over.hand_over(vm))
 
     async def handed_over(self, params: HandedOverParams, client: Client) -> None:
