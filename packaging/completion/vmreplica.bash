@@ -112,6 +112,7 @@ _vmreplica() {
         'failover:--timeout') :; return ;;
         'failover:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'definition:--point') :; return ;;
+        'definition:--at') :; return ;;
         'definition:--output') :; return ;;
         'definition:--socket') compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         'reverse:--replica') :; return ;;
@@ -271,7 +272,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --prepare --test --undo --commit --stop --point --at --shutdown --timeout --prove --abort --force --no-wait --yes --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'definition')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --point --output --test --define --security-info --as-it-is --json --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --point --at --output --test --define --security-info --as-it-is --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'reverse')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --replica --yes --json --socket" -- "$current"); return; }
