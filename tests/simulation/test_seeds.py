@@ -26,7 +26,7 @@ REGRESSIONS = {
 }
 """Seeds that once found a bug of the product. Each bug has a unit test as well, since what a seed does changes with
 the product."""
-SEEDS = sorted({*range(500 if is_thorough() else 120), *REGRESSIONS})
+SEEDS = sorted({*range(500 if is_thorough() else 100), *REGRESSIONS})
 CHUNK = 10
 """So many seeds are one test: small enough for two workers to share the work evenly."""
 
