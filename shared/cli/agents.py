@@ -173,7 +173,7 @@ def put_into(agent: Agent) -> None:
     vms = {vm.uuid: vm for vm in agent.status.vms if vm.handed_over and vm.role == "replica"}
     for raw in agent.raw.get("vms", ()):
         if (vm := vms.get(raw.get("uuid"))) is not None and raw.get("health") != vm.health:
-            raw |= {"health": vm.health, "summary": vm.summary, "reasons": vm.reasons, "remedy": vm.remedy}
+            raw |= {name: getattr(vm, name) for name in ("health", "summary", "reasons", "remedy", "remedies")}
 
 
 def judge_together(statuses: Sequence[AgentStatus]) -> None:

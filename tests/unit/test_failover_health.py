@@ -191,6 +191,7 @@ def test_both_agents_together_tell_of_a_reversal_that_stopped_half_way() -> None
     put_into(Agent(connection, agent("replica", [given]), raw))
     told = raw["vms"][0]
     assert (told["health"], told["summary"], told["reasons"]) == ("Critical", given.summary, given.reasons)
+    assert told["remedies"] == given.remedies != []
 
 
 def test_the_record_of_orders_has_them() -> None:
