@@ -60,6 +60,11 @@ class Told:
     fence: FenceRecord | None = None
 
 
+def is_fenced(error: Exception) -> bool:
+    """Whether the replica refuses since the VM is failed over to it."""
+    return isinstance(error, ChannelClosed) and error.problem is not None and error.problem.code is ErrorCode.FENCED
+
+
 async def look(parts: Parts) -> tuple[ReplicaView, Decision]:
     """How the replica stands now, and what a session would be for.
 
@@ -77,9 +82,9 @@ async def ask(parts: Parts) -> Told:
     try:
         _, decision = await look(parts)
     except ChannelClosed as error:
-        problem = error.problem
-        if problem is None or problem.code is not ErrorCode.FENCED:
+        if not is_fenced(error):
             raise
-        return Told(True, fence_record(problem.fence) if isinstance(problem.fence, Fence) else None)
+        fence = error.problem.fence if error.problem is not None else None
+        return Told(True, fence_record(fence) if isinstance(fence, Fence) else None)
     # One whose history goes on from ours was promoted, whatever it knows of that.
     return Told(isinstance(decision, (Fenced, SplitBrain)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from primary_agent.dialing import dial, greet
 from primary_agent.surroundings import Surroundings
 from protocol.errors import ProtocolError
-from protocol.messages import Open, Role
+from protocol.messages import MAX_NAME, Open, Role
 from shared.admin.verbs import ConnectionReport, ConnectionStep
 from shared.errors import ForbiddenError, VmreplicaError
 from shared.ports import Address
@@ -37,7 +37,7 @@ async def probe(surroundings: Surroundings, address: Address) -> ConnectionRepor
 
 def _probe_body(surroundings: Surroundings) -> Open:
     """An OPEN that names no VM: it asks only whether this host is known."""
-    return Open(role=Role.PROBE, vm=bytes(16), name=surroundings.host[:128] or "probe", disks=[], epoch=bytes(16))
+    return Open(role=Role.PROBE, vm=bytes(16), name=surroundings.host[:MAX_NAME] or "probe", disks=[], epoch=bytes(16))
 
 
 def _passed(name: str, text: str) -> ConnectionStep:

@@ -174,7 +174,7 @@ def _from_tap(config: TapConfig, vm: bytes, now: float) -> VmRecord:
                 path=disk.path,
                 size=disk.size,
                 export=disk.export,
-                larger=disk.larger if isinstance(disk.larger, int) else 0,
+                larger=disk.larger_size,
             )
             for disk in config.disks
         ],

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from primary_agent.fencing import look
+from primary_agent.fencing import is_fenced, look
 from primary_agent.parts import Parts
 from primary_agent.record import ReplicationRecord
 from primary_agent.resuming import leave_failover
 from protocol.errors import ProtocolError
-from protocol.messages import ErrorCode
+from protocol.messages import MAX_NAME
 from protocol.position import NO_EPOCH
-from shared.channel import ChannelClosed
 from shared.errors import VmreplicaError
 from shared.planning import (
     CommitConfirmed,
@@ -42,8 +41,6 @@ ASK_SECONDS = 60.0
 """A replica that the VM is failed over to is asked so often whether that was undone."""
 TAP_SECONDS = 1.0
 """Without a tap, which is needed to judge the answer, it is looked again so soon."""
-HOST_MAX = 128
-"""Characters of a host's name that a fence has at most."""
 SPREAD = 0.25
 """By up to this fraction VMs differ in it."""
 
@@ -95,7 +92,7 @@ def _is_that_copy(record: ReplicationRecord, replica: ReplicaView) -> bool:
     """
     if (fence := record.fence) is None:
         return True
-    if fence.host and fence.host != replica.host[:HOST_MAX]:
+    if fence.host and fence.host != replica.host[:MAX_NAME]:
         return False
     if fence.received is None:
         return True
@@ -133,11 +130,9 @@ class UndoWatch:
         self.put_off()
         try:
             await self._look()
-        except ChannelClosed as error:
-            if error.problem is not None and error.problem.code is ErrorCode.FENCED:
-                raise
-            log.info("whether the failover was undone can't be asked", vm=replication.vm.name, reason=str(error))
         except (VmreplicaError, ProtocolError, OSError) as error:
+            if is_fenced(error):
+                raise
             log.info("whether the failover was undone can't be asked", vm=replication.vm.name, reason=str(error))
 
     async def _look(self) -> None:

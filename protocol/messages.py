@@ -151,7 +151,9 @@ RETRYABLE = frozenset(
 )
 
 Text = Annotated[str, msgspec.Meta(max_length=2048)]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+MAX_NAME = 128
+"""Characters of a name, of a VM or of a host."""
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Id16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Id32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Key = Annotated[bytes, msgspec.Meta(min_length=16, max_length=32)]
@@ -277,7 +279,7 @@ class Fence(Body, frozen=True):
     received: WirePosition | None
     written: bool
     wall_ns: U63
-    host: Annotated[str, msgspec.Meta(max_length=128)]
+    host: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 
 
 class Problem(Body, frozen=True):

@@ -67,16 +67,17 @@ class Tracked:
 
 
 async def hand_over(vm: ReplicaVm) -> HandOver:
-    """Let the VM go; where it was let go already, the same once more. Raises VmreplicaError; it is not let go then."""
+    """Let the VM go; where it was let go already, the same once more. Raises VmreplicaError; it is not let go then.
+
+    One order at a time (replica_agent.reversing): each replaces the file of the ranges.
+    """
     parts = vm.parts
     record = await _plain(vm)
     tracked = Tracked("", record.written)
     if not record.handed_over:
         with contextlib.closing(await _client(vm)) as client:
             tracked = await _to_map(client, record.epoch)
-    async with parts.order:
-        # Two orders at the same time would replace the file of the ranges under each other.
-        handed = await finish(parts.ports.workers.run(_describe, vm, record, tracked))
+    handed = await finish(parts.ports.workers.run(_describe, vm, record, tracked))
     if not record.handed_over:
         async with parts.order:
             async with parts.ledger.transaction() as draft:

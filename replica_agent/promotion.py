@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from protocol.messages import ErrorCode, Fence, Open, WirePosition, read_lineage
+from protocol.messages import MAX_NAME, ErrorCode, Fence, Open, WirePosition, read_lineage
 from protocol.position import NO_EPOCH, Ancestor, Position
 from replica_agent.baseline import Baseline
 from replica_agent.disk_sets import OtherDisks, begin_epoch, smaller_disks
@@ -312,7 +312,7 @@ def fenced(record: PromotionRecord, name: str, *, written: bool) -> Refusal:
         received=WirePosition.of(received) if received is not None else None,
         written=written,
         wall_ns=int(record.time * 1e9),
-        host=record.host[:128],
+        host=record.host[:MAX_NAME],
     )
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.time))
     cut = f"cut {record.parent_segment} of epoch {record.parent.hex()}"

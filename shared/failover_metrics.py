@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shared.failover_status import FailoverStatus
-from shared.metric_kinds import Figure, Samples, VmMetric
+from shared.metric_kinds import Figure, Samples, VmMetric, one_hot
 from shared.metric_kinds import vm_metric as _vm
 from shared.point_status import PointProof
 from shared.states import PlannedStep
 from shared.status import VmStatus
+
+_OUTCOMES = ("proven", "wrong", "unrecorded", "undecided")
 
 
 def _failover(name: str, text: str, read: Callable[[FailoverStatus], Figure]) -> VmMetric:
@@ -121,11 +123,7 @@ FAILOVER_METRICS: tuple[VmMetric, ...] = (
     VmMetric(
         "vmreplica_point_proof_outcome",
         "1 for what came of that, 0 for the others.",
-        lambda vm: (
-            [((outcome,), vm.proof.outcome == outcome) for outcome in ("proven", "wrong", "unrecorded", "undecided")]
-            if vm.proof is not None and vm.proof.outcome
-            else ()
-        ),
+        lambda vm: one_hot(_OUTCOMES, vm.proof.outcome) if vm.proof is not None and vm.proof.outcome else (),
         ("outcome",),
         at="replica",
     ),

@@ -37,6 +37,11 @@ class VmMetric:
     at: str = ""
 
 
+def one_hot(values: Iterable[str], current: str) -> Samples:
+    """1 for the value that is current, 0 for the others."""
+    return [((value,), value == current) for value in values]
+
+
 def _one(read: Callable[[VmStatus], Figure]) -> Callable[[VmStatus], Samples]:
     return lambda vm: (((), read(vm)),)
 

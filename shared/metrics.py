@@ -7,10 +7,8 @@ not known has no sample. ``docs/monitoring.md`` has the same table, made by
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from shared.failover_metrics import FAILOVER_METRICS
-from shared.metric_kinds import AgentMetric, Figure, Samples, VmMetric
+from shared.metric_kinds import AgentMetric, Figure, Samples, VmMetric, one_hot
 from shared.metric_kinds import agent_metric as _agent
 from shared.metric_kinds import vm_metric as _vm
 from shared.states import PRIMARY_TRANSITIONS, REPLICA_TRANSITIONS, Health, ReplicationState
@@ -44,10 +42,6 @@ def _work(name: str, text: str, field: str) -> VmMetric:
 
 def _figure(name: str, text: str, field: str, *, counter: bool = False) -> VmMetric:
     return _vm(name, text, lambda vm: getattr(vm.statistics, field), counter=counter)
-
-
-def _one_hot(values: Iterable[str], current: str) -> Samples:
-    return [((value,), value == current) for value in values]
 
 
 def _disk(name: str, text: str, field: str, *, at: str = "") -> VmMetric:
@@ -127,13 +121,13 @@ VM_METRICS: tuple[VmMetric, ...] = (
     VmMetric(
         "vmreplica_vm_state",
         "1 for the state that replication is in, 0 for the others.",
-        lambda vm: _one_hot((state.title for state in _STATES[vm.role]), vm.state),
+        lambda vm: one_hot((state.title for state in _STATES[vm.role]), vm.state),
         ("state",),
     ),
     VmMetric(
         "vmreplica_vm_health",
         "1 for the health of replication, 0 for the others.",
-        lambda vm: _one_hot((health.title for health in Health), vm.health),
+        lambda vm: one_hot((health.title for health in Health), vm.health),
         ("health",),
     ),
     _vm(
@@ -200,7 +194,7 @@ VM_METRICS: tuple[VmMetric, ...] = (
     VmMetric(
         "vmreplica_tap_tracking",
         "1 for how the tap tracks writes, 0 for the others.",
-        lambda vm: _one_hot(_TRACKING, vm.tap.tracking) if vm.tap is not None and vm.tap.running else (),
+        lambda vm: one_hot(_TRACKING, vm.tap.tracking) if vm.tap is not None and vm.tap.running else (),
         ("tracking",),
         at="primary",
     ),

@@ -103,6 +103,11 @@ class TapDisk(ConfigStruct, frozen=True):
         return Geometry(self.index, self.size, bytes.fromhex(self.uuid))
 
     @property
+    def larger_size(self) -> int:
+        """The bytes that its file may have instead; 0 while it is not being enlarged."""
+        return 0 if self.larger is msgspec.UNSET else self.larger
+
+    @property
     def served_size(self) -> int:
         """Bytes that clients see."""
         return self.size if self.served is msgspec.UNSET else min(self.size, self.served)

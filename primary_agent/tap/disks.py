@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Sequence
 
-import msgspec
-
 from primary_agent.tap.layered import LayeredFile, times_of
 from protocol.entries import MAX_ENTRIES, MAX_PAYLOAD, EntryKind, encode_entry
 from shared.errors import NotFoundError, StorageError
@@ -48,7 +46,7 @@ class Disk:
         self.size = config.size
         self.found_size = config.size
         """The size that it was seen to have last; the tap goes on with ``size``."""
-        self.larger = 0 if config.larger is msgspec.UNSET else config.larger
+        self.larger = config.larger_size
         """The size that its file may have instead, while it is being enlarged by us; else 0."""
         self.file = file
         self.failed = ""

@@ -50,7 +50,6 @@ def run(folder: str) -> int:
     manager = ServiceManager.of_this_process()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 20, 100)
-    gc.enable()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(folder, manager))

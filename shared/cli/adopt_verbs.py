@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shared.cli.grammar import REPLICA_TEXT, Verb, json_option, parsed, yes_option
+from shared.cli.grammar import LOG_LIMIT_TEXT, REPLICA_TEXT, Verb, json_option, parsed, yes_option
 from shared.cli.units import parse_interval, parse_path, parse_size
 
 INTERVAL_SECONDS = 300.0
@@ -55,7 +55,7 @@ def _adopt(parser: argparse.ArgumentParser) -> None:
         "--log-limit",
         type=parsed(parse_size),
         metavar="SIZE",
-        help="size of the log above which a resync is required: 10GiB (default: half of the disks, 64MiB at least)",
+        help=LOG_LIMIT_TEXT,
     )
     _live(parser, "the domain runs: copy its disks onto new raw images behind the tap, and switch it over")
     parser.add_argument("--start", action="store_true", help="start the domain, and check how QEMU has its disks")

@@ -14,6 +14,7 @@ from shared.cli.audit_verbs import AUDIT_VERBS
 from shared.cli.disk_verbs import DISK_VERBS
 from shared.cli.event_options import events_options
 from shared.cli.grammar import (
+    LOG_LIMIT_TEXT,
     REPLICA_TEXT,
     Parser,
     Verb,
@@ -90,7 +91,7 @@ def _enable(parser: argparse.ArgumentParser) -> None:
         "--log-limit",
         type=parsed(parse_size),
         metavar="SIZE",
-        help="size of the log above which a resync is required: 10GiB (default: half of the disks, 64MiB at least)",
+        help=LOG_LIMIT_TEXT,
     )
     parser.add_argument(
         "--block-device-policy",

@@ -22,9 +22,14 @@ def _add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _remove(parser: argparse.ArgumentParser) -> None:
+def _present(parser: argparse.ArgumentParser) -> None:
+    """A disk that the VM has."""
     vm_argument(parser, role=False)
     parser.add_argument("disk", metavar="DISK", help="its number, its name over NBD or its path")
+
+
+def _remove(parser: argparse.ArgumentParser) -> None:
+    _present(parser)
     parser.add_argument(
         "--exclude", action="store_true", help="the VM keeps the disk: it stays on record as one that is not replicated"
     )
@@ -32,8 +37,7 @@ def _remove(parser: argparse.ArgumentParser) -> None:
 
 
 def _resize(parser: argparse.ArgumentParser) -> None:
-    vm_argument(parser, role=False)
-    parser.add_argument("disk", metavar="DISK", help="its number, its name over NBD or its path")
+    _present(parser)
     parser.add_argument(
         "--size",
         type=parsed(parse_size),

@@ -13,6 +13,7 @@ from shared.config_sections import DEFAULT_PORT
 from shared.errors import UsageError, VmreplicaError
 
 EVENTS_LIMIT = 50
+LOG_LIMIT_TEXT = "size of the log above which a resync is required: 10GiB (default: half of the disks, 64MiB at least)"
 REPLICA_TEXT = f"where the replica agent listens (default port {DEFAULT_PORT})"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shared.cli.grammar import Verb, json_option, vm_argument, yes_option
+from shared.config_sections import DEFAULT_PORT
 
 
 def _reverse(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +14,7 @@ def _reverse(parser: argparse.ArgumentParser) -> None:
         "--replica",
         default="",
         metavar="HOST[:PORT]",
-        help="where the new primary's replica is (default: the host that the VM came from, at port 8443)",
+        help=f"where the new primary's replica is (default: the host that the VM came from, at port {DEFAULT_PORT})",
     )
     yes_option(parser)
     json_option(parser)

@@ -19,7 +19,7 @@ from shared.states import ReplicationState
 from tests.simulation.commands import SPLIT_BRAIN, Commands, Killed
 from tests.simulation.oracle import Violation, difference
 from tests.simulation.second_agents import SECOND, SecondAgents, Side, position
-from tests.simulation.turns import until
+from tests.simulation.turns import in_sync, until
 
 if TYPE_CHECKING:
     from tests.simulation.chaos import Chaos
@@ -269,17 +269,8 @@ class Reversals:
 
         def reached() -> bool:
             ours, theirs = counting.primary(), copy.copy()
-            if not ours or not theirs or (guest is not None and guest.in_flight):
-                return False
-            if (_S(ours["state"]), _S(theirs["state"])) != (_S.REPLICATING, _S.REPLICATING):
-                return False
-            point = copy.view.point()
-            return (
-                ours["epoch"] == theirs["epoch"]
-                and point is not None
-                and point[0] == theirs["epoch"]
-                and tuple(map(bytes, counting.oracle.images)) == counting.oracle.cuts.get(point)
-            )
+            idle = guest is None or not guest.in_flight
+            return idle and in_sync(ours, theirs, copy.view.point(), counting.oracle)
 
         def where() -> str:
             states = [

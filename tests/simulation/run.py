@@ -27,7 +27,7 @@ from tests.simulation.reversals import Reversals, disaster
 from tests.simulation.runs_view import rounds_of
 from tests.simulation.trust import trusted
 from tests.simulation.tuning import small_constants
-from tests.simulation.turns import Failover, Turns, until
+from tests.simulation.turns import Failover, Turns, in_sync, until
 from tests.simulation.world import World
 
 CONVERGENCE_SECONDS = 700.0
@@ -290,17 +290,7 @@ def _in_sync_or_ordered(world: World) -> bool:
 def _in_sync(world: World) -> bool:
     """Both say that they replicate, in the same epoch, and the newest point is younger than the last write."""
     primary, replica = world.primary_record(), world.view.record("replication")
-    if not primary or not replica or world.guest.in_flight:
-        return False
-    if (_S(primary["state"]), _S(replica["state"])) != (_S.REPLICATING, _S.REPLICATING):
-        return False
-    point = world.view.point()
-    return (
-        primary["epoch"] == replica["epoch"]
-        and point is not None
-        and point[0] == replica["epoch"]
-        and tuple(map(bytes, world.oracle.images)) == world.oracle.cuts.get(point)
-    )
+    return not world.guest.in_flight and in_sync(primary, replica, world.view.point(), world.oracle)
 
 
 def situation(world: World) -> str:

@@ -14,32 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import primary_agent.agent
 import replica_agent.agent
-from primary_agent.surroundings import Surroundings
 from protocol.hrl import Geometry
 from protocol.messages import ManifestRequest, ResyncKind
 from protocol.position import NO_EPOCH
-from shared.config_sections import (
-    AuthorizeSection,
-    ListenSection,
-    PointsSection,
-    PrimaryConfig,
-    ReplicaConfig,
-    StorageSection,
-    TlsSection,
-)
+from shared.config_sections import ListenSection
 from shared.handover import read_map
 from shared.map_file import MapDamagedError, Range
 from shared.planning import ResyncCause
 from shared.ports import Ports
 from shared.states import ReplicationState
+from tests.simulation.agents import primary_agent_of, replica_agent_of
 from tests.simulation.constants import (
-    DEAD_AFTER,
-    HEARTBEAT,
-    PRIMARY_STATE,
     PRIMARY_STORE,
-    REPLICA_RUNTIME,
-    RESERVE,
-    STORAGE,
     VM_ID,
 )
 from tests.simulation.disk import SimulatedFileSystem
@@ -185,27 +171,12 @@ class SecondAgents:
             world.loop.call_later(world.rng.uniform(0.02, 1.5), self.start, host, context=world.context)
 
     async def _replica_main(self, ports: Ports, process: Process) -> None:
-        options = self.world.options
-        config = ReplicaConfig(
-            tls=TlsSection(ca="/", certificate="/", key="/"),
-            host="P",
-            runtime_dir=REPLICA_RUNTIME,
-            listen=ListenSection(host="primary", port=PORT),
-            storage=StorageSection(reserve_bytes=RESERVE),
-            authorize=[AuthorizeSection(storage=STORAGE, vms=["*"], fingerprint="R" * 64)],
-            heartbeat_seconds=HEARTBEAT,
-            dead_after_seconds=DEAD_AFTER,
-            points=PointsSection(newest=options.newest, hourly=options.hourly, daily=int(options.daily)),
-        )
-        agent = replica_agent.agent.ReplicaAgent(config, ports)
+        agent = replica_agent_of(ports, self.world.options, "P", ListenSection(host="primary", port=PORT), "R")
         await agent.start()
         await self.world.run_agent(self.world.primary, agent, process, self.agents)
 
     async def _primary_main(self, ports: Ports, process: Process) -> None:
-        tls = TlsSection(ca="/ca", certificate="/certificate", key="/key")
-        config = PrimaryConfig(host="R", tls=tls, state_dir=PRIMARY_STATE, runtime_dir="/run/primary")
-        surroundings = Surroundings(ports, "R", "simulation", heartbeat=HEARTBEAT, dead_after=DEAD_AFTER)
-        agent = primary_agent.agent.PrimaryAgent(config, ports, surroundings=surroundings)
+        agent = primary_agent_of(ports, "R")
         await agent.start()
         await self.world.run_agent(self.world.replica, agent, process, self.agents)
 

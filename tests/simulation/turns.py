@@ -12,8 +12,9 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from shared.states import ReplicationState
 from tests.simulation.loop import Process
-from tests.simulation.oracle import Violation
+from tests.simulation.oracle import Oracle, Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -34,6 +35,20 @@ async def until(world: World, condition: Callable[[], bool], seconds: float, wha
         if world.loop.now > end:
             raise Violation(f"I12: {what} did not come about within {seconds:g} s{situation}")
         await asyncio.sleep(POLL_SECONDS)
+
+
+def in_sync(primary: dict[str, Any], replica: dict[str, Any], point: tuple[bytes, int] | None, oracle: Oracle) -> bool:
+    """Whether both records say that they replicate, in the same epoch, and ``point`` has all that was written."""
+    if not primary or not replica:
+        return False
+    if any(ReplicationState(each["state"]) is not ReplicationState.REPLICATING for each in (primary, replica)):
+        return False
+    return (
+        primary["epoch"] == replica["epoch"]
+        and point is not None
+        and point[0] == replica["epoch"]
+        and tuple(map(bytes, oracle.images)) == oracle.cuts.get(point)
+    )
 
 
 class Failover:

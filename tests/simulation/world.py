@@ -12,7 +12,6 @@ from typing import Any
 
 from primary_agent.admin import with_settings
 from primary_agent.agent import PrimaryAgent
-from primary_agent.surroundings import Surroundings as PrimarySurroundings
 from primary_agent.tap.control import Surroundings, TapControl
 from primary_agent.tap.engine import TapEngine
 from primary_agent.tap.exports import DiskExport
@@ -23,15 +22,7 @@ from protocol.position import Position
 from replica_agent.agent import ReplicaAgent
 from replica_agent.authorize import Grant
 from shared.admin.verbs import EnableParams
-from shared.config_sections import (
-    AuthorizeSection,
-    ListenSection,
-    PointsSection,
-    PrimaryConfig,
-    ReplicaConfig,
-    StorageSection,
-    TlsSection,
-)
+from shared.config_sections import ListenSection
 from shared.errors import VmreplicaError
 from shared.nbd.backend import Mutation
 from shared.nbd.server import NbdServer
@@ -39,18 +30,13 @@ from shared.ports import Address, Buffer, Ports
 from shared.schedule import ResyncMode
 from shared.states import ReplicationState
 from shared.tap_control import GuestLatency
+from tests.simulation.agents import primary_agent_of, replica_agent_of
 from tests.simulation.constants import (
-    DEAD_AFTER,
     DISK_FOLDER,
     DISKS,
-    HEARTBEAT,
     PORT,
-    PRIMARY_STATE,
     PRIMARY_STORE,
     REPLICA_FOLDER,
-    REPLICA_RUNTIME,
-    RESERVE,
-    STORAGE,
     VM,
     VM_ID,
 )
@@ -256,26 +242,12 @@ class World:
             host.start("agent", self._primary_main if host is self.primary else self._replica_main)
 
     async def _primary_main(self, ports: Ports, process: Process) -> None:
-        tls = TlsSection(ca="/ca", certificate="/certificate", key="/key")
-        config = PrimaryConfig(host="P", tls=tls, state_dir=PRIMARY_STATE, runtime_dir="/run/primary")
-        surroundings = PrimarySurroundings(ports, "P", "simulation", heartbeat=HEARTBEAT, dead_after=DEAD_AFTER)
-        agent = PrimaryAgent(config, ports, surroundings=surroundings)
+        agent = primary_agent_of(ports, "P")
         await agent.start()
         await self.run_agent(self.primary, agent, process, self.agents)
 
     async def _replica_main(self, ports: Ports, process: Process) -> None:
-        config = ReplicaConfig(
-            tls=TlsSection(ca="/", certificate="/", key="/"),
-            host="R",
-            runtime_dir=REPLICA_RUNTIME,
-            listen=ListenSection(host="replica", port=PORT),
-            storage=StorageSection(reserve_bytes=RESERVE),
-            authorize=[AuthorizeSection(storage=STORAGE, vms=["*"], fingerprint="P" * 64)],
-            heartbeat_seconds=HEARTBEAT,
-            dead_after_seconds=DEAD_AFTER,
-            points=PointsSection(newest=self.options.newest, hourly=self.options.hourly, daily=int(self.options.daily)),
-        )
-        agent = ReplicaAgent(config, ports)
+        agent = replica_agent_of(ports, self.options, "R", ListenSection(host="replica", port=PORT), "P")
         await agent.start()
         await self.run_agent(self.replica, agent, process, self.agents)
 

@@ -333,16 +333,13 @@ def _read(handed: HandOver, source: Found) -> bytes:
     """The ranges, from a file of the agent's own: what else its path may lead to is not read."""
     path, owner = handed.ranges_path, source.agent.connection.user
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        try:
+        with _opened(path) as descriptor:
             state = os.fstat(descriptor)
             if not stat.S_ISREG(state.st_mode) or state.st_uid != owner or state.st_size != handed.ranges_bytes:
                 reason = f"that is no file of user {owner} with {handed.ranges_bytes} bytes"
                 raise _refused(source, "ranges_path", path, reason)
             with open(descriptor, "rb", closefd=False) as file:
                 return file.read(handed.ranges_bytes)
-        finally:
-            os.close(descriptor)
     except PermissionError:
         raise ForbiddenError(f"{path} can't be read by this user.", "Run the command as root.") from None
     except OSError as error:
