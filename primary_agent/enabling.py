@@ -12,7 +12,7 @@ import structlog
 
 from primary_agent.record import DiskRecord, Record, ReplicationRecord, VmRecord, plain
 from shared.admin.verbs import DiskParams, EnableParams
-from shared.config_sections import DEFAULT_PORT
+from shared.defaults import DEFAULT_PORT
 from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError, VmreplicaError
 from shared.events import EventId, make_event
 from shared.ports import Clock, FileSystem, Ports, Store

@@ -23,9 +23,8 @@ from protocol.position import MAX_LINEAGE, NO_EPOCH, Ancestor, Lineage, Position
 from shared.block_devices import BlockDevicePolicy
 from shared.config_sections import Rate
 from shared.errors import StoreDamagedError
-from shared.guest_settings import FILES_MAX, HOURS_MAX, NONE
+from shared.guest_settings import FILES_MAX, HOURS_MAX, NONE, FreezeKind
 from shared.ports import Store
-from shared.ports.guest_freezing import FreezeKind
 from shared.schedule import NEVER, PastWindow, ResyncMode
 from shared.states import PlannedStep, ReplicationState
 from shared.status import Cause, VerifyResult

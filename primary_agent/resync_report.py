@@ -9,7 +9,7 @@ from primary_agent.scheduling import Schedule, Start
 from primary_agent.starting import planned
 from primary_agent.vm import PrimaryVm
 from protocol.messages import ResyncKind
-from shared.admin.verbs import PLAN_BLOCKS
+from shared.admin.bounds import PLAN_BLOCKS
 from shared.errors import InvalidStateError
 from shared.rates import duration_text
 from shared.resync_runs import ResyncPlan, ResyncReport, RunHistory

@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from shared.defaults import DEFAULT_PORT
 from shared.errors import UsageError
 from shared.schedule import PastWindow, ResyncMode, Window
 
-DEFAULT_PORT = 8443
 MIB = 1 << 20
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from shared.errors import UsageError
-from shared.ports.guest_freezing import FreezeKind
 
 NONE = "none"
 LIBVIRT_FOLDER = "/etc/libvirt/qemu"
@@ -15,6 +15,14 @@ FILES_MAX = 31
 """Small files beside the definition."""
 HOURS_MAX = 12
 NAME_MAX, PATH_MAX = 128, 512
+
+
+class FreezeKind(StrEnum):
+    """How a guest is frozen. The values are those of the setting."""
+
+    AGENT = "agent"
+    LIBVIRT = "libvirt"
+    PROGRAM = "program"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shared.ports import Buffer
+if TYPE_CHECKING:
+    from shared.ports import Buffer
 
 SERVER_MESSAGE_MAX = 64 << 10
 """Bytes of one line that a server takes, line feed included."""

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from shared.admin.audit_lines import AuditEntry, AuditReport
+from shared.admin.bounds import CHURN_TOP, CHURN_TOP_MAX, PLAN_BLOCKS, PLAN_BLOCKS_MAX
 from shared.admin.methods import Params
 from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
@@ -27,10 +28,6 @@ Seconds = Annotated[float, msgspec.Meta(ge=1, le=86400)]
 Bytes = Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
 DISKS_MAX = 64
 """Disks of one VM."""
-PLAN_BLOCKS, PLAN_BLOCKS_MAX = 512, 4096
-"""Blocks that a plan compares with the replica."""
-CHURN_TOP, CHURN_TOP_MAX = 5, 1024
-"""Regions that are told of a disk."""
 EVENTS_MAX = 10_000
 """Events in one answer."""
 

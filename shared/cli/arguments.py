@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from shared.admin.verbs import PLAN_BLOCKS, PLAN_BLOCKS_MAX
+from shared.admin.bounds import PLAN_BLOCKS, PLAN_BLOCKS_MAX
 from shared.block_devices import BlockDevicePolicy
 from shared.cli.adopt_verbs import ADOPT_VERBS
 from shared.cli.audit_verbs import AUDIT_VERBS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from shared.cli.units import parse_count
-from shared.config_sections import DEFAULT_PORT
+from shared.defaults import DEFAULT_PORT
 from shared.errors import UsageError, VmreplicaError
 
 EVENTS_LIMIT = 50
@@ -18,7 +18,27 @@ REPLICA_TEXT = f"where the replica agent listens (default port {DEFAULT_PORT})"
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong usage is a UsageError like any other, in two lines instead of a page."""
+    """Wrong usage is a UsageError like any other, in two lines instead of a page.
+
+    A verb's options are put in when its parser is first used: those of all verbs take longer than most verbs do.
+    """
+
+    verb: Verb | None = None
+    """Whose options are still to be put in."""
+
+    def complete(self) -> None:
+        """Put the verb's own options in."""
+        verb, self.verb = self.verb, None
+        if verb is not None:
+            verb.define(self)
+            if verb.agents:
+                socket_option(self)
+            if verb.handler:
+                self.set_defaults(handler=verb.handler)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.complete()
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(sentence(message), f"See: {self.prog} --help")
@@ -67,7 +87,9 @@ def verb_parsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argpars
     """Each verb below ``parser`` with its own parser, in the order of the help."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.items()
+            for name, own in action.choices.items():
+                own.complete()
+                yield name, own
 
 
 def add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], place: str) -> None:
@@ -80,11 +102,7 @@ def add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], place: s
             allow_abbrev=False,
             formatter_class=LinesFormatter,
         )
-        verb.define(own)
-        if verb.agents:
-            socket_option(own)
-        if verb.handler:
-            own.set_defaults(handler=verb.handler)
+        own.verb = verb
 
 
 def sentence(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shared.cli.grammar import Verb, add_verbs, json_option, parsed, vm_argument, yes_option
-from shared.cli.preparing import parse_authorize, parse_listen
+from shared.cli.units import parse_authorize, parse_listen
 
 
 def _setup(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shared.admin.verbs import CHURN_TOP, CHURN_TOP_MAX
+from shared.admin.bounds import CHURN_TOP, CHURN_TOP_MAX
 from shared.cli.grammar import Verb, json_option, parsed, vm_argument
 from shared.cli.units import parse_duration, parse_path
 from shared.errors import UsageError

@@ -346,21 +346,3 @@ def config_text(wanted: Wanted) -> str:
 def _top(wanted: Wanted) -> Sequence[tuple[str, str]]:
     given = (("host", wanted.host), ("nbd_group", wanted.nbd_group))
     return [(key, value) for key, value in given if value]
-
-
-def parse_authorize(text: str) -> tuple[str, str]:
-    """``NAME=STORAGE`` as the two. Raises UsageError."""
-    name, equals, storage = text.partition("=")
-    if not equals or not name or not storage.startswith("/"):
-        raise UsageError(f"{text!r} is no authorization.", "Write NAME=/FOLDER: the name in the primary's certificate.")
-    return name, os.path.normpath(storage)
-
-
-def parse_listen(text: str) -> tuple[str, int | None]:
-    """``HOST``, ``:PORT`` or ``HOST:PORT``, an IPv6 address in brackets. Raises UsageError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        host, port = text, ""
-    if port and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 1 << 16):
-        raise UsageError(f"{port!r} is no port.", "Write HOST:PORT, :PORT or HOST.")
-    return host.removeprefix("[").removesuffix("]"), int(port) if port else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shared.cli.grammar import Verb, json_option, vm_argument, yes_option
-from shared.config_sections import DEFAULT_PORT
+from shared.defaults import DEFAULT_PORT
 
 
 def _reverse(parser: argparse.ArgumentParser) -> None:

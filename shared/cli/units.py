@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from shared.admin.verbs import PLAN_BLOCKS_MAX
+from shared.admin.bounds import PLAN_BLOCKS_MAX
 from shared.block_devices import BlockDevicePolicy
 from shared.errors import UsageError
 from shared.events import EventId
@@ -52,6 +52,24 @@ def parse_duration(text: str) -> float:
     if match is None or factor is None:
         raise UsageError(f"{text!r} is not a duration.", "Write seconds or a number with s, m, h or d: 90, 30s, 5m.")
     return float(match[1]) * factor
+
+
+def parse_authorize(text: str) -> tuple[str, str]:
+    """``NAME=STORAGE`` as the two. Raises UsageError."""
+    name, equals, storage = text.partition("=")
+    if not equals or not name or not storage.startswith("/"):
+        raise UsageError(f"{text!r} is no authorization.", "Write NAME=/FOLDER: the name in the primary's certificate.")
+    return name, os.path.normpath(storage)
+
+
+def parse_listen(text: str) -> tuple[str, int | None]:
+    """``HOST``, ``:PORT`` or ``HOST:PORT``, an IPv6 address in brackets. Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        host, port = text, ""
+    if port and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 1 << 16):
+        raise UsageError(f"{port!r} is no port.", "Write HOST:PORT, :PORT or HOST.")
+    return host.removeprefix("[").removesuffix("]"), int(port) if port else None
 
 
 def parse_interval(text: str) -> float:

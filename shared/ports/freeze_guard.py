@@ -20,7 +20,8 @@ import time
 from types import FrameType
 from typing import Any
 
-from shared.ports.guest_freezing import FreezeError, FreezeKind, FreezeWay, NotBegunError, Thawed, way_of
+from shared.guest_settings import FreezeKind
+from shared.ports.guest_freezing import FreezeError, FreezeWay, NotBegunError, Thawed, way_of
 
 THAW_SECONDS = 10.0
 """How long one attempt to thaw may take,"""

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from shared.errors import UnreachableError, UsageError, VmreplicaError
-from shared.ports.guest_freezing import FreezeKind, Thawed
+from shared.guest_settings import FreezeKind
+from shared.ports.guest_freezing import Thawed
 from shared.ports.launcher import NOT_INHERITED
 
 FREEZE_FAILED = "freeze_failed"

@@ -17,9 +17,9 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol
 
+from shared.guest_settings import FreezeKind
 from shared.ports.programs import run_program
 
 ANSWER_BYTES = 64 << 10
@@ -31,14 +31,6 @@ SENTINEL = b"\xff"
 GONE = ("domain is not running", "failed to get domain", "Domain not found")
 """What virsh says where there is no guest that could be frozen."""
 _PASSED_ON = ("PATH", "LANG", "TZ", "HOME")
-
-
-class FreezeKind(StrEnum):
-    """How a guest is frozen. The values are those of the setting."""
-
-    AGENT = "agent"
-    LIBVIRT = "libvirt"
-    PROGRAM = "program"
 
 
 class FreezeError(Exception):

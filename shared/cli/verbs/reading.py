@@ -1,4 +1,7 @@
-"""Verbs that only read: status and get."""
+"""Verbs that only read: status and get.
+
+What only some of them show is imported where it is shown: the table of all VMs is asked for most.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,8 @@ from typing import Any
 from shared.cli.agents import Agents, Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
-from shared.cli.page import page_lines
 from shared.cli.progress import is_working
 from shared.cli.render import status_lines
-from shared.cli.tables import resync_lines, settings_lines
 from shared.errors import VmreplicaError
 from shared.status import AgentStatus
 
@@ -44,11 +45,11 @@ def get(options: argparse.Namespace, context: Context) -> int:
     if options.json:
         context.console.print_json({"vms": [_labelled(each, _settings(each)) for each in found]})
     else:
+        from shared.cli.tables import resync_lines, settings_lines
+
         starts = resync_lines(each.vm for each in found)
         context.console.print([*starts, ""] if starts else [])
         context.console.print(line for each in found for line in settings_lines(each.vm))
-    return SUCCESS
-
     return SUCCESS
 
 
@@ -98,6 +99,8 @@ def _status_text(agents: Agents, options: argparse.Namespace, context: Context) 
     wanted = list(_wanted(agents, options))
     if options.vm is None:
         return status_lines([agent for agent, _, _ in wanted], console.width, console.palette)
+    from shared.cli.page import page_lines
+
     pages = [
         page_lines(vm, agent.time, console.width, console.palette)
         for agent, _, uuids in wanted

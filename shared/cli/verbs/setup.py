@@ -12,7 +12,8 @@ from shared.cli.configured import KINDS, config_findings
 from shared.cli.context import Context
 from shared.cli.findings import Finding, Level, finding_lines, ok, report
 from shared.cli.machine import machine_findings, port_finding, volume_findings
-from shared.cli.preparing import Step, Wanted, first_steps, later_steps, parse_authorize
+from shared.cli.preparing import Step, Wanted, first_steps, later_steps
+from shared.cli.units import parse_authorize
 from shared.config import load_config
 from shared.config_sections import PrimaryConfig, ReplicaConfig
 from shared.errors import ForbiddenError, VmreplicaError

@@ -14,8 +14,8 @@ import pytest
 from shared import pki
 from shared.cli import machine
 from shared.cli.findings import Level
-from shared.cli.preparing import parse_authorize, parse_listen
 from shared.cli.unit_files import reach_steps, unit_text
+from shared.cli.units import parse_authorize, parse_listen
 from shared.config import load_config
 from shared.config_sections import ReplicaConfig
 from shared.errors import UsageError

@@ -35,6 +35,27 @@ def test_every_text_of_a_value_is_made_printable() -> None:
     assert printable_values(value) == {"a\ufffd": ["\ufffd", 1, None, {"b": " "}]}
 
 
+@given(
+    st.recursive(st.none() | st.integers() | st.text(), lambda each: st.lists(each) | st.dictionaries(st.text(), each))
+)
+def test_a_value_as_a_whole_is_as_harmless_as_each_of_its_texts(value: object) -> None:
+    def each(part: object) -> object:
+        match part:
+            case str():
+                return printable(part)
+            case dict():
+                return {printable(key): each(item) for key, item in part.items()}
+            case list():
+                return [each(item) for item in part]
+        return part
+
+    assert printable_values(value) == each(value)
+
+
+def test_text_that_json_can_not_carry_is_made_printable() -> None:
+    assert printable_values(["\udc80\x1b"]) == ["\udc80\ufffd"]
+
+
 def test_long_text_is_broken_and_indented() -> None:
     assert wrapped("one two three four", 12, 4, "x: ") == ["x: one two", "    three", "    four"]
 

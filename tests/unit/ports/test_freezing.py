@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from shared.errors import VmreplicaError
+from shared.guest_settings import FreezeKind
 from shared.ports.freezing import FREEZE_NOT_BEGUN, FreezeOrder, GuardedFreezer, ThawFailedError
-from shared.ports.guest_freezing import FreezeError, FreezeKind, GuestAgent, LibvirtDomain
+from shared.ports.guest_freezing import FreezeError, GuestAgent, LibvirtDomain
 from tests.unit.ports.fake_guest import FakeGuest
 
 

@@ -22,7 +22,7 @@ from primary_agent.enabling import (
 from primary_agent.record import VmRecord
 from shared.admin.verbs import DiskParams, EnableParams
 from shared.block_devices import BlockDevicePolicy
-from shared.config_sections import DEFAULT_PORT
+from shared.defaults import DEFAULT_PORT
 from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError, VmreplicaError
 from shared.ports import Ports
 from shared.ports.file_system import RealFileSystem

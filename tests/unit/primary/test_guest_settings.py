@@ -13,9 +13,8 @@ from primary_agent.definition_reading import DefinitionError, DefinitionReader
 from primary_agent.record import VmRecord
 from protocol.messages import MAX_DEFINITION_FILE, MAX_DEFINITION_TEXT
 from shared.errors import UsageError
-from shared.guest_settings import LIBVIRT_FOLDER, FreezeSetting, parse_consistency, parse_definition
+from shared.guest_settings import LIBVIRT_FOLDER, FreezeKind, FreezeSetting, parse_consistency, parse_definition
 from shared.ports.file_system import RealFileSystem
-from shared.ports.guest_freezing import FreezeKind
 from tests.vectors.descriptions import PRIMARY
 
 RECORD: VmRecord = PRIMARY.vm
