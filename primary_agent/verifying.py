@@ -33,6 +33,9 @@ from shared.tap_control import Sealed
 from shared.tasks import Signal, together
 
 POLL_SECONDS = 1.0
+"""Between two looks at the clock, while one is to come,"""
+IDLE_SECONDS = 60.0
+"""and where none is."""
 LATE_SECONDS = 3600.0
 """A verify that can't begin when it is due is waited for so long."""
 RANGES_TOLD = 256
@@ -91,6 +94,10 @@ class Verifier:
         # What a schedule asks for counts from when it was set.
         since = self.record.since if schedule == self.record.schedule else clock.wall()
         return recurrence.after(since, clock.zone())
+
+    def reconsider(self) -> None:
+        """The VM's settings have changed."""
+        self._news.notify()
 
     # --- orders ----------------------------------------------------------------------------------------------------
 
@@ -155,7 +162,7 @@ class Verifier:
         while True:
             await self._look_at_clock()
             if self._order is None:
-                await self._news.wait_for(POLL_SECONDS)
+                await self._news.wait_for(POLL_SECONDS if self._next() is not None else IDLE_SECONDS)
                 continue
             self._cancelled = ""
             try:
@@ -342,6 +349,7 @@ class Verifier:
         )
         self.record = record
         replication.changed.notify()
+        self._news.notify()
 
 
 def _union(*maps: dict[int, BlockMap]) -> dict[int, BlockMap]:

@@ -10,30 +10,27 @@ from typing import Any
 
 import structlog
 
-from primary_agent import fencing
+from primary_agent.clockwork import Clockwork
 from primary_agent.companions import Companions
 from primary_agent.consistent_cuts import ConsistentCuts
 from primary_agent.definition_watch import DefinitionWatch
-from primary_agent.disk_sizes import go_on
 from primary_agent.enabling import tap_folder, with_settings_of
 from primary_agent.export_waiting import refuse_export, require_seed
 from primary_agent.exporting import Exporter
 from primary_agent.handing_over import GIVEN_AWAY
 from primary_agent.parts import Parts
-from primary_agent.planned import keep
 from primary_agent.planned_steps import step_of
 from primary_agent.problems import set_problem
 from primary_agent.record import VmRecord
 from primary_agent.replication import Replication
-from primary_agent.resizing import take_larger
 from primary_agent.resuming import resume
 from primary_agent.resyncing import abandon
 from primary_agent.scheduling import check_schedule
 from primary_agent.session_loop import SessionLoop
-from primary_agent.starting import begin_due, cancel, hold, put_off, put_off_initial
+from primary_agent.starting import cancel, hold, put_off, put_off_initial
 from primary_agent.surroundings import Surroundings
 from primary_agent.tap_link import TapLink
-from primary_agent.tracking_loss import note_bound, note_loss
+from primary_agent.tracking_loss import note_loss
 from primary_agent.verifying import Verifier
 from primary_agent.vm_status import status_of, with_guest
 from protocol.position import NO_EPOCH
@@ -41,13 +38,9 @@ from shared.errors import InvalidStateError, StoreDamagedError, UsageError, Vmre
 from shared.events import EventId
 from shared.schedule import NEVER
 from shared.states import PLANNED_TOKEN, PrimaryEvent, ReplicationState
-from shared.stats import interval_text
-from shared.status import VmStatus, to_plain
+from shared.status import VmStatus
 from shared.tap_config import TapConfig
 
-TICK_SECONDS = 1.0
-TAP_STATUS_SECONDS = 5.0
-"""The tap's whole status is asked for at least so often; an answer that does not come ends its connection."""
 STATUS_SECONDS, FRESH_SECONDS = 1.0, 0.5
 """A status does not wait longer for the tap, then it tells what is known; what is so fresh is not asked for."""
 RESTART_SECONDS = 5.0
@@ -124,7 +117,7 @@ class PrimaryVm:
                 group.create_task(self._guard("tap link", self.parts.tap.run))
                 group.create_task(self._guard("session", SessionLoop(self.parts, companions).run))
                 group.create_task(self._guard("tracking", self._watch_tracking))
-                group.create_task(self._guard("clockwork", self._tick))
+                group.create_task(self._guard("clockwork", Clockwork(self).run))
                 group.create_task(self._guard("verify", self.verifier.run))
                 group.create_task(self._guard("consistent cuts", self.cuts.run))
                 group.create_task(self._guard("definition", self.definition.run))
@@ -157,67 +150,19 @@ class PrimaryVm:
     async def _watch_tracking(self) -> None:
         """Put a loss of tracking on record at once, whether or not there is a session (I3)."""
         while True:
-            await self._abandon()
+            await self.give_up_cancelled()
             await note_loss(self.parts)
             await self.parts.tap.changed.wait()
 
-    async def _abandon(self) -> None:
+    async def give_up_cancelled(self) -> None:
         """Have the tap give up what was cancelled; what fails is tried again at the next tick."""
         try:
             await abandon(self._replication, self.parts.tap)
         except VmreplicaError as error:
             log.info("the tap could not give up a log", vm=self.name, reason=str(error))
 
-    async def _tick(self) -> None:
-        """Count cycles, tell the statistics now and then, and keep the tap's status fresh."""
-        clock, replication = self._ports.clock, self._replication
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            if replication.state is _S.REPLICATING:
-                interval = replication.vm.interval_seconds
-                replication.statistics.tick(clock.wall(), clock.monotonic(), interval)
-            else:
-                replication.statistics.pause()
-            await self._refresh_tap(TAP_STATUS_SECONDS)
-            await self._abandon()
-            await self._fence()
-            await note_bound(self.parts)
-            await replication.describe()
-            await replication.store_runs()
-            await self._tell_observations()
-            await take_larger(self)
-            await go_on(self)
-            async with self.ordering:
-                await begin_due(self.parts)
-                await keep(self.parts)
-            self.parts.streaming.add(clock.monotonic(), self.parts.churn.streamed_bytes)
-            if replication.statistics.is_due(clock.wall()):
-                await self._tell_statistics()
-
-    async def _fence(self) -> None:
-        """Have the tap refuse changes, or not; what fails is tried again at the next tick."""
-        try:
-            await fencing.follow(self.parts)
-        except (VmreplicaError, OSError) as error:
-            log.info("the tap could not be told of the failover", vm=self.name, reason=str(error))
-
-    async def _tell_observations(self) -> None:
-        """Sizes of disks, and how full the log is: an event for each change."""
-        connection = self.parts.tap.connection
-        if connection is not None:
-            self.parts.precedence.quiet(connection.status, connection.refreshed)
-            for seen in self.parts.observer.observe(connection.status, self._ports.clock.monotonic()):
-                await self._replication.note(self._replication.event(seen.event, seen.text, data=seen.data))
-
-    async def _tell_statistics(self) -> None:
-        """Event 29174, once a monitoring interval."""
-        replication, now = self._replication, self._ports.clock.wall()
-        figures = replication.statistics.report(now, pending_bytes=self.parts.pending_bytes())
-        replication.statistics.told(now)
-        event = replication.event(EventId.STATISTICS, interval_text(self.name, figures), data=to_plain(figures))
-        await replication.store.commit({"statistics": replication.statistics.plain()}, [event])
-
-    async def _refresh_tap(self, older_than: float) -> None:
+    async def refresh_tap(self, older_than: float) -> None:
+        """Ask the tap for its status where the known one is older; one that does not answer is connected anew."""
         connection = self.parts.tap.connection
         if connection is None:
             return
@@ -235,7 +180,7 @@ class PrimaryVm:
         if fresh and self.failure is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_SECONDS):
-                    await self._refresh_tap(FRESH_SECONDS)
+                    await self.refresh_tap(FRESH_SECONDS)
         status = status_of(self.parts, self.folder, self.failure, self.verifier.status())
         return with_guest(status, self.cuts.status(), self.definition.status(), self._ports.clock.wall())
 
@@ -300,7 +245,7 @@ class PrimaryVm:
             self._replication.replan()
             self.parts.link.poke.notify()
             self.parts.settle_progress()
-            await self._abandon()
+            await self.give_up_cancelled()
 
     async def resume(self, *, resynchronize: bool, at: str = "", go_on: bool = False) -> None:
         """Go on after a suspension, or start a resync that is required or asked for (the gate, I20).
@@ -378,6 +323,7 @@ class PrimaryVm:
         text = "Settings changed: " + ", ".join(f"{name} = {value}" for name, value in changed.items())
         await self._replication.set_vm(vm, self._replication.event(EventId.SETTINGS, text, data=changed))
         self.parts.surroundings.queue.reconsider()
+        self.verifier.reconsider()
         await tap.save(config)
         if tap.connection is not None:
             await tap.connection.client.set(

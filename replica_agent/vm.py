@@ -234,7 +234,7 @@ class ReplicaVm:
         if not self.ledger.points.logs and not self.ledger.exports.kept:
             return
         try:
-            free = await finish(parts.ports.workers.run(parts.ports.files.free_space, parts.layout.folder))
+            free = await finish(parts.surroundings.volumes.free(parts.layout.folder))
         except OSError:
             # Whoever needs room will say so.
             return

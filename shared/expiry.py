@@ -82,7 +82,7 @@ def certificates_of_link(trust: Trust, peer: Peer | None, now: float) -> list[Ce
                 not_after_time=peer.not_after,
             )
         )
-    return found + [each for each in certificates_of(trust) if level_of(each, now) is not Health.NORMAL]
+    return found + [_status(each) for each in trust.credentials() if _level(each.not_before, each.not_after, now)]
 
 
 def _status(found: Credential) -> CertificateStatus:
@@ -98,11 +98,15 @@ def _status(found: Credential) -> CertificateStatus:
 
 def level_of(certificate: CertificateStatus, now: float) -> Health:
     """Normal, Warning or Critical."""
-    left = certificate.not_after_time - now
-    life = max(0.0, certificate.not_after_time - certificate.not_before_time)
+    return _level(certificate.not_before_time, certificate.not_after_time, now) or Health.NORMAL
+
+
+def _level(begins: float, ends: float, now: float) -> Health | None:
+    """Warning or Critical, or None: of hundreds of VMs each status asks for it."""
+    left, life = ends - now, max(0.0, ends - begins)
     if left <= min(CRITICAL_SECONDS, CRITICAL_SHARE * life):
         return Health.CRITICAL
-    return Health.WARNING if left <= min(WARNING_SECONDS, WARNING_SHARE * life) else Health.NORMAL
+    return Health.WARNING if left <= min(WARNING_SECONDS, WARNING_SHARE * life) else None
 
 
 def judge(certificates: Iterable[CertificateStatus], now: float) -> list[Reason]:

@@ -10,6 +10,7 @@ from shared.ports import Ports
 from shared.rates import RateMeter
 
 LOOK_SECONDS = 30.0
+ASKED_SECONDS = 1.0
 RATE_SECONDS = 3600.0
 RATE_KNOWN_SECONDS = 600.0
 """The rate counts as known after so long: what is merged or recycled comes and goes within minutes."""
@@ -48,12 +49,29 @@ class VolumeWatch:
         """Tells which are to be watched at present."""
         self._ports = ports
         self._volumes: dict[str, Volume] = {}
+        self._asked: dict[str, tuple[float, int]] = {}
 
     def of(self, folder: str) -> Volume:
         """The volume of a watched folder that is ``folder`` or holds it; an unknown one where there is none."""
+        return self._volumes.get(self._watched(folder)) or Volume()
+
+    def _watched(self, folder: str) -> str:
+        """The watched folder that is ``folder`` or holds it; empty where there is none."""
         while folder and folder not in self._volumes:
             folder = folder.rpartition("/")[0]
-        return self._volumes.get(folder) or Volume()
+        return folder
+
+    async def free(self, folder: str) -> int:
+        """Free bytes of the volume of ``folder``: now, or up to ASKED_SECONDS ago if that was asked then.
+
+        Of hundreds of VMs each asks now and then, and few volumes hold them. Raises OSError.
+        """
+        watched, now = self._watched(folder) or folder, self._ports.clock.monotonic()
+        asked, free = self._asked.get(watched, (float("-inf"), 0))
+        if now - asked >= ASKED_SECONDS:
+            free = await self._ports.workers.run(self._ports.files.free_space, folder)
+            self._asked[watched] = (now, free)
+        return free
 
     async def look(self) -> None:
         """See how much is free now. A folder that can't be asked is left out: whoever needs its room will say so."""

@@ -86,11 +86,16 @@ Message = Request | Notification | Result | Failure | Malformed
 # A string, closed or running to the end of the line, so that the search stays linear on any bytes.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 def depth(line: bytes) -> int:
     """How deep objects and arrays are nested in a line of JSON, without building any of them."""
     deepest = current = 0
+    if b"\\" not in line:
+        # Without escapes every string is between two quotes, and a status of hundreds of VMs is through in a tenth of
+        # the time when all else is gone first.
+        line = line.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
     for bracket in _STRING.sub(b"", line).translate(None, _NOT_BRACKETS):
         if bracket in b"[{":
             current += 1
@@ -118,7 +123,8 @@ def encode(message: Request | Notification | Result | Failure) -> bytes:
 
 def decode(line: bytes) -> Message:
     """The message of one line without its line feed; what can't be used comes back as Malformed."""
-    if depth(line) > DEPTH_MAX:
+    # Most lines have so few brackets that they can't be nested too deep, wherever these are.
+    if line.count(b"{") + line.count(b"[") > DEPTH_MAX and depth(line) > DEPTH_MAX:
         return Malformed(INVALID_REQUEST, f"The message is nested deeper than {DEPTH_MAX} levels.")
     try:
         body = msgspec.json.decode(line)
