@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from primary_agent.vm import PrimaryVm
 
 TICK_SECONDS = 1.0
-TAP_STATUS_SECONDS = 5.0
-"""The tap's whole status is asked for at least so often; an answer that does not come ends its connection."""
+TAP_STATUS_SECONDS, QUIET_STATUS_SECONDS = 5.0, 10.0
+"""The tap's whole status is asked for at least so often, of one that logs nothing half as often; an answer that does
+not come ends its connection."""
 DESCRIBE_TICKS = 10
 """The description is brought in line with the records every so many ticks: whoever commits has done it mostly."""
 
@@ -41,7 +42,9 @@ class Clockwork:
         self._replication = vm.parts.replication
         self._clock = vm.parts.surroundings.ports.clock
         self._observed = float("-inf")
-        """When the status of the tap was taken that was looked at last, monotonic seconds."""
+        """When the status of the tap was taken that was looked at last, monotonic seconds,"""
+        self._written: tuple[int, int] | None = None
+        """and up to where the log was written then."""
 
     async def run(self) -> None:
         """Count cycles, keep the tap's status fresh, and bring to its end what failed or waited for its time."""
@@ -53,7 +56,7 @@ class Clockwork:
                 replication.statistics.tick(clock.wall(), clock.monotonic(), interval)
             else:
                 replication.statistics.pause()
-            await vm.refresh_tap(TAP_STATUS_SECONDS)
+            await vm.refresh_tap(self._status_age())
             await vm.give_up_cancelled()
             await self._fence()
             await note_bound(self._parts)
@@ -70,6 +73,12 @@ class Clockwork:
             if replication.statistics.is_due(clock.wall()):
                 await self._tell_statistics()
 
+    def _status_age(self) -> float:
+        """How old the tap's status may be, in seconds. What becomes of tracking and cuts is told without asking."""
+        connection = self._parts.tap.connection
+        quiet = connection is not None and connection.written_end() == self._written
+        return QUIET_STATUS_SECONDS if quiet else TAP_STATUS_SECONDS
+
     async def _fence(self) -> None:
         """Have the tap refuse changes, or not; what fails is tried again at the next tick."""
         try:
@@ -85,7 +94,7 @@ class Clockwork:
         self._parts.precedence.quiet(connection.status, connection.refreshed)
         if connection.refreshed == self._observed:
             return
-        self._observed = connection.refreshed
+        self._observed, self._written = connection.refreshed, connection.written_end()
         for seen in self._parts.observer.observe(connection.status, self._clock.monotonic()):
             await self._replication.note(self._replication.event(seen.event, seen.text, data=seen.data))
 

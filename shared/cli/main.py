@@ -14,7 +14,6 @@ from shared.cli.context import Context, Handler, version
 from shared.cli.exit_codes import INTERRUPTED, NO_READER, SUCCESS
 from shared.errors import UsageError, VmreplicaError
 
-
 COLLECTED_AFTER = 200_000
 """Objects: more than the status of some hundred VMs has."""
 
