@@ -227,7 +227,9 @@ def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result
 
 def log_level(used: int, limit: int) -> int:
     """How many of LOG_FRACTIONS the bytes of log have reached."""
-    return sum(used >= fraction * limit for fraction in LOG_FRACTIONS) if limit else 0
+    if used < LOG_FRACTIONS[0] * limit or not limit:
+        return 0
+    return sum(used >= fraction * limit for fraction in LOG_FRACTIONS)
 
 
 def log_text(used: int, limit: int, full_seconds: float | None) -> str:

@@ -7,6 +7,7 @@ stands for the moment of the change; one that comes twice counts when it comes f
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
@@ -65,6 +66,7 @@ class Window:
         return f"{time_text(self.start)}-{time_text(self.end)}"
 
 
+@functools.lru_cache(maxsize=64)
 def parse_time(text: str) -> time:
     """``18:30``. Raises UsageError."""
     match = _TIME.fullmatch(text.strip())
@@ -75,7 +77,7 @@ def parse_time(text: str) -> time:
 
 def time_text(moment: time) -> str:
     """``18:30``."""
-    return moment.strftime("%H:%M")
+    return f"{moment.hour:02}:{moment.minute:02}"
 
 
 def instant_of(wall: datetime, zone: tzinfo) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from shared.ports.clock import RealClock
+from shared.ports.file_system import RealFileSystem
 from shared.ports.real import RealPorts
-from shared.volumes import RATE_KNOWN_SECONDS, Volume, VolumeWatch
+from shared.volumes import ASKED_SECONDS, RATE_KNOWN_SECONDS, Volume, VolumeWatch
 
 GIB = 1 << 30
 
@@ -44,4 +47,41 @@ async def test_watched_folders_are_looked_at_and_what_lies_in_them_is_on_their_v
     found = watch.of(inside).free
     assert found is not None and found > 0
     assert watch.of("/does/not/exist").free is None
+    await real.close()
+
+
+class Asked(RealFileSystem):
+    """Counts the questions for free space."""
+
+    count = 0
+
+    def free_space(self, path: str) -> int:
+        self.count += 1
+        return super().free_space(path)
+
+
+async def test_all_that_ask_for_the_room_of_one_volume_within_a_second_ask_the_kernel_once(tmp_path: Path) -> None:
+    real, files = RealPorts(None, threads=1), Asked()
+    now = [1000.0]
+
+    class Still(RealClock):
+        def monotonic(self) -> float:
+            return now[0]
+
+    watch = VolumeWatch(dataclasses.replace(real.ports, files=files, clock=Still()))
+    watch.folders = lambda: [str(tmp_path)]
+    await watch.look()
+    before = files.count
+    for vm in ("one", "two", "three"):
+        (tmp_path / vm).mkdir()
+        assert await watch.free(str(tmp_path / vm)) > 0
+    assert files.count == before + 1
+    now[0] += ASKED_SECONDS
+    await watch.free(str(tmp_path / "one"))
+    assert files.count == before + 2
+    # Where nothing is watched, nobody knows who shares a volume.
+    other = VolumeWatch(dataclasses.replace(real.ports, files=files, clock=Still()))
+    await other.free(str(tmp_path / "one"))
+    await other.free(str(tmp_path / "two"))
+    assert files.count == before + 4
     await real.close()
