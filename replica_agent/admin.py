@@ -120,11 +120,11 @@ class AdminMethods:
             return status_of(self._agent.find(params.vm))
         return await _ordered(vm, "resume", vm.resume())
 
-    async def remove(self, params: RemoveParams, client: Client) -> None:
+    async def remove(self, params: RemoveParams, client: Client) -> dict[str, str]:
         if not params.yes:
             raise UsageError(f"Removing {params.vm} here deletes its recovery point.", "Repeat it with --yes.")
         await self._agent.reopening.over(params.vm)
-        await finish(self._agent.remove(params.vm))
+        return {"kept": await finish(self._agent.remove(params.vm, released=params.released))}
 
     async def recover(self, params: RecoverParams, client: Client) -> VmStatus:
         params.require_yes()

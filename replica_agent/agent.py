@@ -13,7 +13,7 @@ import structlog
 from protocol.messages import ErrorCode, Open
 from protocol.position import Position
 from replica_agent.authorize import Authorization, Grant
-from replica_agent.creating import clear_folder, create_vm, plan_vm, remove_vm
+from replica_agent.creating import clear_folder, create_vm, plan_vm
 from replica_agent.damaged import DamagedVm, damaged_vm
 from replica_agent.description import keeper_of
 from replica_agent.finishing import finish
@@ -24,12 +24,13 @@ from replica_agent.quota import Copy
 from replica_agent.rebuilding import RECOVERABLE, rebuild
 from replica_agent.record import VmRecord
 from replica_agent.refusals import Refusal
-from replica_agent.removing import dismantle
+from replica_agent.removing import delete, dismantle, not_deleted
 from replica_agent.reopening import Reopening
 from replica_agent.sessions import Sessions
 from replica_agent.storages import Storages
 from replica_agent.vm import ReplicaVm, settle
 from replica_agent.vm_status import damaged_status, status_of
+from shared.admin.carrying import Carriers
 from shared.config_sections import ReplicaConfig
 from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
 from shared.event_query import Wants, everything, sought
@@ -74,6 +75,7 @@ class ReplicaAgent:
         """Called synchronously whenever the disks of a VM are exactly at a new point, and at its start."""
         self.storages = Storages(self._find)
         self.reopening = Reopening(ports.clock, self.find)
+        self.carriers = Carriers()
         self._changing = asyncio.Lock()
         self._revivals: set[asyncio.Task[None]] = set()
 
@@ -200,10 +202,12 @@ class ReplicaAgent:
 
     async def _reload_vm(self, vm: ReplicaVm) -> None:
         with self.reopening.of(vm):
-            await vm.stop()
-            await self._load(vm.parts.vm, vm.parts.layout.folder)
-            if self.vms[vm.parts.vm] is vm:
-                del self.vms[vm.parts.vm]
+            try:
+                await vm.stop()
+            finally:
+                await self._load(vm.parts.vm, vm.parts.layout.folder)
+                if self.vms.get(vm.parts.vm) is vm:
+                    del self.vms[vm.parts.vm]
 
     async def _list_damaged(self, vm: bytes, folder: str, error: VmreplicaError | OSError) -> None:
         damaged = self.damaged[vm] = await damaged_vm(self.ports, vm, folder, error)
@@ -358,9 +362,9 @@ class ReplicaAgent:
         async with self._changing:
             known = self.vms.pop(vm, None)
             with self.reopening.of(known) if known is not None else contextlib.nullcontext():
-                if known is not None:
-                    await known.stop()
                 try:
+                    if known is not None:
+                        await known.stop()
                     store = await self.ports.stores.open(folder, create=known is None)
                     try:
                         await write(store)
@@ -374,21 +378,22 @@ class ReplicaAgent:
 
     # --- removing --------------------------------------------------------------------------------------------------
 
-    async def remove(self, name: str) -> str:
-        """Forget a VM and its copy. Where it was failed over to here its disks stay: the folder that has them."""
+    async def remove(self, name: str, *, released: bool = False) -> str:
+        """Forget a VM and its copy; the folder in which disks of it stay, or empty (replica_agent.removing)."""
         async with self._changing:
-            damaged = self._find_damaged(name)
-            if damaged is not None:
-                raise InvalidStateError(
-                    f"The state of {name} can't be read, so its copy is not deleted: {damaged.error.text}",
-                    f"Look into {damaged.folder}; delete it by hand if nothing in it is needed.",
-                )
+            if (damaged := self._find_damaged(name)) is not None:
+                raise not_deleted(name, damaged)
             vm = self.find(name)
-            keep = await dismantle(vm, self.ports.clock.wall())
-            del self.vms[vm.parts.vm]
-            self.reopening.look_again()
-            only = None if vm.ledger.promotion is not None else vm.ledger.vm.apart
-            await finish(remove_vm(self.ports, vm.parts.layout.folder, vm.ledger.store, keep_disks=keep, only=only))
+            try:
+                keep = await dismantle(vm, self.ports.clock.wall(), self.carriers, released=released)
+                del self.vms[vm.parts.vm]
+                self.reopening.look_again()
+                await finish(delete(self.ports, vm, keep))
+            except Exception:
+                if vm.parts.closing:
+                    # It is what is on record of it, and may be removed again.
+                    await finish(self._reload_vm(vm))
+                raise
             return keep
 
 

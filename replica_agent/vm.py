@@ -114,8 +114,10 @@ class ReplicaVm:
 
     async def stop(self) -> None:
         """End connections, tasks and exports, and close files and store."""
-        await self.end()
-        await self.ledger.store.close()
+        try:
+            await self.end()
+        finally:
+            await self.ledger.store.close()
 
     async def end(self) -> None:
         """Like :meth:`stop`, but the store stays open."""
@@ -131,10 +133,9 @@ class ReplicaVm:
     def _close(self) -> None:
         """Blocks."""
         parts = self.parts
-        if parts.applier.spool is not None:
-            parts.applier.spool.close()
-        if parts.resync is not None:
-            parts.resync.close()
+        for opened in (parts.applier.spool, parts.resync):
+            if opened is not None:
+                opened.close()
         parts.disks.close()
 
     def adopt_surroundings(self) -> None:
@@ -204,8 +205,7 @@ class ReplicaVm:
 
     def _count_cycles(self) -> None:
         """A cycle in which nothing new was received is missed, whatever kept the primary from sending it."""
-        clock, record = self.parts.ports.clock, self.ledger.replication
-        waits = self.ledger.prepared is not None
+        clock, record, waits = self.parts.ports.clock, self.ledger.replication, self.ledger.prepared is not None
         if record.state is ReplicationState.REPLICATING and record.interval_seconds > 0 and not waits:
             self.statistics.tick(clock.wall(), clock.monotonic(), record.interval_seconds)
         else:

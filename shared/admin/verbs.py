@@ -275,9 +275,14 @@ class SetParams(VmParams, frozen=True):
 
 
 class RemoveParams(VmParams, frozen=True):
-    """``vm.remove``; refused without ``yes``."""
+    """``vm.remove``; refused without ``yes``.
+
+    ``released`` is for a replica agent that handed the VM over: whoever asks has seen that the primary agent of this
+    host does not have it. That agent's answer says where disks are ``kept``, empty where none are.
+    """
 
     yes: bool = False
+    released: bool = False
 
 
 class RecoverParams(VmParams, frozen=True):

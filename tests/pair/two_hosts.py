@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -42,10 +41,11 @@ from shared.ports.real import RealPorts
 from shared.ports.tls import TlsIdentity
 from shared.schedule import ResyncMode
 from shared.states import ReplicationState
+from tests.connected import Connected
 from tests.pair.rig import WAIT_SECONDS, all_ended, past_the_fence
 
 NAME = "web"
-CLIENT: Any = SimpleNamespace(peer=SimpleNamespace(uid=0, pid=1))
+CLIENT: Any = Connected()
 
 
 class Host:

@@ -24,6 +24,7 @@ from shared.admin.verbs import PART_BYTES, AdoptParams, AdoptPartParams, HandedO
 from shared.errors import InvalidStateError, UnreachableError, UsageError, VmreplicaError
 from shared.handover import HandOver
 from shared.states import ReplicationState
+from tests.connected import Connected
 from tests.simulation.constants import PORT, VM, VM_ID
 from tests.simulation.loop import ProcessDead
 from tests.simulation.oracle import Violation
@@ -40,7 +41,8 @@ AIMED, AIM = 0.12, 40
 """Share of the steps at one of whose first operations the agent dies."""
 QUIET = 0.01
 """With so few deaths of processes the commands live, too."""
-CLIENT: Any = None
+CLIENT: Any = Connected()
+"""The same for all, so that an order whose command was killed goes on beside the next one."""
 
 _S = ReplicationState
 _FAILED_OVER = (_S.FAILED_OVER, _S.PREPARED_FOR_FAILOVER)

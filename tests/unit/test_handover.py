@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from shared.handover import HandOver, decode_ranges, digest, encode_ranges, read
 from shared.handover_parts import HandOverParts
 from shared.map_file import Range
 from shared.ports.file_system import RealFileSystem
+from tests.connected import Connected
 
 BLOCK = 64 << 10
 SIZES = {0: 100 * BLOCK, 3: 40 * BLOCK + 512}
@@ -98,17 +100,21 @@ def test_parts_of_another_or_torn_hand_over_are_not_taken() -> None:
         ranges_bytes=len(data),
         ranges_digest=digest(data),
     )
-    parts = HandOverParts()
-    parts.add(handed.vm, 0, data[:5])
-    parts.add(handed.vm, 5, data[5:])
-    assert parts.take(handed) == data
+    parts, command = HandOverParts(), client()
+    parts.add(command, handed.vm, 0, data[:5])
+    parts.add(command, handed.vm, 5, data[5:])
+    assert parts.take(command, handed) == data
     with pytest.raises(UsageError, match="not here wholly"):
-        parts.take(handed)
-    parts.add(handed.vm, 0, data[:5])
+        parts.take(command, handed)
+    parts.add(command, handed.vm, 0, data[:5])
     with pytest.raises(UsageError, match="does not follow"):
-        parts.add(handed.vm, 6, data[6:])
+        parts.add(command, handed.vm, 6, data[6:])
     with pytest.raises(UsageError, match="does not follow"):
-        parts.add("another", 5, data[5:])
-    parts.add(handed.vm, 5, bytes(len(data) - 5))
+        parts.add(command, "another", 5, data[5:])
+    parts.add(command, handed.vm, 5, bytes(len(data) - 5))
     with pytest.raises(UsageError, match="not here wholly"):
-        parts.take(handed)
+        parts.take(command, handed)
+
+
+def client() -> Any:
+    return Connected()

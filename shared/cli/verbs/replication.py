@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 
 from shared.admin import verbs as admin
-from shared.cli.agents import Agent, Found, connect, socket_paths
+from shared.cli.agents import Agent, Agents, Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.cli.text import printable_values
 from shared.cli.verbs.exporting import export
 from shared.cli.verbs.reading import rejoin_command
-from shared.errors import NotFoundError, UnreachableError, UsageError
+from shared.errors import InvalidStateError, NotFoundError, UnreachableError, UsageError, VmreplicaError
 from shared.rates import duration_text
 from shared.states import ReplicationState
 from shared.status import VmStatus
@@ -188,12 +188,41 @@ def remove(options: argparse.Namespace, context: Context) -> int:
                 f"The tap of {vm.name} on this host stops; the disks stay in {vm.folder}. A VM that runs on the tap "
                 "loses its disks: shut it down first."
             )
+        elif vm.state_code == ReplicationState.FAILED_OVER:
+            warning = (
+                f"What this host's replica agent has of {vm.name} is deleted; its disks are moved to the folder "
+                f"removed beside {vm.folder}. A VM that runs on them loses them: shut it down first."
+            )
         else:
             warning = f"The replica of {vm.name} on this host is deleted, with its disks in {vm.folder}."
         context.console.confirm(warning, vm.name, options.yes)
-        found.call(admin.REMOVE, ENABLE_SECONDS, yes=True)
+        more = {}
+        if vm.role == "replica" and vm.handed_over:
+            _require_released(agents, vm)
+            more["released"] = True
+        told = found.call(admin.REMOVE, ENABLE_SECONDS, yes=True, **more)
     context.console.print(f"{vm.name} is no longer replicated {'from' if vm.role == 'primary' else 'to'} this host.")
+    if isinstance(told, dict) and told.get("kept"):
+        context.console.print(f"Its disks are kept in {printable_values(told['kept'])}.")
     return SUCCESS
+
+
+def _require_released(agents: Agents, vm: VmStatus) -> None:
+    """Only the primary agent knows whether it needs the folder of a VM that was handed over to it."""
+    try:
+        primary = agents.of_role("primary").refresh()
+    except VmreplicaError as error:
+        raise UnreachableError(
+            f"{vm.name} was handed over to the primary agent of this host, which does not answer: {error.text}",
+            f"Nothing was removed: that agent may serve the VM from {vm.folder}. Start it: `systemctl start "
+            "vmreplica-primary`.",
+        ) from error
+    if any(each.uuid == vm.uuid for each in primary.status.vms):
+        raise InvalidStateError(
+            f"The primary agent of this host has {vm.name}, and its disks and its tap's files are in {vm.folder}.",
+            f"Nothing was removed. To end its replication: `vmreplica remove {vm.name} --role primary`, and then the "
+            "same here.",
+        )
 
 
 def recover(options: argparse.Namespace, context: Context) -> int:

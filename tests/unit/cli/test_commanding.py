@@ -185,14 +185,14 @@ def test_remove_asks_and_is_not_guessed(vmreplica: Command) -> None:
     assert "add --yes" in ran.err
     assert primary.calls == []
     assert vmreplica("remove", "web", "--yes").lines == ["web is no longer replicated from this host."]
-    assert primary.calls == [(admin.REMOVE, {"vm": UUID, "yes": True})]
+    assert primary.calls == [(admin.REMOVE, {"vm": UUID, "yes": True, "released": False})]
 
     other = vmreplica.agent("replica", [replica()])
     ambiguous = vmreplica("remove", "web", "--yes")
     assert ambiguous.code == 2
     assert "--role primary or --role replica" in ambiguous.err
     assert vmreplica("remove", "web", "--role", "replica", "--yes").code == 0
-    assert other.calls == [(admin.REMOVE, {"vm": UUID, "yes": True})]
+    assert other.calls == [(admin.REMOVE, {"vm": UUID, "yes": True, "released": False})]
 
 
 def test_recover_asks_only_where_there_is_something_to_replace(vmreplica: Command) -> None:
@@ -609,6 +609,29 @@ def test_removing_says_what_becomes_of_the_disks(vmreplica: Command) -> None:
     assert "is deleted, with its disks in /var/lib/vmreplica/vms/x" in vmreplica("remove", "web").err
     canned.set_vm(replica(state="FailedOverWaitingCompletion", state_code=6))
     assert "the disks stay in /var/lib/vmreplica/vms/x" in vmreplica("remove", "web").err
+
+
+def test_removing_what_was_handed_over_asks_the_primary_agent(vmreplica: Command) -> None:
+    """Only that agent knows whether it serves the VM from the folder that would go; its tap may be down."""
+    away = replica(state="FailedOver", state_code=7, handed_over=True)
+    canned = vmreplica.agent("replica", [away])
+    unasked = vmreplica("remove", "web", "--yes")
+    assert unasked.code == 5 and "was handed over to the primary agent of this host, which does not" in unasked.err
+    assert "systemctl start vmreplica-primary" in unasked.err
+    primary = vmreplica.agent()
+    held = vmreplica("remove", "web", "--role", "replica", "--yes")
+    assert held.code == 4 and "The primary agent of this host has web" in held.err
+    assert "vmreplica remove web --role primary" in held.err
+    assert canned.calls == []
+    primary.status.vms = []
+    assert "its disks are moved to the folder removed beside /var/lib/vmreplica/vms/x" in vmreplica("remove", "web").err
+    canned.answers[admin.REMOVE] = {"kept": "/var/lib/vmreplica/vms/removed/x-7"}
+    ran = vmreplica("remove", "web", "--yes")
+    assert canned.calls == [(admin.REMOVE, {"vm": UUID, "yes": True, "released": True})]
+    assert ran.lines == [
+        "web is no longer replicated to this host.",
+        "Its disks are kept in /var/lib/vmreplica/vms/removed/x-7.",
+    ]
 
 
 def test_failover_asks_and_tells_what_is_lost(vmreplica: Command) -> None:
