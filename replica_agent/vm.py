@@ -230,15 +230,15 @@ class ReplicaVm:
 
     async def _keep_room(self) -> None:
         """Older points make room for what arrives before it is refused for want of it."""
-        parts = self.parts
+        parts, enough = self.parts, self.parts.surroundings.reserve + ROOM_BYTES
         if not self.ledger.points.logs and not self.ledger.exports.kept:
             return
         try:
-            free = await finish(parts.surroundings.volumes.free(parts.layout.folder))
+            free = await finish(parts.surroundings.volumes.free(parts.layout.folder, enough))
         except OSError:
             # Whoever needs room will say so.
             return
-        if free < parts.surroundings.reserve + ROOM_BYTES:
+        if free < enough:
             await parts.history.give_way(f"The volume has only {size_text(free)} left.")
 
     async def _thin(self) -> None:

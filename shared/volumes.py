@@ -61,14 +61,15 @@ class VolumeWatch:
             folder = folder.rpartition("/")[0]
         return folder
 
-    async def free(self, folder: str) -> int:
-        """Free bytes of the volume of ``folder``: now, or up to ASKED_SECONDS ago if that was asked then.
+    async def free(self, folder: str, enough: int) -> int:
+        """Free bytes of the volume of ``folder``: now, or up to ASKED_SECONDS ago if ``enough`` bytes were free then.
 
-        Of hundreds of VMs each asks now and then, and few volumes hold them. Raises OSError.
+        Of hundreds of VMs each asks now and then, and few volumes hold them. What was too little is asked anew: one VM
+        has made room meanwhile, and the others need not do so as well. Raises OSError.
         """
         watched, now = self._watched(folder) or folder, self._ports.clock.monotonic()
         asked, free = self._asked.get(watched, (float("-inf"), 0))
-        if now - asked >= ASKED_SECONDS:
+        if now - asked >= ASKED_SECONDS or free < enough:
             free = await self._ports.workers.run(self._ports.files.free_space, folder)
             self._asked[watched] = (now, free)
         return free
