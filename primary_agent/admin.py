@@ -50,6 +50,7 @@ from shared.block_devices import BlockDevicePolicy
 from shared.churn import ChurnReport
 from shared.config_sections import Rate
 from shared.errors import InvalidStateError, UsageError
+from shared.event_query import EventsAnswer
 from shared.guest_settings import HOURS_MAX, NONE, check_files, parse_consistency, parse_definition
 from shared.health import measured
 from shared.measures import Statistics
@@ -117,11 +118,10 @@ class AdminMethods:
     async def churn(self, params: ChurnParams, client: Client) -> ChurnReport:
         return self._agent.find(params.vm).parts.churn_report(params.top)
 
-    async def events(self, params: EventsParams, client: Client) -> dict[str, Any]:
-        found = await self._agent.events(
+    async def events(self, params: EventsParams, client: Client) -> EventsAnswer:
+        return await self._agent.events(
             params.vm, limit=params.limit, after=params.after, wants=params.wants, since=params.since
         )
-        return {"events": found}
 
     async def enable(self, params: EnableParams, client: Client) -> VmStatus:
         return await (await self._agent.enable(params)).status()

@@ -7,7 +7,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Unpack
 
 import structlog
 
@@ -27,7 +27,7 @@ from primary_agent.vm_status import damaged_status
 from shared.admin.verbs import EnableParams
 from shared.config_sections import PrimaryConfig
 from shared.errors import InvalidStateError, NoSpaceError, NotFoundError, StoreDamagedError, VmreplicaError
-from shared.event_query import Wants, everything, sought
+from shared.event_query import Choice, EventsAnswer, sought_of_all
 from shared.expiry import agent_problems, certificates_of
 from shared.ports import Ports
 from shared.status import AgentStatus, VmStatus
@@ -246,15 +246,12 @@ class PrimaryAgent:
         now = self.ports.clock.wall()
         return statuses + [damaged_status(vm, now) for vm in self.damaged.values()]
 
-    async def events(
-        self, name: str | None, *, limit: int, after: int, wants: Wants = everything, since: float = 0.0
-    ) -> list[dict[str, Any]]:
-        """Events of one VM or of all, the oldest first; those of several VMs in order of time."""
-        found: list[dict[str, Any]] = []
-        for vm in [self.find(name)] if name is not None else list(self.vms.values()):
-            for event in await sought(vm.events, limit=limit, after=after, wants=wants, since=since):
-                found.append({**event, "vm": vm.name, "uuid": vm.uuid})
-        return sorted(found, key=lambda event: (event["time"], event["id"]))[-limit:]
+    async def events(self, name: str | None, **choice: Unpack[Choice]) -> EventsAnswer:
+        """Events of one VM or of all. Raises what keeps those of a single VM from being read."""
+        if name is not None:
+            return EventsAnswer(await self.find(name).events(**choice))
+        names = {vm.uuid: vm.name for vm in self.vms.values()} | {vm.identity: vm.name for vm in self.damaged.values()}
+        return await sought_of_all(names, lambda wanted: self.find(wanted).events(**choice), choice["limit"])
 
     # --- enabling and removing -------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from shared.states import PlannedStep, ReplicationState
 from shared.status import CutStatus, ImageStatus, VerifyRange, VerifyResult, VerifyStatus
 from shared.tap_control import Sealed
 from shared.tasks import Signal, together
+from shared.verify_outcomes import DIFFERENT, EQUAL, REPAIRED, UNDECIDED
 
 POLL_SECONDS = 1.0
 """Between two looks at the clock, while one is to come,"""
@@ -39,7 +40,6 @@ IDLE_SECONDS = 60.0
 LATE_SECONDS = 3600.0
 """A verify that can't begin when it is due is waited for so long."""
 RANGES_TOLD = 256
-EQUAL, DIFFERENT, REPAIRED, UNDECIDED = "equal", "different", "repaired", "undecided"
 RESYNC_REMEDY = "Resynchronize the VM: `vmreplica resume VM --resynchronize`."
 
 log = structlog.get_logger(__name__)

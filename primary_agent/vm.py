@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Unpack
 
 import structlog
 
@@ -35,6 +35,7 @@ from primary_agent.verifying import Verifier
 from primary_agent.vm_status import status_of, with_guest
 from protocol.position import NO_EPOCH
 from shared.errors import InvalidStateError, StoreDamagedError, UsageError, VmreplicaError
+from shared.event_query import Choice, Event, sought_of_vm
 from shared.events import EventId
 from shared.schedule import NEVER
 from shared.states import PLANNED_TOKEN, PrimaryEvent, ReplicationState
@@ -335,9 +336,9 @@ class PrimaryVm:
             self._replication.replan()
         self.parts.link.poke.notify()
 
-    async def events(self, *, limit: int, after: int) -> list[dict[str, Any]]:
-        """The VM's newest events with an id above ``after``, oldest first."""
-        return await self._replication.store.events(limit=limit, after=after)
+    async def events(self, **choice: Unpack[Choice]) -> list[Event]:
+        """Those of the VM's events that are as ``choice`` says, oldest first."""
+        return await sought_of_vm(self.name, self.uuid, self._replication.store.events, **choice)
 
     async def dismantle(self) -> None:
         """End its tasks and stop its tap, before the VM is forgotten."""

@@ -38,6 +38,7 @@ from shared.admin.verbs import (
     VmParams,
 )
 from shared.errors import InvalidStateError, UsageError
+from shared.event_query import EventsAnswer
 from shared.guest_status import DefinitionReport
 from shared.health import measured
 from shared.measures import Statistics
@@ -98,11 +99,10 @@ class AdminMethods:
         await finish(vm.reset_statistics(verbs.ordered_by(client.peer)))
         return measured(status_of(vm))
 
-    async def events(self, params: EventsParams, client: Client) -> dict[str, Any]:
-        found = await self._agent.events(
+    async def events(self, params: EventsParams, client: Client) -> EventsAnswer:
+        return await self._agent.events(
             params.vm, limit=params.limit, after=params.after, wants=params.wants, since=params.since
         )
-        return {"events": found}
 
     async def suspend(self, params: VmParams, client: Client) -> VmStatus:
         vm = await self._standing(params.vm)

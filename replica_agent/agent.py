@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import structlog
 
@@ -25,7 +25,7 @@ from replica_agent.rebuilding import RECOVERABLE, rebuild
 from replica_agent.record import VmRecord
 from replica_agent.refusals import Refusal
 from replica_agent.removing import delete, dismantle, not_deleted
-from replica_agent.reopening import Reopening
+from replica_agent.reopening import LOOK_SECONDS, Reopening
 from replica_agent.sessions import Sessions
 from replica_agent.storages import Storages
 from replica_agent.vm import ReplicaVm, settle
@@ -33,7 +33,7 @@ from replica_agent.vm_status import damaged_status, status_of
 from shared.admin.carrying import Carriers
 from shared.config_sections import ReplicaConfig
 from shared.errors import InvalidStateError, NotFoundError, StoreDamagedError, VmreplicaError
-from shared.event_query import Wants, everything, sought
+from shared.event_query import Choice, Event, EventsAnswer, sought_of_all, sought_of_vm
 from shared.expiry import agent_problems, certificates_of
 from shared.limits import LimitsStatus
 from shared.ports import Address, Ports, Store
@@ -284,9 +284,8 @@ class ReplicaAgent:
         vms = list(self.vms.values()) if name is None else []
         if name is not None and not damaged:
             vms = [self.find(name)]
-        now = self.ports.clock.wall()
-        statuses = [status_of(vm) for vm in vms]
-        statuses += [damaged_status(vm.name, vm.identity, vm.folder, vm.error, now) for vm in damaged]
+        statuses, now = [status_of(vm) for vm in vms], self.ports.clock.wall()
+        statuses += [damaged_status(vm, now) for vm in damaged]
         listener = self.sessions.listener
         return AgentStatus(
             role="replica",
@@ -310,19 +309,20 @@ class ReplicaAgent:
             statuses.append(status_of(vm))
             await asyncio.sleep(0)
         now = self.ports.clock.wall()
-        damaged = self.damaged.values()
-        return statuses + [damaged_status(vm.name, vm.identity, vm.folder, vm.error, now) for vm in damaged]
+        return statuses + [damaged_status(vm, now) for vm in self.damaged.values()]
 
-    async def events(
-        self, name: str | None, *, limit: int, after: int, wants: Wants = everything, since: float = 0.0
-    ) -> list[dict[str, Any]]:
-        """Events of one VM or of all, the oldest first; those of several VMs in order of time."""
-        found: list[dict[str, Any]] = []
-        for wanted in [name] if name is not None else [vm.parts.uuid for vm in self.vms.values()]:
-            vm = await self.reopening.standing(wanted, undone=False)
-            for event in await sought(vm.ledger.store.events, limit=limit, after=after, wants=wants, since=since):
-                found.append({**event, "vm": vm.name, "uuid": vm.parts.uuid})
-        return sorted(found, key=lambda event: (event["time"], event["id"]))[-limit:]
+    async def events(self, name: str | None, **choice: Unpack[Choice]) -> EventsAnswer:
+        """Events of one VM or of all. Raises what keeps those of a single VM from being read."""
+
+        async def events_of(wanted: str, seconds: float | None) -> list[Event]:
+            vm = await self.reopening.standing(wanted, undone=False, seconds=seconds)
+            return await sought_of_vm(vm.name, vm.parts.uuid, vm.ledger.store.events, **choice)
+
+        if name is not None:
+            return EventsAnswer(await events_of(name, None))
+        names = {vm.parts.uuid: vm.name for vm in (*self.reopening, *self.vms.values())}
+        names |= {damaged.identity: damaged.name for damaged in self.damaged.values()}
+        return await sought_of_all(names, lambda wanted: events_of(wanted, LOOK_SECONDS), choice["limit"])
 
     # --- recovering ------------------------------------------------------------------------------------------------
 

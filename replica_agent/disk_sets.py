@@ -213,6 +213,14 @@ def promoted_disks(vm: VmRecord, record: PromotionRecord | None) -> list[DiskRec
     return [known[index] for index in record.disks]
 
 
+def served_sizes(vm: VmRecord, record: PromotionRecord | None) -> dict[int, int]:
+    """The bytes that clients see of those disks: an older point may have fewer of one than its file has by now."""
+    smaller = (
+        {disk.index: disk.size for disk in record.smaller} if record is not None and not record.handed_over else {}
+    )
+    return {disk.index: smaller.get(disk.index, disk.size) for disk in promoted_disks(vm, record)}
+
+
 def kept_disks(vm: VmRecord, record: PromotionRecord | None) -> list[DiskRecord]:
     """The other disks, which only other points have."""
     served = {disk.index for disk in promoted_disks(vm, record)}

@@ -15,8 +15,10 @@ from shared.errors import InvalidStateError, VmreplicaError
 from shared.ports import Clock
 from shared.tasks import Signal
 
-WAIT_SECONDS = 45.0
+ORDER_SECONDS = 45.0
 """How long an order waits: less than a client of the agent waits for its answer."""
+LOOK_SECONDS = 5.0
+"""How long a look at all VMs waits for one of them: the others' part of the answer is there already."""
 
 
 @dataclass(slots=True)
@@ -42,20 +44,24 @@ class Reopening:
         """A VM failed, so that nobody has to wait for it."""
         self._changed.notify()
 
-    async def standing(self, name: str, *, undone: bool = True) -> ReplicaVm:
+    def __iter__(self) -> Iterator[ReplicaVm]:
+        """Those that are being opened anew at this moment."""
+        return iter(list(self._open.values()))
+
+    async def standing(self, name: str, *, undone: bool = True, seconds: float | None = None) -> ReplicaVm:
         """The VM of that name or UUID once it stands open. Raises as :meth:`over`, and what looking up raises:
         NotFoundError, or what is wrong with its state.
         """
-        await self.over(name, undone=undone)
+        await self.over(name, undone=undone, seconds=seconds)
         return self.find(name)
 
-    async def over(self, name: str, *, undone: bool = True) -> None:
+    async def over(self, name: str, *, undone: bool = True, seconds: float | None = None) -> None:
         """Wait until no VM of that name or UUID is being opened anew; with ``undone`` from the beginning of an undo on,
         since what an order did before its end would be lost.
 
-        Raises InvalidStateError where that takes longer than WAIT_SECONDS.
+        Raises InvalidStateError where that takes longer than so many ``seconds``, of which an order has ORDER_SECONDS.
         """
-        deadline = self.clock.monotonic() + WAIT_SECONDS
+        deadline = self.clock.monotonic() + (ORDER_SECONDS if seconds is None else seconds)
         while (vm := self._ending(name, undone=undone)) is not None:
             left = deadline - self.clock.monotonic()
             if left <= 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from protocol.position import NO_EPOCH, Position
-from replica_agent.disk_sets import kept_disks, others_of, promoted_disks
+from replica_agent.damaged import DamagedVm
+from replica_agent.disk_sets import kept_disks, others_of, promoted_disks, served_sizes
 from replica_agent.exports import TEST_SUFFIX
 from replica_agent.marks import proof_of, wrong_cause
 from replica_agent.parts import VmParts
@@ -11,7 +12,6 @@ from replica_agent.planned import planned_status
 from replica_agent.point_disks import export_name, point_text
 from replica_agent.retention import pinned_cost
 from replica_agent.vm import ReplicaVm
-from shared.errors import VmreplicaError
 from shared.expiry import certificates_of_link
 from shared.health import assessed
 from shared.progress_status import DiskProgress, ProgressStatus
@@ -45,6 +45,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     quota = surroundings.quota_of(parts.vm)
     handed_over = parts.ledger.promotion is not None and parts.ledger.promotion.handed_over
     served = promoted_disks(parts.ledger.vm, parts.ledger.promotion)
+    sizes = served_sizes(parts.ledger.vm, parts.ledger.promotion)
     kept = kept_disks(parts.ledger.vm, parts.ledger.promotion)
     status = VmStatus(
         name=vm.name,
@@ -74,7 +75,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
             DiskStatus(
                 index=disk.index,
                 uuid=disk.uuid.hex(),
-                size_bytes=disk.size,
+                size_bytes=sizes[disk.index],
                 path=parts.disks.path(disk.index),
                 export=export_name(disk.index),
             )
@@ -126,17 +127,17 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     return assessed(status, now)
 
 
-def damaged_status(name: str, identity: str, folder: str, error: VmreplicaError, now: float) -> VmStatus:
-    """The status of a VM whose state can't be read; ``identity`` is its UUID."""
+def damaged_status(vm: DamagedVm, now: float) -> VmStatus:
+    """The status of a VM whose state can't be read."""
     state = ReplicationState.ERROR
     status = VmStatus(
-        name=name,
-        uuid=identity,
+        name=vm.name,
+        uuid=vm.identity,
         role="replica",
         state=state.title,
         state_code=int(state),
-        problem=Cause(code=error.code, text=error.text, remedy=error.remedy, time=now),
-        folder=folder,
+        problem=Cause(code=vm.error.code, text=vm.error.text, remedy=vm.error.remedy, time=now),
+        folder=vm.folder,
     )
     return assessed(status, now)
 

@@ -20,6 +20,7 @@ from shared.rates import duration_text, size_text
 from shared.states import Health, PlannedStep, ReplicationState
 from shared.status import DiskStatus, VmStatus
 from shared.summary_words import behind_text, initial_words, percent_text, prepared_words
+from shared.verify_outcomes import DIFFERENT
 
 MISSED_FRACTION = 0.2
 CYCLES_MIN = 20
@@ -221,7 +222,7 @@ def _judge_primary(status: VmStatus, state: ReplicationState, now: float, result
         else:
             result.warn(text)
     verified = status.verify.last if status.verify is not None else None
-    if verified is not None and verified.outcome == "different" and verified.epoch == status.epoch:
+    if verified is not None and verified.outcome == DIFFERENT and verified.epoch == status.epoch:
         result.critical(f"A verify found that the replica is wrong: {verified.text}", verified.remedy)
 
 

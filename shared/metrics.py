@@ -14,6 +14,7 @@ from shared.metric_kinds import vm_metric as _vm
 from shared.states import PRIMARY_TRANSITIONS, REPLICA_TRANSITIONS, Health, ReplicationState
 from shared.status import VmStatus
 from shared.tap_control import Tracking
+from shared.verify_outcomes import DIFFERENT
 
 _STATES = {
     "primary": sorted({ReplicationState.DISABLED, ReplicationState.ERROR, *PRIMARY_TRANSITIONS.values()}),
@@ -60,7 +61,7 @@ def _verify_different(vm: VmStatus) -> Figure:
     last = vm.verify.last if vm.verify is not None else None
     if last is None:
         return None
-    return last.different_bytes if last.outcome == "different" and last.epoch == vm.epoch else 0
+    return last.different_bytes if last.outcome == DIFFERENT and last.epoch == vm.epoch else 0
 
 
 _REFUSED = {

@@ -100,6 +100,7 @@ class DiskStatus(StatusStruct):
     index: int
     uuid: str
     size_bytes: int
+    """What clients see of it; after a failover to an older point that may be less than its file has."""
     path: str = ""
     export: str = ""
     uri: str = ""

@@ -176,7 +176,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --install" -- "$current"); return; }
             : ;;
         'initial')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --at --export --use-seed --no-wait --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --at --export --use-seed --no-wait --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'import')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --seed --move --storage --stop --no-wait --json --socket" -- "$current"); return; }
@@ -188,10 +188,10 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'suspend')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'resume')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --resynchronize --at --continue --no-wait --yes --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --resynchronize --at --continue --no-wait --yes --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'resync')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "plan show history watch --help" -- "$current"); return; }
@@ -209,22 +209,22 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'resize')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'disk')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "add remove resize --help" -- "$current"); return; }
             mapfile -t COMPREPLY < <(compgen -W "add remove resize" -- "$current") ;;
         'disk add')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'disk remove')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --exclude --yes --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --exclude --yes --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'disk resize')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --size --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --size --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'stop')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'verify')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --at --repair --stop --no-wait --json --socket" -- "$current"); return; }
@@ -233,10 +233,10 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --consistent --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'remove')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --yes --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --yes --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'recover')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --replica --yes --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --replica --yes --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'measure')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --role --reset --json --socket" -- "$current"); return; }
@@ -266,7 +266,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --point --at --writable --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'unexport')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --json --socket" -- "$current"); return; }
             _vmreplica_vms "$current" ;;
         'failover')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --prepare --test --undo --commit --stop --point --at --shutdown --timeout --prove --abort --force --no-wait --yes --json --socket" -- "$current"); return; }
@@ -308,7 +308,7 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help" -- "$current"); return; }
             compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
         'pki revoke')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --ca" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --ca --json" -- "$current"); return; }
             : ;;
         'test-connection')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --timeout --json --socket" -- "$current"); return; }

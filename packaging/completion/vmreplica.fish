@@ -91,6 +91,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l at -d 'start i
 complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l export -d 'write the copy into an empty folder of this host, on a medium say, for vmreplica import DIR at the replica' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l use-seed -d 'only where a seed was imported at the replica, compare all of it, and send what differs'
 complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l no-wait -d 'return at once, rather than show the progress'
+complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from initial' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from initial' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from import' -l help -d 'show this help message and exit'
@@ -112,6 +113,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from set' -l socket -d 'socket 
 complete -c vmreplica -n '__fish_seen_subcommand_from set' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
+complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from suspend' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l help -d 'show this help message and exit'
@@ -121,6 +123,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l at -d 'with --r
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l continue -d 'go on with a suspended compare from where it stood, and do nothing else'
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l no-wait -d 'return at once, rather than show the progress'
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l yes -d 'do it without asking'
+complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from resume' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from resync; and not __fish_seen_subcommand_from plan show history watch' -a plan -d 'Tell what a resync would read, send and take if it began now'
@@ -148,6 +151,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_su
 complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_subcommand_from watch' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from resync; and __fish_seen_subcommand_from watch' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from resize' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from resize' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from resize' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from resize' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_subcommand_from add remove resize' -a add -d 'Replicate one more disk of a VM'
@@ -155,18 +159,22 @@ complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_subcommand_from add remove resize' -a resize -d 'Enlarge a disk of a VM and its replica, without comparing it'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and not __fish_seen_subcommand_from add remove resize' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from add' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from add' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from add' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from add' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from remove' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from remove' -l exclude -d 'the VM keeps the disk, it stays on record as one that is not replicated'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from remove' -l yes -d 'do it without asking'
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from remove' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from remove' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from remove' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from resize' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from resize' -l size -d 'its new size, for instance 80GiB' -x
+complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from resize' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from resize' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from disk; and __fish_seen_subcommand_from resize' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from stop' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from stop' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from stop' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from stop' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from verify' -l help -d 'show this help message and exit'
@@ -185,12 +193,14 @@ complete -c vmreplica -n '__fish_seen_subcommand_from cut' -a '(vmreplica comple
 complete -c vmreplica -n '__fish_seen_subcommand_from remove' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from remove' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
 complete -c vmreplica -n '__fish_seen_subcommand_from remove' -l yes -d 'do it without asking'
+complete -c vmreplica -n '__fish_seen_subcommand_from remove' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from remove' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from remove' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from recover' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from recover' -l role -d 'which agent, where both on this host have the VM' -x -a 'primary replica'
 complete -c vmreplica -n '__fish_seen_subcommand_from recover' -l replica -d 'where the replica agent listens' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from recover' -l yes -d 'do it without asking'
+complete -c vmreplica -n '__fish_seen_subcommand_from recover' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from recover' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from recover' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from measure' -l help -d 'show this help message and exit'
@@ -261,6 +271,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from export' -l json -d 'print 
 complete -c vmreplica -n '__fish_seen_subcommand_from export' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from export' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from unexport' -l help -d 'show this help message and exit'
+complete -c vmreplica -n '__fish_seen_subcommand_from unexport' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from unexport' -l socket -d 'socket of an agent' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from unexport' -a '(vmreplica completion vms 2>/dev/null)'
 complete -c vmreplica -n '__fish_seen_subcommand_from failover' -l help -d 'show this help message and exit'
@@ -340,6 +351,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subco
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from show' -F
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from revoke' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from revoke' -l ca -d 'folder of the authority' -r -F
+complete -c vmreplica -n '__fish_seen_subcommand_from pki; and __fish_seen_subcommand_from revoke' -l json -d 'print JSON with raw numbers, units in the names'
 complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l help -d 'show this help message and exit'
 complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l timeout -d 'give up after' -x
 complete -c vmreplica -n '__fish_seen_subcommand_from test-connection' -l json -d 'print JSON with raw numbers, units in the names'

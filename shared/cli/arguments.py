@@ -129,6 +129,7 @@ def _initial(parser: argparse.ArgumentParser) -> None:
         help="only where a seed was imported at the replica: compare all of it, and send what differs",
     )
     no_wait_option(parser)
+    json_option(parser)
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +160,7 @@ def _set(parser: argparse.ArgumentParser) -> None:
 
 def _suspend(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser)
+    json_option(parser)
 
 
 def _resume(parser: argparse.ArgumentParser) -> None:
@@ -183,6 +185,7 @@ def _resume(parser: argparse.ArgumentParser) -> None:
     )
     no_wait_option(parser)
     yes_option(parser)
+    json_option(parser)
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
@@ -202,11 +205,13 @@ def _verify(parser: argparse.ArgumentParser) -> None:
 
 def _stop(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
+    json_option(parser)
 
 
 def _remove(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser)
     yes_option(parser)
+    json_option(parser)
 
 
 def _recover(parser: argparse.ArgumentParser) -> None:
@@ -218,6 +223,7 @@ def _recover(parser: argparse.ArgumentParser) -> None:
         help=f"{REPLICA_TEXT}, at a primary whose folder does not tell it any more",
     )
     yes_option(parser)
+    json_option(parser)
 
 
 def _failover(parser: argparse.ArgumentParser) -> None:
@@ -327,10 +333,6 @@ def _completion(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _version(parser: argparse.ArgumentParser) -> None:
-    json_option(parser)
-
-
 HRL_VERBS = (
     Verb("dump", "print the records of a log file", "shared.cli.verbs.hrl:dump", _hrl_file, agents=False),
     Verb("check", "verify a log file and tell how it ends", "shared.cli.verbs.hrl:check", _hrl_file, agents=False),
@@ -359,7 +361,7 @@ VERBS = (
         "suspend",
         "stop sending (at the replica: taking) changes; they are kept",
         f"{_REPLICATION}:suspend",
-        vm_argument,
+        _suspend,
     ),
     Verb("resume", "go on after a suspend, an error, or with a resync", f"{_REPLICATION}:resume", _resume),
     Verb("resync", "plan a resync, watch it, look at past ones", "", _resync, agents=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shared.cli.grammar import Verb, add_verbs, parsed, vm_argument, yes_option
+from shared.cli.grammar import Verb, add_verbs, json_option, parsed, vm_argument, yes_option
 from shared.cli.units import parse_disk, parse_size
 
 
@@ -20,6 +20,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
         metavar="PATH[,export=NAME]",
         help="raw image or block device, also one that was excluded, and its name over NBD",
     )
+    json_option(parser)
 
 
 def _present(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,7 @@ def _remove(parser: argparse.ArgumentParser) -> None:
         "--exclude", action="store_true", help="the VM keeps the disk: it stays on record as one that is not replicated"
     )
     yes_option(parser)
+    json_option(parser)
 
 
 def _resize(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,7 @@ def _resize(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="its new size, for instance 80GiB; of a block device, which is enlarged before, it is known",
     )
+    json_option(parser)
 
 
 _DISKS = "shared.cli.verbs.disks"

@@ -60,6 +60,7 @@ def _pki_revoke(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "certificate", metavar="CERTIFICATE", help="serial number, host name (its newest), or file of the certificate"
     )
+    json_option(parser)
 
 
 _PKI = "shared.cli.verbs.pki"

@@ -70,6 +70,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
 def _unexport(parser: argparse.ArgumentParser) -> None:
     vm_argument(parser, role=False)
     parser.add_argument("id", nargs="?", metavar="ID", help="the export (default: all of the VM)")
+    json_option(parser)
 
 
 _POINTS = "shared.cli.verbs.points"

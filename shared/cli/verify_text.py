@@ -7,6 +7,7 @@ from datetime import tzinfo
 from shared.cli.text import time_text
 from shared.rates import duration_text, size_text
 from shared.status import VerifyRange, VerifyResult, VerifyStatus, VmStatus
+from shared.verify_outcomes import EQUAL
 
 BAR_WIDTH = 30
 RANGES_SHOWN = 20
@@ -20,7 +21,7 @@ def verified_text(verify: VerifyStatus, now: float, zone: tzinfo | None) -> str:
     else:
         cut = "" if last.cut is None else f" (cut {last.cut.segment} of {time_text(last.cut.time, zone)})"
         text = f"{last.outcome} {duration_text(max(0.0, now - last.ended_time))} ago{cut}"
-        if last.outcome != "equal":
+        if last.outcome != EQUAL:
             text += f": {last.text}"
     if verify.running:
         text += f"; one is running: {running_text(verify)}"

@@ -19,7 +19,7 @@ async def test_each_side_tells_its_figures_once_an_interval(pair: Pair, monkeypa
     await pair.cut()
 
     async def told() -> list[list[dict[str, Any]]]:
-        there = await pair.replica.events(None, limit=1000, after=0)
+        there = (await pair.replica.events(None, limit=1000, after=0)).events
         return [
             await pair.events(EventId.STATISTICS),
             [event for event in there if event["event"] == EventId.STATISTICS],

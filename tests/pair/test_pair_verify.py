@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from primary_agent.verify_run import COMPARING
-from primary_agent.verifying import DIFFERENT, EQUAL, REPAIRED, UNDECIDED
 from protocol.messages import BLOCK_SIZE
 from replica_agent.verify import PointImage, VerifyConnection
 from shared.errors import InvalidStateError, UsageError
@@ -21,6 +20,7 @@ from shared.events import EventId
 from shared.ports.files import RealFile
 from shared.states import ReplicationState
 from shared.status import VerifyResult
+from shared.verify_outcomes import DIFFERENT, EQUAL, REPAIRED, UNDECIDED
 from tests.pair.rig import MIB, Pair
 from tests.pair.test_pair_schedule import NOON, SetClock, clock, settings
 from tests.places import is_thorough

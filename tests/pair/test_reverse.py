@@ -328,7 +328,7 @@ async def test_each_step_is_durable_and_may_be_repeated(two: TwoHosts) -> None:
     await two.alpha.restart("beta")
     assert not two.alpha.replica.damaged
     await asyncio.gather(two.alpha.adopt("replica", handed), two.alpha.adopt("replica", handed))
-    events = await two.alpha.replica.events(NAME, limit=100, after=0)
+    events = (await two.alpha.replica.events(NAME, limit=100, after=0)).events
     assert [event["event"] for event in events].count(EventId.REVERSED) == 1
     await two.alpha.restart("beta")
     await two.alpha.carry("primary", "replica")

@@ -15,10 +15,10 @@ from shared.admin.audit_log import check_log, find_entries
 from shared.admin.verbs import AuditAnswer
 from shared.cli.agents import connect, socket_paths
 from shared.cli.context import Context
-from shared.cli.exit_codes import SUCCESS
+from shared.cli.gaps import Gaps
 from shared.cli.text import columns, joined, printable_values, time_text
 from shared.cli.units import parse_duration
-from shared.errors import NotFoundError, StoreDamagedError, UsageError
+from shared.errors import NotFoundError, StoreDamagedError, UsageError, VmreplicaError
 from shared.ports.file_system import RealFileSystem
 
 CHECK_SECONDS = 300.0
@@ -29,11 +29,14 @@ def audit(options: argparse.Namespace, context: Context) -> int:
     since = since_time(options.since, time.time())
     if options.verify and (options.vm or options.since):
         raise UsageError("--verify is for a whole log.", "Leave out VM and --since.")
-    answers = _of_folder(options, since) if options.folder else _of_agents(options, context, since)
+    gaps = Gaps("the record of orders")
+    answers = _of_folder(options, since) if options.folder else _of_agents(options, context, since, gaps)
     if options.json:
-        context.console.print_json({"logs": [printable_values(msgspec.to_builtins(each)) for each in answers]})
+        logs = [printable_values(msgspec.to_builtins(each)) for each in answers]
+        context.console.print_json({"logs": logs, "unreachable": gaps.plain()["unreachable"]})
     else:
         context.console.print(line for each in answers for line in answer_lines(each))
+        gaps.tell(context.console)
     for answer in answers:
         report = answer.report
         if report is not None and not report.ok:
@@ -42,7 +45,7 @@ def audit(options: argparse.Namespace, context: Context) -> int:
                 "What comes before that is as it was written. Compare the rest with the agent's log (journalctl), "
                 "which has the digest of each entry.",
             )
-    return SUCCESS
+    return gaps.exit_code
 
 
 def _of_folder(options: argparse.Namespace, since: float) -> list[AuditAnswer]:
@@ -58,14 +61,23 @@ def _of_folder(options: argparse.Namespace, since: float) -> list[AuditAnswer]:
         raise UsageError(f"{options.folder} can't be read: {error.strerror}.", "Run it as root.") from None
 
 
-def _of_agents(options: argparse.Namespace, context: Context, since: float) -> list[AuditAnswer]:
+def _of_agents(options: argparse.Namespace, context: Context, since: float, gaps: Gaps) -> list[AuditAnswer]:
+    """The answers of the agents; why others have none is put into ``gaps``, and raised where none has."""
     paths, named = socket_paths(options.socket, context.environment)
     params = {"check": True} if options.verify else {"vm": options.vm or "", "since": since, "limit": options.limit}
     with connect(paths, named=named) as agents:
         asked = [agent for agent in agents.answered if options.role in (None, agent.status.role)]
         if not asked:
             agents.of_role(options.role)
-        return [msgspec.convert(agent.call(admin.AUDIT, params, CHECK_SECONDS), AuditAnswer) for agent in asked]
+        gaps.agents += agents.failed
+        answers: list[AuditAnswer] = []
+        for agent in asked:
+            try:
+                answers.append(msgspec.convert(agent.call(admin.AUDIT, params, CHECK_SECONDS), AuditAnswer))
+            except VmreplicaError as error:
+                gaps.agents.append(error)
+        gaps.require(answered=bool(answers))
+        return answers
 
 
 def since_time(text: str, now: float) -> float:

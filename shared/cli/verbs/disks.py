@@ -10,7 +10,7 @@ from shared.cli.agents import connect, socket_paths
 from shared.cli.attach import attachment_lines
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
-from shared.cli.verbs.replication import ENABLE_SECONDS
+from shared.cli.verbs.replication import ENABLE_SECONDS, print_status
 from shared.status import VmStatus
 
 
@@ -20,6 +20,9 @@ def add(options: argparse.Namespace, context: Context) -> int:
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "primary")
         found.call(admin.DISK_ADD, ENABLE_SECONDS, disk=options.disk)
+        if options.json:
+            print_status(found, context)
+            return SUCCESS
         vm = found.refresh()
     path = options.disk["path"]
     added = [disk.uri for disk in vm.disks if disk.path == path and disk.uri]
@@ -46,6 +49,9 @@ def remove(options: argparse.Namespace, context: Context) -> int:
         )
         context.console.confirm(warning, found.vm.name, options.yes)
         found.call(admin.DISK_REMOVE, ENABLE_SECONDS, disk=options.disk, exclude=options.exclude)
+        if options.json:
+            print_status(found, context)
+            return SUCCESS
         vm = found.refresh()
     context.console.print([f"Disk {options.disk} of {vm.name} is not replicated any more.", *_way_on(vm)])
     return SUCCESS
@@ -57,6 +63,9 @@ def resize(options: argparse.Namespace, context: Context) -> int:
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "primary")
         found.call(admin.DISK_RESIZE, ENABLE_SECONDS, disk=options.disk, size=options.size)
+        if options.json:
+            print_status(found, context)
+            return SUCCESS
         vm = found.refresh()
     disk = next(each for each in vm.disks if options.disk in (str(each.index), each.export, each.path))
     resize = {"execute": "block_resize", "arguments": {"node-name": "NODE", "size": disk.size_bytes}}

@@ -11,6 +11,7 @@ from shared.admin import verbs as admin
 from shared.cli.agents import Agent, Agents, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
+from shared.cli.gaps import Gaps, MissingVm
 from shared.cli.tables import event_lines
 from shared.cli.text import printable_values
 from shared.errors import UnreachableError, UsageError, VmreplicaError
@@ -42,12 +43,13 @@ def events(options: argparse.Namespace, context: Context) -> int:
         return _follow(options, context)
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
-        happened = _happened(agents, options, options.since, options.limit)
+        happened, gaps = _happened(agents, options, options.since, options.limit)
     if options.json:
-        context.console.print_json({"events": happened})
+        context.console.print_json({"events": happened, **gaps.plain()})
     else:
         context.console.print(event_lines(printable_values(happened), context.console.palette))
-    return SUCCESS
+        gaps.tell(context.console)
+    return gaps.exit_code
 
 
 def _params(options: argparse.Namespace, since: float | None, limit: int) -> dict[str, Any]:
@@ -63,18 +65,29 @@ def _levels(options: argparse.Namespace) -> list[str]:
     return list(LEVELS[LEVELS.index(options.level) :]) if options.level else []
 
 
-def _happened(agents: Agents, options: argparse.Namespace, since: float | None, limit: int) -> list[Event]:
-    """The newest events of all that is asked for, oldest first."""
+def _happened(agents: Agents, options: argparse.Namespace, since: float | None, limit: int) -> tuple[list[Event], Gaps]:
+    """The newest events of all that is asked for, oldest first, and whose are missing.
+
+    Raises what went wrong where nobody answered.
+    """
     params = _params(options, since, limit)
     happened: list[Event] = []
+    gaps = Gaps("the events", list(agents.failed))
+    answered = False
     for agent, chosen in _asked(agents, options):
-        answer = agent.call(admin.EVENTS, {**params, **chosen})
-        happened += [{"role": agent.status.role, **event} for event in answer["events"]]
-        if not chosen:
-            own = agent.call(admin.AGENT_EVENTS, params)["events"]
-            happened += [{"role": agent.status.role, **event} for event in own]
+        role = agent.status.role
+        asked = [(admin.EVENTS, {**params, **chosen}), *([] if chosen else [(admin.AGENT_EVENTS, params)])]
+        try:
+            for method, wanted in asked:
+                answer = agent.call(method, wanted)
+                answered = True
+                happened += [{"role": role, **event} for event in answer["events"]]
+                gaps.vms += [MissingVm.told(role, each) for each in answer.get("missing", ())]
+        except VmreplicaError as error:
+            gaps.agents.append(error)
+    gaps.require(answered=answered)
     happened.sort(key=lambda event: event["time"])
-    return happened[-limit:]
+    return happened[-limit:], gaps
 
 
 def _asked(agents: Agents, options: argparse.Namespace) -> Iterator[tuple[Agent, dict[str, str]]]:
@@ -104,7 +117,9 @@ def _follow(options: argparse.Namespace, context: Context) -> int:
                     asked = list(_asked(agents, options))
                     for agent, chosen in asked:
                         agent.call(admin.EVENTS_FOLLOW, chosen)
-                    printer.print(_happened(agents, options, since, options.limit if first else CAUGHT_UP))
+                    happened, gaps = _happened(agents, options, since, options.limit if first else CAUGHT_UP)
+                    printer.print(happened)
+                    printer.remark_gaps(gaps)
                     first = False
                     here = {agent.connection.path for agent, _ in asked}
                     known |= here
@@ -141,6 +156,7 @@ class _Printer:
         self._options = options
         self._console = context.console
         self._printed: dict[tuple[Any, ...], None] = {}
+        self._remarked: set[str] = set()
         self.newest = time.time()
 
     def print(self, events: list[Event]) -> None:
@@ -151,6 +167,13 @@ class _Printer:
             self._console.out.flush()
         elif fresh:
             self._console.print(event_lines(printable_values(fresh), self._console.palette))
+
+    def remark_gaps(self, gaps: Gaps) -> None:
+        """What is missing of what happened before: each once, since an agent that went away is asked again."""
+        for error in gaps.errors():
+            if error.text not in self._remarked:
+                self._remarked.add(error.text)
+                self._console.complain(error)
 
     def remark(self, error: VmreplicaError) -> None:
         self._console.err.write(f"vmreplica: {error.text} It is tried again.\n")

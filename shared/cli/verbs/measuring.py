@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -13,9 +14,10 @@ from shared.cli.agents import Agents, Found, connect, socket_paths
 from shared.cli.churn_estimate import HEADROOM, INTERVALS, OUTAGE_SECONDS, Estimate, estimate
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
+from shared.cli.gaps import Gaps, MissingVm
 from shared.cli.measure_text import churn_lines, churn_page, measure_lines
 from shared.cli.text import columns, joined, printable_values
-from shared.errors import UsageError
+from shared.errors import UnreachableError, UsageError, VmreplicaError
 from shared.measures import Statistics
 from shared.rates import duration_text, size_text
 
@@ -27,18 +29,17 @@ def measure(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = _selected(agents, options.vm, options.role)
-        method = admin.MEASURE_RESET if options.reset else admin.MEASURE
-        figures = [each.call(method) for each in found]
+        figures, gaps = _asked(agents, found, "the statistics", admin.MEASURE_RESET if options.reset else admin.MEASURE)
     console = context.console
     if options.json:
-        plain = [_labelled(each, {"statistics": raw}) for each, raw in zip(found, figures, strict=True)]
-        console.print_json({"vms": plain})
-        return SUCCESS
-    for at, (each, raw) in enumerate(zip(found, figures, strict=True)):
+        console.print_json({"vms": [_labelled(each, {"statistics": raw}) for each, raw in figures], **gaps.plain()})
+        return gaps.exit_code
+    for at, (each, raw) in enumerate(figures):
         known = msgspec.convert(printable_values(raw), Statistics)
         console.print([""] if at else [])
         console.print(measure_lines(each.vm, known, console.width, console.palette))
-    return SUCCESS
+    gaps.tell(console)
+    return gaps.exit_code
 
 
 def churn(options: argparse.Namespace, context: Context) -> int:
@@ -50,14 +51,16 @@ def churn(options: argparse.Namespace, context: Context) -> int:
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = _selected(agents, options.vm, "primary")
-        raw = [each.call(admin.CHURN, top=options.top) for each in found]
+        answers, gaps = _asked(agents, found, "the churn", admin.CHURN, top=options.top)
+    raw = [answer for _, answer in answers]
     if options.json:
-        context.console.print_json({"vms": raw})
-        return SUCCESS
+        context.console.print_json({"vms": raw, **gaps.plain()})
+        return gaps.exit_code
     reports = [msgspec.convert(printable_values(each), ChurnReport) for each in raw]
     palette = context.console.palette
     context.console.print(churn_lines(reports, palette) if options.vm is None else churn_page(reports[0], palette))
-    return SUCCESS
+    gaps.tell(context.console)
+    return gaps.exit_code
 
 
 def metrics(options: argparse.Namespace, context: Context) -> int:
@@ -83,6 +86,29 @@ def _selected(agents: Agents, vm: str | None, role: str | None) -> list[Found]:
         return agents.find(vm, role)
     everything = [Found(agent, each) for agent in agents.answered for each in agent.status.vms]
     return [each for each in everything if role in (None, each.vm.role)]
+
+
+def _asked(
+    agents: Agents, found: Iterable[Found], what: str, method: str, **params: Any
+) -> tuple[list[tuple[Found, Any]], Gaps]:
+    """The answers for the VMs, and what is missing. Raises what went wrong where nothing was answered."""
+    answers: list[tuple[Found, Any]] = []
+    gaps = Gaps(what, list(agents.failed))
+    silent: dict[str, UnreachableError] = {}
+    for each in found:
+        role = each.agent.status.role
+        try:
+            if role in silent:
+                # Each further VM would be waited for as long.
+                raise silent[role]
+            answers.append((each, each.call(method, **params)))
+        except VmreplicaError as error:
+            if isinstance(error, UnreachableError):
+                silent[role] = error
+            gaps.vms.append(MissingVm(each.vm.name, each.vm.uuid, role, error))
+    if gaps.vms:
+        gaps.require(answered=bool(answers))
+    return answers, gaps
 
 
 def _labelled(found: Found, values: dict[str, Any]) -> dict[str, Any]:

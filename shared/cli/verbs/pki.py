@@ -118,6 +118,9 @@ def revoke(options: argparse.Namespace, context: Context) -> int:
         serial = pki.revoke(folder, options.certificate)
     except OSError as error:
         raise _failed(error, folder) from error
+    if options.json:
+        context.console.print_json({"serial": serial, "crl": str(folder / pki.CRL)})
+        return SUCCESS
     context.console.print(
         [
             f"{serial} is revoked.",

@@ -10,16 +10,16 @@ from shared.cli.agents import Found, connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.cli.verbs.reading import rejoin_command
-from shared.cli.verbs.replication import await_link
+from shared.cli.verbs.replication import await_link, print_status
 from shared.cli.verbs.verify import run as run_verify
 from shared.cli.verify_text import result_lines
 from shared.errors import InvalidStateError, UsageError, VmreplicaError
 from shared.states import PlannedStep, ReplicationState
 from shared.status import VmStatus
+from shared.verify_outcomes import EQUAL
 
 CLIENTS_SECONDS, CLIENTS_POLL_SECONDS = 30.0, 0.2
 """How long the clients of a VM that was shut down may take to leave its tap."""
-EQUAL = "equal"
 ORDER_SECONDS = 330.0
 """How long the tap may take to finish what it has taken, and to seal the cut."""
 
@@ -90,7 +90,7 @@ def _prepare(found: Found, options: argparse.Namespace, context: Context) -> int
                 f"vmreplica verify {vm.name} --repair. A failover now has all writes, on what lay there before.",
             )
     if options.json:
-        _print_json(found, context)
+        print_status(found, context)
     else:
         context.console.print([*proof, *_confirmed_lines(followed)])
     return SUCCESS
@@ -137,17 +137,12 @@ def _abort(found: Found, options: argparse.Namespace, context: Context) -> int:
     if followed.planned is not None and followed.planned.holds_writes:
         raise InvalidStateError(f"The preparation is not taken back: {followed.planned.text}", followed.remedy)
     if options.json:
-        _print_json(found, context)
+        print_status(found, context)
         return SUCCESS
     context.console.print(f"{vm.name} takes writes on this host again, and replicates on.")
     if _step(followed) is PlannedStep.FORCED:
         context.console.print("The replica has not been told yet; it is, as soon as it answers.")
     return SUCCESS
-
-
-def _print_json(found: Found, context: Context) -> None:
-    agent = found.agent.refresh(found.vm.uuid)
-    context.console.print_json(next(raw for raw in agent.raw["vms"] if raw["uuid"] == found.vm.uuid))
 
 
 def _followed(found: Found, options: argparse.Namespace, context: Context) -> VmStatus | None:

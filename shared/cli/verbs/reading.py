@@ -39,18 +39,23 @@ def status(options: argparse.Namespace, context: Context) -> int:
 
 def get(options: argparse.Namespace, context: Context) -> int:
     """The settings of a VM or of all."""
+    from shared.cli.gaps import Gaps
+
     paths, named = socket_paths(options.socket, context.environment)
     with connect(paths, named=named) as agents:
         found = _selected(agents, options)
+        gaps = Gaps("the settings", list(agents.failed))
     if options.json:
-        context.console.print_json({"vms": [_labelled(each, _settings(each)) for each in found]})
+        vms = [_labelled(each, _settings(each)) for each in found]
+        context.console.print_json({"vms": vms, "unreachable": gaps.plain()["unreachable"]})
     else:
         from shared.cli.tables import resync_lines, settings_lines
 
         starts = resync_lines(each.vm for each in found)
         context.console.print([*starts, ""] if starts else [])
         context.console.print(line for each in found for line in settings_lines(each.vm))
-    return SUCCESS
+        gaps.tell(context.console)
+    return gaps.exit_code
 
 
 def _selected(agents: Agents, options: argparse.Namespace) -> list[Found]:

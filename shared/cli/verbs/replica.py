@@ -12,6 +12,7 @@ from shared.cli.context import Context
 from shared.cli.exit_codes import SUCCESS
 from shared.cli.text import printable_values, time_text
 from shared.cli.verbs.points import point_of
+from shared.cli.verbs.replication import print_status
 from shared.errors import NotFoundError
 from shared.status import ExportStatus
 
@@ -59,5 +60,8 @@ def unexport(options: argparse.Namespace, context: Context) -> int:
         ended = [options.id] if options.id is not None else ids
         for identity in ended:
             found.call(admin.UNEXPORT, EXPORT_SECONDS, id=identity)
+        if options.json:
+            print_status(found, context)
+            return SUCCESS
     context.console.print(f"Ended: {', '.join(ended)}" if ended else f"{found.vm.name} has no export.")
     return SUCCESS

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import time
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -74,11 +76,9 @@ def initial(options: argparse.Namespace, context: Context) -> int:
         found = agents.find_one(options.vm, "primary")
         if options.at:
             found.call(admin.INITIAL, at=options.at)
-            vm = found.refresh()
-            context.console.print(vm.waiting or f"No initial replication of {vm.name} is scheduled.")
-            return SUCCESS
+            return _tell(found, options, context, waiting="initial replication")
         if options.export:
-            return export(found, options, context)
+            return _ended(export(found, options, _quiet(options, context)), found, options, context)
         await_link(found)
         found.call(admin.INITIAL, **({"use_seed": True} if options.use_seed else {}))
         return _follow(found, options, context)
@@ -113,8 +113,7 @@ def suspend(options: argparse.Namespace, context: Context) -> int:
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, options.role, prefer="primary")
         found.call(admin.SUSPEND)
-        _tell(found, context)
-    return SUCCESS
+        return _tell(found, options, context)
 
 
 def resume(options: argparse.Namespace, context: Context) -> int:
@@ -126,9 +125,7 @@ def resume(options: argparse.Namespace, context: Context) -> int:
                 raise UsageError("A time is for a resynchronization.", "Add --resynchronize.")
             found = agents.find_one(options.vm, "primary")
             found.call(admin.RESUME, resynchronize=True, at=options.at)
-            vm = found.refresh()
-            context.console.print(vm.waiting or f"No resynchronization of {vm.name} is scheduled.")
-            return SUCCESS
+            return _tell(found, options, context, waiting="resynchronization")
         if options.go_on:
             found = agents.find_one(options.vm, "primary")
             found.call(admin.RESUME, go_on=True)
@@ -136,8 +133,7 @@ def resume(options: argparse.Namespace, context: Context) -> int:
         if not options.resynchronize:
             found = agents.find_one(options.vm, options.role, prefer="primary")
             found.call(admin.RESUME)
-            _tell(found, context)
-            return SUCCESS
+            return _tell(found, options, context)
         found = agents.find_one(options.vm, "primary")
         vm = found.vm
         if vm.state_code == ReplicationState.REPLICATING and vm.health == "Normal":
@@ -158,8 +154,7 @@ def resize(options: argparse.Namespace, context: Context) -> int:
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "primary")
         found.call(admin.RESIZE, ENABLE_SECONDS)
-        _tell(found, context)
-    return SUCCESS
+        return _tell(found, options, context)
 
 
 def stop(options: argparse.Namespace, context: Context) -> int:
@@ -168,8 +163,7 @@ def stop(options: argparse.Namespace, context: Context) -> int:
     with connect(paths, named=named) as agents:
         found = agents.find_one(options.vm, "primary")
         found.call(admin.STOP)
-        _tell(found, context)
-    return SUCCESS
+        return _tell(found, options, context)
 
 
 def remove(options: argparse.Namespace, context: Context) -> int:
@@ -201,9 +195,13 @@ def remove(options: argparse.Namespace, context: Context) -> int:
             _require_released(agents, vm)
             more["released"] = True
         told = found.call(admin.REMOVE, ENABLE_SECONDS, yes=True, **more)
+    kept = told.get("kept") or "" if isinstance(told, dict) else ""
+    if options.json:
+        context.console.print_json({"name": vm.name, "uuid": vm.uuid, "role": vm.role, "kept": kept})
+        return SUCCESS
     context.console.print(f"{vm.name} is no longer replicated {'from' if vm.role == 'primary' else 'to'} this host.")
-    if isinstance(told, dict) and told.get("kept"):
-        context.console.print(f"Its disks are kept in {printable_values(told['kept'])}.")
+    if kept:
+        context.console.print(f"Its disks are kept in {printable_values(kept)}.")
     return SUCCESS
 
 
@@ -247,8 +245,7 @@ def recover(options: argparse.Namespace, context: Context) -> int:
             # A sound state needs no question: the agent refuses.
             context.console.confirm(warning, vm.name, options.yes)
         found.call(admin.RECOVER, ENABLE_SECONDS, yes=True, replica=options.replica)
-        _tell(found, context)
-    return SUCCESS
+        return _tell(found, options, context)
 
 
 def try_connection(options: argparse.Namespace, context: Context) -> int:
@@ -295,16 +292,42 @@ def await_link(found: Found) -> None:
         link = found.refresh().link
 
 
+def print_status(found: Found, context: Context) -> None:
+    """The VM's status after a change, as the agent tells it."""
+    agent = found.agent.refresh(found.vm.uuid)
+    context.console.print_json(next(raw for raw in agent.raw["vms"] if raw["uuid"] == found.vm.uuid))
+
+
+def _quiet(options: argparse.Namespace, context: Context) -> Context:
+    """Where the output is one JSON value, work under way is not shown there."""
+    if not options.json:
+        return context
+    return replace(context, console=replace(context.console, out=io.StringIO(), live=False))
+
+
+def _ended(code: int, found: Found, options: argparse.Namespace, context: Context) -> int:
+    if options.json:
+        print_status(found, context)
+    return code
+
+
 def _follow(found: Found, options: argparse.Namespace, context: Context) -> int:
     from shared.cli.live import follow
 
     rejoin = rejoin_command(options)
     if options.no_wait:
-        context.console.print(f"Started. To see it: {rejoin}")
+        if not options.json:
+            context.console.print(f"Started. To see it: {rejoin}")
+        return _ended(SUCCESS, found, options, context)
+    return _ended(follow(found, _quiet(options, context).console, rejoin=rejoin), found, options, context)
+
+
+def _tell(found: Found, options: argparse.Namespace, context: Context, *, waiting: str = "") -> int:
+    """The VM after the change, or with ``waiting`` when that work begins."""
+    if options.json:
+        print_status(found, context)
         return SUCCESS
-    return follow(found, context.console, rejoin=rejoin)
-
-
-def _tell(found: Found, context: Context) -> None:
     vm = found.refresh()
-    context.console.print(f"{vm.name}: {vm.state}. {vm.summary}")
+    scheduled = vm.waiting or f"No {waiting} of {vm.name} is scheduled."
+    context.console.print(scheduled if waiting else f"{vm.name}: {vm.state}. {vm.summary}")
+    return SUCCESS

@@ -15,6 +15,7 @@ from shared.cli.text import time_text
 from shared.cli.verify_text import progress_line, progress_lines, result_lines
 from shared.errors import UsageError, VmreplicaError
 from shared.status import VerifyResult, VmStatus, to_plain
+from shared.verify_outcomes import GOOD
 
 PLAIN_SECONDS = 10.0
 """Between two lines about one that runs, where the screen can't be redrawn."""
@@ -51,9 +52,9 @@ def verify(options: argparse.Namespace, context: Context) -> int:
         return SUCCESS
     if options.json:
         console.print_json({"name": found.vm.name, "uuid": found.vm.uuid, **to_plain(result)})
-        return SUCCESS if result.outcome in ("equal", "repaired") else VmreplicaError.exit_code
+        return SUCCESS if result.outcome in GOOD else VmreplicaError.exit_code
     sentence, *rest = result_lines(found.vm.name, result)
-    if result.outcome in ("equal", "repaired"):
+    if result.outcome in GOOD:
         console.print([sentence, *rest])
         return SUCCESS
     console.print(rest)

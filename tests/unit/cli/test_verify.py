@@ -16,6 +16,7 @@ from shared.cli.verify_text import progress_lines, result_lines, verified_text
 from shared.errors import InvalidStateError
 from shared.health import assessed
 from shared.status import ImageStatus, VerifyRange, VerifyResult, VerifyStatus, VmStatus
+from shared.verify_outcomes import DIFFERENT, EQUAL, GOOD, REPAIRED, UNDECIDED
 from tests.unit.cli.conftest import CannedAgent, Command
 from tests.unit.cli.samples import EPOCH, NOW, cut, healthy
 
@@ -158,3 +159,9 @@ def test_refused_verify_says_why(vmreplica: Command) -> None:
     ran = vmreplica("verify", "web")
     assert ran.code == InvalidStateError.exit_code
     assert "Resume it." in ran.err
+
+
+def test_words_of_outcomes_are_fixed() -> None:
+    """They are stored and sent, and scripts read them."""
+    assert (EQUAL, DIFFERENT, REPAIRED, UNDECIDED) == ("equal", "different", "repaired", "undecided")
+    assert GOOD == (EQUAL, REPAIRED)

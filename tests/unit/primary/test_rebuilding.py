@@ -327,7 +327,7 @@ async def test_recovered_by_name(host: Host) -> None:
         vm = await agent.recover("web", "", ORDER)
         assert agent.find(IDENTITY) is vm
         assert vm.record == VM
-        (event,) = [e for e in await agent.events("web", limit=9, after=0) if e["event"] == EventId.RECOVERED]
+        (event,) = [e for e in (await agent.events("web", limit=9, after=0)).events if e["event"] == EventId.RECOVERED]
         assert (event["before"], event["after"], event["cause"]) == ("Error", "Replicating", "state_lost")
         assert event["data"] == {"uid": 0, "pid": 1, "description": "sound", "tap": "sound"}
         status = await vm.status()
@@ -539,3 +539,19 @@ async def test_volume_that_fails_is_no_reason_to_guess(host: Host) -> None:
         files.fail_nothing()
         assert IDENTITY in agent.damaged
         assert (await agent.recover(IDENTITY, "", ORDER)).record == VM
+
+
+async def test_events_of_all_tell_whose_are_missing(host: Host) -> None:
+    flip(host)
+    async with host.agent() as agent:
+        told = await agent.events(None, limit=9, after=0)
+        (missing,) = told.missing
+        assert (told.events, missing.vm, missing.uuid) == ([], "web", IDENTITY)
+        assert "damaged" in missing.text
+        await agent.recover("web", "", ORDER)
+        told = await agent.events(None, limit=9, after=0)
+        assert (told.missing, {event["vm"] for event in told.events}) == ([], {"web"})
+        (vm,) = agent.vms.values()
+        await vm.stop()
+        (missing,) = (await agent.events(None, limit=9, after=0)).missing
+        assert (missing.vm, missing.code) == ("web", "storage")

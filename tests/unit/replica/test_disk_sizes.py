@@ -13,6 +13,7 @@ from protocol.position import Position
 from replica_agent.growing import _grown
 from replica_agent.promoted_layers import tap_disks
 from replica_agent.vm import ReplicaVm
+from replica_agent.vm_status import status_of
 from shared.channel import ChannelClosed
 from tests.places import is_thorough
 from tests.unit.replica.failing import FailingFiles
@@ -103,6 +104,7 @@ async def test_points_of_before_keep_the_size_that_they_had(world: World) -> Non
             served = {disk.index: disk for disk in tap_disks(vm.parts, record)}
             assert {index: disk.served_size for index, disk in served.items()} == sizes
             assert {index: disk.size for index, disk in served.items()} == SIZES, "what it is read through knows all"
+            assert {disk.index: disk.size_bytes for disk in status_of(vm).disks} == sizes
             async with vm.ledger.transaction() as draft:
                 assert record.before is not None
                 draft.promotion = None

@@ -118,7 +118,7 @@ async def test_undo_logs_over_their_limit_end_that_export_alone(world: World) ->
         assert code != 0
         await vm.exports.tell_failures()
         await vm.exports.tell_failures()
-        events = await pair.agent.events(None, limit=100, after=0)
+        events = (await pair.agent.events(None, limit=100, after=0)).events
         assert sum("can't be read any more" in event["text"] for event in events) == 1
 
 

@@ -253,7 +253,7 @@ async def test_part_of_the_copy_that_can_not_be_read_is_sent_anew(world: World) 
         await resync.send_tracked(rig.rng)
         await resync.commit()
         await rig.control.until_applied(resync.tap.position)
-        events = await rig.agent.events(None, limit=100, after=0)
+        events = (await rig.agent.events(None, limit=100, after=0)).events
         assert any(event["event"] == EventId.DAMAGED for event in events)
 
 
@@ -277,7 +277,7 @@ async def test_spool_that_can_not_be_read_costs_no_point(world: World) -> None:
 
 async def apply_failures(rig: Failing) -> list[dict[str, Any]]:
     """The events 32056 that were recorded."""
-    events = await rig.agent.events(None, limit=100, after=0)
+    events = (await rig.agent.events(None, limit=100, after=0)).events
     return [event for event in events if event["event"] == EventId.APPLY_FAILED]
 
 

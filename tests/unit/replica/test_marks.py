@@ -66,7 +66,7 @@ async def test_a_named_and_pinned_point_is_kept_until_it_is_unpinned(world: Worl
         await mark_point(vm.parts.history, pinned, pinned=False)
         assert pinned.segment not in segments(vm)
         assert vm.ledger.points.marks == []
-        events = [event["text"] for event in await agent.events(None, limit=100, after=0)]
+        events = [event["text"] for event in (await agent.events(None, limit=100, after=0)).events]
         assert any("before-upgrade" in text and text.endswith("is gone.") for text in events)
 
 
@@ -109,7 +109,7 @@ async def test_a_pinned_point_goes_last_and_is_warned_of_before(world: World) ->
         with pytest.raises(UsageError, match="names no recovery point"):
             find_point(vm, "base")
         assert vm.point() == pair.tap.position
-        events = await pair.agent.events(None, limit=100, after=0)
+        events = (await pair.agent.events(None, limit=100, after=0)).events
         (gone,) = [event for event in events if event["cause"] == "mark_gone"]
         assert gone["level"] == "warning" and "pinned recovery point base" in gone["text"]
 
@@ -189,7 +189,7 @@ async def test_a_point_of_a_verified_cut_is_proven_as_long_as_it_is_what_it_was(
                 file.write(os.urandom(512))
         wrong = await proof(pair, vm, "proven")
         assert wrong.outcome == "wrong" and "Disk 0" in wrong.text
-        events = await pair.agent.events(None, limit=100, after=0)
+        events = (await pair.agent.events(None, limit=100, after=0)).events
         levels = {event["cause"]: event["level"] for event in events if event["event"] == EventId.POINT_READ}
         assert levels == {"proven": "info", "unrecorded": "info", "wrong": "error"}
         # It is on record, and told, until the point is gone.

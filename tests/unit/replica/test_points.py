@@ -47,7 +47,7 @@ def undo_files(world: World) -> list[Path]:
 
 
 async def texts(pair: Pair) -> list[str]:
-    return [event["text"] for event in await pair.agent.events(None, limit=200, after=0)]
+    return [event["text"] for event in (await pair.agent.events(None, limit=200, after=0)).events]
 
 
 async def thinned(vm: ReplicaVm) -> None:
@@ -449,7 +449,7 @@ async def test_points_over_untrusted_disks_end_with_the_resync(world: World) -> 
         second = tap.begin(NEXT_EPOCH)
         await Resync(dialler, control, second, b"2" * 16, ResyncKind.RESYNC, EPOCH).whole(rng)
         assert [p for p in vm.parts.history.positions() if p.epoch == EPOCH] == []
-        events = await agent.events(None, limit=100, after=0)
+        events = (await agent.events(None, limit=100, after=0)).events
         assert any("older recovery points were deleted" in event["text"] for event in events)
         assert await check_history(vm, second)
 
@@ -538,7 +538,7 @@ async def test_a_damaged_undo_log_costs_the_points_that_need_it(world: World) ->
         assert await check_history(vm, tap) == 2
         assert not stranger.exists()
         assert not victim.exists()
-        events = await agent.events(None, limit=100, after=0)
+        events = (await agent.events(None, limit=100, after=0)).events
         assert any("Older recovery points are lost" in event["text"] for event in events)
 
 

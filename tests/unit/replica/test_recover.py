@@ -144,7 +144,9 @@ async def test_lost_state_is_rebuilt_and_everything_is_compared(world: World, lo
                 await vm.failover()
             with pytest.raises(InvalidStateError):
                 await vm.exports.start(vm.describe)
-            (event,) = [e for e in await agent.events("web", limit=99, after=0) if e["event"] == EventId.RECOVERED]
+            (event,) = [
+                e for e in (await agent.events("web", limit=99, after=0)).events if e["event"] == EventId.RECOVERED
+            ]
             assert (event["before"], event["after"]) == ("Error", "WaitingForStartResynchronize")
             assert event["data"]["uid"] == 0
             assert [disk_bytes(world, disk.index) for disk in DISKS] == before

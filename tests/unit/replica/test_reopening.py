@@ -49,7 +49,7 @@ def socket_of(export: ExportStatus) -> str:
 
 
 async def texts(agent: ReplicaAgent) -> list[str]:
-    return [event["text"] for event in await agent.events(None, limit=1000, after=0)]
+    return [event["text"] for event in (await agent.events(None, limit=1000, after=0)).events]
 
 
 @pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed (qemu-utils)")

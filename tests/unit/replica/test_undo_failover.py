@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from protocol.position import Position
+from replica_agent import agent as agents
 from replica_agent import handing_over, promoted_layers, prover, reopening
 from replica_agent.admin import AdminMethods
 from replica_agent.points import find_point, points_of
@@ -104,7 +105,7 @@ async def test_an_order_that_comes_during_an_undo_meets_the_vm_as_it_is_afterwar
             given = [asyncio.ensure_future(orders.undo_failover(web, asker)) for _ in range(2)]
             await until(lambda: vm.ledger.promotion is None)
             with monkeypatch.context() as patch:
-                patch.setattr(reopening, "WAIT_SECONDS", 0.05)
+                patch.setattr(reopening, "ORDER_SECONDS", 0.05)
                 with pytest.raises(InvalidStateError, match="still being undone") as info:
                     await orders.suspend(web, asker)
                 assert info.value.remedy == "It goes on by itself; look again: vmreplica status web"
@@ -376,3 +377,26 @@ async def test_kill_at_each_durable_operation(memory_path: Path, certificates: C
     assert died > 10
     assert promoted
     assert commit or replicas
+
+
+async def test_events_of_all_vms_are_told_while_one_is_being_opened_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others' are, at once; of the one that takes long it is told that they are missing."""
+    monkeypatch.setattr(agents, "LOOK_SECONDS", 0.05)
+    async with replicating(world) as pair:
+        agent, vm, orders = pair.agent, pair.agent.vms[VM], AdminMethods(pair.agent)
+        asker = cast("Client", None)
+        other = msgspec.structs.replace(vm.ledger.vm, vm=b"o" * 16, name="other")
+        await agent._make(other, agent.sessions.authorization.storages[0])
+        with agent.reopening.of(vm):
+            told = await orders.events(EventsParams(), asker)
+            (missing,) = told.missing
+            assert (missing.vm, missing.uuid, missing.code) == ("web", vm.parts.uuid, "invalid_state")
+            assert "still being opened anew" in missing.text
+            assert {event["vm"] for event in told.events} == {"other"}
+            del agent.vms[VM]
+            assert [each.vm for each in (await orders.events(EventsParams(), asker)).missing] == ["web"]
+            agent.vms[VM] = vm
+        told = await orders.events(EventsParams(), asker)
+        assert (told.missing, {event["vm"] for event in told.events}) == ([], {"web", "other"})

@@ -372,7 +372,7 @@ async def test_one_test_at_a_time_and_none_of_a_point_that_is_resynchronized(wor
         finally:
             vm.parts.resync = None
         await end_test(vm)
-        numbers = [event["event"] for event in await pair.agent.events(None, limit=100, after=0)]
+        numbers = [event["event"] for event in (await pair.agent.events(None, limit=100, after=0)).events]
         assert [numbers.count(number) for number in (EventId.TEST_FAILOVER_STARTED, EventId.TEST_FAILOVER_ENDED)] == [
             2,
             2,
