@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from replica_agent.layout import removed_folder
 from replica_agent.promoted_tap import PromotedTap
 from replica_agent.promotion import require_settled
 from replica_agent.vm import ReplicaVm
@@ -11,7 +12,7 @@ from shared.errors import InvalidStateError
 async def dismantle(vm: ReplicaVm, now: float) -> str:
     """Stop everything of a VM but its store; where its disks are to be kept, or empty. Raises InvalidStateError."""
     promotion, tap = vm.ledger.promotion, vm.promotion.tap
-    kept = f"{vm.parts.layout.folder.rpartition('/')[0]}/removed/{vm.parts.uuid}-{int(now)}"
+    kept = removed_folder(vm.parts.layout.folder, vm.parts.vm, int(now))
     if promotion is None:
         await vm.end()
         # Disks that were removed from the VM while it ran here are nobody's copy.
