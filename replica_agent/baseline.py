@@ -15,6 +15,7 @@ from protocol.errors import ProtocolError
 from protocol.hrl import Geometry
 from protocol.messages import ResyncBegin, ResyncKind, ResyncReady, Unsettle
 from protocol.position import NO_EPOCH, Ancestor, Lineage, Position, knows
+from replica_agent.coming_back import make_room
 from replica_agent.disk_sets import begin_epoch, changed_set, exchange, exchange_at_once, joining
 from replica_agent.finishing import finish
 from replica_agent.groups import Merge
@@ -69,6 +70,7 @@ class Baseline:
                 resync = await self._next_round(resync, body)
             elif resync is None or not resync.is_continued_by(body):
                 await grow(parts, disks)
+                await make_room(parts, disks, disk_set)
                 if parts.ledger.replication.epoch == NO_EPOCH:
                     await exchange_at_once(parts, disks, disk_set)
                 changed = changed_set(disks, disk_set, parts.ledger.vm)

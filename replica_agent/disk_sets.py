@@ -51,7 +51,7 @@ def mismatch_of(theirs: Sequence[Geometry], number: int, vm: VmRecord) -> str:
         return mismatch
     if number <= vm.disk_set:
         return f"{mismatch}; the primary's set of disks is number {number}, and the replica has number {vm.disk_set}"
-    reused = sorted({disk.index for disk in theirs} & {*(disk.index for disk in vm.former), *vm.apart})
+    reused = sorted({disk.index for disk in theirs} & {disk.index for disk in vm.former})
     return f"disk {reused[0]} was removed, and its number is used anew" if reused else ""
 
 

@@ -113,6 +113,11 @@ def vm_folder(storage: str, vm: bytes) -> str:
     return f"{storage.rstrip('/')}/{uuid.UUID(bytes=vm)}"
 
 
+def removed_folder(folder: str, vm: bytes, seconds: int) -> str:
+    """Where disk files of a VM whose folder is ``folder`` are kept that are no part of a copy any more."""
+    return f"{folder.rpartition('/')[0]}/removed/{uuid.UUID(bytes=vm)}-{seconds}"
+
+
 def read_vm_folder(name: str) -> bytes | None:
     """The VM whose folder has this name, or None for anything but a UUID in its usual form."""
     try:

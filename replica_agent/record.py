@@ -87,7 +87,7 @@ class VmRecord(Record):
     """No disk ever had this index or a higher one, as far as this side knows: a primary here does not use one anew."""
     apart: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]], msgspec.Meta(max_length=1 << 16)] = []
     """Indexes whose files in the folder are no part of the copy: disks that were removed from the VM while it ran on
-    this host. They are left as they are."""
+    this host. They are left as they are, until one of the disks comes back (replica_agent.coming_back)."""
     handover: str = ""
     """The id of the hand-over by which it came (shared.handover)."""
     epochs: list[Id16] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from replica_agent.creating import remove_vm
 from replica_agent.damaged import DamagedVm
+from replica_agent.layout import removed_folder
 from replica_agent.promoted_tap import PromotedTap
 from replica_agent.promotion import require_settled
 from replica_agent.vm import ReplicaVm
@@ -22,7 +23,7 @@ async def dismantle(vm: ReplicaVm, now: float, carriers: Carriers, *, released: 
     ``released``: the primary agent of this host was asked, and does not have it.
     """
     promotion, tap = vm.ledger.promotion, vm.promotion.tap
-    kept = f"{vm.parts.layout.folder.rpartition('/')[0]}/removed/{vm.parts.uuid}-{int(now)}"
+    kept = removed_folder(vm.parts.layout.folder, vm.parts.vm, int(now))
     if promotion is None:
         await vm.end()
         # Disks that were removed from the VM while it ran here are nobody's copy.

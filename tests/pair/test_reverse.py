@@ -447,6 +447,57 @@ async def test_a_point_of_other_disks_is_promoted_and_reversed(two: TwoHosts, tm
     assert first.exists() and two.beta.vm.record.index_to_come == 3
 
 
+@pytest.mark.thorough
+@pytest.mark.slow
+async def test_a_removed_disk_comes_back_with_an_older_point(two: TwoHosts) -> None:
+    """I9, R41: its file on the host that had removed it is kept aside, and the copy there gets all of it anew."""
+    await two.replicate(2 * MIB, MIB)
+    await two.fail_over(two.beta)
+    await two.reverse(two.beta)
+    await two.same(two.beta)
+    old = two.alpha.copy.point()
+    assert old is not None
+    removed = two.beta.paths()[1]
+    await two.beta.call("primary", verbs.DISK_REMOVE, vm=NAME, disk="1")
+    await resynchronized(two, two.beta)
+    await two.same(two.beta)
+    # Whoever removed it may go on using it.
+    removed.write_bytes(os.urandom(MIB))
+    content = removed.read_bytes()
+    # --- the point from before is what counts, at both hosts
+    await two.alpha.copy.failover(old)
+    await two.tracking(two.alpha)
+    await two.fenced(two.beta)
+    await two.alpha.write("write -P 0x81 64k 64k", disk=1)
+    await two.alpha.carry("replica", "primary", replica=f"localhost:{two.beta.port}")
+    await two.beta.carry("primary", "replica", yes=True)
+    assert [disk.index for disk in two.alpha.vm.record.disks] == [0, 1]
+    assert two.beta.copy.ledger.vm.apart == [1] and [disk.index for disk in two.beta.copy.ledger.vm.disks] == [0]
+    parts = two.alpha.vm.parts
+    await two.until("a cause", lambda: parts.replication.record.causes and parts.link.healthy())
+    # Somebody uses it: that is told, with what helps.
+    used = two.beta.ports.ports.files.open(str(removed), write=True)
+    used.lock()
+    await two.alpha.vm.resume(resynchronize=True)
+    await two.until("the refusal", lambda: parts.replication.record.problem)
+    problem = parts.replication.record.problem
+    assert problem is not None and problem.code == "storage" and f"{removed} is in the way" in problem.text
+    assert "`vmreplica resume web` at the primary" in problem.remedy
+    used.close()
+    await two.alpha.vm.resume(resynchronize=False)
+    await resynchronized(two, two.alpha)
+    await two.same(two.alpha)
+    assert two.beta.paths()[1] == removed and two.beta.copy.ledger.vm.apart == []
+    (kept,) = (two.beta.folder / "store" / "removed").glob("*/disk-1.raw")
+    assert kept.read_bytes() == content
+    # --- and once more
+    await two.fail_over(two.beta)
+    await two.reverse(two.beta)
+    assert newest_run(two.beta) == ("bounded", 0, 0)
+    await two.same(two.beta)
+    assert kept.read_bytes() == content
+
+
 async def add(host: Host, path: Path) -> None:
     await host.call("primary", verbs.DISK_ADD, vm=NAME, disk={"path": str(path)})
 

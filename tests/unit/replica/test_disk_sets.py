@@ -23,7 +23,7 @@ from protocol.messages import (
 )
 from protocol.position import MAX_LINEAGE, Ancestor, Position
 from protocol.session import Identity, PrimarySession
-from replica_agent import handing_over, retention
+from replica_agent import coming_back, handing_over, retention
 from replica_agent.admin import AdminMethods
 from replica_agent.disk_sets import OtherDisks, _without_old_sizes, begin_epoch, forget_former, others_of
 from replica_agent.marks import mark_point
@@ -162,6 +162,71 @@ async def test_a_set_is_exchanged_by_the_commit_and_not_before(world: World) -> 
         assert await vm.promotion.decide()
         assert vm.parts.disks.geometry == SET and file_of(world, 3).exists(), "an undo has all points again"
         assert vm.ledger.promotion is not None and vm.ledger.promotion.disks is None
+
+
+async def test_a_disk_that_was_removed_here_comes_back_and_its_old_file_is_kept(world: World) -> None:
+    """I9: it is a disk like any that is added; whoever has the old file keeps it, and no death in between loses it."""
+    async with replicating(world) as pair:
+        vm, dialler, old = pair.agent.vms[VM], setting(pair), file_of(world, CAME.index)
+        files, content = vm.parts.ports.files, b"k" * 12345
+
+        async def removed_while_it_ran_here() -> None:
+            old.write_bytes(content)
+            async with vm.ledger.transaction() as draft:
+                draft.vm.apart = [CAME.index, 9]
+
+        async def begun() -> Resync:
+            control, _ = await dialler.open(epoch=pair.tap.epoch)
+            resync = exchanging(pair, control, dialler)
+            await resync.begin()
+            return resync
+
+        async def cancelled(resync: Resync) -> None:
+            resync.control.channel.send(ResyncCancel(id=resync.identity, text="test"))
+            await resync.control.expect(ResyncCancelled)
+
+        def kept() -> list[bytes]:
+            found = sorted((world.storage / "removed").glob(f"{vm.parts.uuid}-*/disk-{CAME.index}.raw"))
+            return [path.read_bytes() for path in found]
+
+        # Another VM may have it by now: it is left where it is, and nothing begins.
+        await removed_while_it_ran_here()
+        control, _ = await dialler.open(epoch=pair.tap.epoch)
+        used = files.open(str(old), write=True)
+        used.lock()
+        control.channel.send(exchanging(pair, control, dialler).begin_body())
+        error = await refusal_of(control)
+        used.close()
+        assert error.code == "storage" and error.problem is not None
+        assert f"{old} is in the way" in error.problem.text and "is in use" in error.problem.text
+        assert "vmreplica resume web" in error.problem.remedy
+        assert vm.ledger.resync is None and vm.ledger.vm.apart == [CAME.index, 9] and old.read_bytes() == content
+        # Moved, and nothing of the copy's own new file stays where that ends early.
+        resync = await begun()
+        assert vm.ledger.vm.apart == [9] and vm.ledger.vm.next_index == 10
+        assert old.read_bytes() == bytes(CAME.size) and kept() == [content]
+        await cancelled(resync)
+        assert not old.exists() and kept() == [content]
+        # Killed before that was on record; and what was kept before is not overwritten in the same second.
+        await removed_while_it_ran_here()
+        coming_back._move(vm.parts, CAME.index)
+        assert not old.exists() and kept() == [content, content]
+        await cancelled(await begun())
+        assert vm.ledger.vm.apart == [9] and kept() == [content, content]
+        # Wholly brought, it is the VM's, and goes with it: what was kept stays.
+        resync = await begun()
+        await resync.compare_range(CAME, 0, CAME.size)
+        await resync.send_tracked(pair.rng, 1)
+        await resync.commit()
+        await resync.control.until_applied(resync.tap.position)
+        assert vm.ledger.vm.geometry == SET and old.read_bytes() == resync.tap.content[CAME.index]
+        told = [event["text"] for event in await pair.agent.events(None, limit=200, after=0)]
+        assert [text.rpartition(" The file that it had here ")[2][:11] for text in told if "comes back" in text] == [
+            "when it was",
+            "is not in t",
+        ]
+        await pair.agent.remove("web")
+        assert kept() == [content, content] and not world.folder_of().joinpath("state.db").exists()
 
 
 async def exchanged(pair: Pair) -> tuple[SetDialler, Position, Position]:
