@@ -220,7 +220,7 @@ async def test_a_disk_that_was_removed_here_comes_back_and_its_old_file_is_kept(
         await resync.commit()
         await resync.control.until_applied(resync.tap.position)
         assert vm.ledger.vm.geometry == SET and old.read_bytes() == resync.tap.content[CAME.index]
-        told = [event["text"] for event in await pair.agent.events(None, limit=200, after=0)]
+        told = [event["text"] for event in (await pair.agent.events(None, limit=200, after=0)).events]
         assert [text.rpartition(" The file that it had here ")[2][:11] for text in told if "comes back" in text] == [
             "when it was",
             "is not in t",
