@@ -74,4 +74,4 @@ def test_remove_and_unexport(vmreplica: Command) -> None:
     assert canned.calls == [(admin.UNEXPORT, {"vm": UUID, "id": "e1"})]
     assert json.loads(ran.out) == to_plain(canned.status.vms[0])
     ran = vmreplica("remove", "web", "--yes", "--json")
-    assert json.loads(ran.out) == {"name": "web", "uuid": UUID, "role": "replica"}
+    assert json.loads(ran.out) == {"name": "web", "uuid": UUID, "role": "replica", "kept": ""}
