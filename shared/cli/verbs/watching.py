@@ -53,10 +53,13 @@ def _look(options: argparse.Namespace, context: Context) -> None:
         vms = [attachment_of(vm) for vm in agent.status.vms]
         disks, sockets = paths_of(vms)
         usage = ProcDiskUse().look(disks, sockets)
+        # A tap that came or went meanwhile may be what was seen: of its disks the next look tells.
+        after = {vm.uuid: attachment_of(vm).tap for vm in agent.refresh().status.vms}
+        known = {path for vm in vms if vm.tap is not None and after.get(vm.uuid) == vm.tap for path in vm.disks}
         # Only what may be a bypass is told: a request has its limit, and a host may have hundreds of VMs.
         # A guest counts where nobody is connected to its tap.
         taps = {vm.tap for vm in vms}
         alone = {name for vm in vms if not vm.clients for name in (vm.name, vm.uuid)}
-        usage.users = [user for user in usage.users if user.writing and user.pid not in taps]
+        usage.users = [user for user in usage.users if user.writing and user.pid not in taps and user.path in known]
         usage.guests = [guest for guest in usage.guests if alone & {guest.name, guest.uuid}]
         agent.call(admin.DISK_USE, {"usage": dataclasses.asdict(usage)})
