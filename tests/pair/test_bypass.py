@@ -95,6 +95,7 @@ async def test_what_was_written_past_the_tap_is_found_by_a_compare_of_everything
     watch = AttachmentWatch(pair.primary, ProcDiskUse(), told)
     await watch.look()
     assert (await pair.vm.status()).health == "Normal"
+    await pair.until("its acknowledgement", lambda: not pair.vm.parts.moved_on())
     async with opened(device.path, "r+b", WRITES) as pid:
         await watch.look()
         await watch.look()
@@ -109,6 +110,7 @@ async def test_what_was_written_past_the_tap_is_found_by_a_compare_of_everything
     (opener,) = cause.evidence["openers"]
     assert (opener["pid"], opener["path"]) == (pid, device.path)
     assert opener["program"].startswith("python3") and opener["time"] > 0 and cause.evidence["over_time"] > 0
+    assert pair.vm.parts.moved_on(), "these disks may have what the replica does not"
     # It is on record: another agent's process knows it as well.
     await pair.primary.stop()
     await pair.start_primary()
