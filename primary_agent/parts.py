@@ -25,6 +25,7 @@ from protocol.position import NO_EPOCH, Position
 from protocol.session import Message
 from shared.churn import DAY_SECONDS, ChurnCounter, ChurnReport
 from shared.handover import HandOver
+from shared.planning import ResyncCause
 from shared.ports import Address
 from shared.rates import RateMeter
 from shared.status import Cause
@@ -198,6 +199,8 @@ class Parts:
         """Whether this side has, or may have, writes that the replica never acknowledged: unknown counts as yes."""
         connection, acked = self.tap.connection, self.replication.acked
         if connection is None or acked is None:
+            return True
+        if any(cause.code == ResyncCause.BYPASSED for cause in self.replication.record.causes):
             return True
         doubt, known = connection.status.doubt, acked.position
         if connection.alive and connection.tracking is Tracking.MAP and doubt is not None:

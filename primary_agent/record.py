@@ -36,6 +36,8 @@ AHEAD_TEXT = (
     "This side has, or may have, writes that are not part of it; nothing had been written there when it told that."
 )
 UNMOVED_TEXT = "Nothing was written here since the last cut that the replica acknowledged."
+DURING = "during"
+"""Evidence of a cause: the id of the resync whose commit was proposed already when it came."""
 MAX_UNTOLD = 64
 """Marks of cuts that wait for the replica; of more the oldest are forgotten."""
 
@@ -286,6 +288,11 @@ class ReplicationRecord(Record):
     def proposed(self) -> bytes | None:
         """The epoch whose commit may have been sent."""
         return self.resync.epoch if self.resync is not None and self.resync.end is not None else None
+
+    @property
+    def outlasting(self) -> list[Cause]:
+        """The causes that the commit of the open resync does not make good: they came when it was proposed already."""
+        return [each for each in self.causes if self.resync and each.evidence.get(DURING) == self.resync.id.hex()]
 
 
 class AckedRecord(Record):

@@ -177,7 +177,7 @@ class Replication:
         path = (PrimaryEvent.RESUMED, PrimaryEvent.RESYNC_REQUIRED)
         wanted: dict[str, Any] = {"resync_wanted": True, "stopped_time": None}
         async with self._lock:
-            if self.record.causes:
+            if self.record.causes and (self.record.epoch != NO_EPOCH or self.rebuilt):
                 await self._walk(path, text, (), wanted)
             elif self.record.epoch == NO_EPOCH:
                 await self._walk((PrimaryEvent.INITIAL_RESUMED,), text, (), {})
@@ -252,24 +252,24 @@ class Replication:
         """The commit of the open resync is durable at the replica: its epoch is the baseline. Returns its end."""
         async with self._lock:
             record = self.record
-            resync = record.resync
-            assert resync is not None
-            assert resync.end is not None
+            resync, state = record.resync, record.state
+            assert resync is not None and resync.end is not None
             end = resync.end.position
             step = Ancestor(resync.epoch, resync.parent, resync.parent_segment)
-            initial = record.state in INITIAL
-            event = PrimaryEvent.INITIAL_COMPLETED if initial else PrimaryEvent.RESYNC_COMPLETED
-            state = record.state
+            event = PrimaryEvent.INITIAL_COMPLETED if state in INITIAL else PrimaryEvent.RESYNC_COMPLETED
             if state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED):
                 # The commit can't be taken back (I7): it is adopted, and the VM stays suspended.
                 fields: dict[str, Any] = {"state": ReplicationState.SUSPENDED}
             else:
                 fields = {"state": primary_transition(state, event)}
+            if record.outlasting:
+                fields["state"] = primary_transition(fields["state"], PrimaryEvent.RESYNC_REQUIRED)
+                self.orders += 1
             none = ("resync", "reversal", "problem", "resync_at", "started_by", "stopped_time")
             fields |= dict.fromkeys(none) | {
                 "epoch": resync.epoch,
                 "lineage": lineage_records(extend(record.ancestors, step)),
-                "causes": [],
+                "causes": record.outlasting,
                 "resync_wanted": False,
             }
             text = f"The baseline {resync.epoch.hex()[:8]} is committed at the replica, up to cut {end.segment}."

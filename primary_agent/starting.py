@@ -6,7 +6,9 @@ Nothing begins before connectivity is proven by an exchange that is made for thi
 from __future__ import annotations
 
 import asyncio
+import math
 
+from primary_agent.bypassing import rest_text
 from primary_agent.conclusions import Replan
 from primary_agent.export_waiting import export_text
 from primary_agent.judgement import causes_of, is_history_lost, turned_of
@@ -75,36 +77,37 @@ class Starting:
         causes, turned = causes_of(self._replication), turned_of(self._replication)
         return await is_bounded(self._parts.tap, self._replica, causes, turned)
 
-    # --- the end of the window -------------------------------------------------------------------------------------
+    # --- rests: the end of the window, and somebody who writes past the tap ------------------------------------------
 
     def rests(self) -> str:
-        """Why the running resync has to rest now; empty while it may run."""
+        """Why the running compare has to rest now; empty while it may run."""
         paused = _paused(self._parts)
         return paused[1] if paused is not None else ""
 
     async def until_open(self) -> None:
-        """Returns when a resync that the window started may run; tells when it rests and goes on."""
-        told = False
+        """Returns when the compare may run; tells when it rests and goes on."""
+        told = ""
+        what = f"The {self._replication.open_work} of {self._replication.vm.name}"
         while (paused := _paused(self._parts)) is not None:
             if not told:
-                told = True
-                await self._note(f"The resynchronization of {self._replication.vm.name} rests: {paused[1]}.")
+                told = "window" if math.isfinite(paused[0]) else "bypassed"
+                await self._note(f"{what} rests: {paused[1]}.", told)
             news = self._replication.changed.upcoming()
             now = self._parts.surroundings.ports.clock.wall()
             await _heard(news, min(max(paused[0] - now, 0.0), CLOCK_POLL_SECONDS))
         if told:
-            await self._note(f"The resynchronization of {self._replication.vm.name} goes on.")
+            await self._note(f"{what} goes on.", told)
 
     async def until_closed(self) -> None:
-        """Raises Replan at the end of the window, where that pauses the running resync."""
+        """Raises Replan where the running compare has to rest: at the end of the window, say."""
         while True:
             news = self._replication.changed.upcoming()
-            if _paused(self._parts) is not None:
-                raise Replan("the window for resynchronizations has ended")
+            if (paused := _paused(self._parts)) is not None:
+                raise Replan(f"the compare rests: {paused[1]}")
             await _heard(news, _seconds_open(self._parts))
 
-    async def _note(self, text: str) -> None:
-        await self._replication.note(self._replication.event(EventId.RESYNC_PAUSED, text, cause="window"))
+    async def _note(self, text: str, cause: str) -> None:
+        await self._replication.note(self._replication.event(EventId.RESYNC_PAUSED, text, cause=cause))
 
 
 async def _heard(news: asyncio.Event, seconds: float) -> None:
@@ -128,6 +131,9 @@ def planned(parts: Parts, now: float) -> Start:
 
 
 def _paused(parts: Parts) -> tuple[float, str] | None:
+    """Until when the compare has to rest, infinity where nobody knows, and why; None where it may run."""
+    if text := rest_text(parts):
+        return math.inf, text
     clock = parts.surroundings.ports.clock
     return paused_until(parts.replication.record, _schedule(parts), clock.wall(), clock.zone())
 
@@ -147,7 +153,8 @@ def waiting_text(parts: Parts) -> str:
         paused = _paused(parts)
         return f"The resynchronization rests: {paused[1]}." if paused is not None else ""
     if record.state is _S.INITIAL_REPLICATION_IN_PROGRESS:
-        return export_text(record)
+        bypassed = rest_text(parts)
+        return f"The initial replication rests: {bypassed}." if bypassed else export_text(record)
     if record.state is _S.WAITING_FOR_INITIAL_REPLICATION:
         return _initial_waiting_text(parts, record.resync_at, now)
     scheduled = record.resync_at is not None and record.state is _S.REPLICATING

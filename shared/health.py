@@ -253,24 +253,26 @@ def _log_remedy(status: VmStatus) -> str:
 
 def _judge_size(status: VmStatus, disk: DiskStatus, result: Assessment) -> None:
     """A disk that was resized (R20): what is inside its size goes on, and what is beyond is not replicated."""
-    found, size = disk.found_size_bytes, disk.size_bytes
-    if found is None or found == size:
-        return
-    back, order = f"`truncate --size {size} {disk.path}`", f"shut the VM down and run `vmreplica resize {status.name}`"
+    if disk.found_size_bytes is not None and disk.found_size_bytes != disk.size_bytes:
+        result.critical(*resized(status.name, disk, disk.found_size_bytes))
+
+
+def resized(name: str, disk: DiskStatus, found: int) -> tuple[str, str]:
+    """What is told of a disk of the VM that has ``found`` bytes in the place of its size, and the way out."""
+    size = disk.size_bytes
+    back, order = f"`truncate --size {size} {disk.path}`", f"shut the VM down and run `vmreplica resize {name}`"
     if disk.block_device:
-        back, order = "as it was resized", f"run `vmreplica disk resize {status.name} {disk.index}`"
-    text = f"Disk {disk.index} of virtual machine '{status.name}', {disk.path}, was resized: {size} to {found} bytes"
+        back, order = "as it was resized", f"run `vmreplica disk resize {name} {disk.index}`"
+    text = f"Disk {disk.index} of virtual machine '{name}', {disk.path}, was resized: {size} to {found} bytes"
     if found > size:
-        result.critical(
-            f"{text}. The VM and its replica go on with {size} bytes, but its tap will not start again on it.",
-            f"To replicate its new size, {order}; or bring it back to {size} bytes ({back}).",
-        )
-    else:
-        result.critical(
-            f"{text}: what lay behind that is lost, the VM gets errors there, and nothing is replicated.",
-            f"The replica's newest point is older than that: fail over to it, or bring the disk back to {size} bytes "
-            f"({back}), restore what it held there, and run `vmreplica resume {status.name} --resynchronize`.",
-        )
+        text += f". The VM and its replica go on with {size} bytes, but its tap will not start again on it."
+        return text, f"To replicate its new size, {order}; or bring it back to {size} bytes ({back})."
+    text += ": what lay behind that is lost, the VM gets errors there, and nothing is replicated."
+    remedy = (
+        f"The replica's newest point is older than that: fail over to it, or bring the disk back to {size} bytes "
+        f"({back}), restore what it held there, and run `vmreplica resume {name} --resynchronize`."
+    )
+    return text, remedy
 
 
 def _judge_replica(status: VmStatus, state: ReplicationState, result: Assessment) -> None:

@@ -38,6 +38,7 @@ class ResyncCause(StrEnum):
     DISK_GROWN = "disk_grown"
     DISKS_CHANGED = "disks_changed"
     REVERSED = "reversed"
+    BYPASSED = "bypassed"
 
 
 @dataclass(frozen=True, slots=True)

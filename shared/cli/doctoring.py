@@ -20,6 +20,7 @@ from shared.cli.machine import clock_finding, port_finding, volume_findings
 from shared.config_sections import ReplicaConfig
 from shared.errors import VmreplicaError
 from shared.expiry import CertificateStatus, certificates_told, endings
+from shared.health import resized
 from shared.ports.disk_use import ProcDiskUse
 from shared.rates import duration_text, size_text
 from shared.status import AgentStatus, VmStatus
@@ -207,14 +208,12 @@ def _disks(vm: VmStatus) -> Iterator[Finding]:
             yield problem(subject, f"{disk.path}: {error.strerror}.", "Bring it back; its tap can't serve it.")
             continue
         kind = "block device" if stat.S_ISBLK(state.st_mode) else "file" if stat.S_ISREG(state.st_mode) else ""
+        # A device's size is what its tap has seen: to ask for it here would mean to open it.
+        found = state.st_size if kind == "file" else disk.found_size_bytes
         if not kind:
             yield problem(subject, f"{disk.path} is neither a file nor a block device.", "Put the disk back.")
-        elif kind == "file" and state.st_size != disk.size_bytes:
-            yield problem(
-                subject,
-                f"{disk.path} has {state.st_size} bytes, and is replicated with {disk.size_bytes}.",
-                f"See `vmreplica status {vm.name}`: vmreplica resize, or bring it back to its size.",
-            )
+        elif found is not None and found != disk.size_bytes:
+            yield problem(subject, *resized(vm.name, disk, found))
         else:
             yield ok(subject, f"{disk.path}, a {kind} of {size_text(disk.size_bytes)}, inode {state.st_ino}.",
                      device=state.st_dev, inode=state.st_ino)  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import parse_qs, urlsplit
 
 QCOW2_MAGIC = b"QFI\xfb"
 BACKING_BYTES_MAX = 1023
@@ -177,10 +179,11 @@ def _overlay(pid: int, program: str, entry: Path, below: Sequence[str]) -> Overl
     top = place = os.readlink(entry)
     backing = backing_of(str(entry))
     for _ in range(CHAIN_MAX):
+        named = paths_named(backing, place)
         for path in below:
-            if backing and path in backing:
+            if any(_is_same(path, name) for name in named):
                 return Overlay(pid, program, top, backing, path)
-        following = _image_at(backing, place)
+        following = next((name for name in named if os.path.isfile(name) or Path(name).is_block_device()), "")
         if not following:
             return None
         place = following
@@ -188,12 +191,45 @@ def _overlay(pid: int, program: str, entry: Path, below: Sequence[str]) -> Overl
     return None
 
 
-def _image_at(backing: str, above: str) -> str:
-    """The path of the file that an image names as what lies below it; empty where it names something else."""
-    name = backing.removeprefix("file:")
-    if not name or name.startswith(("json:", "nbd:")) or "://" in name:
-        return ""
-    return os.path.join(os.path.dirname(above), name)
+def _is_same(path: str, other: str) -> bool:
+    """Whether both are one place: a device has several names, and so has what lies behind a symbolic link."""
+    return os.path.normpath(path) == os.path.normpath(other) or os.path.realpath(path) == os.path.realpath(other)
+
+
+def paths_named(backing: str, above: str) -> list[str]:
+    """The files, devices and unix sockets in the name of a backing file, in one of the forms that QEMU writes.
+
+    ``above`` is the image that has it, beside which a relative name is looked for.
+    """
+    try:
+        names = _names_of(backing)
+    except (ValueError, RecursionError):
+        return []
+    return [os.path.join(os.path.dirname(above), name) for name in names if name]
+
+
+def _names_of(backing: str) -> list[str]:
+    """Raises ValueError for what is none of these forms."""
+    scheme, _, rest = backing.partition(":")
+    if scheme == "json":
+        return list(_names_in(json.loads(rest)))
+    if scheme == "nbd":
+        kind, _, place = rest.partition(":")
+        return [place.partition(":exportname=")[0]] if kind == "unix" else []
+    if scheme in ("file", "host_device"):
+        return [rest.removeprefix("//") if rest.startswith("///") else rest]
+    if "://" in backing:
+        return parse_qs(urlsplit(backing).query).get("socket", [])
+    return [backing]
+
+
+def _names_in(value: object) -> Iterator[str]:
+    """Of a block device's options, nested or with dots in their names, those that name a file or a socket."""
+    pairs = value.items() if isinstance(value, dict) else ()
+    for key, inner in pairs:
+        if isinstance(inner, str) and str(key).rpartition(".")[2] in ("filename", "path"):
+            yield inner
+        yield from _names_in(inner)
 
 
 def backing_of(path: str) -> str:

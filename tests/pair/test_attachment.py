@@ -36,6 +36,7 @@ class Seen:
 
 async def test_vm_that_is_written_past_its_tap_is_critical(pair: Pair) -> None:
     await pair.replicate(4 * MIB)
+    await pair.cut()
     told: list[tuple[str, str]] = []
 
     async def bypassed(vm: str, _uuid: str, cause: Cause) -> None:

@@ -10,15 +10,16 @@ import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 
 from shared.admin import verbs as admin
-from shared.attachment import paths_of
+from shared.attachment import Attachment, paths_of
 from shared.cli.agents import connect, socket_paths
 from shared.cli.context import Context
 from shared.cli.doctoring import attachment_of
 from shared.cli.exit_codes import SUCCESS
 from shared.errors import VmreplicaError
-from shared.ports.disk_use import ProcDiskUse
+from shared.ports.disk_use import ProcDiskUse, Usage
 
 LOOK_SECONDS = 60.0
 
@@ -53,10 +54,21 @@ def _look(options: argparse.Namespace, context: Context) -> None:
         vms = [attachment_of(vm) for vm in agent.status.vms]
         disks, sockets = paths_of(vms)
         usage = ProcDiskUse().look(disks, sockets)
-        # Only what may be a bypass is told: a request has its limit, and a host may have hundreds of VMs.
-        # A guest counts where nobody is connected to its tap.
-        taps = {vm.tap for vm in vms}
-        alone = {name for vm in vms if not vm.clients for name in (vm.name, vm.uuid)}
-        usage.users = [user for user in usage.users if user.writing and user.pid not in taps]
-        usage.guests = [guest for guest in usage.guests if alone & {guest.name, guest.uuid}]
-        agent.call(admin.DISK_USE, {"usage": dataclasses.asdict(usage)})
+        after = [attachment_of(vm) for vm in agent.refresh().status.vms]
+        agent.call(admin.DISK_USE, {"usage": dataclasses.asdict(suspect(usage, vms, after))})
+
+
+def suspect(usage: Usage, before: Sequence[Attachment], after: Sequence[Attachment]) -> Usage:
+    """Of what was seen only what may be a bypass; the VMs as their agent knew them ``before`` and ``after`` the look.
+
+    A request has its limit, and a host may have hundreds of VMs.
+    """
+    # A tap that came or went meanwhile may be what was seen: of its disks the next look tells.
+    now = {vm.uuid: vm.tap for vm in after}
+    known = {path for vm in before if vm.tap is not None and now.get(vm.uuid) == vm.tap for path in vm.disks}
+    taps = {vm.tap for vm in before}
+    # A guest counts where nobody is connected to its tap.
+    alone = {name for vm in before if not vm.clients for name in (vm.name, vm.uuid)}
+    users = [user for user in usage.users if user.writing and user.pid not in taps and user.path in known]
+    guests = [guest for guest in usage.guests if alone & {guest.name, guest.uuid}]
+    return dataclasses.replace(usage, users=users, guests=guests)

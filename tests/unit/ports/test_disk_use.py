@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from shared.attachment import NO_CLIENT, OPENED, OVERLAY, Attachment, bypasses, socket_of
-from shared.ports.disk_use import ProcDiskUse, Usage, backing_of
+from shared.ports.disk_use import ProcDiskUse, Usage, backing_of, paths_named
 
 NAME, UUID = "web", "0f0e0d0c-0b0a-4908-8706-050403020100"
 QEMU = shutil.which("qemu-system-x86_64")
@@ -99,7 +101,9 @@ def test_nobody_is_found_at_a_disk_that_nobody_has(disk: Path) -> None:
 def test_guest_that_runs_without_its_tap_is_found(disk: Path) -> None:
     with qemu("-name", f"guest={NAME},debug-threads=on") as pid:
         usage = until(
-            lambda: ProcDiskUse().look([str(disk)], []), lambda usage: any(each.pid == pid for each in usage.guests)
+            lambda: ProcDiskUse().look([str(disk)], []),
+            # It has its program's name a moment before it has its words.
+            lambda usage: any(each.pid == pid and each.name for each in usage.guests),
         )
         (guest,) = [each for each in usage.guests if each.pid == pid]
         assert guest.name == NAME
@@ -171,3 +175,63 @@ def test_processes_that_can_not_be_seen_are_counted(disk: Path, tmp_path: Path) 
 def test_socket_of_an_uri() -> None:
     assert socket_of("nbd+unix:///disk0?socket=/run/x/nbd.sock") == "/run/x/nbd.sock"
     assert socket_of("nbd://host/disk0") == ""
+
+
+def overlay_over(folder: Path, backing: str, below: str) -> list[str]:
+    """What is found below the image of a guest that names ``backing``, of the one path that is looked for."""
+    image = folder / "top.qcow2"
+    name = backing.encode()
+    image.write_bytes(b"QFI\xfb" + struct.pack(">IQI", 3, 512, len(name)) + bytes(492) + name)
+    process = folder / "proc" / "4711"
+    (process / "fd").mkdir(parents=True, exist_ok=True)
+    (process / "fdinfo").mkdir(exist_ok=True)
+    (process / "comm").write_text("qemu-system-x86\n")
+    (process / "cmdline").write_text("qemu\0-name\0guest=other")
+    (process / "fdinfo" / "7").write_text("flags:\t0100002\n")
+    if not (process / "fd" / "7").is_symlink():
+        (process / "fd" / "7").symlink_to(image)
+    usage = ProcDiskUse(str(folder / "proc"), str(folder / "sys")).look([], [below])
+    return [overlay.below for overlay in usage.overlays]
+
+
+FORMS = [
+    "{}",
+    "file:{}",
+    "host_device:{}",
+    "file://{}",
+    "nbd:unix:{}:exportname=disk0",
+    "nbd+unix:///disk0?socket={}",
+    'json:{{"driver":"raw","file":{{"driver":"nbd","export":"disk0","server":{{"type":"unix","path":"{}"}}}}}}',
+    'json:{{"driver":"nbd","server.type":"unix","server.path":"{}"}}',
+    'json:{{"driver":"raw","file":{{"driver":"host_device","filename":"{}"}}}}',
+    'json:{{"file.driver":"file","file.filename":"{}","driver":"raw"}}',
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_backing_is_told_by_whole_paths(form: str, tmp_path: Path) -> None:
+    """A disk whose name another's begins with, or contains, is another disk."""
+    path = "/images/web.raw"
+    assert overlay_over(tmp_path, form.format(path), path) == [path]
+    for other in ("/images/web.raw.old", "/images/web.raw2", "/backup/images/web.raw", "/images/web.raw/part"):
+        assert overlay_over(tmp_path, form.format(other), path) == []
+
+
+def test_backing_by_another_name_of_the_same_place_is_found(tmp_path: Path) -> None:
+    """As /dev/vg/web is /dev/mapper/vg-web; and a relative name is one beside the image."""
+    (tmp_path / "web.raw").touch()
+    (tmp_path / "alias").symlink_to("web.raw")
+    for name in ("web.raw", "alias", f"{tmp_path}/./alias", json.dumps({"file.filename": str(tmp_path / "alias")})):
+        backing = f"json:{name}" if name.startswith("{") else name
+        assert overlay_over(tmp_path, backing, str(tmp_path / "web.raw")) == [str(tmp_path / "web.raw")]
+
+
+def test_socket_in_an_uri_may_be_quoted() -> None:
+    assert paths_named("nbd+unix:///disk0?socket=/run/a%20b/nbd.sock", "/x/top.qcow2") == ["/run/a b/nbd.sock"]
+
+
+@pytest.mark.parametrize(
+    "backing", ["", "json:", "json:{", "json:[1]", "json:null", "nbd:localhost:10809", "ssh://h/x"]
+)
+def test_backing_that_names_no_path_here_is_nobodys(backing: str) -> None:
+    assert paths_named(backing, "/x/top.qcow2") == []
