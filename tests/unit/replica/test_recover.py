@@ -387,9 +387,9 @@ class KillingSystem:
         self._die_at = die_at
         rename, fsync = os.rename, os.fsync
 
-        def renamed(*paths: str) -> None:
+        def renamed(*paths: str, **folders: int | None) -> None:
             self.step()
-            rename(*paths)
+            rename(*paths, **folders)
 
         def synced(descriptor: int) -> None:
             self.step()
