@@ -14,9 +14,10 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from shared.errors import StorageError
-from shared.ports.regular import kind_of
+from shared.ports.regular import kind_of, require_regular
 
 LINKS_MAX = 40
 """As many as the kernel follows."""
@@ -43,6 +44,17 @@ class Place:
     def path(self) -> str:
         """A path for calls that take no descriptor. It follows nothing but a link called ``name``."""
         return self.name if self.folder is None else f"/proc/self/fd/{self.folder}/{self.name}"
+
+    def opened(self) -> BinaryIO:
+        """The regular file there, to read. Raises StorageError for anything else, and OSError."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+        file = open(os.open(self.name, flags, dir_fd=self.folder), "rb")
+        try:
+            require_regular(self.name, os.fstat(file.fileno()).st_mode)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def state(self) -> os.stat_result:
         """What is there, a link as such. Raises OSError."""
@@ -83,6 +95,28 @@ def opened_entry(place: Place) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def socket_at(path: str) -> Iterator[tuple[Place, str]]:
+    """Where the socket at ``path`` is, and a path to that one itself, whatever its name leads to meanwhile.
+
+    Raises StorageError as ``parent_of`` does, and OSError, also for what is no socket.
+    """
+    with parent_of(path) as place, opened_entry(place) as entry:
+        state = os.fstat(entry)
+        # A second name for a socket of somebody else's, where the kernel allows those to be made, is none of his.
+        if not stat.S_ISSOCK(state.st_mode) or (place.is_others and state.st_nlink != 1):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), path)
+        yield place, by_descriptor(entry)
+
+
+def remove_same(path: str, identity: tuple[int, int]) -> None:
+    """Remove what has this device and inode, where that is still there. Never fails."""
+    with contextlib.suppress(OSError, StorageError), parent_of(path) as place:
+        state = place.state()
+        if (state.st_dev, state.st_ino) == identity:
+            os.unlink(place.name, dir_fd=place.folder)
 
 
 def by_descriptor(descriptor: int) -> str:

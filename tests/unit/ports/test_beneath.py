@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared.errors import StorageError
-from shared.ports import beneath
+from shared.cli.bundle import Bundle
+from shared.errors import StorageError, UnreachableError
+from shared.nbd.server import NbdServer
+from shared.ports import Address, beneath
 from shared.ports.beneath import by_descriptor, opened_entry, parent_of
 from shared.ports.file_system import RealFileSystem
+from shared.ports.launcher import DetachedLauncher
+from shared.ports.network import RealNetwork
 
 NOBODY, OTHER = 65534, 12345
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="changing the owner needs root")
@@ -223,3 +229,76 @@ def test_no_descriptor_stays_open(host: Host) -> None:
             except OSError:
                 pass
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# --- sockets -------------------------------------------------------------------------------------------------------
+
+
+async def test_sockets_are_made_and_removed_in_that_folder_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """He swaps the folder right behind the making: what root gives rights to, and removes, is not another VM's."""
+    other = host.roots / "nbd.sock"
+    held = socket.socket(socket.AF_UNIX)
+    with held:
+        held.bind(str(other))
+        other.chmod(0o600)
+        bind = socket.socket.bind
+
+        class Swapping(socket.socket):
+            def bind(self, address: Any) -> None:
+                bind(self, address)
+                host.swap(host.copy)
+
+        path = str(host.copy / "nbd.sock")
+        monkeypatch.setattr(socket, "socket", Swapping)
+        server = NbdServer({})  # type: ignore[arg-type]
+        before = host.roots.stat().st_mode
+        with pytest.raises(StorageError, match="is a symbolic link"):
+            await server.start_unix(path, group="nogroup")
+        assert host.roots.stat().st_mode == before and other.stat().st_mode & 0o777 == 0o600
+        assert other.stat().st_gid == 0
+        await server.close()
+
+
+async def test_nobody_is_led_to_another_socket(host: Host) -> None:
+    """By a link in the place of the socket, or of its folder."""
+    network, path = RealNetwork(), host.copy / "control.sock"
+    there: list[Any] = []
+    listener = await network.listen(Address(unix_path=str(host.roots / "control.sock")), there.append)
+    path.symlink_to(host.roots / "control.sock")
+    with pytest.raises(UnreachableError):
+        await network.connect(Address(unix_path=str(path)), timeout=5)
+    path.unlink()
+    own = await network.listen(Address(unix_path=str(path)), there.append)
+    link = await network.connect(Address(unix_path=str(path)), timeout=5)
+    while not there:
+        await asyncio.sleep(0.001)
+    for end in (link, *there):
+        end.abort()
+    host.swap(host.copy)
+    with pytest.raises(UnreachableError, match="is a symbolic link"):
+        await network.connect(Address(unix_path=str(path)), timeout=5)
+    await own.close()
+    await listener.close()
+    assert not (host.roots / "control.sock").exists() and (host.store / "aside/control.sock").exists()
+
+
+def test_output_of_a_tap_is_written_nowhere_else(host: Host) -> None:
+    (host.roots / "tap/tap.out").write_text("root's")
+    host.swap(host.copy)
+    with pytest.raises(StorageError, match="is a symbolic link"):
+        asyncio.run(DetachedLauncher(program=["/bin/true"]).start(str(host.tap)))
+    assert (host.roots / "tap/tap.out").read_text() == "root's"
+
+
+def test_bundle_has_no_file_that_is_not_of_that_folder(host: Host) -> None:
+    """The whole of root's files would go to whom the bundle is sent."""
+    path, bundle = host.tap / "tap.out", Bundle()
+    path.write_text("said")
+    bundle.add_output("a", path)
+    path.unlink()
+    path.symlink_to(host.roots / "disk-0.raw")
+    bundle.add_output("b", path)
+    host.swap(host.copy)
+    (host.roots / "tap/tap.out").write_text("root's")
+    bundle.add_output("c", path)
+    assert bundle.files == {"a": b"said"} and sorted(bundle.missing) == ["b", "c"]

@@ -474,7 +474,7 @@ class Killing:
         if self._left <= 0:
             raise Killed
 
-    def rename(self, *paths: str, **folders: int | None) -> None:
+    def rename(self, *paths: str, **folders: Any) -> None:
         self._step()
         self._rename(*paths, **folders)
 
