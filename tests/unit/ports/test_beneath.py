@@ -262,24 +262,22 @@ async def test_sockets_are_made_and_removed_in_that_folder_alone(host: Host, mon
 async def test_nobody_is_led_to_another_socket(host: Host) -> None:
     """By a link in the place of the socket, or of its folder."""
     network, path = RealNetwork(), host.copy / "control.sock"
-    there: list[Any] = []
-    listener = await network.listen(Address(unix_path=str(host.roots / "control.sock")), there.append)
+    there: asyncio.Queue[Any] = asyncio.Queue()
+    listener = await network.listen(Address(unix_path=str(host.roots / "control.sock")), there.put_nowait)
     path.symlink_to(host.roots / "control.sock")
     with pytest.raises(UnreachableError):
         await network.connect(Address(unix_path=str(path)), timeout=5)
     path.unlink()
-    own = await network.listen(Address(unix_path=str(path)), there.append)
+    own = await network.listen(Address(unix_path=str(path)), there.put_nowait)
     link = await network.connect(Address(unix_path=str(path)), timeout=5)
-    while not there:
-        await asyncio.sleep(0.001)
-    for end in (link, *there):
+    for end in (link, await there.get()):
         end.abort()
     host.swap(host.copy)
     with pytest.raises(UnreachableError, match="is a symbolic link"):
         await network.connect(Address(unix_path=str(path)), timeout=5)
     await own.close()
     await listener.close()
-    assert not (host.roots / "control.sock").exists() and (host.store / "aside/control.sock").exists()
+    assert there.empty() and not (host.roots / "control.sock").exists() and (host.store / "aside/control.sock").exists()
 
 
 def test_output_of_a_tap_is_written_nowhere_else(host: Host) -> None:
