@@ -133,7 +133,7 @@ class PrimaryAgent:
             replication = Replication(store, self.ports.clock, self.surroundings.monitoring)
             config = tap_config(replication.vm, folder, self._runtime_folder(name), self.surroundings.nbd_group)
             config = fenced_config(config, replication)
-            await self.ports.workers.run(prepare_tap, self.ports.files, config)
+            await run(prepare_tap, files, config, replication.vm.tap)
         except (VmreplicaError, OSError) as error:
             await store.close()
             await self._damaged(name, folder, error)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from primary_agent.record import DiskRecord, Record, ReplicationRecord, VmRecord, plain
+from primary_agent.record import DiskRecord, Record, ReplicationRecord, TapPlace, VmRecord, plain
+from primary_agent.vm_folders import lodge
 from shared.admin.verbs import DiskParams, EnableParams
 from shared.defaults import DEFAULT_PORT
 from shared.errors import NoSpaceError, NotFoundError, StorageError, UsageError, VmreplicaError
@@ -214,12 +215,13 @@ def with_settings_of(config: TapConfig, vm: VmRecord) -> TapConfig:
     )
 
 
-def prepare_tap(files: FileSystem, config: TapConfig) -> None:
-    """The tap's folders and its configuration. Blocks.
+def prepare_tap(files: FileSystem, config: TapConfig, place: TapPlace | None = None) -> None:
+    """The tap's folders and its configuration; ``place``: of a tap that lodges with the replica agent. Blocks.
 
     The configuration follows from the VM's record, which may have changed after the file was last written; folders of
     sockets are gone after a boot. Disks that came or went since then do so later (TapLink).
     """
+    lodge(files, place)
     files.make_folder(posixpath.dirname(config.control_socket), inherited=True)
     folder = tap_folder(config)
     try:

@@ -19,6 +19,7 @@ from primary_agent.enabling import split_address, tap_config
 from primary_agent.fencing import TEXT_MAX
 from primary_agent.planned_steps import after_loss, step_of
 from primary_agent.record import DiskRecord, ReplicationRecord, TapPlace, VmRecord, plain
+from primary_agent.vm_folders import lodge
 from protocol.position import NO_EPOCH
 from shared.description import DescriptionDamagedError
 from shared.errors import InvalidStateError, UsageError, VmreplicaError
@@ -71,6 +72,7 @@ def read_remains(files: FileSystem, folder: str, vm: bytes) -> Remains:
         found.description_doubt = error.text
     if found.description is not None:
         found.tap_place = found.description.vm.tap
+        lodge(files, found.tap_place)
     try:
         config = load_config(files, found.tap_place.folder if found.tap_place is not None else f"{folder}/tap")
         if config.vm_id != vm:

@@ -49,8 +49,16 @@ def remove_folder(files: FileSystem, folder: str) -> None:
     files.sync_folder(parent)
 
 
+def lodge(files: FileSystem, place: TapPlace | None) -> None:
+    """What is in the folder of the copy that the VM is served from, and among its sockets, is another user's."""
+    if place is not None:
+        files.lodge(place.folder.rpartition("/")[0])
+        files.lodge(place.runtime_folder)
+
+
 def forget(files: FileSystem, folder: str, runtime_folder: str, place: TapPlace | None) -> None:
     """Delete a VM's folder and that of its sockets, where its stopped tap had them elsewhere also there. Blocks."""
+    lodge(files, place)
     remove_folder(files, folder)
     files.remove_tree(runtime_folder)
     if place is not None:

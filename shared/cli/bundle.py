@@ -17,13 +17,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shared.admin import verbs as admin
 from shared.cli.agents import Agent
 from shared.config_state import safe_url
-from shared.errors import VmreplicaError
+from shared.errors import StorageError, VmreplicaError
 from shared.log import BLOT, SECRET
+from shared.ports.beneath import parent_of
+from shared.ports.ownership import require_own_file
 
 EVENTS_MAX = 2000
 COMMAND_SECONDS = 60.0
@@ -86,11 +88,24 @@ class Bundle:
         """Add the end of a text file."""
         try:
             with path.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - TEXT_BYTES_MAX))
-                data = file.read(TEXT_BYTES_MAX)
+                data = _end_of(file)
         except OSError as error:
             self.missing[name] = str(error)
             return
+        self._take(name, data, change)
+
+    def add_output(self, name: str, path: Path) -> None:
+        """Add the end of what a program wrote in a VM's folder, which may be another user's: none but his file."""
+        try:
+            with parent_of(str(path)) as place, place.opened() as file:
+                require_own_file(str(path), os.fstat(file.fileno()), place.folder)
+                data = _end_of(file)
+        except (OSError, StorageError) as error:
+            self.missing[name] = str(error)
+            return
+        self._take(name, data)
+
+    def _take(self, name: str, data: bytes, change: Callable[[str], str] = str) -> None:
         self.files[name] = change(data.decode("utf-8", "replace")).encode()
 
     def write(self, path: Path) -> None:
@@ -104,6 +119,11 @@ class Bundle:
                 entry = tarfile.TarInfo(f"{folder}/{name}")
                 entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
                 archive.addfile(entry, io.BytesIO(data))
+
+
+def _end_of(file: BinaryIO) -> bytes:
+    file.seek(max(0, os.fstat(file.fileno()).st_size - TEXT_BYTES_MAX))
+    return file.read(TEXT_BYTES_MAX)
 
 
 def cleaned(data: bytes) -> bytes:
@@ -174,7 +194,7 @@ def add_agent(bundle: Bundle, agent: Agent) -> None:
             )
         if vm.folder:
             for path in sorted(Path(vm.folder).glob("**/tap.out")):
-                bundle.add_text(f"{folder}/tap.out", path)
+                bundle.add_output(f"{folder}/tap.out", path)
             bundle.add_json(f"{folder}/files.json", lambda folder=vm.folder: _listing(folder))  # type: ignore[misc]
 
 

@@ -25,6 +25,7 @@ from shared.nbd.ending import Ending, EndReason
 from shared.nbd.flushing import FlushGate
 from shared.nbd.latency import LatencyMeter
 from shared.nbd.memory import MemoryBudget
+from shared.ports.beneath import Place, by_descriptor, remove_same, socket_at
 
 MEMORY_LIMIT = 65 << 20
 """Bytes that requests above 2 MiB may hold together; enough for two of the largest."""
@@ -243,7 +244,7 @@ class NbdServer:
         for listener in self._listeners:
             listener.close()
         for path, identity in self._paths:
-            _remove_own_socket(path, identity)
+            remove_same(str(path), identity)
         self._paths.clear()
         for connection in list(self._connections):
             connection.say_goodbye(Ending(EndReason.SERVER_CLOSED))
@@ -267,12 +268,12 @@ def _remove_stale_socket(path: Path) -> None:
         return
     if not stat.S_ISSOCK(status.st_mode):
         raise SocketInUseError(f"{path} exists and is no socket.", "Remove it or choose another path.")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket_at(str(path)) as (place, there), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(str(path))
+            probe.connect(there)
         except ConnectionRefusedError:
-            path.unlink()
+            os.unlink(place.name, dir_fd=place.folder)
             return
         except BlockingIOError:
             # A full backlog: somebody listens, if slowly.
@@ -286,11 +287,12 @@ def _bind_unix(path: Path, mode: int, group: str) -> socket.socket:
     former = os.umask(0o777 & ~mode)
     try:
         listener.bind(str(path))
-        # The umask can only take permissions away, and it knows no set-id bits; this sets exactly the mode.
-        path.chmod(mode)
-        if group:
-            _admit(path, group)
-    except (OSError, UsageError):
+        with socket_at(str(path)) as (place, made):
+            # The umask can only take permissions away, and it knows no set-id bits; this sets exactly the mode.
+            os.chmod(made, mode)
+            if group:
+                _admit(path, place, made, group)
+    except (OSError, VmreplicaError):
         listener.close()
         raise
     finally:
@@ -298,10 +300,10 @@ def _bind_unix(path: Path, mode: int, group: str) -> socket.socket:
     return listener
 
 
-def _admit(path: Path, group: str) -> None:
+def _admit(path: Path, place: Place, made: str, group: str) -> None:
     """Let a group connect. Raises UsageError for one that does not exist, or that we may not give it to."""
     try:
-        shutil.chown(path, group=group)
+        shutil.chown(made, group=group)
     except LookupError:
         raise UsageError(f"There is no group {group} for {path}.", f"Make it with: groupadd {group}") from None
     except PermissionError:
@@ -309,12 +311,6 @@ def _admit(path: Path, group: str) -> None:
             f"We may not give the socket {path} to the group {group}.",
             f"Let the service be in it: `systemctl edit` its unit, and set SupplementaryGroups={group} in [Service].",
         ) from None
-    path.chmod(0o660)
-    path.parent.chmod(0o711)
-
-
-def _remove_own_socket(path: Path, identity: tuple[int, int]) -> None:
-    with contextlib.suppress(OSError):
-        status = path.lstat()
-        if (status.st_dev, status.st_ino) == identity:
-            path.unlink()
+    os.chmod(made, 0o660)
+    if place.folder is not None:
+        os.chmod(by_descriptor(place.folder), 0o711)  # noqa: S103

@@ -106,8 +106,7 @@ class File(Protocol):
     """One open file. All calls block (call them in a worker, or inline where the design says so).
 
     They raise OSError. Reads and writes are complete: short transfers and EINTR are retried inside; a read
-    past the end returns less. A failed ``sync`` is final: the caller never retries it as if it had worked
-    (R17).
+    past the end returns less. A failed ``sync`` is final: the caller never retries it as if it had worked (R17).
     """
 
     path: str
@@ -135,16 +134,10 @@ class File(Protocol):
         """Begin to bring what was written there to the disk, so that ``sync`` has less to do. Never fails."""
 
     def punch_hole(self, offset: int, length: int) -> None:
-        """Make the range read as zeroes and free its space; writes zeroes where that is unsupported.
-
-        What lies past the end of the file is left alone.
-        """
+        """Make the range, as far as the file goes, read as zeroes and free its space, or write zeroes instead."""
 
     def write_zeroes(self, offset: int, length: int) -> None:
-        """Make the range read as zeroes, its space allocated (FALLOC_FL_ZERO_RANGE, else zero bytes).
-
-        What lies past the end of the file is left alone.
-        """
+        """Make the range, as far as the file goes, read as zeroes, its space allocated (FALLOC_FL_ZERO_RANGE)."""
 
     def allocate(self, offset: int, length: int) -> None:
         """Reserve space (fallocate, file may grow); raises OSError ENOSPC where there is none."""
@@ -178,6 +171,11 @@ class FileSystem(Protocol):
 
     Nothing follows a symbolic link in the last component.
     """
+
+    def lodge(self, folder: str) -> None:
+        """From now on nothing that lies below the folder, which another user may change, is reached through a link of
+        his, whatever he puts where meanwhile, and only his own files are opened as disks there (docs/security.md).
+        """
 
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> File:
         """Open a regular file; ``create`` makes it with mode 0600, ``exclusive`` refuses an existing one.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import structlog
 
 from shared.errors import StorageError, UsageError
+from shared.ports.beneath import parent_of
 
 OUTPUT_NAME = "tap.out"
 OUTPUT_SHOWN = 2000
@@ -81,9 +82,9 @@ def _start_detached(words: list[str], folder: str) -> subprocess.Popen[bytes]:
     """Start the program with its output in the folder; nothing of ours but that is open in it."""
     path = f"{folder}/{OUTPUT_NAME}"
     try:
-        output = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with parent_of(path) as place:
+            output = os.open(place.name, flags, 0o600, dir_fd=place.folder)
     except OSError as error:
         raise StorageError(f"{path} can't be written: {error.strerror}.", "Check the volume.") from error
     try:
@@ -123,7 +124,7 @@ def _run_command(words: list[str]) -> None:
 
 
 def _last_output(path: str) -> str:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError, StorageError), parent_of(path) as place, place.opened() as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - OUTPUT_SHOWN))
         return file.read().decode(errors="replace").strip()
     return ""

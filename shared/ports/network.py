@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
@@ -17,10 +16,11 @@ from shared.errors import ForbiddenError, UnreachableError, UsageError
 from shared.limits import LimitsStatus
 from shared.ports import Address, Link, Peer
 from shared.ports.admission import FAILURES_PER_MINUTE, HALF_OPEN_MAX, Admission
+from shared.ports.beneath import remove_same
 from shared.ports.links import StreamLink
 from shared.ports.tcp_sockets import bind_tcp, reason_of
 from shared.ports.trust import Trust
-from shared.ports.unix_sockets import bind_unix, connect_unix, credentials, same_file
+from shared.ports.unix_sockets import bind_unix, connect_unix, credentials
 
 if TYPE_CHECKING:
     from shared.ports.tls import TlsContexts, TlsIdentity
@@ -323,9 +323,8 @@ class RealListener:
         for listening in self._sockets:
             self._loop.remove_reader(listening)
             listening.close()
-        if self.address.unix_path and same_file(self.address.unix_path, self._identity):
-            with contextlib.suppress(OSError):
-                os.unlink(self.address.unix_path)
+        if self.address.unix_path:
+            remove_same(self.address.unix_path, self._identity)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

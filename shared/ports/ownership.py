@@ -37,12 +37,12 @@ def require_own_folder(path: str, state: os.stat_result, *, owner: int | None = 
         )
 
 
-def require_own_file(path: str, state: os.stat_result) -> None:
-    """Raises StorageError unless a file is ours, root's, or whose folder it is in.
+def require_own_file(path: str, state: os.stat_result, folder: int | None = None) -> None:
+    """Raises StorageError unless a file is ours, root's, or whose folder it is in; ``folder`` is a descriptor of that.
 
     Who owns the folder could do anything anyway, and root reads the files of the service.
     """
-    if not _is_trusted(path, state):
+    if not _is_trusted(path, state, folder):
         raise _foreign(path, state.st_uid)
 
 
@@ -120,8 +120,11 @@ def host_of(folder: str) -> int | None:
     return None
 
 
-def _is_trusted(path: str, state: os.stat_result) -> bool:
-    return state.st_uid in (0, os.geteuid()) or state.st_uid == os.stat(os.path.dirname(path) or ".").st_uid
+def _is_trusted(path: str, state: os.stat_result, folder: int | None) -> bool:
+    if state.st_uid in (0, os.geteuid()):
+        return True
+    above = os.stat(os.path.dirname(path) or ".") if folder is None else os.fstat(folder)
+    return state.st_uid == above.st_uid
 
 
 def _foreign(path: str, uid: int) -> StorageError:

@@ -13,12 +13,13 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import structlog
 
-from shared.errors import ForbiddenError, InvalidStateError, UnreachableError, UsageError
+from shared.errors import ForbiddenError, InvalidStateError, StorageError, UnreachableError, UsageError
 from shared.ports import Address, Peer
+from shared.ports.beneath import parent_of, socket_at
 from shared.ports.users import group_id
 
 PATH_MAX = 107
@@ -63,12 +64,12 @@ def credentials(connection: socket.socket, path: str) -> Peer:
 async def connect_unix(path: str) -> socket.socket:
     """A connected socket. Raises UnreachableError where nobody answers, ForbiddenError where we may not ask."""
     _check_length(path)
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    connection.setblocking(False)
+    connection = _unix_socket()
     try:
         while True:
             try:
-                connection.connect(path)
+                with _reached(path) as there:
+                    connection.connect(there)
                 return connection
             except BlockingIOError:
                 # The queue of the listening socket is full; the kernel does not tell when it is no longer.
@@ -82,9 +83,23 @@ async def connect_unix(path: str) -> socket.socket:
         raise UnreachableError(
             f"Nobody answers at {path}: {error.strerror}.", "Is the service that owns it running?"
         ) from error
+    except StorageError as error:
+        connection.close()
+        raise UnreachableError(error.text, error.remedy) from error
     except BaseException:
         connection.close()
         raise
+
+
+@contextlib.contextmanager
+def _reached(path: str) -> Iterator[str]:
+    """A path to the socket. In a folder that another user can change it leads to what is there, and not by a link."""
+    with parent_of(path) as place:
+        if not place.is_others:
+            yield path
+            return
+    with socket_at(path) as (_place, there):
+        yield there
 
 
 async def bind_unix(address: Address) -> socket.socket:
@@ -107,19 +122,19 @@ async def bind_unix(address: Address) -> socket.socket:
 
 def _bind(address: Address) -> socket.socket:
     path = address.unix_path
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listening = _unix_socket()
     try:
-        listening.setblocking(False)
         before = os.umask(_CLOSED_TO_ALL)
         try:
             listening.bind(path)
         finally:
             os.umask(before)
-        if address.group:
-            _give(path, address.group)
-        os.chmod(path, address.mode)
-        if address.other_groups:
-            _admit_groups(path, address.mode, [_group(name) for name in address.other_groups])
+        with socket_at(path) as (_place, made):
+            if address.group:
+                _give(path, made, address.group)
+            os.chmod(made, address.mode)
+            if address.other_groups:
+                _admit_groups(path, made, address.mode, [_group(name) for name in address.other_groups])
         # Nobody can connect before this.
         listening.listen(BACKLOG)
     except BaseException:
@@ -128,13 +143,13 @@ def _bind(address: Address) -> socket.socket:
     return listening
 
 
-def _give(path: str, group: str) -> None:
+def _give(path: str, made: str, group: str) -> None:
     """Make it the group's. A service that runs with that group needs no right for it, nor the system call."""
     number = _group(group)
-    if os.lstat(path).st_gid == number:
+    if os.stat(made).st_gid == number:
         return
     try:
-        os.chown(path, -1, number, follow_symlinks=False)
+        os.chown(made, -1, number)
     except PermissionError as error:
         raise UsageError(
             f"We may not give the socket {path} to the group {group}.",
@@ -142,7 +157,7 @@ def _give(path: str, group: str) -> None:
         ) from error
 
 
-def _admit_groups(path: str, mode: int, groups: list[int]) -> None:
+def _admit_groups(path: str, made: str, mode: int, groups: list[int]) -> None:
     """Let further groups connect, by an access list: a file has one group alone.
 
     A file system without access lists leaves them out, which is told; that is safe, and rare below /run.
@@ -152,7 +167,7 @@ def _admit_groups(path: str, mode: int, groups: list[int]) -> None:
     entries += [(_ACL_MASK, _ACL_READ_WRITE, _ACL_NOBODY), (_ACL_OTHER, mode & 7, _ACL_NOBODY)]
     value = struct.pack("<I", _ACL_VERSION) + b"".join(_ACL_ENTRY.pack(*entry) for entry in entries)
     try:
-        os.setxattr(path, _ACL_ATTRIBUTE, value, follow_symlinks=False)
+        os.setxattr(made, _ACL_ATTRIBUTE, value)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise
@@ -179,25 +194,21 @@ def _remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise UsageError(f"{path} exists and is no socket.", "Remove it, or configure another path.")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        probe.setblocking(False)
+    with socket_at(path) as (place, there), _unix_socket() as probe:
         try:
-            probe.connect(path)
+            probe.connect(there)
         except ConnectionRefusedError:
-            os.unlink(path)
+            os.unlink(place.name, dir_fd=place.folder)
             return
         except BlockingIOError:
             pass
     raise InvalidStateError(f"Another process serves the socket {path}.", "Stop it, or configure another path.")
 
 
-def same_file(path: str, identity: tuple[int, int]) -> bool:
-    """Whether the path still leads to the file with this device and inode."""
-    try:
-        state = os.lstat(path)
-    except OSError:
-        return False
-    return (state.st_dev, state.st_ino) == identity
+def _unix_socket() -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    made.setblocking(False)
+    return made
 
 
 @contextlib.asynccontextmanager

@@ -503,6 +503,10 @@ DEFENCES = {
         "shared.ports.store:require_own_folder", nothing,
         f"{COPY}test_planted.py::test_planted_vm_is_named_and_left_alone",
     ),
+    "links_of_others": Defence(
+        "A26", "links are followed in anybody's folder", "shared.ports.beneath:_Walk._is_trusted", says(True),
+        "tests/unit/ports/test_beneath.py::test_folder_that_became_a_link_leads_nowhere", quick=True,
+    ),
     "half_open_pile_up": Defence(
         "A16", "half-open connections have no limit", "shared.ports.admission:Admission.begin", lets_all_in,
         "tests/unit/ports/test_tls_links.py::test_half_open_connections_are_capped_and_a_peer_still_gets_in",

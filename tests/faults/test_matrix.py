@@ -35,7 +35,7 @@ def test_every_row_is_there_with_a_test_and_a_defence() -> None:
     rows = {name for line in ROWS for name in line.split("|")[1].replace(" ", "").split(",")}
     assert rows == {f"P{number}" for number in range(1, 23)} | {f"R{number}" for number in range(1, 7)} | {
         f"N{number}" for number in range(1, 15)
-    } | {f"A{number}" for number in range(1, 26)} | {f"F{number}" for number in range(1, 7)}
+    } | {f"A{number}" for number in range(1, 27)} | {f"F{number}" for number in range(1, 7)}
     for line in ROWS:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert len(cells) == 6, line

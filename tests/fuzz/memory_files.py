@@ -111,6 +111,9 @@ class MemoryFiles:
         self.reads_max = reads_max
         self.space = space
 
+    def lodge(self, folder: str) -> None:
+        """There are no links."""
+
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> MemoryFile:
         if path not in self.content:
             if not create:

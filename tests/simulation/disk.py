@@ -355,6 +355,9 @@ class SimulatedFileSystem:
         self.volume = volume
         self.process = process
 
+    def lodge(self, folder: str) -> None:
+        """There are no links."""
+
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> SimulatedFile:
         self.process.operation()
         number = self.volume.fault("open", path)

@@ -14,7 +14,7 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,7 @@ from shared.differences import Differences
 from shared.errors import ForbiddenError, InvalidStateError, StorageError, UnreachableError, UsageError, VmreplicaError
 from shared.handover import RANGES_NAME, HandOver
 from shared.handover_parts import BYTES_MAX
+from shared.ports.beneath import Place, parent_of
 from shared.rates import size_text
 from shared.states import ReplicationState
 from shared.status import VmStatus
@@ -225,10 +226,19 @@ def _carry(source: Found, target: Agent, raw: dict[str, Any], *, replica: str) -
     source.call(admin.HANDED_OVER, ORDER_SECONDS)
 
 
+class _Given(NamedTuple):
+    """A disk that was given ``to`` a user, and whose it was."""
+
+    path: str
+    to: int
+    user: int
+    group: int
+
+
 @contextlib.contextmanager
 def _owned(handed: HandOver, target: Agent) -> Iterator[None]:
     """Give disks that become a copy to the user that the replica agent runs as; back, where it does not take them."""
-    given: list[tuple[str, int, int]] = []
+    given: list[_Given] = []
     try:
         if handed.to == "replica" and os.geteuid() == 0:
             _give(handed, target, given)
@@ -239,18 +249,21 @@ def _owned(handed: HandOver, target: Agent) -> Iterator[None]:
         raise
 
 
-def _give(handed: HandOver, target: Agent, given: list[tuple[str, int, int]]) -> None:
-    """Give the disks to the agent's user; ``given`` gets path, user and group of each as they were."""
+def _give(handed: HandOver, target: Agent, given: list[_Given]) -> None:
+    """Give the disks to the agent's user; ``given`` gets each as it was."""
     try:
         user = target.connection.user
         for disk in handed.disks:
-            with _opened(disk.path) as descriptor:
+            with _opened(disk.path, user) as (descriptor, host):
                 found = os.fstat(descriptor)
                 if found.st_uid == user:
                     continue
-                _judge_gift(disk.path, found, user)
+                _judge_gift(disk.path, found, user, host)
                 os.fchown(descriptor, user, -1)
-                given.append((disk.path, found.st_uid, found.st_gid))
+                given.append(_Given(disk.path, user, found.st_uid, found.st_gid))
+    except StorageError as error:
+        text = f"The VM was not handed over. {error.remedy}"
+        raise ForbiddenError(error.text, text, code="handover_refused") from error
     except OSError as error:
         raise StorageError(
             f"{error.filename} can't be given to the user of the replica agent: {error.strerror}.",
@@ -259,16 +272,22 @@ def _give(handed: HandOver, target: Agent, given: list[tuple[str, int, int]]) ->
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
-    """The file itself, so that it is judged and given as one, whatever is put in its place meanwhile."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _opened(path: str, user: int = 0) -> Iterator[tuple[int, str]]:
+    """The file itself, so that it is judged and given as one, whatever is put in its place meanwhile.
+
+    And the outermost folder of that user that the path leads through, empty where there is none. No link in a folder
+    of his is followed; where he is root there is nothing to be kept from him.
+    """
+    with parent_of(path, of=user) if user else contextlib.nullcontext(Place(path)) as place:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+        descriptor = os.open(place.name, flags, dir_fd=place.folder)
+        try:
+            yield descriptor, place.host_path if user else os.path.dirname(path)
+        finally:
+            os.close(descriptor)
 
 
-def _judge_gift(path: str, found: os.stat_result, user: int) -> None:
+def _judge_gift(path: str, found: os.stat_result, user: int, host: str) -> None:
     """Raises ForbiddenError for what may be another file than the one that the agent had as the VM's disk.
 
     In a folder of that user's a disk is his already; what is not he has put there, or led there.
@@ -276,7 +295,7 @@ def _judge_gift(path: str, found: os.stat_result, user: int) -> None:
     reason = ""
     if not stat.S_ISREG(found.st_mode):
         reason = "it is no regular file"
-    elif host := next((place for place in _above(path) if os.lstat(place).st_uid == user), ""):
+    elif host:
         reason = f"it lies below {host}, which is that user's, and is not his"
     if reason:
         raise ForbiddenError(
@@ -286,17 +305,11 @@ def _judge_gift(path: str, found: os.stat_result, user: int) -> None:
         )
 
 
-def _above(path: str) -> Iterator[str]:
-    """The folders that a path leads through, the innermost first."""
-    while (path := os.path.dirname(path)) != "/":
-        yield path
-
-
-def _give_back(given: list[tuple[str, int, int]]) -> None:
-    for path, user, group in given:
+def _give_back(given: list[_Given]) -> None:
+    for one in given:
         # What can't be given back either is told by what it could not be used for.
-        with contextlib.suppress(OSError), _opened(path) as descriptor:
-            os.fchown(descriptor, user, group)
+        with contextlib.suppress(OSError, StorageError), _opened(one.path, one.to) as (descriptor, _host):
+            os.fchown(descriptor, one.user, one.group)
 
 
 def _judged(raw: dict[str, Any], source: Found, target: Agent) -> HandOver:
@@ -333,7 +346,7 @@ def _read(handed: HandOver, source: Found) -> bytes:
     """The ranges, from a file of the agent's own: what else its path may lead to is not read."""
     path, owner = handed.ranges_path, source.agent.connection.user
     try:
-        with _opened(path) as descriptor:
+        with _opened(path) as (descriptor, _host):
             state = os.fstat(descriptor)
             if not stat.S_ISREG(state.st_mode) or state.st_uid != owner or state.st_size != handed.ranges_bytes:
                 reason = f"that is no file of user {owner} with {handed.ranges_bytes} bytes"

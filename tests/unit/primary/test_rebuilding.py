@@ -474,9 +474,9 @@ class Killing:
         if self._left <= 0:
             raise Killed
 
-    def rename(self, *paths: str) -> None:
+    def rename(self, *paths: str, **folders: Any) -> None:
         self._step()
-        self._rename(*paths)
+        self._rename(*paths, **folders)
 
     def fsync(self, descriptor: int) -> None:
         self._step()

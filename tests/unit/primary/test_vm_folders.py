@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from primary_agent.enabling import prepare_tap
 from primary_agent.record import TapPlace
 from primary_agent.vm_folders import forget, is_barely_begun, is_remains, is_vm_folder
 from shared.errors import StorageError
 from shared.ports.file_system import RealFileSystem
+from shared.tap_config import TapConfig, TapDisk
 
 
 class Killed(Exception):
@@ -69,3 +71,30 @@ def test_sockets_of_another_vm_are_not_deleted(tmp_path: Path) -> None:
     (place / "nbd.sock").touch()
     forget(files, *folders, found)
     assert not place.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing the owner needs root")
+def test_where_a_tap_lodges_no_link_is_followed_any_more(tmp_path: Path) -> None:
+    """From the loading of the VM on, whoever opens its disks (T8)."""
+    name, nobody = str(uuid.UUID(int=7)), 65534
+    copy, sockets, roots = tmp_path / "store" / name, tmp_path / "run" / name, tmp_path / "roots"
+    roots.mkdir()
+    for path in (copy, sockets):
+        path.mkdir(parents=True)
+        for each in (path.parent, path):
+            os.chown(each, nobody, nobody)
+    (roots / "disk-0.raw").write_bytes(bytes(4096))
+    files, place = RealFileSystem(), TapPlace(folder=f"{copy}/tap", runtime_folder=str(sockets))
+    config = TapConfig(
+        vm=name, name="web", log_folder=f"{copy}/tap/log", nbd_socket=f"{sockets}/nbd.sock",
+        control_socket=f"{sockets}/control.sock",
+        disks=[TapDisk(index=0, uuid="61" * 16, path=f"{copy}/disk-0.raw", size=4096, export="disk0")],
+    )  # fmt: skip
+    prepare_tap(files, config, place)
+    for folder in (copy, sockets):
+        folder.rename(folder.parent / "aside")
+        folder.symlink_to(roots)
+    with pytest.raises(StorageError, match="is a symbolic link"):
+        files.open_disk(f"{copy}/disk-0.raw")
+    with pytest.raises(StorageError, match="is a symbolic link"):
+        files.list(f"{sockets}/x")

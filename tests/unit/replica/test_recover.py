@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -389,9 +390,9 @@ class KillingSystem:
         self._die_at = die_at
         rename, fsync = os.rename, os.fsync
 
-        def renamed(*paths: str) -> None:
+        def renamed(*paths: str, **folders: Any) -> None:
             self.step()
-            rename(*paths)
+            rename(*paths, **folders)
 
         def synced(descriptor: int) -> None:
             self.step()
