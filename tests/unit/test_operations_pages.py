@@ -110,7 +110,9 @@ def test_every_reason_has_its_heading(module: str) -> None:
     headings = " ".join(line for line in TROUBLESHOOTING.read_text().splitlines() if line.startswith("### "))
     parts = list(told_parts(ROOT / module))
     assert len(parts) >= 3, "the reasons are looked for in the right way"
-    silent = [f"{module}:{line}: {text!r}" for line, part in parts if (text := re.sub(r"\s+", " ", part)) not in headings]
+    silent = [
+        f"{module}:{line}: {text!r}" for line, part in parts if (text := re.sub(r"\s+", " ", part)) not in headings
+    ]
     assert not silent, "docs/troubleshooting.md says nothing of: " + "; ".join(silent)
 
 
