@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
+import shutil
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,8 +51,8 @@ def test_python_that_is_too_old(monkeypatch: pytest.MonkeyPatch, version: tuple[
 def test_openssl_that_is_too_old(
     monkeypatch: pytest.MonkeyPatch, tls13: bool, version: tuple[int, ...], level: Level
 ) -> None:
-    monkeypatch.setattr(machine.ssl, "HAS_TLSv1_3", tls13)
-    monkeypatch.setattr(machine.ssl, "OPENSSL_VERSION_INFO", version)
+    monkeypatch.setattr(ssl, "HAS_TLSv1_3", tls13)
+    monkeypatch.setattr(ssl, "OPENSSL_VERSION_INFO", version)
     openssl = found("OpenSSL")
     assert openssl.level is level
     assert level is Level.OK or "OpenSSL 3" in openssl.remedy
@@ -64,7 +67,7 @@ class Kernel:
 
     def adjtimex(self, timex: Any) -> int:
         timex._obj.status, timex._obj.maxerror = self.status, 16_000
-        machine.ctypes.set_errno(self.refused)
+        ctypes.set_errno(self.refused)
         return -1 if self.refused else 0
 
 
@@ -79,7 +82,7 @@ class Kernel:
 def test_clock_that_nothing_keeps_right(
     monkeypatch: pytest.MonkeyPatch, kernel: Kernel, level: Level, text: str
 ) -> None:
-    monkeypatch.setattr(machine.ctypes, "CDLL", lambda *_args, **_options: kernel)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_args, **_options: kernel)
     clock = found("clock")
     assert clock.level is level
     assert text in clock.text
@@ -99,7 +102,7 @@ def test_volume_with_little_or_no_room(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, level: Level
 ) -> None:
     usage = SimpleNamespace(free=free, total=4096 * MIB)
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _place: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _place: usage)
     (room,) = [each for each in machine.folder_findings("x", str(tmp_path)) if "free_bytes" in each.evidence]
     assert room.level is level
     assert room.evidence == {"free_bytes": free, "total_bytes": usage.total}
