@@ -16,8 +16,7 @@ from shared.cli.agents import Agent
 from shared.cli.configured import config_findings, ending_findings
 from shared.cli.findings import Finding, Level, note, of_error, ok, problem, warning
 from shared.cli.libvirt_disks import domain_findings
-from shared.cli.machine import clock_finding, port_finding, volume_findings
-from shared.config_sections import ReplicaConfig
+from shared.cli.machine import clock_finding, port_findings, volume_findings
 from shared.errors import VmreplicaError
 from shared.expiry import CertificateStatus, certificates_told, endings
 from shared.health import resized
@@ -73,8 +72,7 @@ def _configuration(agent: Agent, subject: str) -> Iterator[Finding]:
     yield from found
     if config is not None:
         yield from volume_findings(config, "")
-        if isinstance(config, ReplicaConfig):
-            yield port_finding(config)
+        yield from port_findings(config)
 
 
 def _alarms(agent: Agent, subject: str) -> Iterator[Finding]:

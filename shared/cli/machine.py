@@ -1,4 +1,4 @@
-"""What this machine is like, as far as an agent depends on it: versions, clock, file systems, room and the port."""
+"""What this machine is like, as far as an agent depends on it: versions, clock, file systems, room and ports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from shared.cli.findings import Finding, note, ok, problem, warning
-from shared.config_sections import PrimaryConfig, ReplicaConfig
+from shared.config_sections import PrimaryConfig, ReplicaConfig, split_listen
 from shared.rates import size_text
 
 PYTHON_MIN = (3, 11)
@@ -243,17 +243,23 @@ def _existing(path: str) -> str:
     return path
 
 
-# --- the port
+# --- the ports
 
 
-def port_finding(config: ReplicaConfig, program: str = "vmreplica-replica") -> Finding:
-    """Whether the replica agent can listen where it is told to, or does already."""
-    host, port = config.listen.host, config.listen.port
-    subject = f"port {port}"
+def port_findings(config: PrimaryConfig | ReplicaConfig) -> Iterator[Finding]:
+    """Whether the agent can listen wherever its configuration says, or does already."""
+    if isinstance(config, ReplicaConfig):
+        yield _port_finding(config.listen.host, config.listen.port, "[listen]", "replica")
+    if metrics := split_listen(config.metrics.listen):
+        yield _port_finding(*metrics, "[metrics]", "replica" if isinstance(config, ReplicaConfig) else "primary")
+
+
+def _port_finding(host: str, port: int, section: str, role: str) -> Finding:
+    subject = f"port {port}" if section == "[listen]" else f"port {port} of {section}"
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        return problem(subject, f"{host} is no address of a host: {error.strerror}.", "Mend listen.host.")
+        return problem(subject, f"{host} is no address of a host: {error.strerror}.", f"Mend the host of {section}.")
     family, kind, protocol, _, address = addresses[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -262,29 +268,29 @@ def port_finding(config: ReplicaConfig, program: str = "vmreplica-replica") -> F
             # Where somebody listens already, only this fails.
             probe.listen(1)
         except OSError as error:
-            return _taken(subject, error, port, program)
+            return _taken(subject, error, port, section, role)
     return ok(subject, f"{host} port {port} is free.")
 
 
-def _taken(subject: str, error: OSError, port: int, program: str) -> Finding:
+def _taken(subject: str, error: OSError, port: int, section: str, role: str) -> Finding:
     match error.errno:
         case errno.EADDRINUSE:
             pid, name = listener_of(port)
-            if program in name:
-                return ok(subject, f"The replica agent listens there already, process {pid}.", pid=pid)
+            if f"vmreplica-{role}" in name:
+                return ok(subject, f"The {role} agent listens there already, process {pid}.", pid=pid)
             who = f"process {pid} ({name})" if pid else "another process"
             return problem(
                 subject,
                 f"It is taken by {who}.",
-                "Stop that, or set another port under [listen].",
+                f"Stop that, or set another port under {section}.",
                 pid=pid,
                 command=name,
             )
         case errno.EADDRNOTAVAIL:
-            return problem(subject, "No interface has the address of listen.host.", "Mend listen.host.")
+            return problem(subject, f"No interface has the address of {section}.", f"Mend the address of {section}.")
         case errno.EACCES:
             return note(subject, "Whether it is free was not tried: ports below 1024 need root.", "Run this as root.")
-    return problem(subject, f"Nobody can listen there: {error.strerror}.", "Mend [listen].")
+    return problem(subject, f"Nobody can listen there: {error.strerror}.", f"Mend {section}.")
 
 
 def listener_of(port: int) -> tuple[int, str]:

@@ -99,8 +99,10 @@ def test_reload_keeps_the_session(journal: FakeJournal, hosts: Hosts) -> None:
     assert before["connected"]
 
     follower = follow(hosts)
+    paged = hosts.folder / "paged"
     edit(hosts, "primary", "worker_threads = 3\nlog_format = 'json'\n", "past_window = 'finish'\n[rates]\n"
-         "replication_send_rate = [1000000]\n[[alarms]]\nname = 'pager'\ncommand = ['/bin/true']\n")  # fmt: skip
+         "replication_send_rate = [1000000]\n[[alarms]]\nname = 'pager'\nevents = [60006]\nhold_seconds = 0\n"
+         f"command = ['/bin/sh', '-c', 'printenv VMREPLICA_VM VMREPLICA_NAME >{paged}']\n")  # fmt: skip
     told = reload(hosts, "primary", 60203)
     assert set(told["data"]["in_force"]) >= {
         "log_format",
@@ -114,7 +116,12 @@ def test_reload_keeps_the_session(journal: FakeJournal, hosts: Hosts) -> None:
     assert shown["worker_threads"]["value"] == 8
     assert (shown["worker_threads"]["changed"], shown["worker_threads"]["file_value"]) == (True, 3)
     assert hosts.status("primary")["settings"]["resync_past_window"] == "finish"
-    assert [alarm["name"] for alarm in hosts.call("primary", "alarms")["alarms"]] == ["pager"]
+    hosts.call("primary", "vm.set", vm=VM, settings={"resync_priority": 1})
+    for _ in patience("the alarm", {}):
+        (pager,) = hosts.call("primary", "alarms")["alarms"]
+        if pager["sent"]:
+            break
+    assert (pager["name"], pager["last_error"], paged.read_text()) == ("pager", "", f"{VM}\nsettings\n")
 
     edit(hosts, "replica", end="[points]\nnewest = 2\nhourly = 1\n")
     reload(hosts, "replica", 60203)

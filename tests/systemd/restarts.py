@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from tests.pair.hosts import compare
-from tests.systemd.pair import Pair, Status
+from tests.systemd.pair import CHECKOUT, Pair, Status
 
 MIB = 1 << 20
 DISK_BYTES = 48 * MIB
@@ -291,6 +292,24 @@ def is_promoted(vm: Vm) -> None:
     vm.wait_state("FailedOver")
     vm.guest(*(f"read -P {pattern} {offset} 256k" for offset, pattern in vm.promoted.items()))
     vm.write()
+
+
+@contextmanager
+def steady(vm: Vm) -> Iterator[None]:
+    """A guest at beta of a VM that was failed over: it writes and reads on one connection, which has to last, as the
+    tap's process has to, while the agent becomes another one.
+    """
+    beta, unit = vm.pair.beta, "vmreplica-replica.service"
+    uri, tap = vm.uri(), vm.status("beta")["tap"]["pid"]
+    assert unit in beta.path(f"/proc/{tap}/cgroup").read_text(), "it is started by the replica agent"
+    python = ("env", f"--chdir={CHECKOUT}", "/usr/bin/python3", "-B")
+    with beta.open(*python, "-m", "tests.systemd.steady_client", uri, str(MIB)) as client:
+        client.ask("go", "going")
+        agent = beta.show(unit, "MainPID")
+        yield
+        assert beta.show(unit, "MainPID") not in ("0", agent), "the agent is another process"
+        client.ask("end", "bye")
+    assert vm.status("beta")["tap"]["pid"] == tap
 
 
 STATES = {

@@ -15,7 +15,7 @@ from tests.systemd.host import Host
 from tests.systemd.package import newer, package
 from tests.systemd.page import commands
 from tests.systemd.pair import CHECKOUT, Pair
-from tests.systemd.restarts import MIB, Vm
+from tests.systemd.restarts import MIB, Vm, fail_over, steady
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd-services")]
 
@@ -169,9 +169,13 @@ def test_a_reload_of_a_mistake_is_told_and_changes_nothing(vm: Vm) -> None:
 
 
 def test_a_guest_does_not_notice_restarts_and_upgrades(vm: Vm) -> None:
-    """Restart and kill of the agent, then the package's upgrade, under a writing guest."""
+    """Restart and kill of the agent, then the package's upgrade, under a writing guest; and under that of a VM that was
+    failed over, whose tap is in the cgroup of the replica's unit.
+    """
     pair, alpha = vm.pair, vm.pair.alpha
-    with writing(vm):
+    promoted = Vm(pair, "promoted")
+    fail_over(promoted)
+    with writing(vm), steady(promoted):
         alpha.restart(PRIMARY)
         before = main_pid(alpha, PRIMARY)
         alpha.run("kill", "-KILL", str(before))
@@ -184,6 +188,7 @@ def test_a_guest_does_not_notice_restarts_and_upgrades(vm: Vm) -> None:
             host.run("dpkg", "-i", "/root/next.deb")
         assert main_pid(alpha, PRIMARY) not in (0, before)
         vm.connected()
+    promoted.remove()
 
 
 def test_a_stop_of_the_tap_is_a_pause_and_costs_no_resync(vm: Vm) -> None:
@@ -288,6 +293,12 @@ def test_whoever_writes_past_the_tap_is_seen(vm: Vm) -> None:
     alpha = vm.pair.alpha
     assert alpha.show("vmreplica-watch", "ActiveState") == "active"
     assert not vm.status()["bypasses"]
+    # The alarm's command runs in the unit's sandbox, as its user.
+    config, paged = alpha.path("/etc/vmreplica/primary.toml"), "/var/lib/vmreplica/primary/paged"
+    good = config.read_text()
+    command = f"command = ['/bin/sh', '-c', 'printenv VMREPLICA_VM VMREPLICA_NAME >{paged}']"
+    config.write_text(f"{good}\n[[alarms]]\nname = 'pager'\nevents = [60210]\nhold_seconds = 0\n{command}\n")
+    alpha.systemctl("reload", PRIMARY)
     program = f"import time; held = open({vm.disk!r}, 'r+b'); time.sleep(600)"
     alpha.run("systemd-run", "--unit=bypass", "/usr/bin/python3", "-c", program)
     try:
@@ -295,8 +306,12 @@ def test_whoever_writes_past_the_tap_is_seen(vm: Vm) -> None:
         alpha.restart("vmreplica-watch")
         seen = vm.wait("the bypass", lambda now: now["bypasses"])
         assert (seen["health"], seen["protected"]) == ("Critical", False)
+        until("the alarm", lambda: vm.pair.call("alpha", "alarms")["alarms"][0]["sent"])
+        assert alpha.path(paged).read_text() == "web\nbypassed\n"
     finally:
         alpha.systemctl("stop", "bypass")
+        config.write_text(good)
+        alpha.systemctl("reload", PRIMARY)
     alpha.restart("vmreplica-watch")
     vm.wait("the end of the bypass", lambda now: not now["bypasses"])
 

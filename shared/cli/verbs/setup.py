@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from shared.cli.configured import KINDS, config_findings
 from shared.cli.context import Context
 from shared.cli.findings import Finding, Level, finding_lines, ok, report
-from shared.cli.machine import machine_findings, port_finding, volume_findings
+from shared.cli.machine import machine_findings, port_findings, volume_findings
 from shared.cli.preparing import Step, Wanted, first_steps, later_steps
 from shared.cli.units import parse_authorize
 from shared.config import load_config
@@ -58,8 +58,8 @@ def _rest(wanted: Wanted, *, write: bool) -> list[Finding]:
     found += machine_findings(wanted.root)
     if config is not None:
         found += volume_findings(config, wanted.root)
-        if isinstance(config, ReplicaConfig) and not wanted.root:
-            found.append(port_finding(config))
+        if not wanted.root:
+            found += port_findings(config)
     return found
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared import pki
-from shared.cli import machine
 from shared.cli.findings import Level
 from shared.cli.unit_files import reach_steps, unit_text
 from shared.cli.units import parse_authorize, parse_listen
@@ -144,27 +142,6 @@ def test_unit_names_the_programs_of_this_installation(tmp_path: Path) -> None:
     text = unit_text(tmp_path, "x.service")
     assert "/usr/local/bin" not in text
     assert text.endswith("/vmreplica-tap %f\n")
-
-
-def test_port_that_is_taken_is_told_with_who_has_it() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        tls = {"ca": "/a", "certificate": "/b", "key": "/c"}
-        import msgspec
-
-        config = msgspec.convert({"tls": tls, "listen": {"host": "127.0.0.1", "port": port}}, ReplicaConfig)
-        found = machine.port_finding(config)
-        assert found.level is Level.PROBLEM
-        assert found.evidence["pid"] == os.getpid()
-    assert machine.port_finding(config).level is Level.OK
-
-
-def test_volume_in_memory_is_warned_of(tmp_path: Path) -> None:
-    found = list(machine.folder_findings("x", "/dev/shm/vmreplica-not-there"))
-    assert found[0].level is Level.WARNING
-    assert "memory" in found[0].text
 
 
 @pytest.mark.parametrize("text", ["alpha", "=/x", "alpha=x", "alpha="])
