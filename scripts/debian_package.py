@@ -39,6 +39,7 @@ PLACES = {
     "packaging/prometheus/*": "usr/share/doc/vmreplica/examples/prometheus",
     "packaging/grafana/*": "usr/share/doc/vmreplica/examples/grafana",
     "packaging/debian/copyright": "usr/share/doc/vmreplica",
+    "packaging/vmreplica.cdx.json": "usr/share/doc/vmreplica",
     "docs/*.md": "usr/share/doc/vmreplica",
 }
 RENAMED = {

@@ -344,10 +344,10 @@ _vmreplica() {
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "primary replica --help" -- "$current"); return; }
             mapfile -t COMPREPLY < <(compgen -W "primary replica" -- "$current") ;;
         'setup primary')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --pki --host --nbd-group --config --check --no-units --root --yes --json" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --pki --host --nbd-group --config --check --no-units --apparmor --root --yes --json" -- "$current"); return; }
             : ;;
         'setup replica')
-            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --authorize --listen --pki --host --nbd-group --config --check --no-units --root --yes --json" -- "$current"); return; }
+            [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --authorize --listen --pki --host --nbd-group --config --check --no-units --apparmor --root --yes --json" -- "$current"); return; }
             : ;;
         'completion')
             [[ $current == -* ]] && { mapfile -t COMPREPLY < <(compgen -W "--help --socket" -- "$current"); return; }

@@ -400,6 +400,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_sub
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l config -d 'the configuration' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l check -d 'only look, and tell what would be made'
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l no-units -d 'leave systemds units alone'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l apparmor -d 'add the rule to libvirts AppArmor profiles that lets QEMU of every domain connect to the taps'
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l root -d 'put this before all paths, for an image that is being built' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l yes -d 'do it without asking'
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from primary' -l json -d 'print JSON with raw numbers, units in the names'
@@ -412,6 +413,7 @@ complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_sub
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l config -d 'the configuration' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l check -d 'only look, and tell what would be made'
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l no-units -d 'leave systemds units alone'
+complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l apparmor -d 'add the rule to libvirts AppArmor profiles that lets QEMU of every domain connect to the taps'
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l root -d 'put this before all paths, for an image that is being built' -r -F
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l yes -d 'do it without asking'
 complete -c vmreplica -n '__fish_seen_subcommand_from setup; and __fish_seen_subcommand_from replica' -l json -d 'print JSON with raw numbers, units in the names'

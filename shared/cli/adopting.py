@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shared.admin import verbs as admin
 from shared.cli.agents import Agent
+from shared.cli.apparmor import check_allowed, confinement_notes
 from shared.cli.attach import nbd_place
 from shared.cli.block_copies import BlockCopy, new_image
 from shared.cli.console import Console
@@ -39,7 +41,6 @@ ENABLE_SECONDS = 120.0
 """How long enabling and removing may take: the tap is started and its log preallocated, or stopped."""
 SAVED = "libvirt-domain.xml"
 """The domain as it was before, in the VM's folder."""
-APPARMOR_LOCAL = "/etc/apparmor.d/local/abstractions/libvirt-qemu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ def adopt_stopped(agent: Agent, virsh: Virsh, name: str, wanted: Wanted) -> Adop
             _removes(agent, vm, undo)
         places = places_of(vm, chosen)
         check_reachable(virsh, places.values())
+        check_allowed(virsh, domain, places.values(), live=False)
         save(vm, text, undo)
         undo.add(f"define the domain {name} on its disks again", virsh.define, text)
         virsh.define(put_behind_taps(text, places))
@@ -88,8 +90,9 @@ def adopt_stopped(agent: Agent, virsh: Virsh, name: str, wanted: Wanted) -> Adop
         running: list[Attached] = []
         if wanted.start:
             undo.add(f"virsh destroy {name}", _destroy, virsh, domain.name)
-            virsh.run("start", domain.name)
-            running = attached(virsh, domain.name, places)
+            with _telling([*notes, *confinement_notes(virsh, now)]):
+                virsh.run("start", domain.name)
+                running = attached(virsh, domain.name, places)
             # Undone is what can't be right; a start of the guest that only could be better stays.
             notes += running_notes(domain.name, running)
         undo.keep()
@@ -116,10 +119,12 @@ def adopt_running(agent: Agent, virsh: Virsh, name: str, wanted: Wanted, console
         _removes(agent, vm, undo)
         places = places_of(vm, chosen)
         check_reachable(virsh, places.values())
+        check_allowed(virsh, domain, places.values(), live=True)
         save(vm, before, undo)
         copy = BlockCopy(virsh, domain.name, console)
-        copy.begin({disk.target: nbd_disk(places[disk.target], disk) for disk in chosen}, undo)
-        copy.wait()
+        with _telling(confinement_notes(virsh, domain)):
+            copy.begin({disk.target: nbd_disk(places[disk.target], disk) for disk in chosen}, undo)
+            copy.wait()
         # From then on the guest writes through the tap: nothing is taken back.
         copy.switch_first(undo)
     copy.switch_others()
@@ -265,11 +270,6 @@ def notes_of(virsh: Virsh, domain: Domain, places: dict[str, Place]) -> list[str
             "until `virsh resume`. Have libvirt's hook set it at each start: vmreplica libvirt-hook --install (else, "
             f"after each start: vmreplica adopt {domain.name} --check)."
         )
-    if "apparmor" in virsh.security_models() and not _apparmor_allows():
-        notes.append(
-            f"libvirt confines QEMU with AppArmor, which has to allow the socket: add `{_apparmor_rule(places)}` to "
-            f"{APPARMOR_LOCAL}."
-        )
     return notes
 
 
@@ -296,6 +296,16 @@ def running_notes(name: str, running: Sequence[Attached]) -> list[str]:
             "delay is the guest's: a running QEMU can't change its error policy. After the next start it pauses."
         )
     return notes
+
+
+@contextmanager
+def _telling(notes: Sequence[str]) -> Iterator[None]:
+    """An error that leaves has the notes in its remedy: they may be why QEMU has no disk."""
+    try:
+        yield
+    except VmreplicaError as error:
+        error.remedy = " ".join([error.remedy, *notes]).strip()
+        raise
 
 
 def _give(agent: Agent, image: str) -> None:
@@ -329,15 +339,3 @@ def _enabled_before(agent: Agent, domain: Domain, paths: list[str]) -> VmStatus 
 
 def _raw(agent: Agent, vm: VmStatus) -> dict[str, Any]:
     return next(raw for raw in agent.refresh().raw["vms"] if raw["uuid"] == vm.uuid)
-
-
-def _apparmor_rule(places: dict[str, Place]) -> str:
-    folders = {str(Path(place.socket).parents[1]) for place in places.values()}
-    return " ".join(f"{folder}/*/nbd.sock rw," for folder in sorted(folders))
-
-
-def _apparmor_allows() -> bool:
-    try:
-        return "/nbd.sock" in Path(APPARMOR_LOCAL).read_text(encoding="utf-8")
-    except OSError:
-        return False

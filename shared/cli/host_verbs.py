@@ -24,6 +24,11 @@ def _setup_role(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="only look, and tell what would be made")
     parser.add_argument("--no-units", action="store_true", help="leave systemd's units alone")
     parser.add_argument(
+        "--apparmor",
+        action="store_true",
+        help="add the rule to libvirt's AppArmor profiles that lets QEMU of every domain connect to the taps",
+    )
+    parser.add_argument(
         "--root", default="", metavar="FOLDER", help="put this before all paths, for an image that is being built"
     )
     yes_option(parser)

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shared.cli.apparmor import ABSTRACTION, PROFILES, allowed, enabled, local_file, rule_for
 from shared.cli.configured import CONFIG_FOLDER, KINDS, default_path
-from shared.cli.findings import Finding, Level, note, of_error, ok, problem
+from shared.cli.domain_xml import TAP_SOCKET
+from shared.cli.findings import Finding, Level, note, of_error, ok, problem, warning
 from shared.cli.unit_files import reach_steps, unit_steps, unit_user
 from shared.config import load_config
 from shared.config_sections import PrimaryConfig, ReplicaConfig
@@ -34,6 +36,8 @@ PKI_FOLDER = f"{CONFIG_FOLDER}/pki"
 PKI_FILES = {"ca.pem": 0o644, "certificate.pem": 0o644, "key.pem": 0o600, "crl.pem": 0o644}
 """What ``pki issue`` puts into a host's folder, and the modes here; the last one may be missing."""
 RUNTIME_FOLDER = "/run/vmreplica"
+VM_OF_ANY = "00000000-0000-4000-8000-000000000000"
+"""Stands for the UUID of some VM, in the path of its tap's socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class Wanted:
     authorize: tuple[tuple[str, str], ...] = ()
     """Name in a primary's certificate, and the folder for its copies."""
     units: bool = True
+    apparmor: bool = False
+    """Let QEMU connect to the taps, where libvirt's profiles for AppArmor don't."""
 
     @property
     def path(self) -> str:
@@ -119,6 +125,7 @@ def later_steps(wanted: Wanted, config: PrimaryConfig | ReplicaConfig) -> Iterat
         if isinstance(config, ReplicaConfig):
             yield from (Step(*step) for step in reach_steps("replica", wanted.root, folders))
         yield from (Step(*step) for step in reach_steps("primary", wanted.root, _primary_folders(wanted, config)))
+    yield from apparmor_steps(wanted, config.runtime_dir)
 
 
 def _primary_folders(wanted: Wanted, config: PrimaryConfig | ReplicaConfig) -> list[str]:
@@ -140,6 +147,41 @@ def _key_owner_steps(key: str, user: str, owner: int | None) -> Iterator[Step]:
     """A unit that does not run as root must be able to read its key, and nobody else."""
     if owner is not None and os.path.isfile(key) and os.stat(key).st_uid != owner:
         yield to_do(key, f"It is given to {user}, as whom the agent runs.", lambda: os.chown(key, owner, -1))
+
+
+def apparmor_steps(wanted: Wanted, runtime_folder: str) -> Iterator[Step]:
+    """libvirt's profiles let QEMU connect to the agent's taps. The rule is for every domain: it has to be asked for."""
+    known = allowed(f"{runtime_folder}/{VM_OF_ANY}/{TAP_SOCKET}", root=wanted.root)
+    if known is None:
+        if wanted.apparmor:
+            missing = f"{wanted.root}{PROFILES}/{ABSTRACTION}"
+            remedy = "Install libvirt first (Debian: libvirt-daemon-system); without AppArmor leave --apparmor out."
+            yield settled(
+                problem("AppArmor", f"There is no {missing}: nothing says what libvirt's QEMU may do.", remedy)
+            )
+        return
+    path, rule = local_file(wanted.root), rule_for(runtime_folder)
+    if known:
+        yield settled(ok("AppArmor", f"libvirt's profiles let QEMU connect to the taps in {runtime_folder}."))
+    elif wanted.apparmor:
+        text = f"`{rule}` is added to {path}: QEMU of every domain may connect, from its next start on."
+        yield to_do("AppArmor", text, lambda: _add_line(path, rule))
+    elif wanted.root or enabled():
+        text = f"libvirt's profiles do not let QEMU connect to the taps in {runtime_folder}."
+        remedy = (
+            f"Run this with --apparmor, or add `{rule}` to {path}; docs/adopting.md tells what that allows. "
+            "Where libvirt does not confine QEMU with AppArmor, nothing is needed."
+        )
+        yield settled(warning("AppArmor", text, remedy))
+
+
+def _add_line(path: Path, line: str) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    mode = path.stat().st_mode & 0o777 if text else 0o644
+    before = text if not text or text.endswith("\n") else f"{text}\n"
+    added = f"# vmreplica: QEMU may connect to the taps of replicated VMs.\n{line}\n"
+    write_file(str(path.resolve()), f"{before}{added}".encode(), mode)
 
 
 # --- groups and users

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import os
 import re
 import sys
@@ -30,6 +32,11 @@ OWN_STATE = {
     "replica": ("/var/lib/vmreplica/replica-agent/", "/var/lib/vmreplica/replica/"),
 }
 """What a role's units may write by themselves (StateDirectory=, and the primary's ReadWritePaths=)."""
+
+MARK = "# Made by vmreplica setup, which brings it up to date unless it is changed (use drop-ins). SHA-256: "
+"""Begins the first line of a unit that we wrote; the digest of all that follows ends it."""
+DIFFERENCE_LINES = 8
+"""So much of a difference is told; all of it is in the evidence."""
 
 _PROGRAM = re.compile(r"^(Exec\w+=[-+!:@]*)(?:\S*/)?(vmreplica(?:-\w+)?)(?=\s|$)", re.MULTILINE)
 
@@ -153,23 +160,50 @@ def _unit_step(name: str, source: Path | None, root: str) -> tuple[Finding, Call
             name, "This installation has no units with it.", "Take them from the package or the checkout."
         ), None
     text = unit_text(source, name)
-    if target.exists():
-        if target.read_text(encoding="utf-8", errors="replace") == text:
+    if not target.exists():
+        what = f"It is put into {target.parent}, with the programs of {program_folder()}."
+    else:
+        known = target.read_text(encoding="utf-8", errors="replace")
+        body = unchanged(known)
+        if body == text:
             return ok(name, f"{target} is what this version brings."), None
-        return (
-            note(
-                name,
-                f"{target} differs from what this version brings, and stays as it is.",
-                f"Compare it with {source / name}; put your own settings into {target}.d/*.conf and remove the file, "
-                "then this writes it anew.",
-            ),
-            None,
-        )
-    found = Finding(name, Level.TO_DO, f"It is put into {target.parent}, with the programs of {program_folder()}.")
+        if body is None and known != text:
+            return _changed_unit(name, target, known, text), None
+        # Without a mark, and yet the same: a version before marks wrote it.
+        what = f"{target} is as setup made it, and is brought up to date; what runs takes it at its next start."
 
     def write() -> None:
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-        target.chmod(0o644)
+        part = target.with_name(f".{name}.part")
+        part.write_text(marked(text), encoding="utf-8")
+        part.chmod(0o644)
+        part.replace(target)
 
-    return found, write
+    return Finding(name, Level.TO_DO, what), write
+
+
+def marked(text: str) -> str:
+    """A unit with the line before it by which it is known again."""
+    return f"{MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def unchanged(known: str) -> str | None:
+    """The text of a unit that we wrote and nobody changed since; None for any other."""
+    first, _, body = known.partition("\n")
+    return body if first.startswith(MARK) and known == marked(body) else None
+
+
+def _changed_unit(name: str, target: Path, known: str, text: str) -> Finding:
+    body = known.partition("\n")[2] if known.startswith(MARK) else known
+    lines = difflib.unified_diff(body.splitlines(), text.splitlines(), "installed", "this version", lineterm="", n=0)
+    difference = [line for line in lines if line[:1] in "+-" and not line.startswith(("---", "+++"))]
+    shown = " | ".join(difference[:DIFFERENCE_LINES]) or "only its first line"
+    more = len(difference) - DIFFERENCE_LINES
+    return warning(
+        name,
+        f"{target} is not what this version brings, and stays: somebody changed it, or a version wrote it that left "
+        f"no mark. The difference (- installed, + this version): {shown}{f' | {more} lines more' if more > 0 else ''}.",
+        f"Put settings of your own into {target}.d/*.conf, remove {target}, and run this again: it writes it anew, and "
+        "later ones by itself.",
+        difference=difference,
+    )

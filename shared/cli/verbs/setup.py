@@ -85,6 +85,7 @@ def _wanted(options: argparse.Namespace, context: Context) -> Wanted:
         listen_port=listen_port,
         authorize=authorize,
         units=not options.no_units,
+        apparmor=options.apparmor,
     )
     if wanted.root == "/":
         wanted = _changed(wanted, root="")

@@ -12,7 +12,7 @@ import pytest
 
 from shared import pki
 from shared.cli.findings import Level
-from shared.cli.unit_files import reach_steps, unit_text
+from shared.cli.unit_files import marked, reach_steps, unit_text
 from shared.cli.units import parse_authorize, parse_listen
 from shared.config import load_config
 from shared.config_sections import ReplicaConfig
@@ -223,3 +223,39 @@ def test_a_primary_may_write_where_its_host_keeps_copies(
             text = (root / f"etc/systemd/system/{unit}.d/vmreplica-setup.conf").read_text()
             assert "ReadWritePaths=-/srv/copies/alpha\n" in text
     assert everything(roots[0]).keys() == everything(roots[1]).keys()
+
+
+def test_unit_of_an_older_version_that_nobody_changed_is_brought_up_to_date(
+    vmreplica: Command, tmp_path: Path, certificates: Path
+) -> None:
+    root = tmp_path / "root"
+    assert replica(vmreplica, root, certificates).code == 0
+    path = root / "etc/systemd/system/vmreplica-replica.service"
+    new = path.read_text()
+    path.write_text(marked("[Service]\nExecStart=/opt/older/bin/vmreplica-replica\n"))
+    assert levels(replica(vmreplica, root, certificates, "--check"))[path.name] == "to do"
+    assert levels(replica(vmreplica, root, certificates))[path.name] == "changed"
+    assert path.read_text() == new
+    assert levels(replica(vmreplica, root, certificates))[path.name] == "ok"
+    # One without a mark, but the same otherwise, gets it.
+    path.write_text(new.partition("\n")[2])
+    assert levels(replica(vmreplica, root, certificates))[path.name] == "changed"
+    assert path.read_text() == new
+
+
+@pytest.mark.parametrize("mark", [True, False], ids=["changed", "of a version without marks"])
+def test_unit_that_may_be_somebody_s_own_stays_and_is_warned_of(
+    vmreplica: Command, tmp_path: Path, certificates: Path, mark: bool
+) -> None:
+    root = tmp_path / "root"
+    assert replica(vmreplica, root, certificates).code == 0
+    path = root / "etc/systemd/system/vmreplica-replica.service"
+    text = path.read_text() if mark else path.read_text().partition("\n")[2]
+    path.write_text(text.replace("WatchdogSec=30\n", "WatchdogSec=77\n"))
+    before = path.read_bytes()
+    ran = replica(vmreplica, root, certificates)
+    assert path.read_bytes() == before
+    (told,) = [each for each in json.loads(ran.out)["findings"] if each["subject"] == path.name]
+    assert told["level"] == "warning"
+    assert "-WatchdogSec=77 | +WatchdogSec=30" in told["text"]
+    assert f"{path}.d/*.conf" in told["remedy"]

@@ -58,6 +58,7 @@ def test_everything_is_where_a_system_looks_for_it(unpacked: Path) -> None:
         "usr/share/zsh/vendor-completions/_vmreplica",
         "usr/share/fish/vendor_completions.d/vmreplica.fish",
         "usr/share/doc/vmreplica/copyright",
+        "usr/share/doc/vmreplica/vmreplica.cdx.json",
         "usr/share/doc/vmreplica/install.md",
         "usr/share/doc/vmreplica/examples/primary.toml",
         "usr/share/doc/vmreplica/examples/drop-ins/credential.conf",
@@ -138,6 +139,8 @@ def test_a_wheel_has_everything_and_runs_elsewhere(wheel: Path, tmp_path: Path) 
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "packaging/"))]
     # With it whoever has the wheel alone installs exactly what it was tried with.
     assert zipfile.ZipFile(wheel).read("shared/packaged/requirements.lock") == (ROOT / "requirements.lock").read_bytes()
+    # And whoever has to tell what runs here finds the bill of materials.
+    assert "shared/packaged/vmreplica.cdx.json" in names
 
     home = tmp_path / "home"
     run(sys.executable, "-m", "venv", "--without-pip", str(home))
