@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).with_name("shim.c")
+STEP_AHEAD_NS = 20_000_000
 ROOT = Path(__file__).parents[2]
 OUTSIDE = Path(__file__).with_name("outside")
 """Has the ``sitecustomize`` that takes a defence out of the processes that a test starts."""
@@ -202,9 +203,11 @@ class Shim:
     def step_clock(self, seconds: float) -> None:
         """From now on the wall clock of these processes is so far from the real one. Files' times follow it."""
         count = self._control.steps
-        self._control.step[count].since = time.time_ns()
+        # Known before it is in force: a file's time must not be told without the step and then with it.
+        self._control.step[count].since = time.time_ns() + STEP_AHEAD_NS
         self._control.step[count].offset = int(seconds * 1e9)
         self._control.steps = count + 1
+        time.sleep(STEP_AHEAD_NS / 1e9)
 
     def new_boot(self, name: str) -> None:
         """The host was started anew: processes from now on read this as the boot's id."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from primary_agent import admin as primary_admin
 from replica_agent import admin as replica_admin
 from shared.errors import InvalidStateError
 from shared.events import EventId
-from shared.ports import Peer
+from tests.connected import Connected
 from tests.pair.hosts import MIB
 from tests.pair.rig import Pair
 
@@ -31,11 +30,11 @@ async def test_order_that_the_state_does_not_allow_is_on_record(pair: Pair, tmp_
         "primary": primary_admin.AdminMethods(pair.primary).table(),
         "replica": replica_admin.AdminMethods(pair.replica).table(),
     }
-    administrator: Any = SimpleNamespace(peer=Peer(uid=0))
+    administrator: Any = Connected()
 
     async def on_record(role: str) -> list[dict[str, Any]]:
         asked = {"vm": "web", "limit": 1000, "events": [int(EventId.INVALID_STATE)]}
-        return list((await tables[role]["events"](asked, administrator))["events"])
+        return list((await tables[role]["events"](asked, administrator)).events)
 
     for role, method, params, verb, cause in ORDERS:
         before = await on_record(role)
