@@ -215,7 +215,7 @@ def kind_of(parts: Parts) -> ResyncKind:
     if record.epoch == NO_EPOCH:
         return ResyncKind.INITIAL
     doubt = connection.status.doubt if connection is not None else None
-    bounded = bool(record.causes) and {cause.code for cause in record.causes} <= BOUNDED_CAUSES
+    bounded = bool(record.causes) and {cause.code for cause in record.causes} <= BOUNDED_CAUSES and not parts.whole
     return ResyncKind.BOUNDED if bounded and doubt is not None and doubt.complete else ResyncKind.RESYNC
 
 

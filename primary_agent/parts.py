@@ -95,6 +95,8 @@ class Parts:
     """When the applied cut was sealed."""
     bypasses: list[Cause] = field(default_factory=list)
     """The ways past the tap that the last look found; it is told by the status."""
+    whole: bool = False
+    """The last session found that what the dirty map bounds does not fit the replica."""
     sampled: Sampled | None = None
     """What the last plan found by asking the replica."""
     precedence: Precedence = field(init=False)

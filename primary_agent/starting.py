@@ -43,6 +43,7 @@ class Starting:
             record, news = self._replication.record, self._replication.changed.upcoming()
             state = record.state
             if state in (_S.INITIAL_REPLICATION_IN_PROGRESS, _S.RESYNCHRONIZING):
+                self._parts.whole = False
                 return
             if state is not _S.WAITING_FOR_START_RESYNCHRONIZE:
                 await news.wait()
@@ -50,9 +51,11 @@ class Starting:
             now = self._parts.surroundings.ports.clock.wall()
             start = planned(self._parts, now)
             waits = start.moment is None or start.moment > now
-            if waits and self._replication.record.stopped_time is None and await self.is_bounded():
-                # What is bounded costs little, and does not wait for anybody (I12): a catch-up runs in every mode.
-                start = Start(now, StartedBy.BOUNDED, "only what is in doubt has to be compared")
+            if waits and self._replication.record.stopped_time is None:
+                self._parts.whole = not await self.is_bounded()
+                if not self._parts.whole:
+                    # What is bounded costs little, and does not wait for anybody (I12): a catch-up runs in every mode.
+                    start = Start(now, StartedBy.BOUNDED, "only what is in doubt has to be compared")
             if news.is_set():
                 continue
             if start.moment is None:

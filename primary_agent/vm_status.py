@@ -40,6 +40,7 @@ def status_of(parts: Parts, folder: str, failure: VmreplicaError | None, verify:
         state_code=int(state),
         causes=list(record.causes),
         resync_stopped_time=record.stopped_time,
+        resync_whole=parts.whole,
         problem=problem_of(failure, now) if failure is not None else record.problem or record.recovered,
         baseline=record.epoch != NO_EPOCH,
         suspended=state in (ReplicationState.SUSPENDED, ReplicationState.RESYNCHRONIZE_SUSPENDED),

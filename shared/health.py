@@ -171,6 +171,7 @@ def _is_bounded(status: VmStatus) -> bool:
     return (
         status.tap is not None
         and status.tap.tracking == "map"
+        and not status.resync_whole
         and all(cause.code in ("tracking_lost", "reversed") for cause in status.causes)
     )
 

@@ -213,6 +213,8 @@ class VmStatus(StatusStruct):
     """Why a resync is required, with evidence; all of them, the oldest first."""
     resync_stopped_time: float | None = None
     """When the required resync was cancelled; it waits until it is asked for. None where it was not."""
+    resync_whole: bool = False
+    """At the primary: the replica does not stand where the dirty map begins, so that whole disks will be compared."""
     problem: Cause | None = None
     """A failure that does not heal by itself."""
     baseline: bool = False

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from primary_agent import starting
 from primary_agent.comparing import Comparing
 from primary_agent.tap.state import StateFile
 from shared.errors import UnreachableError
@@ -67,6 +68,31 @@ async def test_a_full_log_costs_a_compare_of_what_was_written(pair: Pair) -> Non
     await pair.assert_same()
     assert await compared(pair) - before <= 40 * MIB
     assert (await pair.vm.parts.tap.refresh()).doubt is None
+
+
+async def test_a_map_that_does_not_fit_the_replica_promises_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R34: then whole disks are compared, which waits for an order here; the status names it."""
+
+    async def does_not_fit(*_: object) -> bool:
+        return False
+
+    await pair.replicate(4 * MIB)
+    await pair.vm.parts.tap.require().client.leave_log("of the test")
+    with monkeypatch.context() as patched:
+        patched.setattr(starting, "is_bounded", does_not_fit)
+        await pair.state(ReplicationState.WAITING_FOR_START_RESYNCHRONIZE)
+        await pair.until("the judgement", lambda: pair.vm.parts.whole)
+        status = await pair.vm.status()
+        assert status.resync_whole
+        assert "by themselves" not in " ".join(status.reasons)
+        assert status.remedy == "Run `vmreplica resume web --resynchronize`."
+    # Once it fits, nobody has to act.
+    pair.vm.parts.replication.replan()
+    await pair.state(ReplicationState.REPLICATING)
+    assert not (await pair.vm.status()).resync_whole
+    await pair.assert_same()
 
 
 async def test_a_host_that_stopped_compares_what_was_hot(pair: Pair) -> None:
