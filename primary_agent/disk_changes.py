@@ -22,6 +22,7 @@ from shared.errors import InvalidStateError, NotFoundError, UsageError
 from shared.events import EventId
 from shared.states import PlannedStep, ReplicationState
 from shared.tap_config import TapConfig
+from shared.tap_control import Tracking
 from shared.tasks import uninterrupted
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 SERVED_SECONDS = 30.0
 """An order waits so long for the tap that serves the other disks; it goes on by itself."""
+
+LET_GO_SECONDS, LET_GO_POLL_SECONDS = 10.0, 0.1
+"""What a compare leaves is gone with the replica's next word, and an order waits for it so long."""
 
 _READY = frozenset({ReplicationState.REPLICATING, ReplicationState.READY_FOR_INITIAL_REPLICATION})
 
@@ -181,7 +185,27 @@ async def check_ready(vm: PrimaryVm, what: str = "added or removed") -> None:
             f"The replica agent at {host} can't have a disk {what}: its version does not know that.",
             "Install this version there, too; then try again.",
         )
+    await _map_let_go(vm)
     check_state(vm)
+
+
+async def _map_let_go(vm: PrimaryVm) -> None:
+    """Wait until the tap has let go of the map of a compare that has just ended. Raises InvalidStateError.
+
+    Taken over in the middle of that, the map would begin at a cut from before the compare, where the replica does not
+    stand any more: whole disks would have to be compared (R34).
+    """
+    tap, clock = vm.parts.tap, vm.parts.surroundings.ports.clock
+    end = clock.monotonic() + LET_GO_SECONDS
+    while (status := tap.require().status).tracking is Tracking.ON and status.doubt is not None:
+        if clock.monotonic() > end:
+            raise InvalidStateError(
+                f"A compare of {vm.name} has only just ended, and its tap keeps what bounded it until the replica says "
+                "that it has all of it.",
+                "Try again in a while.",
+            )
+        await asyncio.sleep(LET_GO_POLL_SECONDS)
+        await tap.refresh()
 
 
 async def exchange(
