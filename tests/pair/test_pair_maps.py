@@ -79,9 +79,9 @@ async def test_a_map_that_does_not_fit_the_replica_promises_nothing(
         return False
 
     await pair.replicate(4 * MIB)
-    await pair.vm.parts.tap.require().client.leave_log("of the test")
     with monkeypatch.context() as patched:
         patched.setattr(starting, "is_bounded", does_not_fit)
+        await pair.vm.parts.tap.require().client.leave_log("of the test")
         await pair.state(ReplicationState.WAITING_FOR_START_RESYNCHRONIZE)
         await pair.until("the judgement", lambda: pair.vm.parts.whole)
         status = await pair.vm.status()
