@@ -213,12 +213,11 @@ def promoted_disks(vm: VmRecord, record: PromotionRecord | None) -> list[DiskRec
     return [known[index] for index in record.disks]
 
 
-def served_sizes(vm: VmRecord, record: PromotionRecord | None) -> dict[int, int]:
-    """The bytes that clients see of those disks: an older point may have fewer of one than its file has by now."""
-    smaller = (
-        {disk.index: disk.size for disk in record.smaller} if record is not None and not record.handed_over else {}
-    )
-    return {disk.index: smaller.get(disk.index, disk.size) for disk in promoted_disks(vm, record)}
+def served_size(disk: DiskRecord, record: PromotionRecord | None) -> int:
+    """The bytes that clients see of one of those: an older point may have fewer than its file has by now."""
+    if record is None or record.handed_over:
+        return disk.size
+    return next((each.size for each in record.smaller if each.index == disk.index), disk.size)
 
 
 def kept_disks(vm: VmRecord, record: PromotionRecord | None) -> list[DiskRecord]:

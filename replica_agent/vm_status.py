@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protocol.position import NO_EPOCH, Position
 from replica_agent.damaged import DamagedVm
-from replica_agent.disk_sets import kept_disks, others_of, promoted_disks, served_sizes
+from replica_agent.disk_sets import kept_disks, others_of, promoted_disks, served_size
 from replica_agent.exports import TEST_SUFFIX
 from replica_agent.marks import proof_of, wrong_cause
 from replica_agent.parts import VmParts
@@ -45,7 +45,6 @@ def status_of(vm: ReplicaVm) -> VmStatus:
     quota = surroundings.quota_of(parts.vm)
     handed_over = parts.ledger.promotion is not None and parts.ledger.promotion.handed_over
     served = promoted_disks(parts.ledger.vm, parts.ledger.promotion)
-    sizes = served_sizes(parts.ledger.vm, parts.ledger.promotion)
     kept = kept_disks(parts.ledger.vm, parts.ledger.promotion)
     status = VmStatus(
         name=vm.name,
@@ -75,7 +74,7 @@ def status_of(vm: ReplicaVm) -> VmStatus:
             DiskStatus(
                 index=disk.index,
                 uuid=disk.uuid.hex(),
-                size_bytes=sizes[disk.index],
+                size_bytes=served_size(disk, parts.ledger.promotion),
                 path=parts.disks.path(disk.index),
                 export=export_name(disk.index),
             )

@@ -45,10 +45,14 @@ class Place:
         """A path for calls that take no descriptor. It follows nothing but a link called ``name``."""
         return self.name if self.folder is None else f"/proc/self/fd/{self.folder}/{self.name}"
 
+    def descriptor(self) -> int:
+        """Of what is there, to read; of whatever kind it is, it keeps nobody waiting. Raises OSError."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+        return os.open(self.name, flags, dir_fd=self.folder)
+
     def opened(self) -> BinaryIO:
         """The regular file there, to read. Raises StorageError for anything else, and OSError."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-        file = open(os.open(self.name, flags, dir_fd=self.folder), "rb")
+        file = open(self.descriptor(), "rb")
         try:
             require_regular(self.name, os.fstat(file.fileno()).st_mode)
         except BaseException:

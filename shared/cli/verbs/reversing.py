@@ -279,8 +279,7 @@ def _opened(path: str, user: int = 0) -> Iterator[tuple[int, str]]:
     of his is followed; where he is root there is nothing to be kept from him.
     """
     with parent_of(path, of=user) if user else contextlib.nullcontext(Place(path)) as place:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-        descriptor = os.open(place.name, flags, dir_fd=place.folder)
+        descriptor = place.descriptor()
         try:
             yield descriptor, place.host_path if user else os.path.dirname(path)
         finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -26,15 +24,6 @@ from tests.unit.primary.test_replication import CLOCK, World, replicating, resyn
 
 ONE, TWO, THREE = b"1" * 16, b"2" * 16, b"3" * 16
 _S = ReplicationState
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    await made.create()
-    yield made
-    await made.replication.store.close()
-    await made.stores.close()
 
 
 def opened(pid: int = 7) -> Cause:

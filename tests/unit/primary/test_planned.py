@@ -18,9 +18,8 @@ from shared.states import (
     PrimaryEvent,
     ReplicationState,
 )
-from tests.unit.primary.test_replication import World, replicating, world
+from tests.unit.primary.test_replication import World, replicating
 
-__all__ = ["world"]
 L, E, S, P = PlannedStep, PlannedEvent, ReplicationState, PrimaryEvent
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,6 @@ class World:
     async def events(self, number: EventId) -> list[dict[str, Any]]:
         found = await self.replication.store.events(limit=1000)
         return [event for event in found if event["event"] == number]
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    await made.create()
-    yield made
-    await made.replication.store.close()
-    await made.stores.close()
 
 
 async def replicating(world: World, epoch: bytes = b"1" * 16) -> Replication:

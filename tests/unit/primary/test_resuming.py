@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,15 +24,6 @@ from tests.unit.primary.test_replication import CLOCK, World, replicating, resyn
 S = ReplicationState
 FIRST, SECOND = b"1" * 16, b"2" * 16
 END = Position(SECOND, 1, 0, b"d" * 16)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    await made.create()
-    yield made
-    await made.replication.store.close()
-    await made.stores.close()
 
 
 async def ordered(replication: Replication, *, resynchronize: bool = False) -> None:

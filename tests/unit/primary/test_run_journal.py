@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, tzinfo
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,15 +22,6 @@ from tests.unit.primary.test_replication import World, replicating
 
 MIB = 1 << 20
 FIRST, SECOND = b"2" * 16, b"3" * 16
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    await made.create()
-    yield made
-    await made.replication.store.close()
-    await made.stores.close()
 
 
 class Clock:

@@ -132,6 +132,18 @@ async def test_failure_once_it_is_taken_is_none(world: World, tmp_path: Path) ->
         assert made(world), "what could not be deleted stays"
 
 
+def end_badly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next VM that ends does so with an error."""
+    end = ReplicaVm.end
+
+    async def ended(vm: ReplicaVm) -> None:
+        await end(vm)
+        monkeypatch.setattr(ReplicaVm, "end", end)
+        raise OSError("a file can't be closed")
+
+    monkeypatch.setattr(ReplicaVm, "end", ended)
+
+
 @pytest.mark.parametrize("broken", ["end", "commit"])
 async def test_vm_that_could_not_be_replaced_is_there_as_it_was(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
@@ -140,15 +152,9 @@ async def test_vm_that_could_not_be_replaced_is_there_as_it_was(
     world.files = FailingFiles()
     async with world.agent() as agent:
         await opened(world, agent)
-        before, end = agent.vms[VM], ReplicaVm.end
-
-        async def ended(vm: ReplicaVm) -> None:
-            await end(vm)
-            monkeypatch.setattr(ReplicaVm, "end", end)
-            raise OSError("a file can't be closed")
-
+        before = agent.vms[VM]
         if broken == "end":
-            monkeypatch.setattr(ReplicaVm, "end", ended)
+            end_badly(monkeypatch)
         else:
             world.files.fail_next("commit")
         with pytest.raises(OSError, match="closed|on purpose"):
@@ -162,14 +168,8 @@ async def test_vm_that_ends_badly_is_opened_anew_all_the_same(world: World, monk
     """A failed VM is started again after a while: one that could not close a file stayed as it was, closed."""
     async with world.agent() as agent:
         await opened(world, agent)
-        before, end = agent.vms[VM], ReplicaVm.end
-
-        async def ended(vm: ReplicaVm) -> None:
-            await end(vm)
-            monkeypatch.setattr(ReplicaVm, "end", end)
-            raise OSError("a file can't be closed")
-
-        monkeypatch.setattr(ReplicaVm, "end", ended)
+        before = agent.vms[VM]
+        end_badly(monkeypatch)
         with pytest.raises(OSError, match="closed"):
             await agent.revive(before, failed=False)
         assert agent.vms[VM] is not before
